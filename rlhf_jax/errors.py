@@ -1,0 +1,69 @@
+"""What a user can get wrong, and the exit code that says which.
+
+`main` prints one line, `rlhf_jax: <CODE>: <message>`, and exits with
+`exit_code`. A message names what is wrong, where, and what to do. Anything
+that is not a `UserError` is a bug of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+  """A mistake or an event outside the program; shown as one line."""
+
+  code = 'ERROR'
+  exit_code = 1
+
+
+class ConfigError(UserError):
+  """A config field is unknown, mistyped, out of range or contradictory."""
+
+  code = 'CONFIG'
+  exit_code = 2
+
+
+class DataError(UserError):
+  """An input file is missing, malformed or does not fit."""
+
+  code = 'DATA'
+  exit_code = 3
+
+
+class CheckpointError(UserError):
+  """A checkpoint or a result on disk is missing, damaged or foreign."""
+
+  code = 'CHECKPOINT'
+  exit_code = 4
+
+
+class NumericsError(UserError):
+  """A loss or gradient stopped being finite."""
+
+  code = 'NUMERICS'
+  exit_code = 5
+
+
+class RewardError(UserError):
+  """A reward function failed or returned something unusable."""
+
+  code = 'REWARD'
+  exit_code = 6
+
+
+class WorkdirLockedError(UserError):
+  """Another process owns the workdir."""
+
+  code = 'LOCKED'
+  exit_code = 7
+
+
+class TopologyError(UserError):
+  """The mesh does not fit the devices or the batch."""
+
+  code = 'TOPOLOGY'
+  exit_code = 8
+
+
+class Interrupted(UserError):  # noqa: N818 - an event, not an error
+  """SIGTERM or Ctrl-C; state is saved and the same command goes on."""
+
+  code = 'INTERRUPTED'
+  exit_code = 75

@@ -1,0 +1,75 @@
+"""The nouns that flow between data, models and objectives.
+
+Axes: B prompts, K responses per prompt, T tokens, E ensemble members.
+
+Alignment, stated once: a row of tokens is prompt, response, padding, without
+gaps. Every array with a T axis is target-aligned: x[..., t] is about
+*emitting* tokens[..., t] given tokens[..., :t]; t = 0 is never a target.
+`mask` is true on response tokens, up to and including the EOS; padding may
+hold anything, NaN included. Boolean arrays are bool, never 0/1 floats.
+"""
+
+from typing import Any
+
+import flax
+import jax
+
+Params = Any  # a pytree of arrays
+
+
+@flax.struct.dataclass
+class Batch:
+  """B prompts x K responses; optional fields are filled by annotators."""
+
+  tokens: jax.Array  # i32[B, K, T], prompt then response then padding
+  mask: jax.Array  # bool[B, K, T], true on response tokens
+  scores: jax.Array | None = None  # f32[B, K], aggregated reward-model output
+  member_scores: jax.Array | None = None  # f32[E, B, K]
+  gold_scores: jax.Array | None = None  # f32[B, K]
+  old_logprobs: jax.Array | None = None  # f32[B, K, T], behaviour policy
+  ref_logprobs: jax.Array | None = None  # f32[B, K, T], frozen reference
+  old_values: jax.Array | None = None  # f32[B, K, T]
+  rewards: jax.Array | None = None  # f32[B, K, T], after KL shaping
+  advantages: jax.Array | None = None  # f32[B, K, T] or f32[B, K]
+  returns: jax.Array | None = None  # f32[B, K, T]
+  targets: jax.Array | None = None  # f32[B, K], regression targets
+
+
+@flax.struct.dataclass
+class PolicyOutput:
+  """What one forward pass offers; under jit, unread fields cost nothing."""
+
+  logprobs: jax.Array | None = None  # f32[B, K, T], nats, <= 0
+  entropy: jax.Array | None = None  # f32[B, K, T], nats
+  values: jax.Array | None = None  # f32[B, K, T]
+  scores: jax.Array | None = None  # f32[B, K], scalar head at the last token
+
+
+@flax.struct.dataclass
+class LossOutput:
+  """Unreduced loss; the train step takes sum(loss * weight) / sum(weight).
+
+  All arrays share one unit shape: token, sequence, pair or prompt.
+  """
+
+  loss: jax.Array  # f32[unit]
+  weight: jax.Array  # f32[unit], 0 where the unit is padding
+  metrics: dict[str, jax.Array]  # each f32[unit]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that changes during training, as one pytree of arrays."""
+
+  step: jax.Array  # i32[], optimizer steps taken
+  params: Params
+  opt_state: Any
+  key: jax.Array  # the key of the next step
+
+
+@flax.struct.dataclass
+class Frozen:
+  """Parameters that training reads and never writes."""
+
+  reference: Params | None = None  # the initial policy
+  reward: Params | None = None  # reward models, leaves [E, ...]

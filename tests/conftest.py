@@ -1,0 +1,23 @@
+"""Eight fake CPU devices and a compilation cache for the whole suite."""
+
+import os
+import pathlib
+
+DEVICES = 8
+# jaxlib 0.10.2 deadlocks in async collectives when fake devices outnumber
+# the threads of its pool, so the pool is made larger before jax starts.
+os.environ.setdefault('NPROC', str(2 * DEVICES))
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+CACHE = pathlib.Path(
+    os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    or pathlib.Path.home() / '.cache' / 'rlhf_jax' / 'xla'
+)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)  # for subprocesses too
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', DEVICES)
+# Catches (B,) against (B, 1) in a loss, which would broadcast to (B, B).
+jax.config.update('jax_numpy_rank_promotion', 'raise')
