@@ -1,0 +1,23 @@
+"""Defaults that experiments share; a config file fills in the rest."""
+
+from ml_collections import config_dict
+
+SIZES = ('smoke', 'laptop', 'full')
+
+
+def get_config(size: str) -> config_dict.ConfigDict:
+  """An unlocked tree with the fields every study has."""
+  if size not in SIZES:
+    raise ValueError(f'size {size!r} does not exist; there are '
+                     f'{", ".join(SIZES)}')
+  config = config_dict.ConfigDict()
+  config.size = size
+  config.seeds = (0,)
+  config.sampler = dict(temperature=1.0, top_k=0, top_p=1.0)
+  return config
+
+
+def optimizer(learning_rate: float, **kwargs) -> dict:
+  """Arguments of `rlhf_jax.train.optimizer`, all of them visible to flags."""
+  return dict(learning_rate=learning_rate, warmup_steps=20, schedule='cosine',
+              clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999) | kwargs

@@ -1,0 +1,1 @@
+"""Files to token rows: readers, prompt formats, tokenizer, exact order."""

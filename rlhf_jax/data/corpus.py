@@ -1,0 +1,217 @@
+"""What a study trains and samples on, from the small world or from files.
+
+Both give the same thing: demonstrations for SFT, prompts for preference
+pairs, prompts held out for evaluation, and what the gold reward model learns
+from: the world's rule, or human preferences.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax import types
+from rlhf_jax.data import formats
+from rlhf_jax.data import readers
+from rlhf_jax.data import reviews
+from rlhf_jax.data import tokenizer as tokenizer_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Right-padded prompts."""
+
+  tokens: np.ndarray  # i32[N, P]
+  lengths: np.ndarray  # i32[N]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Everything a study reads; T = prompt length + response length."""
+
+  tokenizer: tokenizer_lib.Tokenizer
+  demonstrations: types.Batch  # [N, 1, T]
+  pair_prompts: Prompts
+  eval_prompts: Prompts
+  max_response_length: int
+  preferences: types.Batch | None = None  # [N, 2, T], chosen first
+  world: reviews.Reviews | None = None  # the rule and the damage
+  summary: dict = dataclasses.field(default_factory=dict)
+
+
+def _prompts(rows: tokenizer_lib.EncodedRows) -> Prompts:
+  return Prompts(rows.prompts, rows.prompt_lengths)
+
+
+def _single(rows: tokenizer_lib.EncodedRows) -> types.Batch:
+  return types.Batch(tokens=rows.tokens[:, None], mask=rows.mask[:, None])
+
+
+def from_reviews(
+    *,
+    seed: int,
+    num_demonstrations: int,
+    num_pair_prompts: int,
+    num_eval_prompts: int,
+    max_response_length: int,
+    max_prompt_length: int = reviews.PROMPT_LENGTH,
+    **world,
+) -> Corpus:
+  """Writes the corpus of one seed from the grammar.
+
+  Args:
+    seed: of the texts; the vocabulary and the rule do not depend on it.
+    num_demonstrations: reviews for SFT.
+    num_pair_prompts: prompts for preference pairs.
+    num_eval_prompts: prompts for best-of-n.
+    max_response_length: tokens, EOS included.
+    max_prompt_length: tokens, BOS included.
+    **world: of `reviews.Reviews`.
+  """
+  world = reviews.Reviews(**world)
+
+  def write(count, part):
+    prompts, texts = world.write(count, seed * 10 + part)
+    return world.tokenizer.encode_rows(
+        prompts, texts, max_prompt_length=max_prompt_length,
+        max_response_length=max_response_length)
+
+  demonstrations = write(num_demonstrations, 0)
+  return Corpus(
+      tokenizer=world.tokenizer,
+      demonstrations=_single(demonstrations),
+      pair_prompts=_prompts(write(num_pair_prompts, 1)),
+      eval_prompts=_prompts(write(num_eval_prompts, 2)),
+      max_response_length=max_response_length,
+      world=world,
+      summary={
+          'demonstrations': num_demonstrations,
+          'vocabulary': world.tokenizer.vocab_size,
+          'unfinished_demonstrations':
+              demonstrations.truncated_responses / num_demonstrations,
+      })
+
+
+def from_files(
+    *,
+    seed: int,
+    path: str,
+    preferences: str,
+    num_pair_prompts: int,
+    num_eval_prompts: int,
+    max_prompt_length: int,
+    max_response_length: int,
+    vocab_size: int = 4096,
+    tokenizer: str | None = None,
+    prompt_format: str = 'alpaca',
+    max_bad_rows: int = 0,
+    num_demonstrations: int | None = None,
+) -> Corpus:
+  """Reads demonstrations (Alpaca) and human preferences (Anthropic HH).
+
+  Args:
+    seed: of the split into training and evaluation prompts.
+    path: Alpaca-style .json, .jsonl or .jsonl.gz.
+    preferences: Anthropic HH pairs, .jsonl or .jsonl.gz.
+    num_pair_prompts: prompts for pairs; training prompts are repeated where
+      there are fewer.
+    num_eval_prompts: prompts held out from training.
+    max_prompt_length: tokens, BOS included; longer ones lose their front.
+    max_response_length: tokens, EOS included.
+    vocab_size: of the byte-level BPE trained on the texts.
+    tokenizer: a tokenizer.json to use instead.
+    prompt_format: of the demonstrations.
+    max_bad_rows: bad rows to drop in each file instead of stopping.
+    num_demonstrations: at most so many; None: all.
+
+  Raises:
+    DataError: a file is missing or malformed, or holds too few prompts.
+  """
+  rows = readers.read_alpaca(path, max_bad_rows=max_bad_rows)
+  pairs = readers.read_hh(preferences, max_bad_rows=max_bad_rows)
+  write = formats.get(prompt_format)
+  texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
+  if len(texts) < num_eval_prompts + 1:
+    raise errors.DataError(
+        f'{path}: {len(texts)} usable rows, but {num_eval_prompts} prompts '
+        'are to be held out for evaluation; lower config.data.'
+        'num_eval_prompts or give more data')
+  order = np.random.Generator(np.random.Philox(seed)).permutation(len(texts))
+  held_out = [texts[i] for i in order[:num_eval_prompts]]
+  training = [texts[i] for i in order[num_eval_prompts:]][:num_demonstrations]
+  hh = formats.get('hh')
+  sides = [[hh(p.prompt, getattr(p, side)) for p in pairs.rows]
+           for side in ('chosen', 'rejected')]
+  if tokenizer is not None:
+    coder = tokenizer_lib.Tokenizer.from_file(tokenizer)
+  else:
+    seen = [t for row in (*training, *sides[0], *sides[1]) for t in row]
+    coder = tokenizer_lib.Tokenizer.train_bpe(seen, vocab_size=vocab_size)
+
+  def encode(texts):
+    return coder.encode_rows(
+        [p for p, _ in texts], [r for _, r in texts],
+        max_prompt_length=max_prompt_length,
+        max_response_length=max_response_length)
+
+  demonstrations = encode(training)
+  chosen, rejected = map(encode, sides)
+  prompts = _prompts(demonstrations)
+  repeated = np.resize(np.arange(len(training)), num_pair_prompts)
+  stack = lambda name: np.stack(
+      [getattr(chosen, name), getattr(rejected, name)], axis=1)
+  share = lambda x: float(x.truncated_responses / len(x.tokens))
+  return Corpus(
+      tokenizer=coder,
+      demonstrations=_single(demonstrations),
+      pair_prompts=Prompts(prompts.tokens[repeated], prompts.lengths[repeated]),
+      eval_prompts=_prompts(encode(held_out)),
+      max_response_length=max_response_length,
+      preferences=types.Batch(tokens=stack('tokens'), mask=stack('mask')),
+      summary={
+          'demonstrations': len(training),
+          'preferences': len(pairs.rows),
+          'vocabulary': coder.vocab_size,
+          'dropped_rows': len(rows.bad) + rows.empty + len(pairs.bad)
+                          + pairs.empty,
+          'cut_prompts': float(demonstrations.truncated_prompts
+                               / len(training)),
+          'unfinished_demonstrations': share(demonstrations),
+          'unfinished_preferences': (share(chosen) + share(rejected)) / 2,
+      })
+
+
+@functools.lru_cache(maxsize=2)
+def _load(seed: int, items: tuple) -> Corpus:
+  kwargs = dict(items)
+  name = kwargs.pop('name')
+  builders: dict[str, Callable[..., Corpus]] = {
+      'reviews': from_reviews, 'files': from_files}
+  if name not in builders:
+    raise errors.ConfigError(f'config.data.name is {name!r}; there are '
+                             f'{", ".join(sorted(builders))}')
+  return builders[name](seed=seed, **kwargs)
+
+
+def load(config: dict, seed: int) -> Corpus:
+  """The corpus of a config node {name, **kwargs}; kept for the next stage.
+
+  Fields that are None are left out. The stages of a study ask for the same
+  corpus one after the other, and it is a pure function of its arguments.
+  """
+  freeze = lambda v: tuple(v) if isinstance(v, list) else v
+  items = tuple(sorted((k, freeze(v)) for k, v in config.items()
+                       if v is not None))
+  return _load(seed, items)
+
+
+def check_files(config: dict):
+  """Raises DataError at once if a file that `config` names is missing."""
+  for field in ('path', 'preferences', 'tokenizer'):
+    path = config.get(field)
+    if path and not pathlib.Path(path).is_file():
+      raise errors.DataError(
+          f'{path}: no such file; check --config.data.{field}')

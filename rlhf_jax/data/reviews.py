@@ -1,0 +1,246 @@
+"""A small world from scratch: reviews from a grammar, and a rule that reads.
+
+Everything the demo needs, without a download. A prompt names a thing and an
+aspect of it; a review is a few sentences from nine templates, whose
+adjectives carry VADER valences (Hutto and Gilbert 2014, PyPI vaderSentiment)
+and may be intensified or negated. Words follow Zipf's law, so that most
+adjectives are rare. The rule is the true reward: it sums the sentiment it
+reads, and takes points off for what is wrong with the text.
+
+  rule = sum over adjectives of valence * intensifier * negation
+         + 1 if the thing of the prompt is named
+         - 4 if unfinished (no EOS)   - 1 for each repeated adjective
+         - 1 for each intensifier or negation that modifies nothing
+         - 1.5 for each misspelt word (a misspelt adjective has no valence)
+"""
+
+import functools
+import itertools
+import random
+
+import numpy as np
+from vaderSentiment import vaderSentiment
+
+from rlhf_jax.data import tokenizer as tokenizer_lib
+
+_THINGS = (
+    'phone hotel book film camera coat lamp novel car laptop bike song play '
+    'game watch chair meal cafe course tent train boat garden printer radio '
+    'jacket sofa mirror kettle guitar').split()
+_ASPECTS = (
+    'price sound staff plot screen fabric light style engine battery frame '
+    'voice cast story strap seat taste coffee lesson zip service design view '
+    'paper signal lining colour finish handle tone').split()
+_PEOPLE = 'friend sister neighbour teacher doctor cousin boss uncle'.split()
+_FUNCTION = (
+    'review the and its : . was is it i found we think a my says felt '
+    'but for looks seemed to me this has').split()
+_BOOSTS = {  # VADER's boosters add .293; a factor reads the same and scales
+    'extremely': 1.6, 'really': 1.4, 'very': 1.4, 'quite': 1.2,
+    'rather': 0.9, 'somewhat': 0.7, 'slightly': 0.6, 'barely': 0.4}
+_NEGATIONS = {'not': -0.74, 'never': -0.74}  # VADER's N_SCALAR
+_SUFFIXES = ('ful', 'less', 'ous', 'ive', 'able', 'ible')
+# {t} thing, {s} aspect, {p} person, {n} optional negation, {a} adjective with
+# an optional intensifier, {b} the bare adjective.
+_TEMPLATES = (
+    'the {t} was {n} {a} .',
+    'its {s} is {n} {a} .',
+    'i found the {s} {a} .',
+    'we think it is {n} {a} and {a} .',
+    'this {b} {t} has {a} {s} .',
+    'my {p} says the {t} is {n} {a} .',
+    'it felt {b} but the {s} was {a} .',
+    'for a {t} it looks {a} .',
+    'the {s} never seemed {a} to me .',
+)
+_PROMPT = 'review the {t} and its {s} :'
+PROMPT_LENGTH = 8  # BOS and seven words
+
+
+@functools.cache
+def valences(num_adjectives: int) -> dict[str, float]:
+  """Half positive, half negative adjectives of VADER, spread over strength.
+
+  Positive and negative alternate, so that either half is as frequent.
+  """
+  lexicon = vaderSentiment.SentimentIntensityAnalyzer().lexicon
+  words = sorted(w for w in lexicon if w.isalpha() and w.islower()
+                 and w.endswith(_SUFFIXES) and abs(lexicon[w]) >= 0.5)
+  half = num_adjectives // 2
+  sides = []
+  for sign in (1, -1):
+    side = [w for w in words if lexicon[w] * sign > 0]
+    if half > len(side):
+      raise ValueError(f'num_adjectives must be <= {2 * len(side)}, '
+                       f'got {num_adjectives}.')
+    random.Random(0).shuffle(side)  # frequency independent of the alphabet
+    sides.append(side[:half])
+  return {w: lexicon[w] for pair in zip(*sides) for w in pair}
+
+
+def _misspelt(word: str) -> str:
+  """Swaps two inner letters: 'wonderful' -> 'wodnerful'."""
+  if len(word) < 4:
+    return word + word[-1]
+  return word[:2] + word[3] + word[2] + word[4:]
+
+
+class Reviews:
+  """The grammar, its vocabulary and its rule.
+
+  Attributes:
+    tokenizer: one token for each word.
+  """
+
+  def __init__(self, *, num_adjectives: int = 240, zipf: float = 1.0,
+               typo_rate: float = 0.0,
+               sentences: tuple[float, ...] = (0.45, 0.52, 0.03)):
+    """Builds the vocabulary.
+
+    Args:
+      num_adjectives: half of them positive.
+      zipf: exponent of the word frequencies; larger makes rare words rarer.
+      typo_rate: probability that a thing, aspect or adjective is misspelt.
+        Every misspelling is a rare token of its own.
+      sentences: weights of a review with 1, 2, ... sentences. Those of more
+        than the response length are what a policy learns not to finish.
+    """
+    self._valence = valences(num_adjectives)
+    self._typo_rate = typo_rate
+    self._sentences = sentences
+    self._zipf = zipf
+    content = [*self._valence, *_THINGS, *_ASPECTS]
+    self._typos = {w: _misspelt(w) for w in content} if typo_rate else {}
+    known = [*_FUNCTION, *_BOOSTS, *_NEGATIONS, *_PEOPLE, *content]
+    typos = [w for w in dict.fromkeys(self._typos.values()) if w not in known]
+    self.tokenizer = tokenizer_lib.Tokenizer.word_level([*known, *typos])
+    self._valence_of = self._table(self._valence, 0.0)
+    self._factor_of = self._table(_BOOSTS | _NEGATIONS, 1.0)
+    self._is_thing = self._table(dict.fromkeys(_THINGS, 1.0), 0.0) > 0
+    self._is_typo = self._table(dict.fromkeys(typos, 1.0), 0.0) > 0
+    self._period = self.tokenizer.encode(['.'])[0][0]
+
+  def _table(self, values: dict[str, float], default: float) -> np.ndarray:
+    """A value for every token id, f32[V]."""
+    table = np.full(self.tokenizer.vocab_size, default, np.float32)
+    ids = [row[0] for row in self.tokenizer.encode(list(values))]
+    table[ids] = list(values.values())
+    return table
+
+  def _weights(self, words):
+    """Cumulative Zipf weights, rank = place in the list."""
+    return list(itertools.accumulate(
+        (rank + 1) ** -self._zipf for rank in range(len(words))))
+
+  def write(self, count: int, seed: int) -> tuple[list[str], list[str]]:
+    """Writes `count` prompts and reviews, the same for the same seed."""
+    rng = random.Random(seed)
+    positive = [w for w, v in self._valence.items() if v > 0]
+    negative = [w for w, v in self._valence.items() if v < 0]
+    pick = {name: functools.partial(rng.choices, words,
+                                    cum_weights=self._weights(words))
+            for name, words in dict(
+                t=_THINGS, s=_ASPECTS, p=_PEOPLE, boost=list(_BOOSTS),
+                n=list(_NEGATIONS), pos=positive, neg=negative).items()}
+
+    def spell(word):
+      typo = self._typo_rate and rng.random() < self._typo_rate
+      return self._typos.get(word, word) if typo else word
+
+    def fill(slot, mood, thing, aspect):
+      if slot == '{n}':
+        return pick['n']()[0] if rng.random() < 0.15 else ''
+      if slot in ('{a}', '{b}'):
+        word = spell(pick['pos' if rng.random() < mood else 'neg']()[0])
+        boosted = slot == '{a}' and rng.random() < 0.3
+        return f'{pick["boost"]()[0]} {word}' if boosted else word
+      if slot == '{t}':
+        return spell(thing)
+      if slot == '{s}':
+        return spell(aspect if rng.random() < 0.5 else pick['s']()[0])
+      return pick['p']()[0]
+
+    prompts, reviews = [], []
+    for _ in range(count):
+      thing, aspect = pick['t']()[0], pick['s']()[0]
+      mood = rng.betavariate(1.2, 1.2)  # how positive the reviewer is
+      words = []
+      for _ in range(rng.choices(range(1, 1 + len(self._sentences)),
+                                 self._sentences)[0]):
+        for slot in rng.choice(_TEMPLATES).split():
+          words.append(fill(slot, mood, thing, aspect)
+                       if slot.startswith('{') else slot)
+      prompts.append(_PROMPT.format(t=thing, s=aspect))
+      reviews.append(' '.join(' '.join(words).split()))
+    return prompts, reviews
+
+  def corrupt(self, tokens: np.ndarray, mask: np.ndarray,
+              seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Damages responses, one of three ways each, as a policy might.
+
+    Cuts a tail off (and the EOS with it), overwrites words with random ones,
+    or repeats a stretch of the response.
+
+    Args:
+      tokens: i32[N, T].
+      mask: bool[N, T], true on the response.
+      seed: of the damage.
+
+    Returns:
+      New tokens and mask of the same shapes.
+    """
+    rng = np.random.Generator(np.random.Philox(seed))
+    rows, width = tokens.shape
+    column = np.arange(width)
+    start = np.argmax(mask, axis=1)[:, None]
+    length = mask.sum(axis=1)[:, None]
+    kind = rng.integers(3, size=(rows, 1))
+    kept = 1 + (rng.random((rows, 1)) * (length - 1)).astype(int)
+    cut = (kind == 0) & (column >= start + kept)
+    size = self.tokenizer.vocab_size
+    body = mask & (tokens != self.tokenizer.eos_id)
+    noise = (kind == 1) & body & (rng.random(tokens.shape) < 0.25)
+    back = rng.integers(1, 4, size=(rows, 1))
+    from_ = np.clip(column - back, 0, None)
+    echo = (kind == 2) & body & (from_ >= start) & (
+        rng.random((rows, 1)) < 0.9) & (column % 6 < 3)
+    out = np.where(noise, rng.integers(3, size, tokens.shape), tokens)
+    out = np.where(echo, np.take_along_axis(out, from_, axis=1), out)
+    out = np.where(cut, self.tokenizer.pad_id, out).astype(tokens.dtype)
+    return out, mask & ~cut
+
+  def rule(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The true reward of each response.
+
+    Args:
+      tokens: i32[..., T], prompt, response, padding.
+      mask: bool[..., T], true on the response.
+
+    Returns:
+      f32[...], as the docstring of the module says.
+    """
+    shape, width = tokens.shape[:-1], tokens.shape[-1]
+    tokens, mask = tokens.reshape(-1, width), mask.reshape(-1, width)
+    rows = np.arange(len(tokens))
+    score = np.zeros(len(tokens), np.float32)
+    factor = np.ones(len(tokens), np.float32)  # of the modifiers so far
+    in_prompt = ~mask & (np.cumsum(mask, axis=1) == 0)
+    named = np.where(in_prompt & self._is_thing[tokens], tokens, -1).max(axis=1)
+    on_topic = np.zeros(len(tokens), bool)
+    seen = np.zeros((len(tokens), self.tokenizer.vocab_size), bool)
+    for t in range(width):
+      token, here = tokens[:, t], mask[:, t]
+      valence = np.where(here, self._valence_of[token], 0.0)
+      modifies = np.where(here, self._factor_of[token], 1.0)
+      adjective = valence != 0
+      ends = here & ((token == self._period) | (
+          token == self.tokenizer.eos_id)) & (factor != 1)
+      score += valence * factor - ends
+      score -= adjective & seen[rows, token]
+      score -= 1.5 * (here & self._is_typo[token])
+      seen[rows, token] |= adjective
+      on_topic |= here & (token == named)
+      factor = np.where(adjective | ends, 1.0, factor * modifies)
+    finished = (mask & (tokens == self.tokenizer.eos_id)).any(axis=1)
+    score += on_topic - 4.0 * ~finished
+    return score.reshape(shape)

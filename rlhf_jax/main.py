@@ -1,0 +1,90 @@
+"""Runs the study of a config.
+
+  python -m rlhf_jax.main --config=experiments/<dir>/<file>.py:<size> \\
+      --workdir=runs/<name> [--stages=sft,gold] [--config.<field>=<value> ...]
+
+The same command again goes on where it was; a finished study does nothing.
+A user's mistake is one line on stderr and an exit code (`errors`).
+"""
+
+import logging
+import os
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+from rlhf_jax import errors
+from rlhf_jax import studies
+from rlhf_jax import study
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'path/to/config.py[:size]', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'where everything is written')
+_STAGES = flags.DEFINE_list(
+    'stages', [], 'run only these stages; names or patterns')
+
+
+def _fail(error: errors.UserError) -> int:
+  line = ' '.join(str(error).split())
+  print(f'rlhf_jax: {error.code}: {line}', file=sys.stderr, flush=True)
+  return error.exit_code
+
+
+def _prepare():
+  """Offline, quiet, and with compiled programs kept between runs."""
+  os.environ.setdefault('HF_HUB_OFFLINE', '1')
+  for name in ('absl', 'jax', 'orbax'):
+    logging.getLogger(name).setLevel(logging.ERROR)
+  import jax
+
+  if not jax.config.jax_compilation_cache_dir:
+    cache = pathlib.Path.home() / '.cache' / 'rlhf_jax' / 'xla'
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def _parse(argv: list[str]) -> dict:
+  """Flags to a plain config; every mistake is a ConfigError."""
+  try:
+    # The config file itself runs here, and it may raise anything.
+    flags.FLAGS(argv)
+    config = _CONFIG.value
+  except SystemExit:
+    raise
+  except Exception as error:
+    raise errors.ConfigError(f'{error}; see --help') from error
+  if config is None or _WORKDIR.value is None:
+    raise errors.ConfigError(
+        'give --config=<file>[:<size>] and --workdir=<directory>')
+  return config.to_dict()
+
+
+def run(argv: list[str]) -> int:
+  """Parses, plans, runs; returns the exit code."""
+  try:
+    config = _parse(argv)
+    module = studies.get(config['study'])
+    stages = module.plan(config)
+    _prepare()
+    study.run_study(stages, _WORKDIR.value, config=config, only=_STAGES.value,
+                    safe_keys=('seeds', 'title'))
+  except errors.UserError as error:
+    return _fail(error)
+  result = study.read_result(_WORKDIR.value, module.final(config))
+  if result is not None:
+    print(result['figure'])
+  return 0
+
+
+def main():
+  """Entry point of `python -m rlhf_jax.main`."""
+  if {'--help', '-h', '--helpfull'} & set(sys.argv):
+    app.run(lambda argv: None)  # prints the flags and exits
+  sys.exit(run(sys.argv))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,216 @@
+"""Metrics as JSON lines, and a progress bar. Neither ever stops training."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import tqdm
+
+_logger = logging.getLogger(__name__)
+_PLAIN_INTERVAL = 30.0  # seconds between lines when there is no terminal
+
+
+class MetricsWriter:
+  """Appends one JSON object per `write` to a file.
+
+  A line is on its way to the disk when `write` returns, so a killed process
+  loses none. Write the metrics of a step before its checkpoint, and call
+  `truncate` with the restored step: then each step occurs exactly once.
+  A failing disk costs a warning and the line, never an exception.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Opens `path` for appending and drops a line that a crash cut short."""
+    self.path = pathlib.Path(path)
+    self._warned = False
+    self._file = None
+    with self._surviving():
+      self._cut(lambda line: line.endswith(b'\n'))
+
+  def __enter__(self) -> 'MetricsWriter':
+    return self
+
+  def __exit__(self, *unused_exc):
+    self.close()
+
+  def close(self):
+    if self._file is not None:
+      with self._surviving():
+        self._file.close()
+      self._file = None
+
+  @property
+  def offset(self) -> int:
+    """Bytes on disk; a later `truncate_bytes` comes back to this point."""
+    with self._surviving():
+      return os.fstat(self._descriptor()).st_size
+    return 0
+
+  def write(self, step: int, values: Mapping[str, Any]):
+    """Appends {"step", "time", **values}.
+
+    Args:
+      step: optimizer steps taken.
+      values: scalars; floats keep six digits, non-finite ones become null.
+
+    Raises:
+      TypeError: a value is not a scalar (a bug, hence not swallowed).
+    """
+    row = {'step': int(step), 'time': round(time.time(), 3)}
+    row |= {name: _number(value) for name, value in values.items()}
+    line = (json.dumps(row, allow_nan=False) + '\n').encode()
+    with self._surviving():
+      self._restore_if_deleted()
+      descriptor = self._descriptor()
+      size = os.fstat(descriptor).st_size
+      try:
+        self._append(line)
+      except OSError:
+        os.ftruncate(descriptor, size)  # no half line for readers
+        raise
+
+  def truncate(self, last_step: int):
+    """Drops everything from the first line whose step is after `last_step`."""
+
+    def keep(line):
+      try:
+        return json.loads(line)['step'] <= last_step
+      except (ValueError, KeyError, TypeError):
+        return False
+
+    with self._surviving():
+      self._cut(keep)
+
+  def truncate_bytes(self, offset: int):
+    """Drops everything after an earlier `offset`."""
+    with self._surviving():
+      if offset < os.fstat(self._descriptor()).st_size:
+        os.ftruncate(self._descriptor(), offset)
+
+  def _descriptor(self) -> int:
+    if self._file is None:
+      # Unbuffered: a line is one system call, and nothing waits in memory.
+      self._file = open(self.path, 'a+b', buffering=0)
+    return self._file.fileno()
+
+  def _append(self, data: bytes):
+    if self._file.write(data) != len(data):
+      raise OSError('disk full')
+
+  def _read(self) -> bytes:
+    self._descriptor()
+    self._file.seek(0)
+    return self._file.read()
+
+  def _cut(self, keep: Callable[[bytes], bool]):
+    offset = 0
+    for line in self._read().splitlines(keepends=True):
+      if not keep(line):
+        break
+      offset += len(line)
+    os.ftruncate(self._descriptor(), offset)
+
+  def _restore_if_deleted(self):
+    """Brings a deleted file back, whole: the open descriptor still has it."""
+    if self._file is None or self.path.exists():
+      return
+    content, deleted = self._read(), self._file
+    self._file = None
+    try:
+      self._descriptor()
+      self._append(content)
+      deleted.close()
+    except OSError:
+      self._file = self._file or deleted  # the directory may come back
+      raise
+
+  @contextlib.contextmanager
+  def _surviving(self):
+    try:
+      yield
+    except OSError as error:
+      if not self._warned:
+        self._warned = True
+        _logger.warning('metrics are being lost: %s: %s', self.path, error)
+
+
+def _number(value: Any) -> int | float | None:
+  if hasattr(value, 'item'):
+    value = value.item()
+  if isinstance(value, bool | int):
+    return int(value)
+  if not isinstance(value, float):
+    raise TypeError(f'a metric must be a scalar, got {value!r}')
+  return float(f'{value:.6g}') if math.isfinite(value) else None
+
+
+class _QuietStream:
+  """Stderr that may be closed; what cannot be shown is dropped."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def write(self, text: str):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.write(text)
+
+  def flush(self):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      self._stream.flush()
+
+  def isatty(self) -> bool:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      return self._stream.isatty()
+    return False
+
+
+class _Lines(tqdm.tqdm):
+  """A bar for log files: whole lines, seldom, no carriage returns."""
+
+  def display(self, msg=None, pos=None):
+    del pos
+    self.fp.write((msg or str(self)).strip() + '\n')
+    self.fp.flush()
+
+  def close(self):
+    if not self.disable:
+      self.leave = False  # tqdm would end with a blanked line
+      self.display()
+      self.disable = True
+      self._decr_instances(self)
+
+
+def progress(
+    total: int, initial: int = 0, description: str = ''
+) -> tqdm.tqdm:
+  """A bar on stderr with rate and time left; plain lines if not a terminal.
+
+  Args:
+    total: where the count ends.
+    initial: where it starts, after a resume.
+    description: shown first.
+
+  Returns:
+    A tqdm bar: `update(n)`, `set_postfix(...)`, `close()`, context manager.
+  """
+  stream = _QuietStream(sys.stderr)
+  terminal = stream.isatty()
+  return (tqdm.tqdm if terminal else _Lines)(
+      total=total,
+      initial=initial,
+      desc=description,
+      file=stream,
+      mininterval=0.1 if terminal else _PLAIN_INTERVAL,
+      maxinterval=10.0 if terminal else 10 * _PLAIN_INTERVAL,
+      ncols=None if terminal else 80,
+      ascii=not terminal,
+      leave=True,
+      dynamic_ncols=terminal,
+  )

@@ -1,0 +1,1 @@
+"""Decoders and heads; they never see an objective."""

@@ -1,0 +1,1 @@
+"""Arithmetic on arrays that objectives and annotators share; no models."""

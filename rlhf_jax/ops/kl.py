@@ -1,0 +1,80 @@
+"""Estimators of KL(pi || pi_ref) from samples of pi, and their controller.
+
+Schulman 2020, http://joschu.net/blog/kl-approx.html, with
+d = log pi - log pi_ref:
+
+  k1 = d    k2 = d^2 / 2    k3 = exp(-d) - 1 + d
+
+k1 and k3 are unbiased; k2 and k3 are never negative. trlX computes
+exp(d) - 1 - d on the same samples, which estimates chi2 - KL instead.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+KINDS = ('k1', 'k2', 'k3')
+_LARGEST = 20.0  # nats; exp of more overflows sums long before float32 does
+
+
+def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, *,
+             kind: str = 'k1') -> jax.Array:
+  """Per-token estimate; sum it over the response for the sequence KL.
+
+  Args:
+    logprobs: float[...], log-probability of each sampled token under the
+      policy that sampled it, in nats.
+    ref_logprobs: float[...], the same under the reference.
+    kind: 'k1', 'k2' or 'k3'. k3 clips d inside the exponential to +-20 nats.
+
+  Returns:
+    f32[...], the shape of `logprobs`, in nats. Padding is not masked here.
+
+  Raises:
+    ValueError: if `kind` is unknown.
+    AssertionError: if shapes or dtypes disagree.
+  """
+  if kind not in KINDS:
+    raise ValueError(f'kind must be one of {KINDS}, got {kind!r}.')
+  chex.assert_equal_shape([logprobs, ref_logprobs])
+  chex.assert_type([logprobs, ref_logprobs], float)
+  d = logprobs.astype(jnp.float32) - ref_logprobs.astype(jnp.float32)
+  if kind == 'k1':
+    return d
+  if kind == 'k2':
+    return 0.5 * d**2
+  return jnp.expm1(jnp.clip(-d, -_LARGEST, _LARGEST)) + d
+
+
+def adaptive_coef(kl_coef: jax.Array, observed_kl: jax.Array, *,
+                  target: float, horizon: float,
+                  num_samples: int) -> jax.Array:
+  """One step of the proportional controller of the KL coefficient.
+
+  Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, section 2.2:
+
+    e = clip(KL / target - 1, -0.2, 0.2)
+    kl_coef <- kl_coef * (1 + e * num_samples / horizon)
+
+  Args:
+    kl_coef: f32[], the coefficient so far.
+    observed_kl: f32[], mean over sequences of the *sum* of per-token k1, in
+      nats. (APA's code feeds the token mean, which only ever decays.)
+    target: nats per sequence, > 0.
+    horizon: sequences, > 0.
+    num_samples: sequences since the last update, >= 0.
+
+  Returns:
+    f32[], the new coefficient.
+
+  Raises:
+    ValueError: if `target`, `horizon` or `num_samples` is out of range.
+  """
+  if target <= 0:
+    raise ValueError(f'target must be > 0, got {target}.')
+  if horizon <= 0:
+    raise ValueError(f'horizon must be > 0, got {horizon}.')
+  if num_samples < 0:
+    raise ValueError(f'num_samples must be >= 0, got {num_samples}.')
+  error = jnp.clip(jnp.float32(observed_kl) / target - 1, -0.2, 0.2)
+  return jnp.float32(kl_coef) * (1 + error * (num_samples / horizon))

@@ -1,0 +1,92 @@
+"""Reductions that ignore padding.
+
+Padding may hold anything, NaN included. It is replaced *before* the
+arithmetic, because 0 * NaN would come back through the gradient.
+Accumulation and results are float32 (float64 in, float64 out).
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def _clean(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns `x` in at least float32, 0 where `mask` is false."""
+  chex.assert_equal_shape([x, mask])
+  chex.assert_type(mask, bool)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  return jnp.where(mask, x, 0).astype(dtype)
+
+
+def masked_sum(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+  """Sum of `x` where `mask` is true; 0 where nothing is.
+
+  Args:
+    x: array of any shape and real dtype.
+    mask: bool, the shape of `x`.
+    axis: int, tuple of ints, or None for all axes.
+
+  Returns:
+    f32, the shape of `x` without `axis`.
+
+  Raises:
+    AssertionError: if the shapes differ or `mask` is not bool.
+  """
+  return jnp.sum(_clean(x, mask), axis=axis)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+  """Mean of `x` where `mask` is true; 0, with zero gradient, where nothing is.
+
+  Arguments, result and errors are those of `masked_sum`.
+  """
+  count = jnp.sum(mask, axis=axis)
+  return masked_sum(x, mask, axis) / jnp.maximum(count, 1)
+
+
+def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True,
+           ddof: int = 0) -> jax.Array:
+  """Scales the masked entries, all axes together, to unit variance.
+
+  objectives.md 6.2; epsilon is 1e-8, added to the variance. It is a statistic
+  over the batch, so it belongs in an annotator, never in a loss.
+
+  Args:
+    x: array of any shape and real dtype.
+    mask: bool, the shape of `x`.
+    shift_mean: false keeps the mean (lm-human and TRL whiten rewards so).
+    ddof: 0 divides by the count, 1 by the count less one.
+
+  Returns:
+    f32, the shape of `x`, 0 where `mask` is false. A single entry has no
+    variance under either `ddof` and whitens to 0 (or to itself, unshifted).
+
+  Raises:
+    ValueError: if `ddof` is neither 0 nor 1.
+    AssertionError: if the shapes differ or `mask` is not bool.
+  """
+  if ddof not in (0, 1):
+    raise ValueError(f'ddof must be 0 or 1, got {ddof}.')
+  x = _clean(x, mask)
+  mean = masked_mean(x, mask)
+  centered = x - mean
+  variance = masked_sum(centered**2, mask) / jnp.maximum(mask.sum() - ddof, 1)
+  scaled = centered * jax.lax.rsqrt(variance + 1e-8)
+  return jnp.where(mask, scaled if shift_mean else scaled + mean, 0)
+
+
+def last(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Value of `x` at the last true position of each row; 0 where there is none.
+
+  Args:
+    x: real[..., T].
+    mask: bool[..., T].
+
+  Returns:
+    f32[...].
+
+  Raises:
+    AssertionError: if the shapes differ or `mask` is not bool.
+  """
+  remaining = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]
+  return masked_sum(x, mask & (remaining == 1), axis=-1)

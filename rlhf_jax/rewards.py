@@ -1,0 +1,125 @@
+"""Reward models and ensembles of them, as explicit parameter pytrees.
+
+A reward model is a decoder trunk without its unembedding and a scalar head on
+the hidden state of the last response token (Stiennon et al. 2020; Coste et
+al. 2024, section 4.3). An ensemble is the same pytree with a leading member
+axis E on every leaf; it is trained by one vmapped step and scored in one call.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import types
+from rlhf_jax.models import heads
+from rlhf_jax.models import transformer
+
+
+def init(config: transformer.Config, key: jax.Array, *,
+         trunk: types.Params | None = None,
+         head_scale: float = 1.0) -> types.Params:
+  """A reward model with a fresh head.
+
+  Args:
+    config: shape of the trunk.
+    key: of the head, and of the trunk where none is given.
+    trunk: a policy's parameters (usually the SFT model's); its unembedding
+      is left out.
+    head_scale: head weights are N(0, head_scale^2 / hidden_size).
+  """
+  trunk_key, head_key = jax.random.split(key)
+  if trunk is None:
+    trunk = transformer.init(config, trunk_key)
+  trunk = {k: v for k, v in trunk.items() if k != 'unembed'}
+  return {'trunk': trunk, 'head': heads.init_scalar(
+      head_key, config.hidden_size, scale=head_scale)}
+
+
+def init_members(config: transformer.Config, keys: jax.Array, *,
+                 trunk: types.Params | None = None,
+                 head_scale: float = 1.0) -> types.Params:
+  """An ensemble, leaves [E, ...]: one key for each head, one shared trunk."""
+  make = functools.partial(
+      init, config, trunk=trunk, head_scale=head_scale)
+  return jax.vmap(make)(keys)
+
+
+def score(config: transformer.Config, params: types.Params,
+          tokens: jax.Array, mask: jax.Array) -> jax.Array:
+  """Scores whole responses with one reward model.
+
+  Args:
+    config: shape of the trunk.
+    params: of `init`.
+    tokens: i32[..., T], prompt, response, padding.
+    mask: bool[..., T], true on response tokens. The score is read at the last
+      of them, whether or not it is an EOS; a row with none gives an
+      arbitrary finite score.
+
+  Returns:
+    f32[...].
+  """
+  chex.assert_equal_shape([tokens, mask])
+  rows, width = tokens.reshape(-1, tokens.shape[-1]), tokens.shape[-1]
+  last = jnp.max(jnp.where(mask, jnp.arange(width), 0), axis=-1).reshape(-1)
+  hidden = transformer.hidden_states(
+      config, params['trunk'], rows, query=last)
+  return heads.scalar(params['head'], hidden[:, 0]).reshape(tokens.shape[:-1])
+
+
+def score_members(config: transformer.Config, params: types.Params,
+                  tokens: jax.Array, mask: jax.Array) -> jax.Array:
+  """f32[E, ...]: every member's score of the same responses, in one call."""
+  return jax.vmap(lambda p: score(config, p, tokens, mask))(params)
+
+
+def forward(config: transformer.Config, params: types.Params,
+            batch: types.Batch) -> types.PolicyOutput:
+  """A reward model as the trainable model of a train step."""
+  return types.PolicyOutput(
+      scores=score(config, params, batch.tokens, batch.mask))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score_chunk(config, params, tokens, mask):
+  return score_members(config, params, tokens, mask)
+
+
+def score_rows(config: transformer.Config, params: types.Params,
+               tokens: np.ndarray, mask: np.ndarray, *,
+               chunk_size: int = 2048, check=lambda: None) -> np.ndarray:
+  """Scores many rows from host memory, chunk by chunk.
+
+  Rows are ordered by length, so that a chunk is only as wide as its longest
+  row, in steps of 8 tokens: few programs are compiled and little padding is
+  computed.
+
+  Args:
+    config: shape of the trunk.
+    params: of an ensemble, leaves [E, ...].
+    tokens: i32[N, T].
+    mask: bool[N, T].
+    chunk_size: rows scored at a time.
+    check: called before every chunk; may raise, to stop.
+
+  Returns:
+    f32[E, N].
+  """
+  rows, width = tokens.shape
+  lengths = width - np.argmax(mask[:, ::-1], axis=1)
+  order = np.argsort(lengths, kind='stable')
+  members = jax.tree.leaves(params)[0].shape[0]
+  scores = np.empty((members, rows), np.float32)
+  for start in range(0, rows, chunk_size):
+    check()
+    at = order[start:start + chunk_size]
+    used = min(width, -(-int(lengths[at].max()) // 8) * 8)
+    # The last chunk is filled up, so that it runs the same program.
+    filled = np.resize(at, min(chunk_size, rows) if start else len(at))
+    out = _score_chunk(config, params, tokens[filled, :used],
+                       mask[filled, :used])
+    scores[:, at] = np.asarray(out)[:, :len(at)]
+  return scores

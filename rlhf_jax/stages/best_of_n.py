@@ -1,0 +1,105 @@
+"""Best-of-n curves of single proxies and of ensembles, for one condition.
+
+Coste et al. 2024, section 5.1 and equations 1, 3-5, 7-8. The gold score is
+re-sorted with every method's own proxy score (the released code keeps the
+order of the first member), and members are standardised on held-out responses
+before they are combined, unless told otherwise.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import checkpoint
+from rlhf_jax import evaluate
+from rlhf_jax import rewards
+from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.models import transformer
+from rlhf_jax.ops import best_of_n
+from rlhf_jax.ops import ensembles
+from rlhf_jax.stages import common
+
+
+def _grid(num_samples: int) -> list[int]:
+  """1, 2, 4, ... and N itself."""
+  grid = [2**i for i in range(num_samples.bit_length())]
+  return [n for n in grid if n < num_samples] + [num_samples]
+
+
+def _score(context, config, params, samples):
+  """Gathers the shards: member scores [E, B, N] and what else is known."""
+  parts = []
+  for path in sorted(context.directory_of(samples).glob('shard_*.npz')):
+    context.stop.check(f'the start of {context.directory.name}')
+    arrays = checkpoint.load_arrays(path)
+    tokens, mask = arrays.pop('tokens').astype(np.int32), arrays.pop('mask')
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    members = rewards.score_rows(config, params, flat(tokens), flat(mask))
+    arrays['members'] = np.moveaxis(
+        members.reshape(-1, *tokens.shape[:2]), 0, 1)
+    arrays['length'] = mask.sum(axis=-1).astype(np.float32)
+    arrays['tokens'], arrays['mask'] = tokens, mask
+    parts.append(arrays)
+  known = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+  known['members'] = np.moveaxis(known['members'], 1, 0)
+  return known
+
+
+def run(context, *, seed: int, data: dict, samples: str, proxies: str,
+        model: dict, num_members: int, methods: dict,
+        standardize: bool = True) -> dict:
+  """Writes `curves.npz`: gold, proxy, rule, unfinished [method, B, n].
+
+  Args:
+    context: of the stage.
+    seed: of the corpus.
+    data: config node of the corpus.
+    samples: stage that holds the responses.
+    proxies: stage that holds the ensemble.
+    model: shape of the proxies' trunk.
+    num_members: E.
+    methods: name to the arguments of `ops.ensembles.aggregate`.
+    standardize: members to mean 0 and deviation 1 on held-out responses
+      before they are combined; False combines raw scores, as the released
+      code does.
+  """
+  corpus = corpus_lib.load(data, seed)
+  config = transformer.make_config(
+      vocab_size=corpus.tokenizer.vocab_size, **model)
+  params = common.load_members(context, proxies, config, num_members)
+  known = _score(context, config, params, samples)
+  members = known.pop('members')
+  if standardize:
+    scale = checkpoint.load_arrays(context.directory_of(proxies) / 'scale.npz')
+    members = ((members - scale['mean'][:, None, None])
+               / scale['std'][:, None, None])
+  singles = {f'single_{m}': dict(kind='single', member=m)
+             for m in range(num_members)}
+  methods = singles | {k: dict(v) for k, v in methods.items()}
+  aggregated = {name: np.asarray(ensembles.aggregate(members, **kwargs))
+                for name, kwargs in methods.items()}
+
+  ended = known['mask'] & (known['tokens'] == corpus.tokenizer.eos_id)
+  gold = known['gold_scores']
+  watched = {  # what is followed as the proxy is optimised
+      'gold': (gold - gold.mean()) / gold.std(),
+      'unfinished': 1.0 - ended.any(axis=-1),
+      'length': known['length'],
+  }
+  if 'rule' in known:
+    rule = known['rule']
+    watched['rule'] = (rule - rule.mean()) / rule.std()
+  ns = _grid(gold.shape[1])
+  curves = {}
+  for name, proxy in aggregated.items():
+    proxy = (proxy - proxy.mean()) / proxy.std()
+    for what, values in {**watched, 'proxy': proxy}.items():
+      curves[f'{what}/{name}'] = np.asarray(best_of_n.curve(
+          jnp.asarray(proxy), jnp.asarray(values, jnp.float32), ns))
+  curves['variance/mean'] = np.asarray(best_of_n.curve(
+      jnp.asarray(aggregated['mean' if 'mean' in aggregated else 'single_0']),
+      ensembles.variance(members), ns))
+  checkpoint.save_arrays(context.directory / 'curves.npz', ns=np.array(ns),
+                         **{k.replace('/', '__'): v for k, v in curves.items()})
+  summary = evaluate.best_of_n_summary(ns, {
+      name: curves[f'gold/{name}'] for name in methods})
+  return {'methods': list(methods), 'summary': summary}

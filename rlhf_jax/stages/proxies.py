@@ -1,0 +1,108 @@
+"""An ensemble of proxy reward models on noisy gold labels.
+
+Coste et al. 2024, section 4.3: all members see the same pairs and the same
+flipped labels; they differ in the initialisation of the head and in the order
+of the data.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import checkpoint
+from rlhf_jax import objectives
+from rlhf_jax import rewards
+from rlhf_jax import sources
+from rlhf_jax import train
+from rlhf_jax import types
+from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.models import transformer
+from rlhf_jax.ops import labels as labels_lib
+from rlhf_jax.stages import common
+
+
+def _chosen_first(arrays, preferred) -> types.Batch:
+  """Reorders each pair so that the preferred response comes first."""
+  order = np.stack([preferred, 1 - preferred], axis=1)[..., None]
+  take = lambda x: np.take_along_axis(x, order, axis=1)
+  return types.Batch(tokens=take(arrays['tokens']), mask=take(arrays['mask']))
+
+
+def _init(context, config, keys, trunks, head_scale):
+  """Members on one shared SFT trunk, or each on one of its own."""
+  load = lambda name: common.load_policy(context, name, config)
+  if len(trunks) == 1:
+    return rewards.init_members(
+        config, keys, trunk=load(trunks[0]), head_scale=head_scale)
+  members = [rewards.init(config, k, trunk=load(t), head_scale=head_scale)
+             for k, t in zip(keys, trunks, strict=True)]
+  return jax.tree.map(lambda *x: jnp.stack(x), *members)
+
+
+def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
+        model: dict, num_members: int, label_noise: float, num_epochs: int,
+        batch_size: int, optimizer: dict, held_out: int,
+        head_scale: float = 1.0) -> dict:
+  """Trains the members by one vmapped step.
+
+  `checkpoints` then holds leaves [E, ...], and `scale.npz` each member's mean
+  and standard deviation on the held-out responses.
+
+  Args:
+    context: of the stage.
+    seed: of the noise, the heads and the orders.
+    data: config node of the corpus.
+    pairs: stage that holds the pairs.
+    trunks: stages that hold SFT trunks: one shared, or one for each member.
+    model: shape of the trunk.
+    num_members: E.
+    label_noise: exact share of the training labels that is flipped.
+    num_epochs: over the training pairs.
+    batch_size: pairs a step and member.
+    optimizer: of `train.optimizer`.
+    held_out: pairs kept, with clean labels, for validation.
+    head_scale: see `rewards.init`.
+  """
+  corpus = corpus_lib.load(data, seed)
+  config = transformer.make_config(
+      vocab_size=corpus.tokenizer.vocab_size, **model)
+  arrays = checkpoint.load_arrays(context.directory_of(pairs) / 'pairs.npz')
+  scores = arrays['gold_scores']
+  preferred = (scores[:, 1] > scores[:, 0]).astype(np.int32)
+  noise_key, head_key, key = jax.random.split(
+      jax.random.fold_in(jax.random.key(seed), 2), 3)
+  noisy = np.asarray(labels_lib.flip(
+      noise_key, preferred[held_out:], rate=label_noise))
+  part = lambda at: {k: v[at] for k, v in arrays.items()}
+  rows = _chosen_first(part(slice(held_out, None)), noisy)
+  validation = _chosen_first(part(slice(held_out)), preferred[:held_out])
+
+  num_steps = num_epochs * len(noisy) // batch_size
+  tx = train.optimizer(num_steps=num_steps, **optimizer)
+  params = _init(context, config, jax.random.split(head_key, num_members),
+                 trunks, head_scale)
+  state = jax.vmap(lambda p, k: train.init_state(p, tx, k))(
+      params, jax.random.split(key, num_members))
+  step_fn = jax.vmap(train.make_train_step(
+      functools.partial(rewards.forward, config),
+      objectives.get('bradley_terry'), tx))
+  source = sources.offline_members(
+      rows, batch_size=batch_size,
+      seeds=[seed * 1000 + member for member in range(num_members)])
+  state, last = common.fit(
+      context, state, source, jax.jit(step_fn, donate_argnums=0),
+      num_steps=num_steps, tokens_per_step=int(
+          num_members * batch_size * 2 * rows.mask.sum(axis=-1).mean()))
+
+  flat = lambda x: x.reshape(-1, x.shape[-1])
+  held = rewards.score_rows(config, state.params, flat(validation.tokens),
+                            flat(validation.mask))  # [E, 2 * held_out]
+  checkpoint.save_arrays(context.directory / 'scale.npz',
+                         mean=held.mean(axis=1), std=held.std(axis=1))
+  margin = held.reshape(num_members, -1, 2) @ np.float32([1, -1])
+  accuracy = (margin > 0).mean(axis=1)  # ties count as wrong
+  return {'accuracy': float(accuracy.mean()),
+          'accuracies': [float(a) for a in accuracy],
+          'flipped': float(np.mean(noisy != preferred[held_out:])), **last}

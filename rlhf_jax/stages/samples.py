@@ -1,0 +1,112 @@
+"""Many responses to each evaluation prompt, with their gold scores.
+
+The raw material of best-of-n. Written in shards of a few prompts, so that a
+killed run samples no shard twice.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import checkpoint
+from rlhf_jax import metrics
+from rlhf_jax import rewards
+from rlhf_jax import sampling
+from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.models import transformer
+from rlhf_jax.stages import common
+
+
+def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
+        gold: str, gold_model: dict, force_eos: bool, num_samples: int,
+        sampler: dict, shard_prompts: int = 4,
+        samples_per_call: int = 512) -> dict:
+  """Samples N responses a prompt; `shard_<i>.npz` then hold [b, N, T].
+
+  Each shard has tokens, mask, gold_scores [b, N] and, in the small world, the
+  rule [b, N].
+
+  Args:
+    context: of the stage.
+    seed: of the samples.
+    data: config node of the corpus.
+    policy: stage that holds the SFT policy.
+    policy_model: its shape.
+    gold: stage that holds the gold reward model.
+    gold_model: its shape.
+    force_eos: see `sampling.sample`.
+    num_samples: N, a multiple of `samples_per_call` or below it.
+    sampler: temperature, top_k, top_p.
+    shard_prompts: prompts a shard.
+    samples_per_call: rows sampled at once for one prompt; small enough that
+      their key-value cache stays in the processor's cache.
+  """
+  corpus = corpus_lib.load(data, seed)
+  make = functools.partial(
+      transformer.make_config, vocab_size=corpus.tokenizer.vocab_size)
+  config, gold_config = make(**policy_model), make(**gold_model)
+  params = common.load_policy(context, policy, config)
+  gold_params = common.load_members(context, gold, gold_config, None)
+  prompts, totals = corpus.eval_prompts, {'sampling': 0.0, 'scoring': 0.0}
+  per_call = min(samples_per_call, num_samples)
+  calls = num_samples // per_call
+  draw = functools.partial(
+      sampling.sample, config, params, num_samples=per_call,
+      max_new_tokens=corpus.max_response_length,
+      eos_id=corpus.tokenizer.eos_id, pad_id=corpus.tokenizer.pad_id,
+      force_eos=force_eos, **sampler)
+  key = jax.random.fold_in(jax.random.key(seed), 3)
+
+  def prompt_samples(index):
+    at = slice(index, index + 1)
+    parts = [draw(prompts.tokens[at], prompts.lengths[at], key,
+                  row_ids=jnp.arange(1) + index * calls + call)
+             for call in range(calls)]
+    join = lambda name: np.concatenate(
+        [np.asarray(getattr(p, name)[0]) for p in parts])
+    return join('tokens'), join('mask')
+
+  def shard(start):
+    began = time.monotonic()
+    rows = [prompt_samples(i) for i in
+            range(start, min(start + shard_prompts, len(prompts.tokens)))]
+    tokens, mask = (np.stack(x) for x in zip(*rows))
+    drawn = time.monotonic()
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    scores = rewards.score_rows(
+        gold_config, gold_params, flat(tokens), flat(mask))[0]
+    arrays = {'gold_scores': scores.reshape(tokens.shape[:2])}
+    totals['scoring'] += time.monotonic() - drawn
+    totals['sampling'] += drawn - began
+    if corpus.world is not None:
+      arrays['rule'] = corpus.world.rule(tokens, mask)
+    small = np.uint16 if corpus.tokenizer.vocab_size < 2**16 else np.int32
+    return dict(arrays, tokens=tokens.astype(small), mask=mask)
+
+  starts = range(0, len(prompts.tokens), shard_prompts)
+  unfinished, lengths, fresh = [], [], 0
+  with metrics.progress(len(starts), 0, 'samples') as bar:
+    for number, start in enumerate(starts):
+      path = context.directory / f'shard_{number:04d}.npz'
+      if not path.exists():
+        context.stop.check(f'shard {number} of {len(starts)}')
+        arrays = shard(start)
+        checkpoint.save_arrays(path, **arrays)
+        fresh += int(arrays['mask'].sum())
+      else:
+        arrays = checkpoint.load_arrays(path)
+      ended = arrays['mask'] & (arrays['tokens'] == corpus.tokenizer.eos_id)
+      unfinished.append(1 - ended.any(axis=-1).mean())
+      lengths.append(arrays['mask'].sum(axis=-1).mean())
+      bar.update(1)
+  return {
+      'responses': len(prompts.tokens) * num_samples,
+      'unfinished': float(np.mean(unfinished)),
+      'response_tokens': float(np.mean(lengths)),
+      'sampled_tokens_per_second': fresh / max(totals['sampling'], 1e-9),
+      'sampling_seconds': totals['sampling'],
+      'scoring_seconds': totals['scoring'],
+  }

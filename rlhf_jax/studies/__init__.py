@@ -1,0 +1,26 @@
+"""Studies: a config becomes an ordered list of named stages.
+
+A module here has `plan(config) -> list[study.Stage]`, which checks the config
+and touches no device, and `final(config) -> str`, the stage whose result names
+what the study ends in.
+"""
+
+import importlib
+
+from rlhf_jax import errors
+
+
+def get(name: str):
+  """Returns the module of study `name`.
+
+  Raises:
+    ConfigError: there is no such study.
+  """
+  try:
+    return importlib.import_module(f'rlhf_jax.studies.{name}')
+  except ModuleNotFoundError as error:
+    if error.name != f'rlhf_jax.studies.{name}':
+      raise
+    raise errors.ConfigError(
+        f'config.study is {name!r}, which is no module of rlhf_jax.studies'
+    ) from None

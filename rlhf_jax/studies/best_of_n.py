@@ -1,0 +1,160 @@
+"""Reward-model overoptimization under best-of-n (Coste et al. 2024, Fig. 3).
+
+  sft ----------+--> gold --> pairs --> proxies --> best_of_n --> report
+  trunk (SFT) --|              |           ^           ^
+                +--------------+--> samples -----------+
+
+The policy, the trunk and the gold model are shared by all conditions of a
+seed; pairs and samples by all noise levels of one kind of ending.
+"""
+
+from collections.abc import Iterator
+import functools
+import pathlib
+
+from rlhf_jax import errors
+from rlhf_jax import study
+from rlhf_jax.data import corpus
+from rlhf_jax.models import transformer
+from rlhf_jax.stages import best_of_n
+from rlhf_jax.stages import gold
+from rlhf_jax.stages import pairs
+from rlhf_jax.stages import proxies
+from rlhf_jax.stages import report
+from rlhf_jax.stages import samples
+from rlhf_jax.stages import sft
+
+KINDS = ('single', 'mean', 'worst_case', 'uncertainty_weighted')
+
+
+def data_config(config: dict) -> dict:
+  """The corpus node: real files if `data.path` is given, else the world."""
+  data = dict(config['data'])
+  files, world = data.pop('files'), data.pop('world')
+  path, preferences = data.pop('path'), data.pop('preferences')
+  if (path is None) != (preferences is None):
+    raise errors.ConfigError(
+        'config.data.path (demonstrations) and config.data.preferences '
+        '(human pairs for the gold model) must be given together')
+  if path is None:
+    return {'name': 'reviews', **data, **world}
+  return {'name': 'files', **data, **files, 'preferences': preferences,
+          'path': str(pathlib.Path(path).absolute())}
+
+
+def _check(config: dict):
+  """Raises ConfigError for what would fail later, naming the field."""
+  def require(ok, field, what):
+    if not ok:
+      value = functools.reduce(lambda node, name: node[name],
+                               field.split('.'), config)
+      raise errors.ConfigError(f'config.{field} is {value!r}; {what}')
+
+  for field in ('seeds', 'label_noise', 'force_eos'):
+    require(config[field], field, 'give at least one value')
+    require(len(set(config[field])) == len(config[field]), field,
+            'give each value once')
+  require(all(0 <= x <= 1 for x in config['label_noise']), 'label_noise',
+          'shares lie in [0, 1]')
+  require(all(x >= 0 for x in config['seeds']), 'seeds', 'seeds are >= 0')
+  require(config['proxy']['num_members'] >= 1, 'proxy.num_members',
+          'an ensemble has at least one member')
+  require(config['proxy']['trunk'] in ('shared', 'member'), 'proxy.trunk',
+          "'shared' (one SFT trunk) or 'member' (one for each)")
+  bon, data = config['best_of_n'], config['data']
+  require(bon['num_samples'] >= 1, 'best_of_n.num_samples', 'draw at least 1')
+  require(bon['num_samples'] % min(bon['samples_per_call'], bon['num_samples'])
+          == 0, 'best_of_n.num_samples',
+          f'not a multiple of samples_per_call {bon["samples_per_call"]}')
+  require(0 < config['proxy']['held_out'] < data['num_pair_prompts'],
+          'proxy.held_out', 'must leave some of data.num_pair_prompts '
+          f'{data["num_pair_prompts"]} to train on')
+  require(data['num_pair_prompts'] - config['proxy']['held_out']
+          >= config['proxy']['batch_size'], 'proxy.batch_size',
+          'more than there are training pairs')
+  require(config['sampler']['temperature'] > 0, 'sampler.temperature',
+          'best-of-n needs samples that differ; give more than 0')
+  require(0 < config['sampler']['top_p'] <= 1, 'sampler.top_p', 'in (0, 1]')
+  require(config['sampler']['top_k'] >= 0, 'sampler.top_k', 'give 0 or more')
+  for name, method in bon['methods'].items():
+    require(method['kind'] in KINDS, f'best_of_n.methods.{name}.kind',
+            f'there are {", ".join(KINDS)}')
+  for part in ('policy', 'proxy', 'gold'):
+    for field in ('batch_size', 'num_steps' if part != 'proxy' else
+                  'num_epochs'):
+      require(config[part][field] >= 1, f'{part}.{field}', 'give at least 1')
+    try:
+      transformer.make_config(vocab_size=3, **config[part]['model'])
+    except (TypeError, ValueError) as error:
+      raise errors.ConfigError(f'config.{part}.model: {error}') from None
+
+
+def _proxy_names(seed: str, config: dict) -> list[str]:
+  if config['proxy']['trunk'] == 'shared':
+    return [f'{seed}/trunk']
+  return [f'{seed}/trunk_{m}' for m in range(config['proxy']['num_members'])]
+
+
+def _condition(force_eos: bool, noise: float | None = None) -> str:
+  ending = 'forced_eos' if force_eos else 'as_sampled'
+  return ending if noise is None else f'{ending}/noise_{noise:g}'
+
+
+def _seed_stages(config: dict, data: dict, seed: int) -> Iterator[study.Stage]:
+  """The stages of one seed, in order."""
+  top, names = f'seed_{seed}', _proxy_names(f'seed_{seed}', config)
+  proxy, common = dict(config['proxy']), {'seed': seed, 'data': data}
+  trunk_sft = proxy.pop('sft')
+  del proxy['trunk']
+  # Validated on whole batches, so that no device gets an odd one.
+  make = lambda name, run, **kwargs: study.Stage(
+      name, functools.partial(run, **{**common, **kwargs}))
+  yield make(f'{top}/sft', sft.run, **config['policy'])
+  for index, name in enumerate(names):
+    yield make(name, sft.run, model=proxy['model'], **trunk_sft,
+               init_seed=seed + 1000 * (index + 1))
+  shared = {'policy': f'{top}/sft', 'policy_model': config['policy']['model']}
+  yield make(f'{top}/gold', gold.run, **config['gold'], **shared)
+  shared |= {'gold': f'{top}/gold', 'gold_model': config['gold']['model'],
+             'sampler': config['sampler']}
+  bon = dict(config['best_of_n'])
+  methods, standardize = bon.pop('methods'), bon.pop('standardize')
+  for force_eos in config['force_eos']:
+    part = f'{top}/{_condition(force_eos)}'
+    yield make(f'{part}/pairs', pairs.run, force_eos=force_eos, **shared)
+    yield make(f'{part}/samples', samples.run, force_eos=force_eos, **bon,
+               **shared)
+    for noise in config['label_noise']:
+      here = f'{top}/{_condition(force_eos, noise)}'
+      yield make(f'{here}/proxies', proxies.run, pairs=f'{part}/pairs',
+                 trunks=names, label_noise=noise, **proxy)
+      yield make(f'{here}/best_of_n', best_of_n.run,
+                 samples=f'{part}/samples', proxies=f'{here}/proxies',
+                 model=proxy['model'], num_members=proxy['num_members'],
+                 methods=methods, standardize=standardize)
+
+
+def final(config: dict) -> str:
+  """The stage whose result names the figure."""
+  return 'report_seeds_' + '_'.join(str(seed) for seed in config['seeds'])
+
+
+def plan(config: dict) -> list[study.Stage]:
+  """The stages of all seeds and the report.
+
+  Raises:
+    ConfigError: a field is out of range; nothing has been touched.
+    DataError: a file it names is missing.
+  """
+  _check(config)
+  data = data_config(config)
+  corpus.check_files(data)
+  stages, runs = [], []
+  for seed in config['seeds']:
+    stages.extend(_seed_stages(config, data, seed))
+    runs += [{'stage': f'seed_{seed}/{_condition(end, noise)}/best_of_n',
+              'seed': seed, 'force_eos': end, 'label_noise': noise}
+             for end in config['force_eos'] for noise in config['label_noise']]
+  stages.append(study.Stage(final(config), functools.partial(
+      report.run, runs=runs, title=config['title'])))
+  return stages

@@ -1,0 +1,335 @@
+"""A study: named stages in one workdir, each resumable, run once.
+
+  workdir/config.json         what the stages were built from
+  workdir/<stage>/result.json written last: the stage is complete
+  workdir/status.json         how the last command ended
+  workdir/lock, log.txt       the owner; messages and tracebacks
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import fcntl
+import fnmatch
+import json
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+
+from rlhf_jax import checkpoint
+from rlhf_jax import errors
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ABSENT = '(absent)'
+
+
+class StopSignal:
+  """SIGTERM and SIGINT: the first asks to stop, the second exits at once."""
+
+  def __init__(self):
+    self._event = threading.Event()
+
+  def requested(self) -> bool:
+    """Whether to save and stop; poll it in every loop."""
+    return self._event.is_set()
+
+  def check(self, where: str):
+    """Call after saving.
+
+    Args:
+      where: what was saved last, such as 'step 40'.
+
+    Raises:
+      Interrupted: a signal came.
+    """
+    if self.requested():
+      raise errors.Interrupted(
+          f'saved at {where}; run the same command to go on')
+
+  @contextlib.contextmanager
+  def installed(self) -> Iterator['StopSignal']:
+    """Handles the signals within; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+      yield self
+      return
+    # Python runs handlers between bytecodes, so a long compilation would
+    # delay them; the wake-up descriptor is written by C at once.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    thread = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+    previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, self._handle)
+                for number in _SIGNALS}
+    thread.start()
+    try:
+      yield self
+    finally:
+      for number, handler in previous.items():
+        signal.signal(number, handler)
+      signal.set_wakeup_fd(previous_fd)
+      os.close(writer)
+      thread.join()
+      os.close(reader)
+
+  def _handle(self, unused_number, unused_frame):
+    self._event.set()
+
+  def _watch(self, reader: int):
+    while received := os.read(reader, 1):
+      if received[0] not in _SIGNALS:
+        continue
+      if self._seen:
+        os._exit(128 + received[0])
+      self._seen = True
+      self._event.set()
+      with contextlib.suppress(OSError):
+        os.write(2, b'rlhf_jax: stopping after the next save; once more to '
+                    b'stop at once\n')
+
+  _seen = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One step of a study; `run` may be called again after an interruption."""
+
+  name: str  # such as 'seed_0/sft': a directory below the workdir
+  run: Callable[['StageContext'], dict]  # returns JSON values
+
+
+class StageContext:
+  """What a running stage may use of its study."""
+
+  def __init__(self, workdir: pathlib.Path, name: str, stop: StopSignal):
+    self.directory = workdir / name
+    self.stop = stop
+    self._workdir = workdir
+    self._name = name
+
+  def directory_of(self, name: str) -> pathlib.Path:
+    """The directory of a complete stage; CheckpointError if it is not."""
+    self.result_of(name)
+    return self._workdir / name
+
+  def result_of(self, name: str) -> dict:
+    """The result of a complete stage; CheckpointError if it is not."""
+    result = read_result(self._workdir, name)
+    if result is None:
+      raise errors.CheckpointError(
+          f'stage {self._name} needs {name}, which is not complete in '
+          f'{self._workdir}; run it first, with --stages={name}')
+    return result
+
+  def log(self, message: str):
+    """Prints one line and appends it to the log."""
+    _say(self._workdir, f'{self._name}: {message}')
+
+
+def run_study(
+    stages: Sequence[Stage],
+    workdir: str | os.PathLike,
+    *,
+    config: dict,
+    only: Sequence[str] = (),
+    safe_keys: Sequence[str] = ('*log_every', '*save_every', '*description'),
+):
+  """Runs the stages that are not complete, in order.
+
+  Args:
+    stages: in an order in which each finds what it needs.
+    workdir: created where missing; owned by one process at a time.
+    config: JSON values; must not change between runs in one workdir.
+    only: fnmatch patterns of full stage names or of their last parts.
+    safe_keys: fnmatch patterns of dotted config keys that may change.
+
+  Raises:
+    ConfigError: the config changed, or a pattern matches no stage.
+    WorkdirLockedError: another process owns the workdir.
+    CheckpointError: the workdir is unusable or a result is damaged.
+    Interrupted: after SIGTERM or SIGINT, with everything saved.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  selected = _select(stages, only)
+  with _locked(workdir):
+    status = {'state': 'running', 'pid': os.getpid(), 'started': _now()}
+    checkpoint.write_json(workdir / 'status.json', status)
+    try:
+      _check_config(workdir, checkpoint.jsonable(config), safe_keys)
+      with StopSignal().installed() as stop:
+        for stage in selected:
+          status['stage'] = stage.name
+          _run_stage(workdir, stage, stop)
+      status |= {'state': 'complete', 'code': 'OK', 'exit_code': 0}
+    except BaseException as error:
+      user = isinstance(error, errors.UserError)
+      status |= {
+          'state': 'interrupted' if isinstance(error, errors.Interrupted)
+                   else 'failed',
+          'code': error.code if user else 'BUG',
+          'exit_code': error.exit_code if user else 1,
+          'message': str(error) or type(error).__name__,
+      }
+      if status['state'] == 'failed':
+        _log(workdir, traceback.format_exc())
+      raise
+    finally:
+      _close_status(workdir, status | {'finished': _now()})
+
+
+def _close_status(workdir: pathlib.Path, status: dict):
+  try:
+    checkpoint.write_json(workdir / 'status.json', status)
+  except errors.CheckpointError as error:
+    # Must not hide the error on its way out, which often has one cause.
+    _say(workdir, f'status.json: {error}')
+
+
+def _select(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
+  names = [stage.name for stage in stages]
+  if len(set(names)) != len(names):
+    raise ValueError(f'stage names repeat: {names}')
+  for name in names:
+    if name != os.path.normpath(name) or name.startswith(('/', '.')):
+      raise ValueError(f'a stage name is a path below the workdir: {name!r}')
+
+  def matches(name, pattern):
+    return (fnmatch.fnmatchcase(name, pattern)
+            or fnmatch.fnmatchcase(name.rpartition('/')[2], pattern))
+
+  for pattern in only:
+    if not any(matches(name, pattern) for name in names):
+      raise errors.ConfigError(
+          f'no stage matches {pattern!r}; there are {", ".join(names)}')
+  return [stage for stage in stages
+          if not only or any(matches(stage.name, p) for p in only)]
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Owns the workdir; the kernel frees the lock of a killed process."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Not truncated before it is ours: it names the owner.
+    lock = open(workdir / 'lock', 'a+')
+  except OSError as error:
+    raise errors.CheckpointError(
+        f'cannot use {workdir} as a workdir: {error.strerror}; choose '
+        'another --workdir') from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      lock.seek(0)
+      owner = lock.read().strip() or 'a process that is just starting'
+      raise errors.WorkdirLockedError(
+          f'{workdir} is in use by {owner}; wait for it, stop it, or choose '
+          'another --workdir') from error
+    lock.truncate(0)
+    lock.write(f'pid {os.getpid()} on {socket.gethostname()}\n')
+    lock.flush()
+    yield
+
+
+def _check_config(
+    workdir: pathlib.Path, config: dict, safe_keys: Sequence[str]
+):
+  path = workdir / 'config.json'
+  if not path.exists():
+    checkpoint.write_json(path, config)
+    return
+  old, new = _flatten(checkpoint.read_json(path)), _flatten(config)
+  changed = {
+      key: f'{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}'
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+  }
+  unsafe = [text for key, text in changed.items()
+            if not any(fnmatch.fnmatchcase(key, p) for p in safe_keys)]
+  if unsafe:
+    more = f' and {len(unsafe) - 8} more' if len(unsafe) > 8 else ''
+    raise errors.ConfigError(
+        f'the config differs from {path}: {", ".join(unsafe[:8])}{more}; '
+        'undo the change or choose another --workdir')
+  for text in changed.values():
+    _say(workdir, f'config changed, safely: {text}')
+  if changed:
+    checkpoint.write_json(path, config)
+
+
+def _flatten(config: dict, prefix: str = '') -> dict[str, str]:
+  """Dotted keys to JSON text, in which 1 and true and '1' differ."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict) and value:
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = json.dumps(value, sort_keys=True)
+  return flat
+
+
+def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal):
+  """Runs a stage unless it is complete; its result is written last."""
+  if read_result(workdir, stage.name) is not None:
+    _say(workdir, f'{stage.name:<28} skipped, complete')
+    return
+  stop.check(f'the start of {stage.name}')
+  context = StageContext(workdir, stage.name, stop)
+  try:
+    context.directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.CheckpointError(
+        f'cannot create {context.directory}: {error.strerror}') from error
+  start = time.monotonic()
+  result = stage.run(context)
+  seconds = round(time.monotonic() - start, 3)
+  if not isinstance(result, dict):
+    raise TypeError(f'stage {stage.name} returned {type(result)}, not a dict')
+  record = checkpoint.jsonable({'result': result, 'seconds': seconds})
+  record['sha256'] = checkpoint.digest(record)
+  checkpoint.write_json(context.directory / 'result.json', record)
+  short = [f'{key}={value:.4g}' for key, value in result.items()
+           if isinstance(value, int | float)][:4]
+  _say(workdir, f'{stage.name:<28} {seconds:8.1f} s  {" ".join(short)}')
+
+
+def read_result(workdir: str | os.PathLike, name: str) -> dict | None:
+  """The verified result of a stage, or None if it is not complete."""
+  path = pathlib.Path(workdir) / name / 'result.json'
+  if not path.exists():
+    return None
+  record = checkpoint.read_json(path)
+  try:
+    expected = record.pop('sha256')
+    if checkpoint.digest(record) == expected:
+      return record['result']
+  except (AttributeError, KeyError, TypeError, ValueError):
+    pass
+  raise errors.CheckpointError(
+      f'{path} is damaged; restore it, or delete it to run {name} again')
+
+
+def _now() -> str:
+  return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+
+
+def _say(workdir: pathlib.Path, message: str):
+  """One line to stdout, which may be closed, and to the log."""
+  _log(workdir, message)
+  try:
+    print(message, flush=True)
+  except (OSError, ValueError):
+    # Else the interpreter would fail again when it flushes at exit.
+    with contextlib.suppress(OSError, ValueError):
+      with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _log(workdir: pathlib.Path, message: str):
+  with contextlib.suppress(OSError):
+    with open(workdir / 'log.txt', 'a') as stream:
+      stream.write(f'{_now()} {message}\n')

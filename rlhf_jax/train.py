@@ -1,0 +1,160 @@
+"""The one train step and the one train loop.
+
+An objective returns unreduced losses and weights of one unit shape. Here, and
+only here, they become a number: sum(loss * weight) / sum(weight), summed over
+micro-batches before the division. (The mean of micro-batch means is another
+number as soon as masks are ragged.) Under jit over a mesh the same two sums
+are all-reduced by the compiler.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax import errors
+from rlhf_jax import types
+
+Forward = Callable[[types.Params, types.Batch], types.PolicyOutput]
+Objective = Callable[[types.PolicyOutput, types.Batch], types.LossOutput]
+Metrics = dict[str, Any]
+MAX_SKIPPED = 5  # in a row, before training stops
+
+
+def optimizer(*, learning_rate: float, num_steps: int, warmup_steps: int = 0,
+              schedule: str = 'cosine', clip_norm: float | None = 1.0,
+              weight_decay: float = 0.0, b1: float = 0.9,
+              b2: float = 0.999) -> optax.GradientTransformation:
+  """AdamW with warm-up, a schedule over `num_steps` and clipping."""
+  if schedule == 'cosine':
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
+  elif schedule == 'constant':
+    rate = optax.join_schedules(
+        [optax.linear_schedule(0.0, learning_rate, warmup_steps),
+         optax.constant_schedule(learning_rate)], [warmup_steps])
+  else:
+    raise ValueError(f"schedule must be 'cosine' or 'constant', "
+                     f'got {schedule!r}.')
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  return optax.chain(
+      clip, optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
+
+
+def init_state(params: types.Params, tx: optax.GradientTransformation,
+               key: jax.Array) -> types.TrainState:
+  """A state at step 0; `jax.vmap` it over members for an ensemble."""
+  return types.TrainState(step=jnp.int32(0), params=params,
+                          opt_state=tx.init(params), key=key)
+
+
+def _split(batch: types.Batch, parts: int) -> types.Batch:
+  """Cuts the prompts into `parts` micro-batches on a new leading axis."""
+  size = batch.tokens.shape[0]
+  if size % parts:
+    raise ValueError(f'a batch of {size} prompts cannot be cut into '
+                     f'num_microbatches={parts} equal parts.')
+  return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+
+def make_train_step(
+    forward: Forward,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    num_microbatches: int = 1,
+) -> Callable[[types.TrainState, types.Batch],
+              tuple[types.TrainState, Metrics]]:
+  """Returns step(state, batch) -> (state, metrics), pure, ready for jit.
+
+  Args:
+    forward: (params, batch) -> PolicyOutput.
+    objective: (PolicyOutput, batch) -> LossOutput.
+    tx: the optimizer.
+    num_microbatches: the batch is cut into so many equal parts, whose
+      gradients are summed; memory falls, the result does not change.
+
+  Returns:
+    The step. Metrics are f32[] means over the batch: those of the objective,
+    'train/loss', 'train/grad_norm' and 'train/skipped' (1 where the loss or
+    the gradient was not finite and the state was left as it was, but for
+    `step` and `key`).
+  """
+
+  def summed(params, batch):
+    out = objective(forward(params, batch), batch)
+    chex.assert_equal_shape([out.loss, out.weight, *out.metrics.values()])
+    total = lambda x: jnp.sum(jnp.where(out.weight > 0, x * out.weight, 0))
+    sums = jax.tree.map(total, {'train/loss': out.loss, **out.metrics})
+    return sums['train/loss'], (sums, jnp.sum(out.weight))
+
+  grad_fn = jax.grad(summed, has_aux=True)
+
+  def accumulate(params, batch):
+    if num_microbatches == 1:
+      return grad_fn(params, batch)
+    parts = _split(batch, num_microbatches)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
+                         jax.eval_shape(grad_fn, params, first))
+    add = lambda total, part: (
+        jax.tree.map(jnp.add, total, grad_fn(params, part)), None)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+  def step(state, batch):
+    grads, (sums, weight) = accumulate(state.params, batch)
+    weight = jnp.maximum(weight, 1e-8)
+    grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
+    norm = optax.global_norm(grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    new = (optax.apply_updates(state.params, updates), opt_state)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics['train/loss'])
+    params, opt_state = jax.tree.map(
+        lambda a, b: jnp.where(finite, a, b), new,
+        (state.params, state.opt_state))
+    metrics['train/grad_norm'] = norm
+    metrics['train/skipped'] = 1.0 - finite.astype(jnp.float32)
+    return types.TrainState(
+        step=state.step + 1, params=params, opt_state=opt_state,
+        key=jax.random.split(state.key)[0]), metrics
+
+  return step
+
+
+def train(
+    state: types.TrainState,
+    frozen: types.Frozen,
+    source: Callable[[int, types.TrainState, types.Frozen], types.Batch],
+    step_fn: Callable[..., tuple[types.TrainState, Metrics]],
+    *,
+    start: int,
+    num_steps: int,
+) -> Iterator[tuple[int, types.TrainState, Metrics]]:
+  """Yields (steps taken, state, metrics) after each step.
+
+  The step number is passed to the source from the host, so that the next
+  batch is prepared while the device still works.
+
+  Raises:
+    NumericsError: after `MAX_SKIPPED` steps in a row whose loss or gradient
+      was not finite; the state is then the last finite one. A step is checked
+      when the next has been dispatched.
+  """
+  skipped, previous = 0, None
+  for step in range(start, num_steps + 1):
+    current = None
+    if step < num_steps:
+      state, current = step_fn(state, source(step, state, frozen))
+    if previous is not None:
+      worst = float(jnp.max(previous['train/skipped']))
+      skipped = skipped + 1 if worst else 0
+      if skipped >= MAX_SKIPPED:
+        raise errors.NumericsError(
+            f'loss or gradient not finite for {skipped} steps in a row, up to '
+            f'step {step}; lower the learning rate or check the data')
+    if current is not None:
+      yield step + 1, state, current
+    previous = current
