@@ -1,0 +1,36 @@
+# make demo: environment, install, laptop study, path of the figure last.
+# make test: environment, install, lint, suite.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+WORKDIR ?= runs/demo
+CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo
+	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
+
+test: $(VENV)/test lint
+	$(RUN) -m pytest -q --durations=15 tests
+
+lint: $(VENV)/test
+	$(VENV)/bin/ruff check .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'rlhf_jax needs Python 3.11 or later; try make PYTHON=python3.12' >&2; \
+	  exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each set of packages, redone when setup.cfg changes.
+$(VENV)/demo: $(VENV)/bin/python setup.cfg
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/test: $(VENV)/bin/python setup.cfg
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
