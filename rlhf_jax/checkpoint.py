@@ -169,7 +169,8 @@ class Checkpointer:
     for newer in damaged:
       target = self.directory / f'{newer}.damaged'
       shutil.rmtree(target, ignore_errors=True)
-      (self.directory / str(newer)).rename(target)
+      with contextlib.suppress(OSError):  # then `save` will say so
+        (self.directory / str(newer)).rename(target)
     if damaged:
       self._manager.reload()
     if abstract_training is not None:

@@ -16,7 +16,6 @@ import os
 import pathlib
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -33,6 +32,7 @@ class StopSignal:
 
   def __init__(self):
     self._event = threading.Event()
+    self._seen = False
 
   def requested(self) -> bool:
     """Whether to save and stop; poll it in every loop."""
@@ -90,8 +90,6 @@ class StopSignal:
       with contextlib.suppress(OSError):
         os.write(2, b'rlhf_jax: stopping after the next save; once more to '
                     b'stop at once\n')
-
-  _seen = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,13 +318,8 @@ def _now() -> str:
 def _say(workdir: pathlib.Path, message: str):
   """One line to stdout, which may be closed, and to the log."""
   _log(workdir, message)
-  try:
+  with contextlib.suppress(OSError, ValueError):
     print(message, flush=True)
-  except (OSError, ValueError):
-    # Else the interpreter would fail again when it flushes at exit.
-    with contextlib.suppress(OSError, ValueError):
-      with open(os.devnull, 'w') as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _log(workdir: pathlib.Path, message: str):

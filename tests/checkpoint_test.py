@@ -1,5 +1,6 @@
 """Checkpoints: exact, verified, and never silently wrong."""
 
+import gc
 import json
 import logging
 import os
@@ -130,7 +131,7 @@ def test_damage_is_never_silently_wrong(tmp_path):
   files = sorted(path.relative_to(original) for path in
                  (original / '2').rglob('*') if path.is_file())
   assert len(files) > 15
-  kinds = ['truncate', 'delete', 'empty', 'flip', 'flip', 'flip']
+  kinds = ['truncate', 'delete', 'empty', 'flip']
   rejected = set()
   for seed, (name, kind) in enumerate(
       (name, kind) for name in files for kind in kinds):
@@ -142,6 +143,7 @@ def test_damage_is_never_silently_wrong(tmp_path):
     if step == 1:
       rejected.add((name, kind))
     shutil.rmtree(copy)
+  gc.collect()  # the coroutines, while their warnings are ignored
   values = values_file(original / '2')
   meta_file = original / '2' / 'meta' / 'metadata'
   for name in (values.relative_to(original), meta_file.relative_to(original)):

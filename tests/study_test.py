@@ -250,7 +250,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
   process = start(tmp_path, 10**6)
   wait_for(process, 'step 3')
   process.send_signal(number)
-  _, log = process.communicate(timeout=10)
+  _, log = process.communicate(timeout=60)
   assert process.returncode == 75, log
   saved = checkpoint.read_json(tmp_path / 'count/step.json')
   assert f'INTERRUPTED: saved at step {saved}; run the same command' in log
@@ -259,7 +259,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
   assert (status['state'], status['exit_code'], status['stage']) == (
       'interrupted', 75, 'count')
   again = start(tmp_path, saved + 2)
-  output, log = again.communicate(timeout=10)
+  output, log = again.communicate(timeout=60)
   assert again.returncode == 0, log
   assert 'first' in output and 'skipped' in output
   assert re.findall(r'step (\d+)', output) == [
@@ -312,9 +312,11 @@ def test_two_processes_one_workdir(tmp_path):
   wait_for(owner, 'step 1')
   before = tree(tmp_path)
   began = time.monotonic()
-  second = start(tmp_path, 10**6)
-  _, log = second.communicate(timeout=10)
+  with pytest.raises(errors.WorkdirLockedError):
+    study.run_study([], tmp_path, config={})
   assert time.monotonic() - began < 5
+  second = start(tmp_path, 10**6)
+  _, log = second.communicate(timeout=60)
   assert second.returncode == 7
   assert f'pid {owner.pid} on {socket.gethostname()}' in log
   assert str(tmp_path) in log
@@ -323,7 +325,7 @@ def test_two_processes_one_workdir(tmp_path):
   owner.kill()
   owner.communicate()
   third = start(tmp_path, 2)
-  _, log = third.communicate(timeout=10)
+  _, log = third.communicate(timeout=60)
   assert third.returncode == 0, log
   assert status_of(tmp_path)['state'] == 'complete'
 

@@ -76,7 +76,8 @@ def dpo_loss(
     beta * log-ratio.
 
   Raises:
-    ValueError: if `beta` or `label_smoothing` is out of range.
+    ValueError: if `beta` or `label_smoothing` is out of range, or a reference
+      is missing.
     AssertionError: if shapes or dtypes disagree, or K != 2.
   """
   if beta <= 0:
@@ -86,8 +87,8 @@ def dpo_loss(
         f'label_smoothing must be in [0, 0.5), got {label_smoothing}.')
   if reference_free:
     ref_logprobs = None
-  else:
-    chex.assert_not_none(ref_logprobs)
+  elif ref_logprobs is None:
+    raise ValueError('ref_logprobs is None, but not reference_free.')
   rewards = beta * _log_ratios(
       logprobs, ref_logprobs, mask, masked.masked_sum)  # [B, 2]
   margin = rewards[:, 0] - rewards[:, 1]
@@ -118,12 +119,13 @@ def ipo_loss(
     tau * log-ratio.
 
   Raises:
-    ValueError: if `tau` is not positive.
+    ValueError: if `tau` is not positive or the reference is missing.
     AssertionError: if shapes or dtypes disagree, or K != 2.
   """
   if tau <= 0:
     raise ValueError(f'tau must be > 0, got {tau}.')
-  chex.assert_not_none(ref_logprobs)
+  if ref_logprobs is None:
+    raise ValueError('ref_logprobs is None.')
   reduce = masked.masked_mean if length_normalize else masked.masked_sum
   log_ratios = _log_ratios(logprobs, ref_logprobs, mask, reduce)
   gap = log_ratios[:, 0] - log_ratios[:, 1]

@@ -99,6 +99,8 @@ def reinforce_loss(
   if ratio == 'none':
     terms, metrics = per_token * current, {}
   else:
+    if old_logprobs is None:
+      raise ValueError(f'old_logprobs is None, but ratio={ratio!r} reads it.')
     chex.assert_equal_shape([logprobs, old_logprobs])
     chex.assert_type(old_logprobs, float)
     old = jnp.where(mask, old_logprobs, 0).astype(jnp.float32)

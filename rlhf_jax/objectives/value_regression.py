@@ -40,6 +40,8 @@ def value_regression_loss(values: jax.Array,
 def objective(out, batch) -> types.LossOutput:
   """Regresses `out.scores` on `batch.targets`; empty responses weigh 0."""
   chex.assert_rank(batch.mask, 3)
+  if batch.targets is None:
+    raise ValueError('batch.targets is None: no annotator filled it.')
   valid = batch.mask.any(axis=-1)  # [B, K]
   # Padding may hold NaN, whose gradient a weight of 0 would not stop.
   clean = lambda x: jnp.where(valid, x, 0)
