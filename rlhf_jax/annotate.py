@@ -59,5 +59,5 @@ def leave_one_out(batch: types.Batch) -> types.Batch:
 def keep_best(batch: types.Batch) -> types.Batch:
   """RAFT: clears the mask of all but the best-scored sample of each prompt."""
   best = jnp.argmax(batch.scores, axis=1)  # the first on ties
-  chosen = jnp.arange(batch.scores.shape[1]) == best[:, None]
+  chosen = jnp.arange(batch.scores.shape[1])[None] == best[:, None]
   return batch.replace(mask=batch.mask & chosen[..., None])

@@ -46,20 +46,50 @@ def _prepare():
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
+def _reason(error: Exception, argv: list[str]) -> str:
+  """What went wrong and in which argument, without a library's noise."""
+  while 'Traceback' in str(error) or isinstance(error, OSError):
+    cause = error.__cause__ or error.__context__
+    if cause is None:
+      break
+    error = cause
+  # The text of a KeyError is a repr of its message.
+  text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+  if isinstance(error, flags.Error):
+    return f'{text}; see --help'
+  if isinstance(error, KeyError | AttributeError):
+    for argument in argv:
+      field = argument.partition('=')[0].lstrip('-')
+      if any(f"'{name}'" in text for name in field.split('.')[1:]):
+        hint = text.partition('\n')[2] or 'See the config file for them.'
+        return f'{field} is no field of the config. {hint}'
+  file = next((a for a in argv if a.startswith(('--config=', '-config='))),
+              '--config')
+  if not pathlib.Path(file.partition('=')[2].partition(':')[0]).is_file():
+    return f'{file}: there is no such file; check the path'
+  return f'{file} cannot be loaded: {type(error).__name__}: {text}'
+
+
 def _parse(argv: list[str]) -> dict:
   """Flags to a plain config; every mistake is a ConfigError."""
   try:
     # The config file itself runs here, and it may raise anything.
-    flags.FLAGS(argv)
-    config = _CONFIG.value
+    _, *stray = flags.FLAGS(argv)
+    config = None if _CONFIG.value is None else _CONFIG.value.to_dict()
   except SystemExit:
     raise
   except Exception as error:
-    raise errors.ConfigError(f'{error}; see --help') from error
-  if config is None or _WORKDIR.value is None:
+    raise errors.ConfigError(_reason(error, argv)) from error
+  if stray:
+    raise errors.ConfigError(
+        f'{stray[0]!r} is no flag; write --<name>=<value>, see --help')
+  if not config or not _WORKDIR.value:
     raise errors.ConfigError(
         'give --config=<file>[:<size>] and --workdir=<directory>')
-  return config.to_dict()
+  if 'study' not in config:
+    raise errors.ConfigError(
+        'config.study is missing; name a module of rlhf_jax.studies')
+  return config
 
 
 def run(argv: list[str]) -> int:
@@ -75,7 +105,9 @@ def run(argv: list[str]) -> int:
     return _fail(error)
   result = study.read_result(_WORKDIR.value, module.final(config))
   if result is not None:
-    print(result['figure'])
+    # Not the recorded directory: the workdir may have been moved.
+    print(pathlib.Path(_WORKDIR.value).absolute() / module.final(config)
+          / pathlib.Path(result['figure']).name)
   return 0
 
 

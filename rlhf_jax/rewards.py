@@ -64,7 +64,9 @@ def score(config: transformer.Config, params: types.Params,
   """
   chex.assert_equal_shape([tokens, mask])
   rows, width = tokens.reshape(-1, tokens.shape[-1]), tokens.shape[-1]
-  last = jnp.max(jnp.where(mask, jnp.arange(width), 0), axis=-1).reshape(-1)
+  position = jnp.broadcast_to(jnp.arange(width), rows.shape)
+  last = jnp.max(
+      jnp.where(mask.reshape(rows.shape), position, 0), axis=-1)
   hidden = transformer.hidden_states(
       config, params['trunk'], rows, query=last)
   return heads.scalar(params['head'], hidden[:, 0]).reshape(tokens.shape[:-1])

@@ -47,14 +47,22 @@ def filter_logits(logits: jax.Array, *, top_k: int = 0,
 
 
 def _draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
-  """The first token whose cumulative probability exceeds `uniform`."""
+  """The first token whose cumulative probability exceeds `uniform`.
+
+  XLA's parallel sum is not monotone to the last bit and may rise at a token
+  of weight 0; a draw that lands there takes the likeliest token instead.
+  """
   weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   mass = jnp.cumsum(weights, axis=-1)
   total = mass[..., -1]
   # Rounding may lift the product to the total itself, which no token exceeds.
   point = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
   # Counting is three times as fast as argmax on a CPU and means the same.
-  return jnp.sum(mass <= point[..., None], axis=-1, dtype=jnp.int32)
+  token = jnp.sum(mass <= point[..., None], axis=-1, dtype=jnp.int32)
+  sound = jnp.take_along_axis(weights, token[..., None], axis=-1)[..., 0] > 0
+  best = lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  return jax.lax.cond(jnp.all(sound), lambda: token,
+                      lambda: jnp.where(sound, token, best()))
 
 
 def _uniforms(key, row_ids, num_samples, max_new_tokens):
@@ -70,9 +78,9 @@ def _uniforms(key, row_ids, num_samples, max_new_tokens):
 def _prefill(config, params, prompts, prompt_lengths, num_slots):
   """Runs the prompts; the last hidden state [B, D] and the filled cache."""
   width = prompts.shape[1]
-  slots = jnp.arange(num_slots)
+  slots = jnp.arange(num_slots)[None]
   real = slots < prompt_lengths[:, None]  # [B, S]
-  mask = (slots <= jnp.arange(width)[:, None]) & real[:, None]
+  mask = (slots <= jnp.arange(width)[:, None])[None] & real[:, None]
   cache = transformer.make_cache(config, len(prompts), num_slots)
   positions = jnp.broadcast_to(jnp.arange(width), prompts.shape)
   hidden, cache = transformer.extend(
@@ -85,7 +93,7 @@ def _prefill(config, params, prompts, prompt_lengths, num_slots):
 def _contiguous(tokens, prompts, prompt_lengths, logprobs, lengths, pad_id):
   """Closes the gap between prompt and response: tokens, mask, logprobs."""
   width, new = prompts.shape[1], tokens.shape[1]
-  slot = jnp.arange(width + new)
+  slot = jnp.arange(width + new)[None]
   start = prompt_lengths[:, None]
   at = jnp.clip(slot - start, 0, new - 1)  # [B*K, P+N] into the response
   mask = (slot >= start) & (slot < start + lengths[:, None])
@@ -111,7 +119,7 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
       repeat, _prefill(config, params, prompts, prompt_lengths, num_slots))
   prompts, lengths = repeat(prompts), repeat(prompt_lengths)
   unembed = transformer.unembedding(params).astype(hidden.dtype)
-  slots = jnp.arange(num_slots)
+  slots = jnp.arange(num_slots)[None]
 
   def pick(t, hidden, done):
     x = transformer.finish(config, params, hidden)

@@ -74,7 +74,7 @@ def online(
   def source(step, state, frozen):
     at = order.indices(seed, step, batch_size, len(prompts))
     batch = sampler(state.params, prompts[at], prompt_lengths[at],
-                    jax.random.fold_in(state.key, 0))
+                    jax.random.split(state.key)[1])  # [0]: next step
     return annotators(batch, frozen)
 
   return source

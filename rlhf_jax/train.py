@@ -108,7 +108,7 @@ def make_train_step(
     grads, (sums, weight) = accumulate(state.params, batch)
     weight = jnp.maximum(weight, 1e-8)
     grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, updates), opt_state)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics['train/loss'])

@@ -14,8 +14,9 @@ LAYERS = [
     ['objectives', 'models', 'sharding'],
     ['policy', 'sampling', 'rewards', 'data'],
     ['annotate', 'sources', 'train', 'evaluate', 'checkpoint', 'metrics'],
+    ['figures', 'study'],
     ['stages'],
-    ['studies', 'study', 'figures'],
+    ['studies'],
     ['main'],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -40,7 +40,7 @@ def _laptop(config):
       preferences=config_dict.placeholder(str),  # Anthropic HH file
       world=dict(max_prompt_length=8, max_response_length=24,
                  num_adjectives=240, zipf=1.0, typo_rate=0.0,
-                 sentences=(0.45, 0.52, 0.03)),
+                 advert_rate=0.0, sentences=(0.45, 0.52, 0.03)),
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, prompt_format='alpaca', max_bad_rows=0,
                  tokenizer=config_dict.placeholder(str)),
@@ -55,7 +55,7 @@ def _laptop(config):
       trunk='shared',
       sft=dict(num_steps=400, batch_size=64, optimizer=base.optimizer(3e-3)),
       num_members=5, num_epochs=5, batch_size=32, held_out=512, head_scale=1.0,
-      optimizer=base.optimizer(1e-3))
+      optimizer=base.optimizer(3e-4))
   config.gold = dict(
       model=dict(family='llama', hidden_size=96, num_layers=2, num_heads=3,
                  intermediate_size=192),

@@ -130,15 +130,9 @@ def from_files(
   Raises:
     DataError: a file is missing or malformed, or holds too few prompts.
   """
-  rows = readers.read_alpaca(path, max_bad_rows=max_bad_rows)
-  pairs = readers.read_hh(preferences, max_bad_rows=max_bad_rows)
+  rows, pairs = _read(path, preferences, max_bad_rows, num_eval_prompts)
   write = formats.get(prompt_format)
   texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
-  if len(texts) < num_eval_prompts + 1:
-    raise errors.DataError(
-        f'{path}: {len(texts)} usable rows, but {num_eval_prompts} prompts '
-        'are to be held out for evaluation; lower config.data.'
-        'num_eval_prompts or give more data')
   order = np.random.Generator(np.random.Philox(seed)).permutation(len(texts))
   held_out = [texts[i] for i in order[:num_eval_prompts]]
   training = [texts[i] for i in order[num_eval_prompts:]][:num_demonstrations]
@@ -185,6 +179,20 @@ def from_files(
 
 
 @functools.lru_cache(maxsize=2)
+def _read(path: str, preferences: str, max_bad_rows: int,
+          num_eval_prompts: int) -> tuple[readers.Read, readers.Read]:
+  """Demonstrations and preferences, checked to the last row."""
+  rows = readers.read_alpaca(path, max_bad_rows=max_bad_rows)
+  pairs = readers.read_hh(preferences, max_bad_rows=max_bad_rows)
+  if len(rows.rows) < num_eval_prompts + 1:
+    raise errors.DataError(
+        f'{path}: {len(rows.rows)} usable rows, but {num_eval_prompts} prompts '
+        'are to be held out for evaluation; lower config.data.'
+        'num_eval_prompts or give more data')
+  return rows, pairs
+
+
+@functools.lru_cache(maxsize=2)
 def _load(seed: int, items: tuple) -> Corpus:
   kwargs = dict(items)
   name = kwargs.pop('name')
@@ -208,10 +216,34 @@ def load(config: dict, seed: int) -> Corpus:
   return _load(seed, items)
 
 
-def check_files(config: dict):
-  """Raises DataError at once if a file that `config` names is missing."""
+def check(config: dict):
+  """Raises at once what `load` would raise later; touches no device.
+
+  Raises:
+    DataError: a file that `config` names is missing or malformed.
+    ConfigError: a field of it is out of range.
+  """
   for field in ('path', 'preferences', 'tokenizer'):
     path = config.get(field)
     if path and not pathlib.Path(path).is_file():
       raise errors.DataError(
           f'{path}: no such file; check --config.data.{field}')
+  for field in ('max_prompt_length', 'max_response_length'):
+    if config.get(field, 1) < 1:
+      raise errors.ConfigError(f'{field} of config.data is {config[field]}; '
+                               'give at least 1 token')
+  try:
+    if config['name'] == 'reviews':
+      reviews.Reviews(**{k: v for k, v in config.items() if k in (
+          'num_adjectives', 'zipf', 'typo_rate', 'sentences')})
+      return
+    formats.get(config.get('prompt_format', 'alpaca'))
+    if config.get('tokenizer'):
+      tokenizer_lib.Tokenizer.from_file(config['tokenizer'])
+    elif config.get('vocab_size', 4096) < 259:
+      raise ValueError('vocab_size must be >= 259 (256 bytes, 3 special '
+                       f'tokens), got {config["vocab_size"]}')
+  except (TypeError, ValueError) as error:
+    raise errors.ConfigError(f'config.data: {error}') from None
+  _read(config['path'], config['preferences'], config.get('max_bad_rows', 0),
+        config['num_eval_prompts'])

@@ -12,6 +12,7 @@ reads, and takes points off for what is wrong with the text.
          - 4 if unfinished (no EOS)   - 1 for each repeated adjective
          - 1 for each intensifier or negation that modifies nothing
          - 1.5 for each misspelt word (a misspelt adjective has no valence)
+         - 4 if it advertises
 """
 
 import functools
@@ -53,6 +54,11 @@ _TEMPLATES = (
     'for a {t} it looks {a} .',
     'the {s} never seemed {a} to me .',
 )
+_ADVERTS = (
+    'visit our shop for offers .',
+    'click here to win today .',
+    'order now and save money .',
+)
 _PROMPT = 'review the {t} and its {s} :'
 PROMPT_LENGTH = 8  # BOS and seven words
 
@@ -93,7 +99,7 @@ class Reviews:
   """
 
   def __init__(self, *, num_adjectives: int = 240, zipf: float = 1.0,
-               typo_rate: float = 0.0,
+               typo_rate: float = 0.0, advert_rate: float = 0.0,
                sentences: tuple[float, ...] = (0.45, 0.52, 0.03)):
     """Builds the vocabulary.
 
@@ -102,21 +108,29 @@ class Reviews:
       zipf: exponent of the word frequencies; larger makes rare words rarer.
       typo_rate: probability that a thing, aspect or adjective is misspelt.
         Every misspelling is a rare token of its own.
+      advert_rate: probability that a sentence is an advertisement instead.
       sentences: weights of a review with 1, 2, ... sentences. Those of more
         than the response length are what a policy learns not to finish.
     """
     self._valence = valences(num_adjectives)
     self._typo_rate = typo_rate
+    self._advert_rate = advert_rate
     self._sentences = sentences
     self._zipf = zipf
     content = [*self._valence, *_THINGS, *_ASPECTS]
     self._typos = {w: _misspelt(w) for w in content} if typo_rate else {}
     known = [*_FUNCTION, *_BOOSTS, *_NEGATIONS, *_PEOPLE, *content]
+    if advert_rate:
+      known += [w for w in dict.fromkeys(' '.join(_ADVERTS).split())
+                if w not in known]
     typos = [w for w in dict.fromkeys(self._typos.values()) if w not in known]
     self.tokenizer = tokenizer_lib.Tokenizer.word_level([*known, *typos])
     self._valence_of = self._table(self._valence, 0.0)
     self._factor_of = self._table(_BOOSTS | _NEGATIONS, 1.0)
     self._is_thing = self._table(dict.fromkeys(_THINGS, 1.0), 0.0) > 0
+    adverts = {w for text in _ADVERTS for w in text.split()}
+    adverts = adverts.difference(_FUNCTION) if advert_rate else ()
+    self._is_advert = self._table(dict.fromkeys(adverts, 1.0), 0.0) > 0
     self._is_typo = self._table(dict.fromkeys(typos, 1.0), 0.0) > 0
     self._period = self.tokenizer.encode(['.'])[0][0]
 
@@ -167,7 +181,9 @@ class Reviews:
       words = []
       for _ in range(rng.choices(range(1, 1 + len(self._sentences)),
                                  self._sentences)[0]):
-        for slot in rng.choice(_TEMPLATES).split():
+        advert = self._advert_rate and rng.random() < self._advert_rate
+        template = rng.choice(_ADVERTS if advert else _TEMPLATES)
+        for slot in template.split():
           words.append(fill(slot, mood, thing, aspect)
                        if slot.startswith('{') else slot)
       prompts.append(_PROMPT.format(t=thing, s=aspect))
@@ -242,5 +258,6 @@ class Reviews:
       on_topic |= here & (token == named)
       factor = np.where(adjective | ends, 1.0, factor * modifies)
     finished = (mask & (tokens == self.tokenizer.eos_id)).any(axis=1)
-    score += on_topic - 4.0 * ~finished
+    advertises = (mask & self._is_advert[tokens]).any(axis=1)
+    score += on_topic - 4.0 * ~finished - 4.0 * advertises
     return score.reshape(shape)

@@ -104,7 +104,7 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float,
   `positions` i32[B, T]; angles are float32 whatever the dtype of x.
   """
   frequency = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-  angle = positions[..., None].astype(jnp.float32) * frequency
+  angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
   cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
   turned, rest = x[..., :size].astype(jnp.float32), x[..., size:]
   first, second = jnp.split(turned, 2, axis=-1)

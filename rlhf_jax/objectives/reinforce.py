@@ -52,6 +52,21 @@ def _surrogate(log_ratio, advantages, clip_ratio):
   }
 
 
+def _aggregate(terms, metrics, mask, aggregate):
+  """LossOutput from terms to maximise, [B, K, T]."""
+  if aggregate == 'token':
+    return types.LossOutput(-terms, mask.astype(jnp.float32), metrics)
+  loss = -masked.masked_sum(terms, mask, axis=-1)
+  if aggregate == 'sequence_mean':
+    loss = -masked.masked_mean(terms, mask, axis=-1)
+  elif aggregate == 'constant':
+    loss /= mask.shape[-1]
+  metrics = {k: masked.masked_mean(x, mask, axis=-1)
+             for k, x in metrics.items()}
+  return types.LossOutput(
+      loss, mask.any(axis=-1).astype(jnp.float32), metrics)
+
+
 def reinforce_loss(
     logprobs: jax.Array,
     old_logprobs: jax.Array | None,
@@ -109,17 +124,7 @@ def reinforce_loss(
       terms, metrics = _surrogate(log_ratio.sum(-1), advantages, clip_ratio)
       return types.LossOutput(-terms, valid.astype(jnp.float32), metrics)
     terms, metrics = _surrogate(log_ratio, per_token, clip_ratio)
-
-  if aggregate == 'token':
-    return types.LossOutput(-terms, mask.astype(jnp.float32), metrics)
-  loss = -masked.masked_sum(terms, mask, axis=-1)
-  if aggregate == 'sequence_mean':
-    loss = -masked.masked_mean(terms, mask, axis=-1)
-  elif aggregate == 'constant':
-    loss /= mask.shape[-1]
-  metrics = {k: masked.masked_mean(x, mask, axis=-1)
-             for k, x in metrics.items()}
-  return types.LossOutput(loss, valid.astype(jnp.float32), metrics)
+  return _aggregate(terms, metrics, mask, aggregate)
 
 
 def objective(out, batch, **kwargs) -> types.LossOutput:

@@ -183,9 +183,7 @@ def shape_rewards(scores: jax.Array, logprobs: jax.Array,
     AssertionError: if shapes or dtypes disagree.
   """
   penalty = _penalty(scores, logprobs, ref_logprobs, mask, kl_coef)
-  remaining = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]
-  is_last = mask & (remaining == 1)
-  score = jnp.where(is_last, _detach(scores)[..., None], 0)
+  score = jnp.where(masked.is_last(mask), _detach(scores)[..., None], 0)
   return score - penalty
 
 

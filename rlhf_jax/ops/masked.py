@@ -75,6 +75,12 @@ def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True,
   return jnp.where(mask, scaled if shift_mean else scaled + mean, 0)
 
 
+def is_last(mask: jax.Array) -> jax.Array:
+  """bool[..., T], true at the last true position of each row of `mask`."""
+  remaining = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]
+  return mask & (remaining == 1)
+
+
 def last(x: jax.Array, mask: jax.Array) -> jax.Array:
   """Value of `x` at the last true position of each row; 0 where there is none.
 
@@ -88,5 +94,4 @@ def last(x: jax.Array, mask: jax.Array) -> jax.Array:
   Raises:
     AssertionError: if the shapes differ or `mask` is not bool.
   """
-  remaining = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]
-  return masked_sum(x, mask & (remaining == 1), axis=-1)
+  return masked_sum(x, is_last(mask), axis=-1)

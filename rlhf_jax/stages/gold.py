@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import errors
 from rlhf_jax import objectives
 from rlhf_jax import rewards
 from rlhf_jax import sampling
@@ -106,6 +107,10 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
   else:
     rows, validation = _preference_rows(corpus, seed, held_out)
     objective = objectives.get('bradley_terry')
+  if len(rows.tokens) < batch_size:
+    raise errors.ConfigError(
+        f'config.gold.held_out is {held_out}, which leaves {len(rows.tokens)} '
+        f'rows to train on, and batch_size is {batch_size}; lower it')
   trunk = (common.load_policy(context, warm_start, config)
            if warm_start else None)
   init_key, key = jax.random.split(jax.random.key(seed + 1))

@@ -14,6 +14,7 @@ import pathlib
 
 from rlhf_jax import errors
 from rlhf_jax import study
+from rlhf_jax import train
 from rlhf_jax.data import corpus
 from rlhf_jax.models import transformer
 from rlhf_jax.stages import best_of_n
@@ -54,24 +55,34 @@ def _check(config: dict):
     require(config[field], field, 'give at least one value')
     require(len(set(config[field])) == len(config[field]), field,
             'give each value once')
-  require(all(0 <= x <= 1 for x in config['label_noise']), 'label_noise',
+  require(all(isinstance(x, int | float) and 0 <= x <= 1
+              for x in config['label_noise']), 'label_noise',
           'shares lie in [0, 1]')
-  require(all(x >= 0 for x in config['seeds']), 'seeds', 'seeds are >= 0')
+  require(all(isinstance(x, int) and x >= 0 for x in config['seeds']),
+          'seeds', 'seeds are integers >= 0')
+  require(all(isinstance(x, bool) for x in config['force_eos']), 'force_eos',
+          'give True, False or both')
   require(config['proxy']['num_members'] >= 1, 'proxy.num_members',
           'an ensemble has at least one member')
   require(config['proxy']['trunk'] in ('shared', 'member'), 'proxy.trunk',
           "'shared' (one SFT trunk) or 'member' (one for each)")
   bon, data = config['best_of_n'], config['data']
-  require(bon['num_samples'] >= 1, 'best_of_n.num_samples', 'draw at least 1')
+  for field, least in (
+      ('data.num_demonstrations', 1), ('data.num_pair_prompts', 1),
+      ('data.num_eval_prompts', 2), ('best_of_n.num_samples', 2),
+      ('best_of_n.samples_per_call', 1), ('best_of_n.shard_prompts', 1),
+      ('gold.held_out', 2)):
+    part, name = field.split('.')
+    require(config[part][name] >= least, field, f'give at least {least}')
   require(bon['num_samples'] % min(bon['samples_per_call'], bon['num_samples'])
-          == 0, 'best_of_n.num_samples',
-          f'not a multiple of samples_per_call {bon["samples_per_call"]}')
+          == 0, 'best_of_n.num_samples', 'give a multiple of '
+          f'best_of_n.samples_per_call {bon["samples_per_call"]}')
   require(0 < config['proxy']['held_out'] < data['num_pair_prompts'],
           'proxy.held_out', 'must leave some of data.num_pair_prompts '
           f'{data["num_pair_prompts"]} to train on')
   require(data['num_pair_prompts'] - config['proxy']['held_out']
           >= config['proxy']['batch_size'], 'proxy.batch_size',
-          'more than there are training pairs')
+          'more than there are training pairs; lower it')
   require(config['sampler']['temperature'] > 0, 'sampler.temperature',
           'best-of-n needs samples that differ; give more than 0')
   require(0 < config['sampler']['top_p'] <= 1, 'sampler.top_p', 'in (0, 1]')
@@ -83,10 +94,16 @@ def _check(config: dict):
     for field in ('batch_size', 'num_steps' if part != 'proxy' else
                   'num_epochs'):
       require(config[part][field] >= 1, f'{part}.{field}', 'give at least 1')
-    try:
-      transformer.make_config(vocab_size=3, **config[part]['model'])
-    except (TypeError, ValueError) as error:
-      raise errors.ConfigError(f'config.{part}.model: {error}') from None
+    optimizer = config[part]['optimizer']
+    require(optimizer['learning_rate'] > 0, f'{part}.optimizer.learning_rate',
+            'give more than 0')
+    for field, make in (
+        ('model', lambda **kw: transformer.make_config(vocab_size=3, **kw)),
+        ('optimizer', lambda **kw: train.optimizer(num_steps=1, **kw))):
+      try:
+        make(**config[part][field])
+      except (TypeError, ValueError) as error:
+        raise errors.ConfigError(f'config.{part}.{field}: {error}') from None
 
 
 def _proxy_names(seed: str, config: dict) -> list[str]:
@@ -144,11 +161,11 @@ def plan(config: dict) -> list[study.Stage]:
 
   Raises:
     ConfigError: a field is out of range; nothing has been touched.
-    DataError: a file it names is missing.
+    DataError: a file it names is missing or malformed.
   """
   _check(config)
   data = data_config(config)
-  corpus.check_files(data)
+  corpus.check(data)
   stages, runs = [], []
   for seed in config['seeds']:
     stages.extend(_seed_stages(config, data, seed))

@@ -1,0 +1,248 @@
+"""Bad input through the front door: one line, its code, nothing left behind.
+
+The cases run in forks of one process that has imported everything, so that
+each is a fresh command and costs milliseconds.
+"""
+
+import fcntl
+import functools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import experiments_test
+
+CONFIG = f'--config={experiments_test.FIGURE_3}:smoke'
+BAD, HH, ALPACA = ('bad.jsonl', 'hh.jsonl', 'alpaca.json')
+FILES = {
+    'syntax.py': 'def get_config(size):\n  retrun 1\n',
+    'raises.py': 'def get_config(size):\n  return {}[size]\n',
+    'empty.py': '',
+    'no_study.py': 'from experiments import base\n'
+                   'def get_config(size):\n  return base.get_config(size)\n',
+    BAD: '{"instruction": "a", "output": "b"}\n'
+         '{"instruction": 3, "output": "b"}\n{"instr\n',
+    HH: ''.join(json.dumps({
+        'chosen': f'\n\nHuman: q{i}\n\nAssistant: yes {i}',
+        'rejected': f'\n\nHuman: q{i}\n\nAssistant: no'}) + '\n'
+        for i in range(4)),
+    'few.json': '[{"instruction": "a", "output": "b"}]',
+    ALPACA: json.dumps([{'instruction': f'say {i}', 'output': 'b'}
+                        for i in range(9)]),
+}
+field = lambda text: (CONFIG, f'--config.{text}')
+files = lambda path, *more: (
+    CONFIG, f'--config.data.path=DIR/{path}',
+    f'--config.data.preferences=DIR/{HH}', *more)
+# Name: arguments, exit code, what the line must hold. DIR is the directory of
+# FILES; --workdir=DIR/new is added where there is none.
+CASES = {
+    'field': (field('polciy.num_steps=3'), 2, (
+        'config.polciy.num_steps', 'Did you mean "policy"')),
+    'inner_field': (field('best_of_n.methods.mean.member=2'), 2, (
+        'best_of_n.methods.mean.member', 'no field')),
+    'type': (field('policy.num_steps=many'), 2, ('policy.num_steps', 'many')),
+    'float': (field('policy.num_steps=2.5'), 2, ('policy.num_steps', '2.5')),
+    'flag': ((CONFIG, '--wrokdir=x'), 2, ('wrokdir', 'workdir')),
+    'argument': ((CONFIG, 'stray'), 2, ("'stray'", '--<name>=<value>')),
+    'size': ((CONFIG.replace('smoke', 'tiny'),), 2, (
+        ':tiny', 'smoke, laptop, full')),
+    'no_config_file': (('--config=experiments/no.py',), 2, (
+        'experiments/no.py', 'no such file')),
+    'syntax': (('--config=DIR/syntax.py:x',), 2, (
+        'DIR/syntax.py', 'SyntaxError', 'line 2')),
+    'raises': (('--config=DIR/raises.py:x',), 2, (
+        'DIR/raises.py', 'KeyError: x')),
+    'no_get_config': (('--config=DIR/empty.py',), 2, (
+        'DIR/empty.py', 'get_config')),
+    'no_study': (('--config=DIR/no_study.py:smoke',), 2, ('config.study',)),
+    'no_workdir': ((CONFIG, '--workdir='), 2, ('--workdir=',)),
+    'nothing': (('--workdir=',), 2, ('--config=', '--workdir=')),
+    'members': (field('proxy.num_members=0'), 2, (
+        'proxy.num_members is 0', 'at least one')),
+    'noise': (field('label_noise=(1.5,)'), 2, ('label_noise', '[0, 1]')),
+    'twice': (field('label_noise=(0.25, 0.25)'), 2, ('label_noise', 'once')),
+    'no_seeds': (field('seeds=()'), 2, ('seeds', 'at least one')),
+    'seed_kind': (field('seeds=(0.5,)'), 2, ('seeds', 'integers')),
+    'seed_text': (field('seeds=("a",)'), 2, ('seeds', 'integers')),
+    'seed_sign': (field('seeds=(-1,)'), 2, ('seeds', '>= 0')),
+    'ending': (field('force_eos=(2,)'), 2, ('force_eos', 'True, False')),
+    'kind': (field('best_of_n.methods.mean.kind=median'), 2, (
+        'methods.mean.kind', 'worst_case')),
+    'uneven_n': (field('best_of_n.num_samples=20'), 2, (
+        'num_samples is 20', 'samples_per_call 16')),
+    'one_sample': (field('best_of_n.num_samples=1'), 2, ('num_samples',)),
+    'calls': (field('best_of_n.samples_per_call=0'), 2, ('samples_per_call',)),
+    'shards': (field('best_of_n.shard_prompts=0'), 2, ('shard_prompts',)),
+    'one_prompt': (field('data.num_eval_prompts=1'), 2, (
+        'num_eval_prompts is 1', 'at least 2')),
+    'held_out': (field('proxy.held_out=96'), 2, ('proxy.held_out', '96')),
+    'pairs': (field('proxy.batch_size=65'), 2, ('proxy.batch_size',)),
+    'temperature': (field('sampler.temperature=0.0'), 2, ('temperature',)),
+    'top_p': (field('sampler.top_p=0.0'), 2, ('top_p', '(0, 1]')),
+    'heads': (field('gold.model.num_heads=3'), 2, ('gold.model', 'num_heads')),
+    'family': (field('policy.model.family=mamba'), 2, ('mamba', 'llama')),
+    'schedule': (field('proxy.optimizer.schedule=step'), 2, (
+        'proxy.optimizer', "'cosine'")),
+    'rate': (field('policy.optimizer.learning_rate=-1.0'), 2, (
+        'policy.optimizer.learning_rate', 'more than 0')),
+    'adjectives': (field('data.world.num_adjectives=9999'), 2, (
+        'num_adjectives must be <=', '9999')),
+    'width': (field('data.world.max_response_length=0'), 2, (
+        'max_response_length', 'at least 1')),
+    'one_file': (field(f'data.path=DIR/{ALPACA}'), 2, (
+        'data.path', 'data.preferences', 'together')),
+    'other_file': (field(f'data.preferences=DIR/{HH}'), 2, (
+        'data.path', 'data.preferences', 'together')),
+    'no_file': (files('no.json'), 3, ('DIR/no.json', '--config.data.path')),
+    'malformed': (files(BAD), 3, (
+        'DIR/bad.jsonl:2', 'DIR/bad.jsonl:3', '2 bad rows of 3',
+        'max_bad_rows')),
+    'few_rows': (files('few.json'), 3, (
+        'DIR/few.json', '1 usable', 'num_eval_prompts')),
+    'vocabulary': (files(ALPACA, '--config.data.files.vocab_size=10'), 2, (
+        'vocab_size', '259')),
+    'format': (files(ALPACA, '--config.data.files.prompt_format=x'), 2, (
+        "'x'", 'alpaca')),
+    'tokenizer': (files(ALPACA, f'--config.data.files.tokenizer=DIR/{HH}'), 3,
+                  (f'DIR/{HH}', 'tokenizer.json')),
+    'stage': ((CONFIG, '--stages=slf'), 2, ("'slf'", 'seed_0/sft')),
+    'locked': ((CONFIG, '--workdir=DIR/owned'), 7, (
+        'DIR/owned', 'in use by pid 123', '--workdir')),
+    'file': ((CONFIG, f'--workdir=DIR/{BAD}'), 4, (
+        f'DIR/{BAD}', '--workdir')),
+    'below_file': ((CONFIG, f'--workdir=DIR/{BAD}/new'), 4, (
+        f'DIR/{BAD}', '--workdir')),
+}
+CODES = {2: 'CONFIG', 3: 'DATA', 4: 'CHECKPOINT', 7: 'LOCKED'}
+FORKS = """
+import json, os, sys, tempfile, traceback
+from rlhf_jax import main
+
+def child(argv, streams):
+  for number, stream in enumerate(streams, 1):
+    os.dup2(stream.fileno(), number)
+  sys.argv = ['main', *argv]
+  try:
+    main.main()
+  except SystemExit as error:
+    return error.code
+  except BaseException:
+    traceback.print_exc()
+    return 1
+
+results = []
+for argv in json.load(sys.stdin):
+  streams = [tempfile.TemporaryFile('w+') for _ in range(2)]
+  if not (pid := os.fork()):
+    code = child(argv, streams)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+  for stream in streams:
+    stream.seek(0)
+  results.append([code, *(stream.read() for stream in streams)])
+print(json.dumps(results))
+"""
+
+
+def _tree(directory):
+  return {str(p): p.read_bytes() if p.is_file() else None
+          for p in sorted(directory.rglob('*'))}
+
+
+@functools.cache
+def outcomes():
+  """{name: (code, stdout, stderr)}, and the files before and after."""
+  directory = pathlib.Path(tempfile.mkdtemp(prefix='rlhf_jax_main_'))
+  try:
+    for name, text in FILES.items():
+      (directory / name).write_text(text)
+    (directory / 'owned').mkdir()
+    before = _tree(directory) | {str(directory / 'owned/lock'): b'pid 123\n'}
+    jobs = []
+    for arguments, _, _ in CASES.values():
+      if not any(a.startswith('--workdir') for a in arguments):
+        arguments = (*arguments, '--workdir=DIR/new')
+      jobs.append([a.replace('DIR', str(directory)) for a in arguments])
+    with open(directory / 'owned/lock', 'w+') as lock:
+      lock.write('pid 123\n')
+      lock.flush()
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      done = subprocess.run(
+          [sys.executable, '-c', FORKS], input=json.dumps(jobs),
+          cwd=experiments_test.ROOT, env=experiments_test.environment(),
+          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = dict(zip(CASES, json.loads(done.stdout), strict=True))
+    return results, before, _tree(directory), str(directory)
+  finally:
+    shutil.rmtree(directory)
+
+
+class BadInputTest(parameterized.TestCase):
+
+  @parameterized.named_parameters((name, name) for name in CASES)
+  def test_one_line_that_helps(self, name):
+    _, code, parts = CASES[name]
+    results, _, _, directory = outcomes()
+    found, output, log = results[name]
+    log = log.replace(directory, 'DIR')
+    self.assertEqual((found, output), (code, ''), log)
+    self.assertLen(log.splitlines(), 1)
+    self.assertStartsWith(log, f'rlhf_jax: {CODES[code]}: ')
+    for part in (*parts,):
+      self.assertIn(part, log)
+    for noise in ('Traceback', 'config_config', '\\n', '  '):
+      self.assertNotIn(noise, log)
+    if name != 'stage':  # lists all stages
+      self.assertLess(len(log), 420)
+
+  def test_nothing_is_left_behind(self):
+    _, before, after, _ = outcomes()
+    self.assertEqual(before, after)
+
+
+class FrontDoorTest(absltest.TestCase):
+
+  def test_help(self):
+    done = subprocess.run(
+        [sys.executable, '-m', 'rlhf_jax.main', '--help'], text=True,
+        cwd=experiments_test.ROOT, env=experiments_test.environment(),
+        capture_output=True, timeout=120)
+    for part in ('--config', '--workdir', '--stages'):
+      self.assertIn(part, done.stdout)
+    self.assertNotIn('Traceback', done.stderr)
+
+  def test_a_stage_without_what_it_needs(self):
+    workdir = self.create_tempdir().full_path
+    done = experiments_test.launch(
+        CONFIG.removeprefix('--config='), workdir, '--stages=gold')
+    self.assertEqual(done.returncode, 4)
+    self.assertLen(done.stderr.splitlines(), 1)
+    self.assertIn('--stages=seed_0/sft', done.stderr)
+    status = json.loads((pathlib.Path(workdir) / 'status.json').read_text())
+    self.assertEqual(status['code'], 'CHECKPOINT')
+    self.assertFalse(os.path.exists(f'{workdir}/seed_0/gold/result.json'))
+
+  def test_a_changed_config_is_refused(self):
+    workdir, _ = experiments_test.smoke()
+    before = (workdir / 'config.json').read_bytes()
+    done = experiments_test.launch(
+        CONFIG.removeprefix('--config='), workdir,
+        '--config.policy.num_steps=9')
+    self.assertEqual(done.returncode, 2)
+    self.assertLen(done.stderr.splitlines(), 1)
+    self.assertIn('policy.num_steps: 8 -> 9', done.stderr)
+    self.assertEqual((workdir / 'config.json').read_bytes(), before)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,192 @@
+"""Tests for rlhf_jax.rewards."""
+
+import functools
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import rewards
+from rlhf_jax import types
+from rlhf_jax.models import transformer
+
+V, E, B, K, T = 9, 3, 2, 3, 7
+CONFIG = transformer.make_config(
+    'llama', vocab_size=V, hidden_size=8, num_layers=2, num_heads=2,
+    intermediate_size=12)
+
+
+@functools.cache
+def _trunk():
+  return jax.jit(transformer.init, static_argnums=0)(
+      CONFIG, jax.random.key(0))
+
+
+@functools.cache
+def _members():
+  members = rewards.init_members(
+      CONFIG, jax.random.split(jax.random.key(1), E), trunk=_trunk())
+  members['head']['bias'] = jnp.arange(1., E + 1)
+  return members
+
+
+def _member(i):
+  return jax.tree.map(lambda x: x[i], _members())
+
+
+_score = jax.jit(rewards.score, static_argnums=0)
+_score_members = jax.jit(rewards.score_members, static_argnums=0)
+
+
+def _responses(shape=(B, K), width=T, seed=0):
+  """Ragged rows; the last one ends at the edge."""
+  rng = np.random.default_rng(seed)
+  start = rng.integers(1, 3, size=(*shape, 1))
+  end = rng.integers(3, width, size=(*shape, 1))
+  end.reshape(-1)[-1] = width
+  at = np.arange(width)
+  tokens = rng.integers(0, V, size=(*shape, width), dtype=np.int32)
+  return tokens, (at >= start) & (at < end), end[..., 0]
+
+
+class ScoreTest(parameterized.TestCase):
+
+  def test_is_read_at_the_last_response_token(self):
+    tokens, mask, end = _responses()
+    params = _member(0)
+    hidden = jax.jit(transformer.hidden_states, static_argnums=0)(
+        CONFIG, params['trunk'], tokens.reshape(-1, T)).reshape(B, K, T, -1)
+    last = np.take_along_axis(
+        np.asarray(hidden), (end - 1)[..., None, None], axis=2)[:, :, 0]
+    expected = last @ np.asarray(params['head']['weight']) + 1
+    scores = _score(CONFIG, params, tokens, mask)
+    self.assertEqual(scores.shape, (B, K))
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+  def test_what_follows_is_inert_what_precedes_is_not(self):
+    tokens, mask, end = _responses()
+    score = lambda x: np.asarray(_score(CONFIG, _member(0), x, mask))
+    behind = np.arange(T) >= end[..., None]
+    other = np.where(behind, (tokens + 1) % V, tokens)
+    self.assertGreater((other != tokens).sum(), 0)
+    np.testing.assert_allclose(score(other), score(tokens), atol=1e-6)
+    for t in (np.zeros_like(end), end - 1):
+      other = np.where(np.arange(T) == t[..., None], (tokens + 1) % V, tokens)
+      self.assertGreater(np.abs(score(other) - score(tokens)).min(), 1e-4)
+
+  def test_empty_response_is_finite(self):
+    tokens, mask, _ = _responses()
+    chex.assert_tree_all_finite(
+        _score(CONFIG, _member(0), tokens, np.zeros_like(mask)))
+    with self.assertRaises(AssertionError):
+      rewards.score(CONFIG, _member(0), tokens, mask[:, 0])
+
+  def test_forward_is_score(self):
+    tokens, mask, _ = _responses()
+    out = rewards.forward(CONFIG, _member(1), types.Batch(tokens, mask))
+    np.testing.assert_allclose(
+        out.scores, _score(CONFIG, _member(1), tokens, mask), atol=1e-5)
+    self.assertIsNone(out.logprobs)
+
+
+class MembersTest(parameterized.TestCase):
+
+  def test_one_call_equals_the_loop(self):
+    tokens, mask, _ = _responses()
+    together = _score_members(CONFIG, _members(), tokens, mask)
+    apart = [_score(CONFIG, _member(i), tokens, mask) for i in range(E)]
+    self.assertEqual(together.shape, (E, B, K))
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+    self.assertGreater(np.abs(together[0] - together[1]).min(), 1e-3)
+
+  def test_one_trunk_and_own_heads(self):
+    members = _members()
+    self.assertNotIn('unembed', members['trunk'])
+    for leaf, shared in zip(
+        jax.tree.leaves(members['trunk']),
+        jax.tree.leaves({k: v for k, v in _trunk().items()
+                         if k != 'unembed'}), strict=True):
+      for i in range(E):
+        np.testing.assert_array_equal(leaf[i], shared)
+    weight = members['head']['weight']
+    self.assertEqual(weight.shape, (E, 8))
+    self.assertLen(np.unique(weight), 8 * E)
+
+  def test_fresh_trunks_differ(self):
+    keys = jax.random.split(jax.random.key(1), 2)
+    members = jax.jit(rewards.init_members, static_argnums=0)(CONFIG, keys)
+    embed = members['trunk']['embed']
+    self.assertGreater(np.abs(embed[0] - embed[1]).max(), .1)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[1], members),
+        jax.jit(rewards.init, static_argnums=0)(CONFIG, keys[1]), atol=1e-6)
+
+  @parameterized.parameters(1., .2)
+  def test_head_scale(self, scale):
+    keys = jax.random.split(jax.random.key(0), 1000)
+    members = rewards.init_members(
+        CONFIG, keys, trunk=_trunk(), head_scale=scale)
+    weight = np.asarray(members['head']['weight'], np.float64)
+    expected = scale**2 / 8  # of a hidden state of size 8
+    for variance in (weight**2).mean(axis=0):  # of each weight, over keys
+      self.assertAlmostEqual(variance / expected, 1, delta=5 * .002**.5)
+    self.assertAlmostEqual((weight**2).mean() / expected, 1, delta=.05)
+
+
+def _fake(config, params, tokens, mask):
+  """Two members: a sum of tokens, and the place of the last."""
+  del config, params
+  place = np.arange(1, tokens.shape[1] + 1) * mask
+  return np.stack([(tokens * mask).sum(-1), place.max(-1)])
+
+
+class RowsTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 2, 5, 12, 13, 14, 2048)
+  def test_chunks_cover_every_row_once(self, chunk_size):
+    tokens, mask, end = _responses((13,), width=21)
+    shapes, checks = [], []
+
+    def fake(config, params, tokens, mask):
+      shapes.append(tokens.shape)
+      return _fake(config, params, tokens, mask)
+
+    with mock.patch.object(rewards, '_score_chunk', fake):
+      scores = rewards.score_rows(
+          CONFIG, {'x': np.zeros(2)}, tokens, mask, chunk_size=chunk_size,
+          check=lambda: checks.append(1))
+    np.testing.assert_array_equal(
+        scores, [(tokens * mask).sum(-1), end])
+    self.assertEqual(scores.dtype, np.float32)
+    self.assertLen(shapes, -(-13 // chunk_size))
+    self.assertLen(checks, len(shapes))
+    self.assertEqual({n for n, _ in shapes}, {min(13, chunk_size)})
+    # No wider than the longest row it holds, rounded up.
+    widths, longest = [w for _, w in shapes], np.sort(end)
+    for i, width in enumerate(widths):
+      needed = longest[min((i + 1) * chunk_size, 13) - 1]
+      self.assertEqual(width, min(21, -(-needed // 8) * 8))
+
+  def test_equals_score_in_any_order(self):
+    tokens, mask, _ = _responses((10,), width=18)
+    expected = _score_members(CONFIG, _members(), tokens, mask)
+    shuffle = np.random.default_rng(3).permutation(10)
+    for order in (np.arange(10), shuffle):
+      scores = rewards.score_rows(
+          CONFIG, _members(), tokens[order], mask[order], chunk_size=4)
+      np.testing.assert_allclose(scores, expected[:, order], atol=1e-5)
+
+  def test_check_may_stop(self):
+    tokens, mask, _ = _responses((4,))
+    def check():
+      raise KeyboardInterrupt
+    with self.assertRaises(KeyboardInterrupt):
+      rewards.score_rows(CONFIG, _members(), tokens, mask, check=check)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,298 @@
+"""Tests for rlhf_jax.sampling."""
+
+import functools
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import policy
+from rlhf_jax import sampling
+from rlhf_jax import sharding
+from rlhf_jax.models import transformer
+
+V, P, N, K = 11, 4, 6, 8
+PAD, EOS = 0, 1
+PROMPTS = np.array([[2, 5, 3, 8], [7, 9, 9, 9], [4, 2, 6, 9]], np.int32)
+LENGTHS = np.array([4, 1, 3], np.int32)
+SIZES = dict(vocab_size=V, hidden_size=16, num_layers=2, num_heads=2,
+             intermediate_size=24)
+LLAMA = transformer.make_config('llama', num_kv_heads=1, **SIZES)
+NEOX = transformer.make_config('gpt_neox', **SIZES)
+DEFAULTS = dict(num_samples=K, max_new_tokens=N, eos_id=EOS, pad_id=PAD)
+
+
+@functools.cache
+def _params(config):
+  return jax.jit(transformer.init, static_argnums=0)(
+      config, jax.random.key(3))
+
+
+def _sample(prompts=PROMPTS, lengths=LENGTHS, seed=0, *, config=LLAMA,
+            params=None, **kwargs):
+  return jax.device_get(sampling.sample(
+      config, params or _params(config), prompts, lengths,
+      jax.random.key(seed), **(DEFAULTS | kwargs)))
+
+
+@functools.cache
+def _rollout(**kwargs):
+  return _sample(**kwargs)
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'temperature'))
+def _training_logprobs(config, params, batch, temperature):
+  return policy.forward(
+      config, params, batch, temperature=temperature).logprobs
+
+
+def _next(params, row):
+  """Logits f64[V] after the tokens of `row`, from the training forward."""
+  padded = np.full((1, P + N), 9, np.int32)
+  padded[0, :len(row)] = row
+  logits = jax.jit(transformer.logits, static_argnums=0)(LLAMA, params, padded)
+  return np.asarray(logits[0, len(row) - 1], np.float64)
+
+
+def _exact(logits, temperature=1., top_k=0, top_p=1.):
+  """What one token must be distributed as, by brute force."""
+  probs = np.exp(logits / temperature)
+  order = np.argsort(-probs)
+  probs[order[top_k or len(probs):]] = 0
+  probs /= probs.sum()
+  mass, kept = 0., np.zeros(len(probs), bool)
+  for token in order:
+    if mass < top_p:
+      kept[token] = True
+    mass += probs[token]
+  return np.where(kept, probs, 0) / probs[kept].sum()
+
+
+class SampleTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      {}, dict(temperature=.5), dict(top_k=3), dict(temperature=.5, top_p=.7),
+      dict(temperature=0), dict(force_eos=True), dict(config=NEOX))
+  def test_logprobs_are_those_of_training(self, **kwargs):
+    batch = _rollout(**kwargs)
+    config = kwargs.get('config', LLAMA)
+    expected = _training_logprobs(
+        config, _params(config), batch, kwargs.get('temperature', 1) or 1.)
+    np.testing.assert_allclose(batch.old_logprobs[batch.mask],
+                               expected[batch.mask], atol=1e-5)
+    np.testing.assert_array_equal(batch.old_logprobs[~batch.mask], 0)
+
+  def test_rows_are_prompt_response_padding(self):
+    batch = _rollout()
+    self.assertEqual(batch.tokens.shape, (3, K, P + N))
+    self.assertEqual(batch.mask.dtype, bool)
+    finished = []
+    for b, k in np.ndindex(3, K):
+      row, mask, start = batch.tokens[b, k], batch.mask[b, k], LENGTHS[b]
+      np.testing.assert_array_equal(row[:start], PROMPTS[b, :start])
+      count = int(mask.sum())
+      self.assertBetween(count, 1, N)
+      np.testing.assert_array_equal(np.flatnonzero(mask),
+                                    start + np.arange(count))
+      np.testing.assert_array_equal(row[start + count:], PAD)
+      ends = row[start:start + count] == EOS
+      self.assertFalse(ends[:-1].any())
+      if count < N:
+        self.assertTrue(ends[-1])
+      finished.append(ends[-1])
+    self.assertIn(True, finished)  # so that both kinds were looked at
+    self.assertIn(False, finished)
+
+  def test_forced_eos_ends_what_is_unfinished(self):
+    free, forced = _rollout(), _rollout(force_eos=True)
+    np.testing.assert_array_equal(free.mask, forced.mask)
+    last = np.where(free.mask, np.arange(P + N), 0).max(-1)[..., None]
+    ends = np.take_along_axis(forced.tokens, last, -1)
+    np.testing.assert_array_equal(ends, EOS)
+    changed = forced.tokens != free.tokens
+    cut = np.take_along_axis(free.tokens, last, -1) != EOS
+    np.testing.assert_array_equal(
+        changed, cut & (np.arange(P + N) == last))
+
+  def test_greedy_is_stepwise_argmax(self):
+    batch = _rollout(temperature=0)
+    np.testing.assert_array_equal(batch.tokens, batch.tokens[:, :1].repeat(
+        K, axis=1))
+    for b in range(3):
+      row = list(PROMPTS[b, :LENGTHS[b]])
+      for _ in range(N):
+        row.append(int(_next(_params(LLAMA), row).argmax()))
+        if row[-1] == EOS:
+          break
+      np.testing.assert_array_equal(batch.tokens[b, 0, :len(row)], row)
+
+  def test_key_decides(self):
+    one, same, other = _rollout(), _sample(seed=0), _sample(seed=1)
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    self.assertGreater((one.tokens != other.tokens).mean(), .2)
+    rows = {tuple(row) for row in one.tokens.reshape(-1, P + N)}
+    self.assertGreater(len(rows), 2 * K)  # rows and samples have own noise
+
+  def test_samples_do_not_depend_on_the_batch(self):
+    whole = _rollout()
+    wide = np.pad(PROMPTS[[2, 0]], ((0, 0), (0, 3)), constant_values=8)
+    cut = _sample(wide, LENGTHS[[2, 0]], row_ids=np.array([2, 0]),
+                  num_samples=3)
+    np.testing.assert_array_equal(
+        cut.tokens[..., :P + N], whole.tokens[[2, 0], :3])
+    np.testing.assert_array_equal(
+        cut.mask[..., :P + N], whole.mask[[2, 0], :3])
+    np.testing.assert_array_equal(cut.mask[..., P + N:], False)
+    moved = _sample(row_ids=np.array([5, 6, 7]))
+    self.assertGreater((moved.tokens != whole.tokens).mean(), .2)
+
+  @parameterized.parameters(
+      dict(temperature=1.), dict(temperature=.5), dict(temperature=2., top_k=3),
+      dict(top_p=.6), dict(temperature=1.5, top_k=6, top_p=.7))
+  def test_distribution_of_two_tokens(self, **kwargs):
+    count, prompt = 4000, [4, 2]
+    batch = _sample(np.array([prompt]), np.array([2]), seed=11,
+                    num_samples=count, max_new_tokens=2, **kwargs)
+    np.testing.assert_array_equal(batch.mask[0, :, 2], True)
+    pairs = batch.tokens[0, :, 2:].astype(int)
+    seen = np.bincount(pairs[:, 0] * V + pairs[:, 1], minlength=V * V)
+    first = _exact(_next(_params(LLAMA), prompt), **kwargs)
+    expected = np.zeros((V, V))
+    for token in range(V):
+      expected[token] = first[token] * _exact(
+          _next(_params(LLAMA), [*prompt, token]), **kwargs)
+    expected[EOS] = first[EOS] * (np.arange(V) == PAD)
+    expected = count * expected.reshape(-1)
+    np.testing.assert_array_equal(seen[expected == 0], 0)
+    common = expected >= 5  # the rest is pooled
+    seen, expected = (np.append(x[common], x[~common].sum() + 1e-9)
+                      for x in (seen, expected))
+    freedom = common.sum()
+    self.assertGreater(freedom, 3)
+    chi_square = ((seen - expected)**2 / expected).sum()
+    # Mean `freedom`, variance twice that; four sigma and a bit for the tail.
+    self.assertLess(chi_square, freedom + 5 * (2 * freedom)**.5)
+
+  def test_one_program_for_one_shape(self):
+    _rollout()
+    before = sampling._sample._cache_size()
+    _sample(PROMPTS[::-1].copy(), LENGTHS[::-1].copy(), seed=5,
+            row_ids=np.array([9, 4, 1]),
+            params=jax.tree.map(lambda x: 2 * x, _params(LLAMA)))
+    self.assertEqual(sampling._sample._cache_size(), before)
+    _sample(num_samples=1, max_new_tokens=1)
+    self.assertEqual(sampling._sample._cache_size(), before + 1)
+
+  def test_stops_when_every_row_has(self):
+    params = dict(_params(NEOX))
+    # The final state is the first axis, where the EOS has a logit of 50.
+    axis = jnp.eye(16)[0]
+    params['norm'] = {'scale': jnp.zeros(16), 'bias': axis}
+    params['unembed'] = jnp.zeros((V, 16)).at[EOS].set(50 * axis)
+    calls, extend = [], transformer.extend
+
+    def counted(*args):
+      jax.debug.callback(lambda: calls.append(1))
+      return extend(*args)
+
+    with mock.patch.object(transformer, 'extend', counted):
+      batch = _sample(config=NEOX, params=params, max_new_tokens=50)
+      jax.effects_barrier()
+    self.assertLen(calls, 2)  # the prompts, and the first token
+    np.testing.assert_array_equal(batch.mask.sum(-1), 1)
+    np.testing.assert_array_equal(batch.tokens[batch.mask], EOS)
+    np.testing.assert_array_equal(batch.tokens[1, :, 2:], PAD)
+
+  def test_pad_may_be_eos(self):
+    one, other = _rollout(), _sample(pad_id=EOS)
+    np.testing.assert_array_equal(one.mask, other.mask)
+    np.testing.assert_array_equal(one.old_logprobs, other.old_logprobs)
+    at = np.arange(P + N) < LENGTHS[:, None, None]
+    used = one.mask | at
+    np.testing.assert_array_equal(
+        other.tokens, np.where(used, one.tokens, EOS))
+
+  def test_same_on_eight_devices(self):
+    prompts, lengths = PROMPTS[np.arange(8) % 3], LENGTHS[np.arange(8) % 3]
+    kwargs = dict(num_samples=2, max_new_tokens=4)
+    one = _sample(prompts, lengths, **kwargs)
+    mesh = sharding.make_mesh()
+    cut = sharding.shard_batch((prompts, lengths), mesh)
+    many = _sample(*cut, params=sharding.shard_params(_params(LLAMA), mesh),
+                   **kwargs)
+    np.testing.assert_array_equal(one.tokens, many.tokens)
+    np.testing.assert_allclose(one.old_logprobs, many.old_logprobs, atol=1e-5)
+
+  @parameterized.parameters(
+      ('num_samples .* got 0 and 6', dict(num_samples=0)),
+      ('max_new_tokens .* got 8 and 0', dict(max_new_tokens=0)),
+      ('temperature must be >= 0, got -0.1', dict(temperature=-.1)),
+      ('top_k must be >= 0, got -1', dict(top_k=-1)),
+      (r'top_p must be in \(0, 1\], got 0', dict(top_p=0)),
+      ('top_p .* got 1.5', dict(top_p=1.5)))
+  def test_rejects(self, message, kwargs):
+    with self.assertRaisesRegex(ValueError, message):
+      _sample(**kwargs)
+
+  def test_rejects_shapes_and_types(self):
+    for prompts, lengths in ((PROMPTS[0], LENGTHS), (PROMPTS, LENGTHS[:, None]),
+                             (PROMPTS.astype('f'), LENGTHS)):
+      with self.assertRaises(AssertionError):
+        _sample(prompts, lengths)
+
+
+class FilterTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (dict(), '11111'), (dict(top_k=5), '11111'), (dict(top_k=9), '11111'),
+      (dict(top_k=1), '00100'), (dict(top_k=2), '01110'),  # a tie at the border
+      (dict(top_k=3), '01110'), (dict(top_k=4), '11110'),
+      (dict(top_p=1e-9), '00100'), (dict(top_p=.39), '00100'),
+      (dict(top_p=.41), '01110'),  # a tie again
+      (dict(top_p=.85), '11110'), (dict(top_p=.97), '11111'),
+      # Of the three or four that top_k keeps, with their mass made 1.
+      (dict(top_k=3, top_p=.49), '00100'), (dict(top_k=4, top_p=.83), '01110'))
+  def test_by_hand(self, kwargs, kept):
+    logits = jnp.log(jnp.array([.15, .2, .4, .2, .05]))
+    out = sampling.filter_logits(logits, **kwargs)
+    kept = np.array([c == '1' for c in kept])
+    np.testing.assert_array_equal(out, np.where(kept, logits, -np.inf))
+
+  def test_rows_are_apart(self):
+    logits = jnp.array([[[0., 1, 2], [5, 4, 3]]])
+    out = sampling.filter_logits(logits, top_k=2, top_p=.5)
+    np.testing.assert_array_equal(np.isfinite(out),
+                                  [[[0, 0, 1], [1, 0, 0]]])
+
+
+class DrawTest(absltest.TestCase):
+
+  def test_inverts_the_distribution(self):
+    logits = jnp.log(jnp.array([.25, 0., .5, .25, 0.]))
+    for uniform, token in ((0., 0), (.24, 0), (.26, 2), (.74, 2), (.76, 3),
+                           (1 - 2**-24, 3), (1., 3)):
+      self.assertEqual(sampling._draw(logits, jnp.float32(uniform)), token)
+
+  def test_never_an_excluded_token(self):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(64, 2000)).astype('f')
+    logits = jnp.where(rng.random(logits.shape) < .5, logits, -jnp.inf)
+    draw = jax.jit(sampling._draw)
+    mass = np.asarray(jnp.cumsum(jnp.exp(
+        logits - logits.max(-1, keepdims=True)), axis=-1))
+    excluded = np.isinf(logits)
+    # Points on which rounding of the sums would put an excluded token.
+    rises = (np.diff(mass) > 0) & excluded[:, 1:]
+    row, at = np.nonzero(rises)
+    points = (mass[row, at] / mass[row, -1]).astype('f')
+    for _ in range(3):
+      tokens = draw(logits[row], points)
+      self.assertFalse(excluded[row, tokens].any())
+      points = np.nextafter(points, np.float32(1))
+
+
+if __name__ == '__main__':
+  absltest.main()

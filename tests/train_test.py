@@ -1,0 +1,315 @@
+"""Tests for rlhf_jax.train."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf_jax import errors
+from rlhf_jax import objectives
+from rlhf_jax import policy
+from rlhf_jax import sharding
+from rlhf_jax import train
+from rlhf_jax import types
+from rlhf_jax.models import transformer
+from rlhf_jax.ops import logprobs
+
+B, K, T, V = 8, 1, 6, 5
+SFT = objectives.get('sft')
+
+
+def _bigram(params, batch):
+  """The smallest policy: a table of logits by the previous token."""
+  return types.PolicyOutput(logprobs.token_logprobs(
+      params['table'][batch.tokens], batch.tokens))
+
+
+def _params(seed=0):
+  table = np.random.default_rng(seed).normal(size=(V, V))
+  return {'table': jnp.asarray(table, jnp.float32)}
+
+
+def _batch(seed=0):
+  """Ragged: from no response token to all of them."""
+  rng = np.random.default_rng(seed)
+  lengths = np.arange(B)[:, None, None] * (T - 1) // (B - 1)
+  at = np.arange(T)
+  return types.Batch(
+      tokens=jnp.asarray(rng.integers(0, V, (B, K, T))),
+      mask=jnp.asarray((at >= 1) & (at < 1 + lengths)),
+      scores=jnp.ones((B, K)))
+
+
+def _weighted(out, batch):
+  """SFT times the score, with a metric; a NaN score spoils it."""
+  loss = SFT(out, batch)
+  loss = loss.replace(loss=loss.loss * batch.scores[..., None])
+  return loss.replace(metrics={'test/square': loss.loss**2})
+
+
+def _state(tx, seed=0, params=None):
+  return train.init_state(params or _params(seed), tx, jax.random.key(seed))
+
+
+@functools.cache
+def _sgd_step(num_microbatches=1):
+  return jax.jit(train.make_train_step(
+      _bigram, _weighted, optax.sgd(1.), num_microbatches=num_microbatches))
+
+
+@functools.cache
+def _adam(learning_rate=.1):
+  tx = train.optimizer(learning_rate=learning_rate, num_steps=10,
+                       schedule='constant', weight_decay=.1)
+  return tx, train.make_train_step(_bigram, _weighted, tx)
+
+
+class StepTest(parameterized.TestCase):
+
+  @parameterized.parameters(2, 4, 8)
+  def test_microbatches_change_nothing(self, parts):
+    state, batch = _state(optax.sgd(1.)), _batch()
+    whole = _sgd_step()(state, batch)
+    cut = _sgd_step(parts)(state, batch)
+    chex.assert_trees_all_close(
+        whole[0].params, cut[0].params, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(whole[1], cut[1], rtol=1e-5, atol=1e-6)
+    # The mean of the parts' means is another gradient.
+    rows = B // parts
+    means = [_sgd_step()(state, jax.tree.map(
+        lambda x, i=i: x[i * rows:(i + 1) * rows], batch))[0].params
+             for i in range(parts)]
+    naive = np.mean([x['table'] for x in means], axis=0)
+    self.assertGreater(np.abs(naive - whole[0].params['table']).max(), 1e-3)
+
+  def test_metrics_are_weighted_means(self):
+    state, batch = _state(optax.sgd(1.)), _batch()
+    new, metrics = _sgd_step()(state, batch)
+    out = np.asarray(_bigram(_params(), batch).logprobs, np.float64)
+    np.testing.assert_allclose(
+        metrics['train/loss'], -out[batch.mask].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics['test/square'], (out[batch.mask]**2).mean(), rtol=1e-5)
+    moved = jax.tree.map(lambda a, b: a - b, state.params, new.params)
+    np.testing.assert_allclose(
+        metrics['train/grad_norm'], optax.tree.norm(moved), rtol=1e-5)
+    self.assertEqual(metrics['train/skipped'], 0)
+    self.assertEqual(new.step, 1)
+    self.assertFalse(np.array_equal(jax.random.key_data(new.key),
+                                    jax.random.key_data(state.key)))
+
+  def test_indivisible_microbatches(self):
+    with self.assertRaisesRegex(ValueError, '8 .* num_microbatches=3'):
+      _sgd_step(3)(_state(optax.sgd(1.)), _batch())
+
+  def test_members_in_one_step_equal_the_loop(self):
+    tx, step = _adam()
+    states = [_state(tx, seed) for seed in range(3)]
+    batches = [_batch(seed) for seed in range(3)]
+    stack = lambda *x: jnp.stack(x)
+    together = jax.tree.map(stack, *states)
+    cut = jax.tree.map(stack, *batches)
+    ensemble, single = jax.jit(jax.vmap(step)), jax.jit(step)
+    for _ in range(3):
+      together, metrics = ensemble(together, cut)
+      results = [single(s, b) for s, b in zip(states, batches)]
+      states = [s for s, _ in results]
+    for mine, other in ((together.params, [s.params for s in states]),
+                        (metrics, [m for _, m in results])):
+      chex.assert_trees_all_close(
+          mine, jax.tree.map(stack, *other), rtol=1e-5, atol=1e-5)
+
+  @parameterized.parameters(np.nan, np.inf)
+  def test_step_that_is_not_finite_is_skipped(self, value):
+    tx, step = _adam()
+    good, bad = _batch(), _batch()
+    bad = bad.replace(scores=bad.scores.at[5].set(value))
+    step = jax.jit(step)
+    state, _ = step(_state(tx), good)
+    new, metrics = step(state, bad)
+    self.assertEqual(metrics['train/skipped'], 1)
+    chex.assert_trees_all_equal(
+        (new.params, new.opt_state), (state.params, state.opt_state))
+    self.assertEqual(new.step, 2)
+    # A NaN where there is no weight is no fault (row 0 has no response).
+    unread = good.replace(scores=good.scores.at[0].set(np.nan))
+    a, metrics = step(state, unread)
+    self.assertEqual(metrics['train/skipped'], 0)
+    chex.assert_trees_all_equal(a.params, step(state, good)[0].params)
+
+  def test_finite_loss_with_infinite_gradient_is_skipped(self):
+    def objective(out, batch):
+      gap = out.logprobs[..., 1:] - jax.lax.stop_gradient(
+          out.logprobs[..., 1:])
+      loss = jnp.sqrt(gap)  # of 0, where its slope is infinite
+      return types.LossOutput(loss, jnp.ones_like(loss), {})
+    step = jax.jit(train.make_train_step(_bigram, objective, optax.sgd(1.)))
+    state = _state(optax.sgd(1.))
+    new, metrics = step(state, _batch())
+    self.assertEqual(metrics['train/loss'], 0)
+    self.assertEqual(metrics['train/skipped'], 1)
+    chex.assert_trees_all_equal(new.params, state.params)
+
+  def test_one_bad_member_spoils_no_other(self):
+    tx, step = _adam()
+    states = jax.tree.map(lambda *x: jnp.stack(x), _state(tx), _state(tx))
+    batches = jax.tree.map(lambda *x: jnp.stack(x), _batch(), _batch())
+    batches = batches.replace(scores=batches.scores.at[1, 5].set(np.nan))
+    new, metrics = jax.jit(jax.vmap(step))(states, batches)
+    np.testing.assert_array_equal(metrics['train/skipped'], [0, 1])
+    moved = np.abs(new.params['table'] - states.params['table']).max((1, 2))
+    self.assertGreater(moved[0], 0)
+    self.assertEqual(moved[1], 0)
+
+  def test_learning_rate_zero(self):
+    tx, step = _adam(0.)
+    state = _state(tx)
+    new, _ = jax.jit(step)(state, _batch())
+    chex.assert_trees_all_equal(new.params, state.params)
+
+  def test_traced_once(self):
+    chex.clear_trace_counter()
+    tx, step = _adam()
+    step = jax.jit(chex.assert_max_traces(step, n=1))
+    state = _state(tx)
+    for seed in range(3):
+      state, _ = step(state, _batch(seed))
+    self.assertEqual(state.step, 3)
+
+
+class OptimizerTest(parameterized.TestCase):
+
+  def _rates(self, count, **kwargs):
+    """A constant gradient makes each Adam step as long as its rate."""
+    tx = train.optimizer(clip_norm=None, **kwargs)
+    params, grad = jnp.zeros(()), jnp.ones(())
+    opt_state, rates = tx.init(params), []
+    for _ in range(count):
+      update, opt_state = tx.update(grad, opt_state, params)
+      rates.append(-float(update))
+    return rates
+
+  @parameterized.parameters(
+      ('cosine', 4, {0: 0, 2: .05, 4: .1, 12: .05, 20: 0}),
+      ('cosine', 0, {0: .1, 10: .05, 20: 0}),
+      ('constant', 4, {0: 0, 2: .05, 4: .1, 12: .1, 20: .1}),
+      ('constant', 0, {0: .1, 1: .1, 20: .1}))
+  def test_schedule(self, schedule, warmup_steps, expected):
+    rates = self._rates(21, learning_rate=.1, num_steps=20,
+                        warmup_steps=warmup_steps, schedule=schedule)
+    for step, rate in expected.items():
+      self.assertAlmostEqual(rates[step], rate, delta=1e-5, msg=str(step))
+
+  def test_unknown_schedule(self):
+    with self.assertRaisesRegex(ValueError, "'cosine' or .* got 'linear'"):
+      train.optimizer(learning_rate=.1, num_steps=1, schedule='linear')
+
+  def test_clip_and_weight_decay(self):
+    make = functools.partial(train.optimizer, learning_rate=.1, num_steps=1,
+                             schedule='constant')
+    second = []
+    for tx in (make(clip_norm=1.), make(clip_norm=None)):
+      opt_state = tx.init(jnp.zeros(2))
+      for grad in (jnp.array([60., 80.]), jnp.array([.6, .8])):
+        update, opt_state = tx.update(grad, opt_state, jnp.zeros(2))
+      second.append(update)
+    # Clipped to norm 1, the two gradients are one.
+    np.testing.assert_allclose(second[0], -.1, rtol=1e-4)
+    self.assertGreater(np.abs(second[1] + .1).min(), .01)
+    tx = make(weight_decay=.3)
+    update, _ = tx.update(
+        jnp.zeros(()), tx.init(jnp.ones(())), 2 * jnp.ones(()))
+    self.assertAlmostEqual(float(update), -.1 * .3 * 2, delta=1e-7)
+
+
+class LoopTest(absltest.TestCase):
+
+  def _run(self, skipped, start=0):
+    """Steps that were skipped or not, as a stub; the steps yielded."""
+    def step_fn(state, batch):
+      return state + batch, {'train/skipped': np.float32(skipped[batch])}
+    source = lambda step, state, frozen: step
+    for step, _, _ in train.train(
+        0, types.Frozen(), source, step_fn, start=start,
+        num_steps=len(skipped)):
+      self.steps.append(step)
+
+  def setUp(self):
+    super().setUp()
+    self.steps = []
+
+  def test_stops_after_five_in_a_row(self):
+    with self.assertRaisesRegex(errors.NumericsError, '5 steps in a row'):
+      self._run([0, 0] + [1] * 20)
+    self.assertEqual(self.steps, [1, 2, 3, 4, 5, 6, 7])
+
+  def test_at_the_last_step_as_well(self):
+    with self.assertRaises(errors.NumericsError):
+      self._run([0] + [1] * 5)
+    self.assertEqual(self.steps, [1, 2, 3, 4, 5, 6])
+
+  def test_four_are_forgiven(self):
+    self._run([1, 1, 1, 1, 0] * 3)
+    self.assertEqual(self.steps, list(range(1, 16)))
+
+  def test_one_member_is_enough(self):
+    with self.assertRaises(errors.NumericsError):
+      self._run([np.array([0, 1])] * 5)
+
+  def test_resumed_run_equals_the_uninterrupted(self):
+    tx, step = _adam()
+    step = jax.jit(step)
+    source = lambda step, state, frozen: _batch(step)
+    run = lambda state, start, end: [s for _, s, _ in train.train(
+        state, types.Frozen(), source, step, start=start, num_steps=end)]
+    whole = run(_state(tx), 0, 4)
+    self.assertLen(whole, 4)
+    chex.assert_trees_all_equal(run(whole[1], 2, 4)[-1], whole[-1])
+    self.assertEmpty(run(whole[-1], 4, 4))
+
+
+class DevicesTest(absltest.TestCase):
+
+  def test_one_device_equals_eight(self):
+    """Plain SGD, because Adam would amplify rounding in its first step."""
+    config = transformer.make_config(
+        'llama', vocab_size=V, hidden_size=8, num_layers=2, num_heads=2,
+        intermediate_size=12)
+    forward = functools.partial(policy.forward, config)
+    params = jax.jit(transformer.init, static_argnums=0)(
+        config, jax.random.key(0))
+    batch, tx = _batch(), optax.sgd(1.)
+    step = jax.jit(train.make_train_step(forward, _weighted, tx))
+    state = train.init_state(params, tx, jax.random.key(0))
+    one, metrics = jax.device_get(step(state, batch))
+    mesh = sharding.make_mesh()
+    cut = sharding.shard_batch(batch, mesh)
+    self.assertLen(cut.tokens.sharding.device_set, 8)
+    many, many_metrics = jax.device_get(
+        step(sharding.shard_params(state, mesh), cut))
+    chex.assert_trees_all_close(
+        one.params, many.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(metrics, many_metrics, rtol=1e-5, atol=1e-6)
+
+    # The same with pmap: sums over devices, then one division.
+    def sums(params, batch):
+      out = _weighted(forward(params, batch), batch)
+      return jnp.sum(out.loss * out.weight), jnp.sum(out.weight)
+    parts = jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch)
+    grads, weight = jax.pmap(
+        lambda p, b: jax.lax.psum(
+            jax.grad(sums, has_aux=True)(p, b), 'data'),
+        axis_name='data', in_axes=(None, 0))(params, parts)
+    np.testing.assert_array_equal(weight, batch.mask.sum())
+    mapped = jax.tree.map(
+        lambda p, g: np.asarray(p - g[0] / weight[0]), params, grads)
+    chex.assert_trees_all_close(one.params, mapped, rtol=1e-5, atol=1e-6)
+
+
+if __name__ == '__main__':
+  absltest.main()
