@@ -55,6 +55,7 @@ def _reason(error: Exception, argv: list[str]) -> str:
     error = cause
   # The text of a KeyError is a repr of its message.
   text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+  text = text.replace("module 'config_config'", 'it')
   if isinstance(error, flags.Error):
     return f'{text}; see --help'
   if isinstance(error, KeyError | AttributeError):

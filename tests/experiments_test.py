@@ -42,9 +42,13 @@ def launch(config: str, workdir, *arguments: str):
       capture_output=True, text=True, timeout=600)
 
 
-@functools.cache
 def smoke(config: str = FIGURE_3):
   """The workdir and the process of a finished smoke study, one a session."""
+  return _smoke(config)
+
+
+@functools.cache
+def _smoke(config: str):
   workdir = pathlib.Path(tempfile.mkdtemp(prefix='rlhf_jax_smoke_'))
   atexit.register(shutil.rmtree, workdir, ignore_errors=True)
   return workdir, launch(f'{config}:smoke', workdir)
@@ -91,7 +95,7 @@ class ExperimentsTest(parameterized.TestCase):
   def test_they_are_found(self):
     self.assertIn(FIGURE_3, CONFIGS)
 
-  @parameterized.parameters(*CONFIGS)
+  @parameterized.parameters(CONFIGS)
   def test_sizes_load_locked_and_without_jax(self, config):
     out = loaded(config)
     self.assertEqual(out['locked'], dict.fromkeys(SIZES, True))
@@ -100,7 +104,7 @@ class ExperimentsTest(parameterized.TestCase):
     for name in ('tiny', *SIZES):
       self.assertIn(name, out['unknown'])
 
-  @parameterized.parameters(*CONFIGS)
+  @parameterized.parameters(CONFIGS)
   def test_plans_touch_no_device(self, config):
     out = loaded(config)
     self.assertEqual(out['backends'], [])
@@ -111,7 +115,7 @@ class ExperimentsTest(parameterized.TestCase):
       for seed in out['seeds'][size]:
         self.assertTrue(any(n.startswith(f'seed_{seed}/') for n in names))
 
-  @parameterized.parameters(*CONFIGS)
+  @parameterized.parameters(CONFIGS)
   def test_docstring(self, config):
     text = loaded(config)['doc']
     for field in FIELDS:
@@ -124,7 +128,7 @@ class ExperimentsTest(parameterized.TestCase):
     self.assertIn('--workdir=', run)
     self.assertTrue(run.startswith('python -m rlhf_jax.main '))
 
-  @parameterized.parameters(*CONFIGS)
+  @parameterized.parameters(CONFIGS)
   def test_smoke_ends_in_a_figure(self, config):
     workdir, done = smoke(config)
     self.assertEqual(done.returncode, 0, done.stderr)

@@ -222,7 +222,7 @@ class FrontDoorTest(absltest.TestCase):
     self.assertNotIn('Traceback', done.stderr)
 
   def test_a_stage_without_what_it_needs(self):
-    workdir = self.create_tempdir().full_path
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
     done = experiments_test.launch(
         CONFIG.removeprefix('--config='), workdir, '--stages=gold')
     self.assertEqual(done.returncode, 4)
@@ -233,7 +233,10 @@ class FrontDoorTest(absltest.TestCase):
     self.assertFalse(os.path.exists(f'{workdir}/seed_0/gold/result.json'))
 
   def test_a_changed_config_is_refused(self):
-    workdir, _ = experiments_test.smoke()
+    whole, _ = experiments_test.smoke()
+    workdir = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()), 'copy')
+    shutil.copytree(whole, workdir)
     before = (workdir / 'config.json').read_bytes()
     done = experiments_test.launch(
         CONFIG.removeprefix('--config='), workdir,

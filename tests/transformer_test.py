@@ -137,6 +137,11 @@ class ForwardTest(parameterized.TestCase):
         if not left:  # causality alone hides it
           np.testing.assert_allclose(plain[i, :n], expected, atol=1e-5)
 
+  def test_positions_count_what_is_not_padding(self):
+    mask = np.array([[0, 0, 1, 1], [1, 1, 0, 0]], bool)
+    positions, _ = transformer._layout(np.zeros((2, 4), np.int32), mask)
+    np.testing.assert_array_equal(positions, [[0, 0, 0, 1], [0, 1, 1, 1]])
+
   @parameterized.product(name=('grouped', 'gpt_neox'), num_layers=(1, 2))
   def test_query_is_one_position_of_all(self, name, num_layers):
     config = _config(name, num_layers=num_layers)

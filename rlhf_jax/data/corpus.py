@@ -235,7 +235,8 @@ def check(config: dict):
   try:
     if config['name'] == 'reviews':
       reviews.Reviews(**{k: v for k, v in config.items() if k in (
-          'num_adjectives', 'zipf', 'typo_rate', 'sentences')})
+          'num_adjectives', 'zipf', 'typo_rate', 'advert_rate',
+          'sentences')})
       return
     formats.get(config.get('prompt_format', 'alpaca'))
     if config.get('tokenizer'):
