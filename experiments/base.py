@@ -13,6 +13,7 @@ def get_config(size: str) -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.size = size
   config.seeds = (0,)
+  config.training = dict(save_every=200, log_every=20)
   config.sampler = dict(temperature=1.0, top_k=0, top_p=1.0)
   return config
 

@@ -6,27 +6,23 @@ the same commit, and a step is used only if every leaf verifies. Readers see
 an old file or a new one, never a part of one. No pickle anywhere.
 """
 
-from collections.abc import Iterator
 import contextlib
-import hashlib
 import importlib.metadata
-import json
 import logging
-import math
 import os
 import pathlib
 import shutil
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import files
 from rlhf_jax import types
 
 FORMAT = 1  # of the meta item; its 'sha256' rule must never change
-_DIGEST = '__sha256__'
 _logger = logging.getLogger(__name__)
 
 Restored = tuple[int, types.Params, Any, dict]
@@ -118,8 +114,8 @@ class Checkpointer:
         'meta': meta or {},
         'items': manifest,
     }
-    record = jsonable(record)
-    record['sha256'] = digest(record)
+    record = files.jsonable(record)
+    record['sha256'] = files.digest(record)
     arguments = {k: ocp.args.StandardSave(v) for k, v in items.items()}
     arguments['meta'] = ocp.args.JsonSave(record)
     path = self.directory / str(step)
@@ -128,8 +124,9 @@ class Checkpointer:
     except Exception as error:  # orbax and tensorstore raise anything
       size = sum(x.nbytes for x in jax.tree.leaves(items) if hasattr(x, 'size'))
       raise errors.CheckpointError(
-          f'cannot save {path} ({size} bytes needed): {_line(error)}; '
-          'free space or choose another --workdir; older steps are intact'
+          f'cannot save {path} ({size} bytes needed): '
+          f'{errors.first_line(error)}; free space or choose '
+          'another --workdir; older steps are intact'
       ) from error
     if not saved:  # orbax declines silently
       raise errors.CheckpointError(
@@ -240,8 +237,9 @@ def _read_step(
     record = read('meta', ocp.args.JsonRestore())
     expected = record.pop('sha256')
   except Exception as error:  # truncated, deleted or no JSON: orbax varies
-    raise _DamagedError(f'{path / "meta"}: {_line(error)}') from error
-  if digest(record) != expected:
+    raise _DamagedError(
+        f'{path / "meta"}: {errors.first_line(error)}') from error
+  if files.digest(record) != expected:
     raise _DamagedError(f'{path / "meta"}: SHA-256 differs')
   if record['format'] > FORMAT:
     raise errors.CheckpointError(
@@ -256,7 +254,8 @@ def _read_step(
     try:
       trees[name] = read(name, argument)
     except Exception as error:  # as above
-      raise _DamagedError(f'{path / name}: {_line(error)}') from error
+      raise _DamagedError(
+          f'{path / name}: {errors.first_line(error)}') from error
     for leaf, entry in _entries(name, trees[name]).items():
       if entry != manifest[leaf]:
         raise _DamagedError(f'leaf {leaf}: SHA-256 differs')
@@ -321,7 +320,7 @@ def _host(leaf: Any) -> np.ndarray:
 
 
 def _entries(name: str, tree: Any) -> dict[str, dict]:
-  return {leaf: {**_signature(x), 'sha256': _array_digest(_host(x))}
+  return {leaf: {**_signature(x), 'sha256': files.array_digest(_host(x))}
           for leaf, x in _leaves(name, tree).items()}
 
 
@@ -335,11 +334,6 @@ def _manifest(name: str, tree: Any) -> dict[str, dict]:
   return _entries(name, tree)
 
 
-def _array_digest(array: np.ndarray) -> str:
-  flat = np.ascontiguousarray(array).reshape(-1)
-  return hashlib.sha256(flat.view(np.uint8)).hexdigest()
-
-
 def _environment() -> dict[str, Any]:
   """What a bitwise resume needs to be the same."""
   names = ('jax', 'flax', 'optax')
@@ -349,114 +343,3 @@ def _environment() -> dict[str, Any]:
       'devices': jax.device_count(),
       'cores': len(os.sched_getaffinity(0)),
   }
-
-
-def _line(error: Exception) -> str:
-  """The first line of an exception, short enough for a message."""
-  text = str(error).strip().partition('\n')[0]
-  return f'{type(error).__name__}: {text[:200]}'
-
-
-# ---------------------------------------------------------------- plain files
-
-
-def jsonable(obj: Any) -> Any:
-  """JSON values; arrays become lists and non-finite floats become None."""
-  if isinstance(obj, dict):
-    return {str(key): jsonable(value) for key, value in obj.items()}
-  if isinstance(obj, list | tuple):
-    return [jsonable(value) for value in obj]
-  if isinstance(obj, float):  # np.float64 too
-    return float(obj) if math.isfinite(obj) else None
-  if hasattr(obj, 'tolist'):
-    return jsonable(obj.tolist())
-  if isinstance(obj, pathlib.PurePath):
-    return str(obj)
-  return obj
-
-
-def digest(obj: Any) -> str:
-  """SHA-256 of JSON values, independent of key order."""
-  text = json.dumps(obj, sort_keys=True, allow_nan=False)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """A file that takes the place of `path` once complete and on disk."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.tmp')  # same file system
-  try:
-    with open(temporary, 'wb') as stream:
-      yield stream
-      stream.flush()
-      os.fsync(stream.fileno())
-    os.replace(temporary, path)
-  except OSError as error:
-    raise errors.CheckpointError(
-        f'cannot write {path}: {error.strerror or error}; free space, or '
-        'choose another --workdir'
-    ) from error
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
-
-
-def write_json(path: str | os.PathLike, obj: Any):
-  """Writes JSON atomically, see `jsonable`; CheckpointError if it cannot."""
-  text = json.dumps(jsonable(obj), indent=2, allow_nan=False) + '\n'
-  with _replacing(path) as stream:
-    stream.write(text.encode())
-
-
-def read_json(path: str | os.PathLike) -> Any:
-  """Reads JSON; CheckpointError naming the file if missing or malformed."""
-  try:
-    return json.loads(pathlib.Path(path).read_bytes())
-  except (OSError, ValueError) as error:
-    raise errors.CheckpointError(f'cannot read {path}: {_line(error)}') from (
-        error)
-
-
-def save_arrays(path: str | os.PathLike, **arrays: Any):
-  """Writes an uncompressed npz atomically, with a SHA-256 of its content.
-
-  Args:
-    path: should end in .npz; its directory exists.
-    **arrays: of bool, integer, float, complex or string dtype.
-
-  Raises:
-    ValueError: an array has another dtype; npz would pickle or forget it.
-    CheckpointError: the file cannot be written.
-  """
-  arrays = {name: np.asarray(array) for name, array in arrays.items()}
-  for name, array in arrays.items():
-    if array.dtype.kind not in 'biufcUS':
-      raise ValueError(f'{name}: npz cannot hold dtype {array.dtype}')
-  check = np.array(_arrays_digest(arrays))
-  with _replacing(path) as stream:
-    np.savez(stream, **arrays, **{_DIGEST: check})
-
-
-def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Reads what `save_arrays` wrote.
-
-  Raises:
-    CheckpointError: the file is missing, truncated, damaged or foreign.
-  """
-  try:
-    with np.load(path, allow_pickle=False) as stream:
-      arrays = {name: stream[name] for name in stream.files}
-    if _arrays_digest(arrays) != str(arrays.pop(_DIGEST)):
-      raise ValueError('SHA-256 differs')
-  except Exception as error:  # zip, npy and zlib raise many kinds
-    raise errors.CheckpointError(f'cannot read {path}: {_line(error)}') from (
-        error)
-  return arrays
-
-
-def _arrays_digest(arrays: dict[str, np.ndarray]) -> str:
-  return digest({
-      name: [array.dtype.str, list(array.shape), _array_digest(array)]
-      for name, array in arrays.items() if name != _DIGEST
-  })

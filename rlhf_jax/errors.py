@@ -67,3 +67,9 @@ class Interrupted(UserError):  # noqa: N818 - an event, not an error
 
   code = 'INTERRUPTED'
   exit_code = 75
+
+
+def first_line(error: Exception) -> str:
+  """The first line of an exception, short enough for a message."""
+  text = str(error).strip().partition('\n')[0]
+  return f'{type(error).__name__}: {text[:200]}'

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 import csv
+import io
 import json
 import math
 import os
-import pathlib
 
 import numpy as np
 
 from rlhf_jax import evaluate
+from rlhf_jax import files
 
 Row = dict[str, float | int | str | bool]
 
@@ -24,24 +25,17 @@ STYLE = {
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Row]):
   """Writes rows that share their keys; whole or not at all."""
-  path = pathlib.Path(path)
-  partial = path.with_name(f'.{path.name}.tmp')
-  with open(partial, 'w', newline='') as stream:
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-  partial.replace(path)
+  text = io.StringIO()
+  writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  files.write_text(path, text.getvalue())
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Row]):
   """Writes one JSON object a line; whole or not at all; NaN is null."""
-  path = pathlib.Path(path)
-  partial = path.with_name(f'.{path.name}.tmp')
-  clean = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
-  with open(partial, 'w') as stream:
-    for row in rows:
-      stream.write(json.dumps({k: clean(v) for k, v in row.items()}) + '\n')
-  partial.replace(path)
+  lines = [json.dumps(files.jsonable(row)) + '\n' for row in rows]
+  files.write_text(path, ''.join(lines))
 
 
 def _value(mean: float, error: float) -> str:
@@ -167,8 +161,6 @@ def best_of_n(rows: Sequence[Row], path: str | os.PathLike, *, title: str):
   figure.legend(handles, labels, loc='lower center', ncol=min(len(labels), 4),
                 frameon=False, fontsize=9)
   figure.tight_layout(rect=(0, 0.05, 1, 1))
-  path = pathlib.Path(path)
-  partial = path.with_name(f'.{path.name}.tmp')
-  figure.savefig(partial, dpi=150, format='png')
+  with files.replacing(path) as stream:
+    figure.savefig(stream, dpi=150, format='png')
   plt.close(figure)
-  partial.replace(path)

@@ -100,8 +100,10 @@ def run(argv: list[str]) -> int:
     module = studies.get(config['study'])
     stages = module.plan(config)
     _prepare()
-    study.run_study(stages, _WORKDIR.value, config=config, only=_STAGES.value,
-                    safe_keys=('seeds', 'title'))
+    study.run_study(
+        stages, _WORKDIR.value, only=_STAGES.value,
+        config=config | {'inputs': module.inputs(config)},
+        safe_keys=('seeds', 'title', 'training.*'))
   except errors.UserError as error:
     return _fail(error)
   result = study.read_result(_WORKDIR.value, module.final(config))

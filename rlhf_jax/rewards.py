@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
@@ -115,13 +116,17 @@ def score_rows(config: transformer.Config, params: types.Params,
   order = np.argsort(lengths, kind='stable')
   members = jax.tree.leaves(params)[0].shape[0]
   scores = np.empty((members, rows), np.float32)
-  for start in range(0, rows, chunk_size):
+  mesh = sharding.make_mesh()
+  parts = mesh.shape['data']
+  size = -(-min(chunk_size, rows) // parts) * parts
+  for start in range(0, rows, size):
     check()
-    at = order[start:start + chunk_size]
+    at = order[start:start + size]
     used = min(width, -(-int(lengths[at].max()) // 8) * 8)
     # The last chunk is filled up, so that it runs the same program.
-    filled = np.resize(at, min(chunk_size, rows) if start else len(at))
-    out = _score_chunk(config, params, tokens[filled, :used],
-                       mask[filled, :used])
+    filled = np.resize(at, size)
+    chunk = sharding.shard_batch(
+        (tokens[filled, :used], mask[filled, :used]), mesh)
+    out = _score_chunk(config, params, *chunk)
     scores[:, at] = np.asarray(out)[:, :len(at)]
   return scores

@@ -20,8 +20,8 @@ import threading
 import time
 import traceback
 
-from rlhf_jax import checkpoint
 from rlhf_jax import errors
+from rlhf_jax import files
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ABSENT = '(absent)'
@@ -154,10 +154,11 @@ def run_study(
   workdir = pathlib.Path(workdir).absolute()
   selected = _select(stages, only)
   with _locked(workdir):
+    # Before the status: a refused command leaves that of the last one.
+    _check_config(workdir, files.jsonable(config), safe_keys)
     status = {'state': 'running', 'pid': os.getpid(), 'started': _now()}
-    checkpoint.write_json(workdir / 'status.json', status)
+    files.write_json(workdir / 'status.json', status)
     try:
-      _check_config(workdir, checkpoint.jsonable(config), safe_keys)
       with StopSignal().installed() as stop:
         for stage in selected:
           status['stage'] = stage.name
@@ -181,7 +182,7 @@ def run_study(
 
 def _close_status(workdir: pathlib.Path, status: dict):
   try:
-    checkpoint.write_json(workdir / 'status.json', status)
+    files.write_json(workdir / 'status.json', status)
   except errors.CheckpointError as error:
     # Must not hide the error on its way out, which often has one cause.
     _say(workdir, f'status.json: {error}')
@@ -238,9 +239,9 @@ def _check_config(
 ):
   path = workdir / 'config.json'
   if not path.exists():
-    checkpoint.write_json(path, config)
+    files.write_json(path, config)
     return
-  old, new = _flatten(checkpoint.read_json(path)), _flatten(config)
+  old, new = _flatten(files.read_json(path)), _flatten(config)
   changed = {
       key: f'{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}'
       for key in sorted(old.keys() | new.keys())
@@ -256,7 +257,7 @@ def _check_config(
   for text in changed.values():
     _say(workdir, f'config changed, safely: {text}')
   if changed:
-    checkpoint.write_json(path, config)
+    files.write_json(path, config)
 
 
 def _flatten(config: dict, prefix: str = '') -> dict[str, str]:
@@ -287,9 +288,9 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal):
   seconds = round(time.monotonic() - start, 3)
   if not isinstance(result, dict):
     raise TypeError(f'stage {stage.name} returned {type(result)}, not a dict')
-  record = checkpoint.jsonable({'result': result, 'seconds': seconds})
-  record['sha256'] = checkpoint.digest(record)
-  checkpoint.write_json(context.directory / 'result.json', record)
+  record = files.jsonable({'result': result, 'seconds': seconds})
+  record['sha256'] = files.digest(record)
+  files.write_json(context.directory / 'result.json', record)
   short = [f'{key}={value:.4g}' for key, value in result.items()
            if isinstance(value, int | float)][:4]
   _say(workdir, f'{stage.name:<28} {seconds:8.1f} s  {" ".join(short)}')
@@ -300,10 +301,10 @@ def read_result(workdir: str | os.PathLike, name: str) -> dict | None:
   path = pathlib.Path(workdir) / name / 'result.json'
   if not path.exists():
     return None
-  record = checkpoint.read_json(path)
+  record = files.read_json(path)
   try:
     expected = record.pop('sha256')
-    if checkpoint.digest(record) == expected:
+    if files.digest(record) == expected:
       return record['result']
   except (AttributeError, KeyError, TypeError, ValueError):
     pass

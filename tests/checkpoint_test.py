@@ -20,6 +20,7 @@ import pytest
 
 from rlhf_jax import checkpoint
 from rlhf_jax import errors
+from rlhf_jax import files
 
 # Orbax leaves coroutines behind when a damaged file makes it raise.
 pytestmark = pytest.mark.filterwarnings(
@@ -233,7 +234,7 @@ def rewrite_meta(directory, **changes):
   record = json.loads(path.read_text())
   record.pop('sha256')
   record |= changes
-  record['sha256'] = checkpoint.digest(record)
+  record['sha256'] = files.digest(record)
   path.write_text(json.dumps(record))
 
 
@@ -290,6 +291,7 @@ SAVE_FOREVER = """
 import sys
 import jax.numpy as jnp
 from rlhf_jax import checkpoint
+from rlhf_jax import files
 make = lambda step: {str(i): jnp.full((40_000,), step + i) for i in range(4)}
 with checkpoint.Checkpointer(sys.argv[1]) as checkpointer:
   found = checkpointer.restore_latest(make(0), make(0))
@@ -345,7 +347,7 @@ with checkpoint.Checkpointer(sys.argv[1]) as checkpointer:
     except errors.CheckpointError as error:
       print(error)
   try:
-    checkpoint.save_arrays(sys.argv[1] + '/a.npz', **params)
+    files.save_arrays(sys.argv[1] + '/a.npz', **params)
   except errors.CheckpointError as error:
     print(error)
   resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -378,8 +380,8 @@ def test_arrays_round_trip(tmp_path):
       'transposed': np.arange(6.0).reshape(2, 3).T,
   }
   path = tmp_path / 'a.npz'
-  checkpoint.save_arrays(path, **arrays, device=jnp.arange(2))
-  loaded = checkpoint.load_arrays(path)
+  files.save_arrays(path, **arrays, device=jnp.arange(2))
+  loaded = files.load_arrays(path)
   assert_same(loaded, arrays | {'device': np.arange(2, dtype=np.int32)})
   assert os.listdir(tmp_path) == ['a.npz']
 
@@ -387,7 +389,7 @@ def test_arrays_round_trip(tmp_path):
 def test_damaged_arrays_are_refused_or_unharmed(tmp_path):
   path = tmp_path / 'a.npz'
   arrays = {'x': np.arange(5.0), 'y': np.array([True, False])}
-  checkpoint.save_arrays(path, **arrays)
+  files.save_arrays(path, **arrays)
   data = path.read_bytes()
   refused = 0
   damaged = [data[:n] for n in range(0, len(data), 20)]
@@ -396,27 +398,27 @@ def test_damaged_arrays_are_refused_or_unharmed(tmp_path):
   for content in damaged:
     path.write_bytes(content)
     try:
-      assert_same(checkpoint.load_arrays(path), arrays)
+      assert_same(files.load_arrays(path), arrays)
     except errors.CheckpointError as error:
       assert str(path) in str(error)
       refused += 1
   assert refused > 0.5 * len(damaged)
   path.unlink()
   with pytest.raises(errors.CheckpointError, match=r'a\.npz'):
-    checkpoint.load_arrays(path)
+    files.load_arrays(path)
 
 
 def test_foreign_content_of_an_npz_is_refused(tmp_path):
   path = tmp_path / 'a.npz'
-  checkpoint.save_arrays(path, x=np.arange(5.0))
+  files.save_arrays(path, x=np.arange(5.0))
   with np.load(path) as stream:
     parts = dict(stream)
   np.savez(path, **parts | {'x': parts['x'] + 1})  # a valid zip, other values
   with pytest.raises(errors.CheckpointError, match='SHA-256'):
-    checkpoint.load_arrays(path)
+    files.load_arrays(path)
   np.savez(path, x=parts['x'])
   with pytest.raises(errors.CheckpointError, match='sha256'):
-    checkpoint.load_arrays(path)
+    files.load_arrays(path)
 
 
 class Canary:
@@ -432,31 +434,31 @@ def test_no_pickle_is_written_or_read(tmp_path):
   path, canary = tmp_path / 'a.npz', tmp_path / 'canary'
   for bad in (np.array([None]), jnp.ones(2, jnp.bfloat16)):
     with pytest.raises(ValueError, match='bad'):
-      checkpoint.save_arrays(path, bad=bad)
+      files.save_arrays(path, bad=bad)
   assert not path.exists()
   np.savez(path, x=np.array([Canary(canary)], object))
   for content in (path.read_bytes(), pickle.dumps(Canary(canary))):
     path.write_bytes(content)
     with pytest.raises(errors.CheckpointError):
-      checkpoint.load_arrays(path)
+      files.load_arrays(path)
   assert not canary.exists()
 
 
 def test_json_is_atomic_and_strict(tmp_path):
   path = tmp_path / 'a.json'
-  checkpoint.write_json(
+  files.write_json(
       path, {'loss': np.float32('nan'), 'n': np.arange(2), 'p': tmp_path})
-  assert checkpoint.read_json(path) == {
+  assert files.read_json(path) == {
       'loss': None, 'n': [0, 1], 'p': str(tmp_path)}
   before = path.read_bytes()
   with pytest.raises(TypeError):
-    checkpoint.write_json(path, {'bad': object()})
+    files.write_json(path, {'bad': object()})
   assert path.read_bytes() == before
   path.write_bytes(before[:-4])
   with pytest.raises(errors.CheckpointError, match=r'a\.json'):
-    checkpoint.read_json(path)
+    files.read_json(path)
   with pytest.raises(errors.CheckpointError, match='missing'):
-    checkpoint.write_json(tmp_path / 'missing' / 'b.json', {})
+    files.write_json(tmp_path / 'missing' / 'b.json', {})
   assert os.listdir(tmp_path) == ['a.json']
 
 
@@ -464,14 +466,14 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
   path = tmp_path / 'a.json'
   script = ("import sys\nfrom rlhf_jax import checkpoint\ni = 0\n"
             "while True:\n  i += 1\n"
-            "  checkpoint.write_json(sys.argv[1], [i] * 5000)\n")
+            "  files.write_json(sys.argv[1], [i] * 5000)\n")
   with start(script, path) as process:
     while not path.exists():
       assert process.poll() is None, process.stderr.read()
     seen = set()
     while len(seen) < 20:
-      values = checkpoint.read_json(path)
+      values = files.read_json(path)
       assert len(values) == 5000
       seen.update(values)
     process.send_signal(signal.SIGKILL)
-  assert len(checkpoint.read_json(path)) == 5000
+  assert len(files.read_json(path)) == 5000

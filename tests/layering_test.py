@@ -10,7 +10,7 @@ import rlhf_jax
 
 LAYERS = [
     ['types', 'errors'],
-    ['ops'],
+    ['ops', 'files'],
     ['objectives', 'models', 'sharding'],
     ['policy', 'sampling', 'rewards', 'data'],
     ['annotate', 'sources', 'train', 'evaluate', 'checkpoint', 'metrics'],

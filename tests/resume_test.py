@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import stages_test
 
-from rlhf_jax import checkpoint
 from rlhf_jax import errors
+from rlhf_jax import files
 from rlhf_jax.models import transformer
 from rlhf_jax.stages import common
 from rlhf_jax.stages import sft
@@ -35,7 +35,7 @@ def prints(workdir: pathlib.Path) -> dict[str, str]:
   out = {}
   for path in sorted(workdir.rglob('*.npz')):
     name = str(path.relative_to(workdir))
-    for key, array in checkpoint.load_arrays(path).items():
+    for key, array in files.load_arrays(path).items():
       out[f'{name}:{key}'] = hashlib.sha256(array.tobytes()).hexdigest()
   for path in sorted(workdir.rglob('checkpoints')):
     newest = max((p for p in path.iterdir() if p.name.isdecimal()),
@@ -95,7 +95,7 @@ class ResumeTest(absltest.TestCase):
     self.assertStartsWith(last, 'rlhf_jax: INTERRUPTED: saved at ')
     self.assertIn('run the same command to go on', last)
     self.assertEqual(log.count('INTERRUPTED'), 1)
-    status = checkpoint.read_json(self.workdir / 'status.json')
+    status = files.read_json(self.workdir / 'status.json')
     self.assertEqual((status['state'], status['exit_code']),
                      ('interrupted', 75))
 

@@ -13,8 +13,8 @@ import experiments_test
 import jax
 import numpy as np
 
-from rlhf_jax import checkpoint
 from rlhf_jax import errors
+from rlhf_jax import files
 from rlhf_jax import rewards
 from rlhf_jax.data import corpus
 from rlhf_jax.models import transformer
@@ -74,11 +74,11 @@ def world():
 
 
 def arrays(*parts):
-  return checkpoint.load_arrays(study().joinpath(*parts))
+  return files.load_arrays(study().joinpath(*parts))
 
 
 def shards(ending):
-  parts = [checkpoint.load_arrays(path) for path in sorted(
+  parts = [files.load_arrays(path) for path in sorted(
       (study() / f'seed_0/{ending}/samples').glob('shard_*.npz'))]
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 

@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from rlhf_jax import checkpoint
 from rlhf_jax import errors
+from rlhf_jax import files
 from rlhf_jax import study
 
 CONFIG = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 10}}
@@ -25,7 +25,7 @@ def make_stages(calls, names=('seed_0/sft', 'seed_0/rl', 'figure')):
 
   def run(context):
     calls.append(context.directory.name)
-    checkpoint.write_json(context.directory / 'data.json', calls)
+    files.write_json(context.directory / 'data.json', calls)
     return {'loss': 0.25, 'nan': float('nan'), 'stage': context.directory.name}
 
   return [study.Stage(name, run) for name in names]
@@ -38,7 +38,7 @@ def tree(directory):
 
 
 def status_of(workdir):
-  return checkpoint.read_json(workdir / 'status.json')
+  return files.read_json(workdir / 'status.json')
 
 
 def test_runs_in_order_and_then_not_again(tmp_path, capsys):
@@ -48,10 +48,10 @@ def test_runs_in_order_and_then_not_again(tmp_path, capsys):
   assert calls == ['sft', 'rl', 'figure']
   output = capsys.readouterr().out.splitlines()
   assert re.fullmatch(r'seed_0/sft +\d+\.\d s  loss=0.25 nan=nan', output[0])
-  record = checkpoint.read_json(tmp_path / 'seed_0/rl/result.json')
+  record = files.read_json(tmp_path / 'seed_0/rl/result.json')
   assert record['result'] == {'loss': 0.25, 'nan': None, 'stage': 'rl'}
   assert record['seconds'] >= 0
-  assert checkpoint.read_json(tmp_path / 'config.json') == CONFIG
+  assert files.read_json(tmp_path / 'config.json') == CONFIG
   status = status_of(tmp_path)
   assert (status['state'], status['code'], status['exit_code']) == (
       'complete', 'OK', 0)
@@ -96,7 +96,7 @@ def test_a_stage_reads_the_results_of_another(tmp_path):
     study.run_study(stages, tmp_path, config={}, only=('after',))
   assert status_of(tmp_path)['state'] == 'failed'
   study.run_study(stages, tmp_path, config={})
-  record = checkpoint.read_json(tmp_path / 'after/result.json')
+  record = files.read_json(tmp_path / 'after/result.json')
   assert record['result'] == {'seen': 0.25}
   assert 'after: reading' in (tmp_path / 'log.txt').read_text()
 
@@ -138,7 +138,7 @@ def test_a_safe_change_is_logged_and_kept(tmp_path, capsys):
   safe = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 5}}
   study.run_study([], tmp_path, config=safe)
   assert 'sft.log_every: 10 -> 5' in capsys.readouterr().out
-  assert checkpoint.read_json(tmp_path / 'config.json') == safe
+  assert files.read_json(tmp_path / 'config.json') == safe
   with pytest.raises(errors.ConfigError, match='log_every'):
     study.run_study([], tmp_path, config=CONFIG, safe_keys=())
 
@@ -212,10 +212,10 @@ from rlhf_jax import checkpoint, errors, study
 
 def count(context):
   path = context.directory / 'step.json'
-  step = checkpoint.read_json(path) if path.exists() else 0
+  step = files.read_json(path) if path.exists() else 0
   while step < int(sys.argv[2]):
     step += 1
-    checkpoint.write_json(path, step)
+    files.write_json(path, step)
     print('step', step, flush=True)
     if 'deaf' in sys.argv:
       hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
@@ -252,7 +252,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
   process.send_signal(number)
   _, log = process.communicate(timeout=60)
   assert process.returncode == 75, log
-  saved = checkpoint.read_json(tmp_path / 'count/step.json')
+  saved = files.read_json(tmp_path / 'count/step.json')
   assert f'INTERRUPTED: saved at step {saved}; run the same command' in log
   assert 'Traceback' not in log
   status = status_of(tmp_path)
@@ -281,7 +281,7 @@ def test_a_second_signal_exits_at_once(tmp_path, number, code):
   assert process.wait(timeout=5) == code
   assert time.monotonic() - began < 2
   process.communicate()
-  assert checkpoint.read_json(tmp_path / 'count/step.json') == 1
+  assert files.read_json(tmp_path / 'count/step.json') == 1
   assert status_of(tmp_path)['state'] == 'running'
 
 
@@ -347,4 +347,4 @@ def test_stdout_may_be_closed(tmp_path):
 def test_digest_does_not_depend_on_order():
   expected = hashlib.sha256(
       json.dumps({'a': 1, 'b': [2]}).encode()).hexdigest()
-  assert checkpoint.digest({'b': [2], 'a': 1}) == expected
+  assert files.digest({'b': [2], 'a': 1}) == expected

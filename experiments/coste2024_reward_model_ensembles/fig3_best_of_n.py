@@ -32,6 +32,7 @@ METHODS = dict(
 
 
 def _laptop(config):
+  config.seeds = (1,)  # README: seeds 1 to 5; settings were found on others
   config.data = dict(
       num_demonstrations=20_000,
       num_pair_prompts=3_512,

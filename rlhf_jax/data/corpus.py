@@ -8,6 +8,7 @@ from: the world's rule, or human preferences.
 from collections.abc import Callable
 import dataclasses
 import functools
+import hashlib
 import pathlib
 
 import numpy as np
@@ -18,6 +19,8 @@ from rlhf_jax.data import formats
 from rlhf_jax.data import readers
 from rlhf_jax.data import reviews
 from rlhf_jax.data import tokenizer as tokenizer_lib
+
+FILES = ('path', 'preferences', 'tokenizer')  # fields that name one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +219,16 @@ def load(config: dict, seed: int) -> Corpus:
   return _load(seed, items)
 
 
+def fingerprints(config: dict) -> dict[str, str]:
+  """SHA-256 of the content of each file that `config` names."""
+  found = {}
+  for field in FILES:
+    if config.get(field):
+      with open(config[field], 'rb') as stream:
+        found[field] = hashlib.file_digest(stream, 'sha256').hexdigest()
+  return found
+
+
 def check(config: dict):
   """Raises at once what `load` would raise later; touches no device.
 
@@ -223,7 +236,7 @@ def check(config: dict):
     DataError: a file that `config` names is missing or malformed.
     ConfigError: a field of it is out of range.
   """
-  for field in ('path', 'preferences', 'tokenizer'):
+  for field in FILES:
     path = config.get(field)
     if path and not pathlib.Path(path).is_file():
       raise errors.DataError(

@@ -20,6 +20,7 @@ from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
 from rlhf_jax import errors
+from rlhf_jax import files
 
 PAD = '<pad>'
 BOS = '<bos>'
@@ -160,16 +161,7 @@ class Tokenizer:
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes a tokenizer.json, the whole of it or nothing."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-      with partial.open('w', encoding='utf-8') as file:
-        file.write(self._backend.to_str(pretty=True))
-        file.flush()
-        os.fsync(file.fileno())
-      partial.replace(path)
-    finally:
-      partial.unlink(missing_ok=True)
+    files.write_text(path, self._backend.to_str(pretty=True))
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """N texts to N lists of ids; no special token added, none recognised.

@@ -9,8 +9,8 @@ before they are combined, unless told otherwise.
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint
 from rlhf_jax import evaluate
+from rlhf_jax import files
 from rlhf_jax import rewards
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.models import transformer
@@ -30,7 +30,7 @@ def _score(context, config, params, samples):
   parts = []
   for path in sorted(context.directory_of(samples).glob('shard_*.npz')):
     context.stop.check(f'the start of {context.directory.name}')
-    arrays = checkpoint.load_arrays(path)
+    arrays = files.load_arrays(path)
     tokens, mask = arrays.pop('tokens').astype(np.int32), arrays.pop('mask')
     flat = lambda x: x.reshape(-1, x.shape[-1])
     members = rewards.score_rows(config, params, flat(tokens), flat(mask))
@@ -69,7 +69,7 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
   known = _score(context, config, params, samples)
   members = known.pop('members')
   if standardize:
-    scale = checkpoint.load_arrays(context.directory_of(proxies) / 'scale.npz')
+    scale = files.load_arrays(context.directory_of(proxies) / 'scale.npz')
     members = ((members - scale['mean'][:, None, None])
                / scale['std'][:, None, None])
   singles = {f'single_{m}': dict(kind='single', member=m)
@@ -98,7 +98,7 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
   curves['variance/mean'] = np.asarray(best_of_n.curve(
       jnp.asarray(aggregated['mean' if 'mean' in aggregated else 'single_0']),
       ensembles.variance(members), ns))
-  checkpoint.save_arrays(context.directory / 'curves.npz', ns=np.array(ns),
+  files.save_arrays(context.directory / 'curves.npz', ns=np.array(ns),
                          **{k.replace('/', '__'): v for k, v in curves.items()})
   summary = evaluate.best_of_n_summary(ns, {
       name: curves[f'gold/{name}'] for name in methods})

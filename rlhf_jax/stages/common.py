@@ -9,6 +9,7 @@ import jax
 from rlhf_jax import checkpoint
 from rlhf_jax import metrics
 from rlhf_jax import rewards
+from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
@@ -23,11 +24,14 @@ def fit(
     *,
     num_steps: int,
     frozen: types.Frozen | None = None,
-    save_every: int = 500,
+    save_every: int = 200,
     log_every: int = 20,
     tokens_per_step: int = 0,
 ) -> tuple[types.TrainState, dict[str, float]]:
-  """Runs a stage's training from where it was left.
+  """Runs a stage's training from where it was left, over all devices.
+
+  Parameters are replicated and the prompts of a batch are split over a mesh
+  of all devices; the step is the same on one.
 
   Checkpoints go to `directory/checkpoints`, metrics to
   `directory/metrics.jsonl`, in which each logged step occurs once. After
@@ -35,7 +39,7 @@ def fit(
 
   Args:
     context: of the stage.
-    state: at step 0.
+    state: at step 0; with a leading member axis for an ensemble.
     source: of batches.
     step_fn: jitted; may donate the state.
     num_steps: where to end.
@@ -51,9 +55,15 @@ def fit(
   Raises:
     Interrupted: after saving, when asked to stop.
     NumericsError: see `train.train`.
+    TopologyError: the batch size is no multiple of the number of devices.
   """
   as_training = lambda s: {'opt_state': s.opt_state, 'key': s.key,
                            'step': s.step}
+  mesh = sharding.make_mesh()
+  state = sharding.shard_params(state, mesh)
+  member_axes = state.step.ndim
+  spread = lambda *args: sharding.shard_batch(
+      source(*args), mesh, axis=member_axes)
   last = {}
   with (checkpoint.Checkpointer(context.directory / 'checkpoints') as saver,
         metrics.MetricsWriter(context.directory / 'metrics.jsonl') as writer):
@@ -68,7 +78,7 @@ def fit(
     began = time.monotonic()
     with metrics.progress(num_steps, start, name) as bar:
       for step, new_state, current in train.train(
-          state, frozen or types.Frozen(), source, step_fn, start=start,
+          state, frozen or types.Frozen(), spread, step_fn, start=start,
           num_steps=num_steps):
         state = new_state
         bar.update(1)

@@ -79,7 +79,8 @@ def _quality(config, params, rows) -> dict[str, float]:
 
 def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
         batch_size: int, optimizer: dict, policy: str, policy_model: dict,
-        held_out: int = 512, warm_start: str | None = None) -> dict:
+        held_out: int = 512, warm_start: str | None = None,
+        training: dict | None = None) -> dict:
   """Trains the gold model; `checkpoints` then holds its parameters.
 
   Args:
@@ -94,6 +95,7 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     policy_model: its shape.
     held_out: rows kept for validation.
     warm_start: stage whose SFT trunk of the same shape to start from.
+    training: save_every and log_every of `common.fit`.
   """
   corpus = corpus_lib.load(data, seed)
   vocab_size = corpus.tokenizer.vocab_size
@@ -122,6 +124,6 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
   state, last = common.fit(
       context, state, sources.offline(rows, batch_size=batch_size, seed=seed),
       jax.jit(step_fn, donate_argnums=0), num_steps=num_steps,
-      tokens_per_step=int(batch_size * np.mean(
+      **(training or {}), tokens_per_step=int(batch_size * np.mean(
           rows.mask.any(axis=1).sum(axis=-1))))
   return {**_quality(config, state.params, validation), **last}

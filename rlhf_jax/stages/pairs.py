@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint
+from rlhf_jax import files
 from rlhf_jax import rewards
 from rlhf_jax import sampling
 from rlhf_jax.data import corpus as corpus_lib
@@ -61,7 +61,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
   members = common.load_members(context, gold, gold_config, None)
   scores = rewards.score_rows(
       gold_config, members, flat(tokens), flat(mask))[0].reshape(-1, 2)
-  checkpoint.save_arrays(context.directory / 'pairs.npz', tokens=tokens,
+  files.save_arrays(context.directory / 'pairs.npz', tokens=tokens,
                          mask=mask, gold_scores=scores)
   finished = (mask & (tokens == coder.eos_id)).any(axis=-1)
   return {'pairs': len(tokens), 'unfinished': float(1 - finished.mean()),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint
+from rlhf_jax import files
 from rlhf_jax import objectives
 from rlhf_jax import rewards
 from rlhf_jax import sources
@@ -44,7 +44,7 @@ def _init(context, config, keys, trunks, head_scale):
 def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
         model: dict, num_members: int, label_noise: float, num_epochs: int,
         batch_size: int, optimizer: dict, held_out: int,
-        head_scale: float = 1.0) -> dict:
+        head_scale: float = 1.0, training: dict | None = None) -> dict:
   """Trains the members by one vmapped step.
 
   `checkpoints` then holds leaves [E, ...], and `scale.npz` each member's mean
@@ -64,11 +64,12 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
     optimizer: of `train.optimizer`.
     held_out: pairs kept, with clean labels, for validation.
     head_scale: see `rewards.init`.
+    training: save_every and log_every of `common.fit`.
   """
   corpus = corpus_lib.load(data, seed)
   config = transformer.make_config(
       vocab_size=corpus.tokenizer.vocab_size, **model)
-  arrays = checkpoint.load_arrays(context.directory_of(pairs) / 'pairs.npz')
+  arrays = files.load_arrays(context.directory_of(pairs) / 'pairs.npz')
   scores = arrays['gold_scores']
   preferred = (scores[:, 1] > scores[:, 0]).astype(np.int32)
   noise_key, head_key, key = jax.random.split(
@@ -93,13 +94,14 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
       seeds=[seed * 1000 + member for member in range(num_members)])
   state, last = common.fit(
       context, state, source, jax.jit(step_fn, donate_argnums=0),
-      num_steps=num_steps, tokens_per_step=int(
+      num_steps=num_steps, **(training or {}),
+      tokens_per_step=int(
           num_members * batch_size * 2 * rows.mask.sum(axis=-1).mean()))
 
   flat = lambda x: x.reshape(-1, x.shape[-1])
   held = rewards.score_rows(config, state.params, flat(validation.tokens),
                             flat(validation.mask))  # [E, 2 * held_out]
-  checkpoint.save_arrays(context.directory / 'scale.npz',
+  files.save_arrays(context.directory / 'scale.npz',
                          mean=held.mean(axis=1), std=held.std(axis=1))
   margin = held.reshape(num_members, -1, 2) @ np.float32([1, -1])
   accuracy = (margin > 0).mean(axis=1)  # ties count as wrong

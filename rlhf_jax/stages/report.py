@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from rlhf_jax import checkpoint
 from rlhf_jax import evaluate
 from rlhf_jax import figures
+from rlhf_jax import files
 from rlhf_jax.ops import best_of_n
 
 WATCHED = ('gold', 'proxy', 'rule', 'unfinished', 'length')
@@ -16,7 +16,7 @@ COLUMNS = ('peak', 'final', 'drop', 'above_single')
 
 def _curve_rows(context, run: dict) -> list[dict]:
   """One row for each method and n of one seed and condition."""
-  arrays = checkpoint.load_arrays(
+  arrays = files.load_arrays(
       context.directory_of(run['stage']) / 'curves.npz')
   ns = arrays.pop('ns').tolist()
   curves = {}
@@ -80,7 +80,7 @@ def run(context, *, runs: Sequence[dict], title: str) -> dict:
   figures.write_csv(context.directory / 'summary.csv', summary)
   text = figures.table(summary, COLUMNS, ('EOS', 'noise', 'method', 'seeds',
                                           'falls_in'))
-  (context.directory / 'summary.md').write_text(text + '\n')
+  files.write_text(context.directory / 'summary.md', text + '\n')
   figures.best_of_n(rows, context.directory / 'figure.png', title=title)
   print(f'\nGold score in standard deviations of all samples, +- one standard '
         f'error over {"seeds" if summary[0]["seeds"] > 1 else "prompts"};\n'

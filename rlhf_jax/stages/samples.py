@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint
+from rlhf_jax import files
 from rlhf_jax import metrics
 from rlhf_jax import rewards
 from rlhf_jax import sampling
@@ -94,10 +94,10 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
       if not path.exists():
         context.stop.check(f'shard {number} of {len(starts)}')
         arrays = shard(start)
-        checkpoint.save_arrays(path, **arrays)
+        files.save_arrays(path, **arrays)
         fresh += int(arrays['mask'].sum())
       else:
-        arrays = checkpoint.load_arrays(path)
+        arrays = files.load_arrays(path)
       ended = arrays['mask'] & (arrays['tokens'] == corpus.tokenizer.eos_id)
       unfinished.append(1 - ended.any(axis=-1).mean())
       lengths.append(arrays['mask'].sum(axis=-1).mean())

@@ -16,7 +16,8 @@ from rlhf_jax.stages import common
 
 def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
         batch_size: int, optimizer: dict, num_microbatches: int = 1,
-        aggregate: str = 'token', init_seed: int | None = None) -> dict:
+        aggregate: str = 'token', init_seed: int | None = None,
+        training: dict | None = None) -> dict:
   """Trains from scratch; `checkpoints` then holds the SFT parameters.
 
   Args:
@@ -30,6 +31,7 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     num_microbatches: see `train.make_train_step`.
     aggregate: of the `sft` objective.
     init_seed: of the initialisation and of the data order; default `seed`.
+    training: save_every and log_every of `common.fit`.
   """
   init_seed = seed if init_seed is None else init_seed
   corpus = corpus_lib.load(data, seed)
@@ -48,6 +50,7 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
       context, state,
       sources.offline(rows, batch_size=batch_size, seed=init_seed),
       jax.jit(step_fn, donate_argnums=0), num_steps=num_steps,
+      **(training or {}),
       tokens_per_step=int(batch_size * np.mean(rows.mask.sum(axis=-1))))
   return {'loss': last.get('train/loss'), 'parameters': sum(
       x.size for x in jax.tree.leaves(state.params)), **last, **corpus.summary}

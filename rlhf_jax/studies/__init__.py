@@ -1,8 +1,10 @@
 """Studies: a config becomes an ordered list of named stages.
 
-A module here has `plan(config) -> list[study.Stage]`, which checks the config
-and touches no device, and `final(config) -> str`, the stage whose result names
-what the study ends in.
+A module here has
+
+  plan(config) -> list[study.Stage]  checks the config, touches no device
+  inputs(config) -> dict             what is read from outside, by content
+  final(config) -> str               the stage whose result names the figure
 """
 
 import importlib

@@ -39,8 +39,10 @@ def data_config(config: dict) -> dict:
         '(human pairs for the gold model) must be given together')
   if path is None:
     return {'name': 'reviews', **data, **world}
-  return {'name': 'files', **data, **files, 'preferences': preferences,
-          'path': str(pathlib.Path(path).absolute())}
+  named = files | {'path': path, 'preferences': preferences}
+  named |= {field: str(pathlib.Path(named[field]).absolute())
+            for field in corpus.FILES if named[field] is not None}
+  return {'name': 'files', **data, **named}
 
 
 def _check(config: dict):
@@ -83,11 +85,18 @@ def _check(config: dict):
   require(data['num_pair_prompts'] - config['proxy']['held_out']
           >= config['proxy']['batch_size'], 'proxy.batch_size',
           'more than there are training pairs; lower it')
+  for field in ('save_every', 'log_every'):
+    require(config['training'][field] >= 1, f'training.{field}',
+            'give at least 1')
   require(config['sampler']['temperature'] > 0, 'sampler.temperature',
           'best-of-n needs samples that differ; give more than 0')
   require(0 < config['sampler']['top_p'] <= 1, 'sampler.top_p', 'in (0, 1]')
   require(config['sampler']['top_k'] >= 0, 'sampler.top_k', 'give 0 or more')
-  for name, method in bon['methods'].items():
+  _check_models(config, require)
+
+
+def _check_models(config: dict, require):
+  for name, method in config['best_of_n']['methods'].items():
     require(method['kind'] in KINDS, f'best_of_n.methods.{name}.kind',
             f'there are {", ".join(KINDS)}')
   for part in ('policy', 'proxy', 'gold'):
@@ -106,6 +115,11 @@ def _check(config: dict):
         raise errors.ConfigError(f'config.{part}.{field}: {error}') from None
 
 
+def inputs(config: dict) -> dict:
+  """SHA-256 of every input file; a study does not go on with another."""
+  return corpus.fingerprints(data_config(config))
+
+
 def _proxy_names(seed: str, config: dict) -> list[str]:
   if config['proxy']['trunk'] == 'shared':
     return [f'{seed}/trunk']
@@ -121,17 +135,17 @@ def _seed_stages(config: dict, data: dict, seed: int) -> Iterator[study.Stage]:
   """The stages of one seed, in order."""
   top, names = f'seed_{seed}', _proxy_names(f'seed_{seed}', config)
   proxy, common = dict(config['proxy']), {'seed': seed, 'data': data}
+  training = {'training': config['training']}
   trunk_sft = proxy.pop('sft')
   del proxy['trunk']
-  # Validated on whole batches, so that no device gets an odd one.
   make = lambda name, run, **kwargs: study.Stage(
       name, functools.partial(run, **{**common, **kwargs}))
-  yield make(f'{top}/sft', sft.run, **config['policy'])
+  yield make(f'{top}/sft', sft.run, **config['policy'], **training)
   for index, name in enumerate(names):
     yield make(name, sft.run, model=proxy['model'], **trunk_sft,
-               init_seed=seed + 1000 * (index + 1))
+               init_seed=seed + 1000 * (index + 1), **training)
   shared = {'policy': f'{top}/sft', 'policy_model': config['policy']['model']}
-  yield make(f'{top}/gold', gold.run, **config['gold'], **shared)
+  yield make(f'{top}/gold', gold.run, **config['gold'], **shared, **training)
   shared |= {'gold': f'{top}/gold', 'gold_model': config['gold']['model'],
              'sampler': config['sampler']}
   bon = dict(config['best_of_n'])
@@ -144,7 +158,7 @@ def _seed_stages(config: dict, data: dict, seed: int) -> Iterator[study.Stage]:
     for noise in config['label_noise']:
       here = f'{top}/{_condition(force_eos, noise)}'
       yield make(f'{here}/proxies', proxies.run, pairs=f'{part}/pairs',
-                 trunks=names, label_noise=noise, **proxy)
+                 trunks=names, label_noise=noise, **proxy, **training)
       yield make(f'{here}/best_of_n', best_of_n.run,
                  samples=f'{part}/samples', proxies=f'{here}/proxies',
                  model=proxy['model'], num_members=proxy['num_members'],
