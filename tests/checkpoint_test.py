@@ -335,7 +335,7 @@ def test_sigkill_during_saves_loses_nothing_acknowledged(tmp_path):
 FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from rlhf_jax import checkpoint, errors
+from rlhf_jax import checkpoint, errors, files
 with checkpoint.Checkpointer(sys.argv[1]) as checkpointer:
   params = {'w': np.random.default_rng(0).normal(size=100_000)}
   checkpointer.save(1, params)
@@ -464,7 +464,7 @@ def test_json_is_atomic_and_strict(tmp_path):
 
 def test_a_reader_never_sees_half_a_file(tmp_path):
   path = tmp_path / 'a.json'
-  script = ("import sys\nfrom rlhf_jax import checkpoint\ni = 0\n"
+  script = ("import sys\nfrom rlhf_jax import files\ni = 0\n"
             "while True:\n  i += 1\n"
             "  files.write_json(sys.argv[1], [i] * 5000)\n")
   with start(script, path) as process:

@@ -1,0 +1,119 @@
+"""Tests for rlhf_jax.stages.common: training over devices, resumed."""
+
+import functools
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import numpy as np
+import optax
+
+from rlhf_jax import errors
+from rlhf_jax import objectives
+from rlhf_jax import policy
+from rlhf_jax import rewards
+from rlhf_jax import sharding
+from rlhf_jax import sources
+from rlhf_jax import study
+from rlhf_jax import train
+from rlhf_jax import types
+from rlhf_jax.models import transformer
+from rlhf_jax.stages import common
+
+CONFIG = transformer.make_config(
+    'llama', vocab_size=19, hidden_size=8, num_layers=1, num_heads=2)
+
+
+def _rows(count=64, width=9, responses=1):
+  """Ragged rows, so that a mean of per-device means would be wrong."""
+  rng = np.random.default_rng(0)
+  shape = (count, responses, width)
+  lengths = rng.integers(3, width + 1, size=shape[:2])[..., None]
+  column = np.arange(width)
+  return types.Batch(
+      tokens=rng.integers(3, 19, size=shape).astype(np.int32),
+      mask=(column >= 2) & (column < lengths))
+
+
+@functools.cache
+def _sft_step():
+  tx = optax.sgd(0.1)  # Adam's first step would amplify rounding
+  return tx, jax.jit(train.make_train_step(
+      functools.partial(policy.forward, CONFIG), objectives.get('sft'), tx))
+
+
+class CommonTest(parameterized.TestCase):
+
+  def _context(self, name):
+    workdir = tempfile.TemporaryDirectory()
+    self.addCleanup(workdir.cleanup)
+    context = study.StageContext(
+        pathlib.Path(workdir.name), name, study.StopSignal())
+    context.directory.mkdir()
+    return context
+
+  def _fit(self, context, devices, *, batch_size=16, num_steps=5, **kwargs):
+    tx, step = _sft_step()
+    state = train.init_state(
+        transformer.init(CONFIG, jax.random.key(0)), tx, jax.random.key(1))
+    source = sources.offline(_rows(), batch_size=batch_size, seed=3)
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    with mock.patch.object(sharding, 'make_mesh', lambda: mesh):
+      return common.fit(context, state, source, step, num_steps=num_steps,
+                        **kwargs)
+
+  def test_one_device_against_eight(self):
+    one, _ = self._fit(self._context('one'), 1)
+    eight, _ = self._fit(self._context('eight'), 8)
+    self.assertLen(jax.tree.leaves(eight.params)[0].sharding.device_set, 8)
+    chex.assert_trees_all_close(
+        jax.device_get(one.params), jax.device_get(eight.params), atol=1e-6)
+    start = transformer.init(CONFIG, jax.random.key(0))
+    self.assertGreater(
+        float(np.abs(one.params['embed'] - start['embed']).max()), 1e-3)
+
+  def test_a_batch_that_does_not_split_is_refused_with_both_numbers(self):
+    with self.assertRaisesRegex(errors.TopologyError, '12 prompts.*data 8'):
+      self._fit(self._context('odd'), 8, batch_size=12)
+
+  def test_resume_is_bitwise_and_logs_each_step_once(self):
+    whole, _ = self._fit(self._context('whole'), 1, num_steps=7, save_every=2,
+                         log_every=1)
+    context = self._context('halves')
+    context.stop._event.set()  # as a signal does; stops after the next step
+    with self.assertRaisesRegex(errors.Interrupted, 'step 1 of halves'):
+      self._fit(context, 1, num_steps=7, save_every=2, log_every=1)
+    context.stop._event.clear()
+    resumed, _ = self._fit(context, 1, num_steps=7, save_every=2, log_every=1)
+    chex.assert_trees_all_equal(whole.params, resumed.params)
+    lines = (context.directory / 'metrics.jsonl').read_text().splitlines()
+    self.assertEqual([json.loads(line)['step'] for line in lines],
+                     [1, 2, 3, 4, 5, 6, 7])
+
+  def test_members_split_along_their_prompts(self):
+    tx = optax.sgd(0.1)
+    step = jax.jit(jax.vmap(train.make_train_step(
+        functools.partial(rewards.forward, CONFIG),
+        objectives.get('bradley_terry'), tx)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    source = sources.offline_members(
+        _rows(responses=2), batch_size=8, seeds=[1, 2, 3])
+    results = []
+    for devices in (1, 8):
+      state = jax.vmap(lambda p, k: train.init_state(p, tx, k))(
+          rewards.init_members(CONFIG, keys), keys)
+      mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+      with mock.patch.object(sharding, 'make_mesh', lambda m=mesh: m):
+        state, _ = common.fit(self._context(f'on_{devices}'), state, source,
+                              step, num_steps=3)
+      results.append(jax.device_get(state.params))
+    chex.assert_trees_all_close(*results, atol=1e-6)
+
+
+if __name__ == '__main__':
+  absltest.main()
