@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import rewards
+from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.models import transformer
 
@@ -140,6 +141,7 @@ class MembersTest(parameterized.TestCase):
 def _fake(config, params, tokens, mask):
   """Two members: a sum of tokens, and the place of the last."""
   del config, params
+  tokens, mask = np.asarray(tokens), np.asarray(mask)
   place = np.arange(1, tokens.shape[1] + 1) * mask
   return np.stack([(tokens * mask).sum(-1), place.max(-1)])
 
@@ -155,7 +157,9 @@ class RowsTest(parameterized.TestCase):
       shapes.append(tokens.shape)
       return _fake(config, params, tokens, mask)
 
-    with mock.patch.object(rewards, '_score_chunk', fake):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with (mock.patch.object(rewards, '_score_chunk', fake),
+          mock.patch.object(sharding, 'make_mesh', lambda: mesh)):
       scores = rewards.score_rows(
           CONFIG, {'x': np.zeros(2)}, tokens, mask, chunk_size=chunk_size,
           check=lambda: checks.append(1))

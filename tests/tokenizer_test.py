@@ -160,11 +160,11 @@ class FileTest(parameterized.TestCase):
     loaded = tokenizer.Tokenizer.from_file(self.path)
     self.assertEqual(loaded.encode(INJECTIONS), _bpe().encode(INJECTIONS))
 
-  @parameterized.parameters('os.fsync', 'pathlib.Path.replace')
+  @parameterized.parameters('os.fsync', 'os.replace')
   def test_failed_save_leaves_the_old_file(self, call):
     _bpe().save(self.path)
     before = self.path.read_bytes()
-    with self.assertRaises(OSError):
+    with self.assertRaisesRegex(errors.CheckpointError, 'disk full'):
       with absltest.mock.patch(call, side_effect=OSError('disk full')):
         _words().save(self.path)
     self.assertEqual(self.path.read_bytes(), before)
