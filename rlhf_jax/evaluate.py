@@ -33,16 +33,18 @@ def best_of_n_summary(
 
   Returns:
     For each method, and for 'single' (the mean of the members): peak_n (where
-    the mean curve is highest), peak, final, drop = peak - final, and the
-    standard errors over prompts '<name>_se'. The drop is >= 0 by definition;
-    its error takes the peak's place as given.
+    the mean curve is highest), peak, final, drop = peak - final, above_single
+    = final - final of 'single', and the standard errors over prompts
+    '<name>_se'. The drop is >= 0 by definition; its error takes the peak's
+    place as given.
   """
-  rows = {}
-  for name, curve in with_single(gold).items():
+  rows, gold = {}, with_single(gold)
+  for name, curve in gold.items():
     curve = np.asarray(curve, np.float64)
     top = int(curve.mean(axis=0).argmax())
     parts = {'peak': curve[:, top], 'final': curve[:, -1],
-             'drop': curve[:, top] - curve[:, -1]}
+             'drop': curve[:, top] - curve[:, -1],
+             'above_single': curve[:, -1] - gold['single'][:, -1]}
     rows[name] = {'peak_n': int(ns[top])}
     for what, values in parts.items():
       rows[name][what] = float(values.mean())

@@ -39,6 +39,8 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Row]):
 
 
 def _value(mean: float, error: float) -> str:
+  if not math.isfinite(mean):
+    return '-'
   if not math.isfinite(error):
     return f'{mean:.2f}'
   return f'{mean:.2f} +- {error:.2f}'

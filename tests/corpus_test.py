@@ -111,6 +111,18 @@ class FilesTest(parameterized.TestCase):
             errors.DataError, f'{self.path}: 20 usable.*num_eval_prompts'):
           check(config)
 
+  def test_fingerprints_follow_the_content(self):
+    config = {'path': self.path, 'preferences': self.preferences,
+              'tokenizer': None}
+    before = corpus.fingerprints(config)
+    self.assertEqual(set(before), {'path', 'preferences'})
+    with open(self.path, 'a') as stream:
+      stream.write(' ')
+    after = corpus.fingerprints(config)
+    self.assertNotEqual(before['path'], after['path'])
+    self.assertEqual(before['preferences'], after['preferences'])
+    self.assertEqual(corpus.fingerprints({'name': 'reviews'}), {})
+
   def test_check(self):
     corpus.check(self.config)
     corpus.check(WORLD)

@@ -4,6 +4,7 @@ A config file that is added is found by itself.
 """
 
 import atexit
+import csv
 import functools
 import json
 import os
@@ -16,12 +17,15 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIGURE_3 = 'experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py'
 CONFIGS = sorted(str(path.relative_to(ROOT))
                  for path in (ROOT / 'experiments').glob('*/*.py'))
 SIZES = ('smoke', 'laptop', 'full')
+TABLES = sorted(str(path.relative_to(ROOT)) for path in
+                (ROOT / 'experiments').glob('*/results/*/summary.md'))
 FIELDS = ('Run', 'Sizes', 'Hardware', 'Measured', 'Differs')
 
 
@@ -139,6 +143,46 @@ class ExperimentsTest(parameterized.TestCase):
     self.assertNotIn('Traceback', done.stderr)
     status = json.loads((workdir / 'status.json').read_text())
     self.assertEqual((status['state'], status['exit_code']), ('complete', 0))
+    # What was read from outside is pinned with the config: here, nothing.
+    written = json.loads((workdir / 'config.json').read_text())
+    self.assertEqual(written['inputs'], {})
+
+
+class ResultsTest(parameterized.TestCase):
+  """No number in a README that a results file does not hold."""
+
+  @parameterized.parameters(TABLES)
+  def test_the_readme_shows_the_table(self, table):
+    path = ROOT / table
+    readme = (path.parents[2] / 'README.md').read_text()
+    self.assertIn(path.read_text().strip(), readme)
+
+  @parameterized.parameters(TABLES)
+  def test_the_table_is_that_of_its_numbers(self, table):
+    """Recomputed from results.csv, seed by seed."""
+    folder = (ROOT / table).parent
+    with open(folder / 'results.csv') as stream:
+      rows = list(csv.DictReader(stream))
+    with open(folder / 'summary.csv') as stream:
+      summary = list(csv.DictReader(stream))
+    seeds = sorted({row['seed'] for row in rows})
+    for line in summary:
+      eos = str(line['EOS'] == 'forced')
+      noise = float(line['noise'].rstrip('%')) / 100
+      curves = [[float(r['gold']) for r in sorted(
+          (r for r in rows if r['seed'] == seed and r['force_eos'] == eos
+           and abs(float(r['label_noise']) - noise) < 1e-6
+           and r['method'] == line['method']), key=lambda r: int(r['n']))]
+                for seed in seeds]
+      final = [curve[-1] for curve in curves]
+      drop = [max(curve) - curve[-1] for curve in curves]
+      self.assertAlmostEqual(float(line['final']), np.mean(final), places=5)
+      self.assertAlmostEqual(float(line['drop']), np.mean(drop), places=5)
+      if len(seeds) > 1:
+        self.assertAlmostEqual(
+            float(line['drop_se']),
+            np.std(drop, ddof=1) / len(seeds) ** 0.5, places=5)
+      self.assertEqual(int(line['seeds']), len(seeds))
 
 
 if __name__ == '__main__':

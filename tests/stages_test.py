@@ -286,18 +286,21 @@ class ReportTest(parameterized.TestCase):
           ENDINGS[row['EOS'] == 'forced'],
           float(row['noise'].rstrip('%')) / 100)
       curves = arrays(condition, 'best_of_n/curves.npz')
-      curves['gold__single'] = (
-          curves['gold__single_0'] + curves['gold__single_1']) / 2
+      for what in ('gold', 'rule', 'unfinished'):
+        curves[f'{what}__single'] = (
+            curves[f'{what}__single_0'] + curves[f'{what}__single_1']) / 2
       curve = curves[f'gold__{row["method"]}'].astype(np.float64)
       top = curve.mean(axis=0).argmax()
-      single = curves['gold__single'][:, -1].mean()
+      last = lambda name: curves[name][:, -1].astype(np.float64)
       text = lambda x: f'{x.mean():.2f} +- {x.std(ddof=1) / 2:.2f}'
       drop = curve[:, top] - curve[:, -1]
       self.assertEqual(row['peak'], text(curve[:, top]))
       self.assertEqual(row['final'], text(curve[:, -1]))
       self.assertEqual(row['drop'], text(drop))
-      self.assertAlmostEqual(float(row['above_single']),
-                             curve[:, -1].mean() - single, delta=.0051)
+      self.assertEqual(
+          row['above_single'], text(curve[:, -1] - last('gold__single')))
+      for what in ('rule', 'unfinished'):
+        self.assertEqual(row[what], text(last(f'{what}__{row["method"]}')))
       self.assertEqual(row['falls_in'], str(int(
           drop.mean() > drop.std(ddof=1))))  # 2 * s.d. / root 4
       self.assertEqual(row['seeds'], '1')

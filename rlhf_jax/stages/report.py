@@ -11,20 +11,23 @@ from rlhf_jax import files
 from rlhf_jax.ops import best_of_n
 
 WATCHED = ('gold', 'proxy', 'rule', 'unfinished', 'length')
-COLUMNS = ('peak', 'final', 'drop', 'above_single')
+COLUMNS = ('peak', 'final', 'drop', 'above_single', 'rule', 'unfinished')
 
 
-def _curve_rows(context, run: dict) -> list[dict]:
-  """One row for each method and n of one seed and condition."""
+def _curves(context, run: dict) -> tuple[list[int], dict]:
+  """The grid of n, and curves[what][method] f32[B, len(ns)] of a condition."""
   arrays = files.load_arrays(
       context.directory_of(run['stage']) / 'curves.npz')
-  ns = arrays.pop('ns').tolist()
-  curves = {}
+  ns, curves = arrays.pop('ns').tolist(), {}
   for name, value in arrays.items():
     what, method = name.split('__')
     curves.setdefault(what, {})[method] = value
-  curves = {what: evaluate.with_single(methods)
-            for what, methods in curves.items() if what in WATCHED}
+  return ns, {what: evaluate.with_single(curves[what])
+              for what in WATCHED if what in curves}
+
+
+def _curve_rows(run: dict, ns: Sequence[int], curves: dict) -> list[dict]:
+  """One row for each method and n of one seed and condition."""
   rows = []
   for method in curves['gold']:
     for i, n in enumerate(ns):
@@ -35,30 +38,34 @@ def _curve_rows(context, run: dict) -> list[dict]:
       for what in WATCHED:
         value = curves.get(what, {}).get(method)
         column = np.full(2, np.nan) if value is None else value[:, i]
-        row[what] = float(column.mean())
-        row[f'{what}_se'] = float(evaluate.standard_error(column))
+        row[what] = round(float(column.mean()), 6)
+        row[f'{what}_se'] = round(float(evaluate.standard_error(column)), 6)
       rows.append(row)
   return rows
 
 
-def _summary_rows(context, runs: Sequence[dict]) -> list[dict]:
-  """Peak, final, drop and final above single, over seeds, by condition."""
-  results = {}
-  for run in runs:
-    summary = context.result_of(run['stage'])['summary']
-    results.setdefault((run['force_eos'], run['label_noise']),
-                       []).append(summary)
+def _summary(ns: Sequence[int], curves: dict) -> dict:
+  """Of one seed and condition: gold, and what else the last picks are."""
+  summary = evaluate.best_of_n_summary(ns, {
+      k: v for k, v in curves['gold'].items() if k != 'single'})
+  for method, row in summary.items():
+    for what in ('rule', 'unfinished'):
+      last = curves.get(what, {}).get(method, np.full((2, 1), np.nan))[:, -1]
+      row[what] = float(last.mean())
+      row[f'{what}_se'] = float(evaluate.standard_error(last))
+  return summary
+
+
+def _summary_rows(results: dict[tuple, list[dict]]) -> list[dict]:
+  """A row for each condition and method, over its seeds."""
   rows = []
   for (force_eos, noise), seeds in sorted(results.items()):
     for method in (m for m in seeds[0] if not m.startswith('single_')):
       row = {'EOS': 'forced' if force_eos else 'as sampled',
              'noise': f'{noise:.0%}', 'method': method, 'seeds': len(seeds)}
-      for what in ('peak', 'final', 'drop'):
+      for what in COLUMNS:
         row[what], row[f'{what}_se'] = figures.over_seeds(
             [(s[method][what], s[method][f'{what}_se']) for s in seeds])
-      row['above_single'], row['above_single_se'] = figures.over_seeds(
-          [(s[method]['final'] - s['single']['final'], math.nan)
-           for s in seeds])
       row['falls_in'] = sum(s[method]['drop'] > 2 * s[method]['drop_se']
                             for s in seeds)
       rows.append(row)
@@ -73,8 +80,13 @@ def run(context, *, runs: Sequence[dict], title: str) -> dict:
     runs: {'stage', 'seed', 'force_eos', 'label_noise'} of each condition.
     title: of the figure.
   """
-  rows = [row for one in runs for row in _curve_rows(context, one)]
-  summary = _summary_rows(context, runs)
+  rows, results = [], {}
+  for one in runs:
+    ns, curves = _curves(context, one)
+    rows += _curve_rows(one, ns, curves)
+    results.setdefault((one['force_eos'], one['label_noise']), []).append(
+        _summary(ns, curves))
+  summary = _summary_rows(results)
   figures.write_csv(context.directory / 'results.csv', rows)
   figures.write_jsonl(context.directory / 'results.jsonl', rows)
   figures.write_csv(context.directory / 'summary.csv', summary)
@@ -84,6 +96,7 @@ def run(context, *, runs: Sequence[dict], title: str) -> dict:
   figures.best_of_n(rows, context.directory / 'figure.png', title=title)
   print(f'\nGold score in standard deviations of all samples, +- one standard '
         f'error over {"seeds" if summary[0]["seeds"] > 1 else "prompts"};\n'
-        'falls_in: seeds whose drop exceeds two standard errors over prompts.'
+        'falls_in: seeds whose drop exceeds two standard errors over prompts; '
+        'rule, unfinished:\nof the picks at the largest n.'
         f'\n\n{text}\n', flush=True)
   return {'figure': str(context.directory / 'figure.png'), 'rows': len(rows)}
