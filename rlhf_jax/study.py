@@ -116,12 +116,19 @@ class StageContext:
 
   def result_of(self, name: str) -> dict:
     """The result of a complete stage; CheckpointError if it is not."""
-    result = read_result(self._workdir, name)
-    if result is None:
+    return self._record_of(name)['result']
+
+  def seconds_of(self, name: str) -> float:
+    """Wall time of the call that completed a stage; errors as above."""
+    return self._record_of(name)['seconds']
+
+  def _record_of(self, name: str) -> dict:
+    record = _read_record(self._workdir, name)
+    if record is None:
       raise errors.CheckpointError(
           f'stage {self._name} needs {name}, which is not complete in '
           f'{self._workdir}; run it first, with --stages={name}')
-    return result
+    return record
 
   def log(self, message: str):
     """Prints one line and appends it to the log."""
@@ -298,14 +305,19 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal):
 
 def read_result(workdir: str | os.PathLike, name: str) -> dict | None:
   """The verified result of a stage, or None if it is not complete."""
-  path = pathlib.Path(workdir) / name / 'result.json'
+  record = _read_record(pathlib.Path(workdir), name)
+  return None if record is None else record['result']
+
+
+def _read_record(workdir: pathlib.Path, name: str) -> dict | None:
+  path = workdir / name / 'result.json'
   if not path.exists():
     return None
   record = files.read_json(path)
   try:
     expected = record.pop('sha256')
     if files.digest(record) == expected:
-      return record['result']
+      return {key: record[key] for key in ('result', 'seconds')}
   except (AttributeError, KeyError, TypeError, ValueError):
     pass
   raise errors.CheckpointError(

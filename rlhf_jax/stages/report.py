@@ -72,12 +72,26 @@ def _summary_rows(results: dict[tuple, list[dict]]) -> list[dict]:
   return rows
 
 
-def run(context, *, runs: Sequence[dict], title: str) -> dict:
-  """Writes results.csv, results.jsonl, summary.csv, summary.md, figure.png.
+def _stage_rows(context, stages: Sequence[str]) -> list[dict]:
+  """Wall time and, where a stage reports them, tokens per second."""
+  rows = []
+  for name in stages:
+    result = context.result_of(name)
+    rate = result.get('tokens_per_second',
+                      result.get('sampled_tokens_per_second', math.nan))
+    rows.append({'stage': name, 'seconds': round(context.seconds_of(name), 1),
+                 'tokens_per_second': round(rate) if rate == rate else ''})
+  return rows
+
+
+def run(context, *, runs: Sequence[dict], stages: Sequence[str],
+        title: str) -> dict:
+  """Writes results.csv and .jsonl, summary.csv and .md, stages.csv, figure.png.
 
   Args:
     context: of the stage.
     runs: {'stage', 'seed', 'force_eos', 'label_noise'} of each condition.
+    stages: all stages before this one, whose times are reported.
     title: of the figure.
   """
   rows, results = [], {}
@@ -90,6 +104,8 @@ def run(context, *, runs: Sequence[dict], title: str) -> dict:
   figures.write_csv(context.directory / 'results.csv', rows)
   figures.write_jsonl(context.directory / 'results.jsonl', rows)
   figures.write_csv(context.directory / 'summary.csv', summary)
+  figures.write_csv(context.directory / 'stages.csv',
+                    _stage_rows(context, stages))
   text = figures.table(summary, COLUMNS, ('EOS', 'noise', 'method', 'seeds',
                                           'falls_in'))
   files.write_text(context.directory / 'summary.md', text + '\n')

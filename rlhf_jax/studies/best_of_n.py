@@ -187,5 +187,6 @@ def plan(config: dict) -> list[study.Stage]:
               'seed': seed, 'force_eos': end, 'label_noise': noise}
              for end in config['force_eos'] for noise in config['label_noise']]
   stages.append(study.Stage(final(config), functools.partial(
-      report.run, runs=runs, title=config['title'])))
+      report.run, runs=runs, stages=[s.name for s in stages],
+      title=config['title'])))
   return stages
