@@ -281,7 +281,7 @@ def _flatten(config: dict, prefix: str = '') -> dict[str, str]:
 def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal):
   """Runs a stage unless it is complete; its result is written last."""
   if read_result(workdir, stage.name) is not None:
-    _say(workdir, f'{stage.name:<28} skipped, complete')
+    _say(workdir, f'{stage.name:<38} skipped, complete')
     return
   stop.check(f'the start of {stage.name}')
   context = StageContext(workdir, stage.name, stop)
@@ -299,8 +299,8 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal):
   record['sha256'] = files.digest(record)
   files.write_json(context.directory / 'result.json', record)
   short = [f'{key}={value:.4g}' for key, value in result.items()
-           if isinstance(value, int | float)][:4]
-  _say(workdir, f'{stage.name:<28} {seconds:8.1f} s  {" ".join(short)}')
+           if isinstance(value, int | float) and '/' not in key][:3]
+  _say(workdir, f'{stage.name:<38} {seconds:7.1f} s  {" ".join(short)}')
 
 
 def read_result(workdir: str | os.PathLike, name: str) -> dict | None:

@@ -302,7 +302,7 @@ class ReportTest(parameterized.TestCase):
           row['above_single'], text(curve[:, -1] - last['gold__single']))
       for what in ('rule', 'unfinished'):
         self.assertEqual(row[what], text(last[f'{what}__{row["method"]}']))
-      self.assertEqual(row['falls_in'], str(int(
+      self.assertEqual(row['seeds_falling'], str(int(
           drop.mean() > drop.std(ddof=1))))  # 2 * s.d. / root 4
       self.assertEqual(row['seeds'], '1')
 

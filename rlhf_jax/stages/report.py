@@ -66,7 +66,7 @@ def _summary_rows(results: dict[tuple, list[dict]]) -> list[dict]:
       for what in COLUMNS:
         row[what], row[f'{what}_se'] = figures.over_seeds(
             [(s[method][what], s[method][f'{what}_se']) for s in seeds])
-      row['falls_in'] = sum(s[method]['drop'] > 2 * s[method]['drop_se']
+      row['seeds_falling'] = sum(s[method]['drop'] > 2 * s[method]['drop_se']
                             for s in seeds)
       rows.append(row)
   return rows
@@ -107,12 +107,13 @@ def run(context, *, runs: Sequence[dict], stages: Sequence[str],
   figures.write_csv(context.directory / 'stages.csv',
                     _stage_rows(context, stages))
   text = figures.table(summary, COLUMNS, ('EOS', 'noise', 'method', 'seeds',
-                                          'falls_in'))
+                                          'seeds_falling'))
   files.write_text(context.directory / 'summary.md', text + '\n')
   figures.best_of_n(rows, context.directory / 'figure.png', title=title)
+  short = figures.table(
+      summary, COLUMNS[:4], ('EOS', 'noise', 'method', 'seeds_falling'))
   print(f'\nGold score in standard deviations of all samples, +- one standard '
         f'error over {"seeds" if summary[0]["seeds"] > 1 else "prompts"};\n'
-        'falls_in: seeds whose drop exceeds two standard errors over prompts; '
-        'rule, unfinished:\nof the picks at the largest n.'
-        f'\n\n{text}\n', flush=True)
+        'seeds_falling: those whose drop exceeds two standard errors over '
+        f'prompts.\n\n{short}\n', flush=True)
   return {'figure': str(context.directory / 'figure.png'), 'rows': len(rows)}
