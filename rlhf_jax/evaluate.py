@@ -13,6 +13,11 @@ def standard_error(x: np.ndarray, axis: int = 0) -> np.ndarray:
   return x.std(axis=axis, ddof=1) / np.sqrt(x.shape[axis])
 
 
+def pair_accuracy(scores: np.ndarray) -> np.ndarray:
+  """Share of pairs [..., N, 2] whose first score is higher; a tie is wrong."""
+  return (scores[..., 0] > scores[..., 1]).mean(axis=-1)
+
+
 def with_single(curves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Adds 'single', prompt by prompt the mean of 'single_0', 'single_1', ...
 

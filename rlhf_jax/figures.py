@@ -146,7 +146,7 @@ def best_of_n(rows: Sequence[Row], path: str | os.PathLike, *, title: str):
       part = [r for r in rows
               if (r['force_eos'], r['label_noise']) == (end, noise)]
       name = 'every response ends in EOS' if end else 'as sampled'
-      right = _panel(axes[i, j], part, f'{noise:.0%} label noise, {name}')
+      right = _panel(axes[i, j], part, f'{100 * noise:g}% label noise, {name}')
       rights.append(right)
       if i == len(ends) - 1:
         axes[i, j].set_xlabel(r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$')

@@ -115,7 +115,8 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
       raise ValueError('SHA-256 differs')
   except Exception as error:  # zip, npy and zlib raise many kinds
     raise errors.CheckpointError(
-        f'cannot read {path}: {errors.first_line(error)}') from error
+        f'cannot read {path}: {errors.first_line(error)}; delete it and the '
+        'result.json beside it to make it again') from error
   return arrays
 
 

@@ -64,15 +64,28 @@ def _reason(error: Exception, argv: list[str]) -> str:
       if any(f"'{name}'" in text for name in field.split('.')[1:]):
         hint = text.partition('\n')[2] or 'See the config file for them.'
         return f'{field} is no field of the config. {hint}'
-  file = next((a for a in argv if a.startswith(('--config=', '-config='))),
-              '--config')
-  if not pathlib.Path(file.partition('=')[2].partition(':')[0]).is_file():
-    return f'{file}: there is no such file; check the path'
-  return f'{file} cannot be loaded: {type(error).__name__}: {text}'
+  file = _config_path(argv)
+  if not file.is_file():
+    return f'--config={file}: there is no such file; check the path'
+  return f'--config={file} cannot be loaded: {type(error).__name__}: {text}'
+
+
+def _config_path(argv: list[str]) -> pathlib.Path:
+  """The file of --config, given as one argument or two."""
+  for argument, following in zip(argv, [*argv[1:], '']):
+    name, equals, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and name == 'config':
+      return pathlib.Path((value if equals else following).partition(':')[0])
+  return pathlib.Path()
 
 
 def _parse(argv: list[str]) -> dict:
   """Flags to a plain config; every mistake is a ConfigError."""
+  # A config imports `experiments.base`, from wherever the command is given.
+  for parent in _config_path(argv).absolute().parents:
+    if (parent / 'experiments' / 'base.py').is_file():
+      sys.path.insert(0, str(parent))
+      break
   try:
     # The config file itself runs here, and it may raise anything.
     _, *stray = flags.FLAGS(argv)
@@ -106,11 +119,15 @@ def run(argv: list[str]) -> int:
         safe_keys=('seeds', 'title', 'training.*'))
   except errors.UserError as error:
     return _fail(error)
+  except KeyboardInterrupt:  # before the study has begun to listen
+    return _fail(errors.Interrupted(
+        'nothing was written; run the same command to start'))
   result = study.read_result(_WORKDIR.value, module.final(config))
   if result is not None:
     # Not the recorded directory: the workdir may have been moved.
-    print(pathlib.Path(_WORKDIR.value).absolute() / module.final(config)
-          / pathlib.Path(result['figure']).name)
+    figure = (pathlib.Path(_WORKDIR.value).absolute() / module.final(config)
+              / pathlib.Path(result['figure']).name)
+    study.say(str(figure))
   return 0
 
 

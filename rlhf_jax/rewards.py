@@ -117,6 +117,7 @@ def score_rows(config: transformer.Config, params: types.Params,
   members = jax.tree.leaves(params)[0].shape[0]
   scores = np.empty((members, rows), np.float32)
   mesh = sharding.make_mesh()
+  params = sharding.shard_params(params, mesh)
   parts = mesh.shape['data']
   size = -(-min(chunk_size, rows) // parts) * parts
   for start in range(0, rows, size):

@@ -201,7 +201,9 @@ def sample(
   Returns:
     Batch [B, K, P + N] with `tokens`, `mask` and `old_logprobs`: the log
     probability of each sampled token, in nats, under the softmax of
-    logits / temperature (before top-k and top-p), 0 off the mask.
+    logits / temperature (of the logits where it is 0), before top-k and
+    top-p, 0 off the mask. `policy.forward` with the same temperature gives
+    the same numbers.
 
   Raises:
     ValueError: if a number is out of range.
@@ -219,6 +221,15 @@ def sample(
   prompt_lengths = jnp.asarray(prompt_lengths)
   chex.assert_rank([prompts, prompt_lengths], [2, 1])
   chex.assert_type([prompts, prompt_lengths], int)
+  for name, token in (('eos_id', eos_id), ('pad_id', pad_id)):
+    if not 0 <= token < config.vocab_size:
+      raise ValueError(f'{name} must be in [0, {config.vocab_size}), the '
+                       f'vocabulary, got {token}.')
+  if not isinstance(prompt_lengths, jax.core.Tracer):
+    low, high = int(prompt_lengths.min()), int(prompt_lengths.max())
+    if low < 1 or high > prompts.shape[1]:
+      raise ValueError(f'prompt_lengths must be in [1, {prompts.shape[1]}], '
+                       f'got {low if low < 1 else high}.')
   if row_ids is None:
     row_ids = jnp.arange(len(prompts))
   rows = _sample(

@@ -130,6 +130,10 @@ class StageContext:
           f'{self._workdir}; run it first, with --stages={name}')
     return record
 
+  def show(self, text: str):
+    """Prints lines as they are, and appends them to the log."""
+    _say(self._workdir, text)
+
   def log(self, message: str):
     """Prints one line and appends it to the log."""
     _say(self._workdir, f'{self._name}: {message}')
@@ -329,8 +333,13 @@ def _now() -> str:
 
 
 def _say(workdir: pathlib.Path, message: str):
-  """One line to stdout, which may be closed, and to the log."""
+  """Prints to stdout and to the log."""
   _log(workdir, message)
+  say(message)
+
+
+def say(message: str):
+  """Prints to stdout, which may be closed."""
   with contextlib.suppress(OSError, ValueError):
     print(message, flush=True)
 

@@ -29,6 +29,11 @@ def optimizer(*, learning_rate: float, num_steps: int, warmup_steps: int = 0,
               weight_decay: float = 0.0, b1: float = 0.9,
               b2: float = 0.999) -> optax.GradientTransformation:
   """AdamW with warm-up, a schedule over `num_steps` and clipping."""
+  for name, value in dict(
+      learning_rate=learning_rate, warmup_steps=warmup_steps,
+      clip_norm=clip_norm or 0, weight_decay=weight_decay).items():
+    if value < 0:
+      raise ValueError(f'{name} must be >= 0, got {value}.')
   if schedule == 'cosine':
     rate = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))

@@ -142,7 +142,6 @@ class FilesTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(vocab_size=258), 'vocab_size must be >= 259'),
-      (dict(prompt_format='x'), 'alpaca'),
       (dict(max_response_length=0), 'max_response_length'))
   def test_check_names_the_field(self, change, message):
     with self.assertRaisesRegex(errors.ConfigError, message):

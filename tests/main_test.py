@@ -108,8 +108,6 @@ CASES = {
         'DIR/few.json', '1 usable', 'num_eval_prompts')),
     'vocabulary': (files(ALPACA, '--config.data.files.vocab_size=10'), 2, (
         'vocab_size', '259')),
-    'format': (files(ALPACA, '--config.data.files.prompt_format=x'), 2, (
-        "'x'", 'alpaca')),
     'tokenizer': (files(ALPACA, f'--config.data.files.tokenizer=DIR/{HH}'), 3,
                   (f'DIR/{HH}', 'tokenizer.json')),
     'stage': ((CONFIG, '--stages=slf'), 2, ("'slf'", 'seed_0/sft')),

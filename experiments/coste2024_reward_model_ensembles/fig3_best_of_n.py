@@ -43,8 +43,9 @@ def _laptop(config):
                  num_adjectives=240, zipf=1.0, typo_rate=0.0,
                  advert_rate=0.0, sentences=(0.45, 0.52, 0.03)),
       files=dict(max_prompt_length=64, max_response_length=48,
-                 vocab_size=4096, prompt_format='alpaca', max_bad_rows=0,
-                 tokenizer=config_dict.placeholder(str)),
+                 vocab_size=4096, max_bad_rows=0,
+                 tokenizer=config_dict.placeholder(str),
+                 pad='<pad>', bos='<bos>', eos='<eos>'),
   )
   config.policy = dict(
       model=dict(family='llama', hidden_size=64, num_layers=2, num_heads=2,
@@ -87,10 +88,11 @@ def _smoke(config):
 
 
 def _full(config):
-  """Larger models and n on one accelerator, real files; not yet run.
+  """Larger models and n, for one accelerator; not yet run.
 
-  The paper's own models (Pythia, AlpacaFarm) need weights from Hugging Face
-  directories, which this version does not load yet.
+  Give data.path and data.preferences for real text; without them it runs the
+  small world at this size. The paper's own models (Pythia, AlpacaFarm) need
+  weights from Hugging Face directories, which this version does not load yet.
   """
   _laptop(config)
   config.data.update(num_pair_prompts=46_000, num_eval_prompts=1_000,

@@ -14,6 +14,7 @@ import pathlib
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import files
 from rlhf_jax import types
 from rlhf_jax.data import formats
 from rlhf_jax.data import readers
@@ -43,6 +44,14 @@ class Corpus:
   preferences: types.Batch | None = None  # [N, 2, T], chosen first
   world: reviews.Reviews | None = None  # the rule and the damage
   summary: dict = dataclasses.field(default_factory=dict)
+
+  def fingerprint(self) -> str:
+    """SHA-256 of all tokens: the same texts, split and encoded alike."""
+    held = (self.demonstrations.tokens, self.pair_prompts.tokens,
+            self.eval_prompts.tokens)
+    if self.preferences is not None:
+      held += (self.preferences.tokens,)
+    return files.digest([files.array_digest(x) for x in held])
 
 
 def _prompts(rows: tokenizer_lib.EncodedRows) -> Prompts:
@@ -109,7 +118,9 @@ def from_files(
     max_response_length: int,
     vocab_size: int = 4096,
     tokenizer: str | None = None,
-    prompt_format: str = 'alpaca',
+    pad: str = tokenizer_lib.PAD,
+    bos: str = tokenizer_lib.BOS,
+    eos: str = tokenizer_lib.EOS,
     max_bad_rows: int = 0,
     num_demonstrations: int | None = None,
 ) -> Corpus:
@@ -126,7 +137,9 @@ def from_files(
     max_response_length: tokens, EOS included.
     vocab_size: of the byte-level BPE trained on the texts.
     tokenizer: a tokenizer.json to use instead.
-    prompt_format: of the demonstrations.
+    pad: its padding token.
+    bos: its token for the front of a prompt.
+    eos: its token for the end of a response.
     max_bad_rows: bad rows to drop in each file instead of stopping.
     num_demonstrations: at most so many; None: all.
 
@@ -134,16 +147,23 @@ def from_files(
     DataError: a file is missing or malformed, or holds too few prompts.
   """
   rows, pairs = _read(path, preferences, max_bad_rows, num_eval_prompts)
-  write = formats.get(prompt_format)
+  write = formats.get('alpaca')
   texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
   order = np.random.Generator(np.random.Philox(seed)).permutation(len(texts))
-  held_out = [texts[i] for i in order[:num_eval_prompts]]
-  training = [texts[i] for i in order[num_eval_prompts:]][:num_demonstrations]
+  # Split by prompt, because a prompt may have several rows.
+  by_prompt = {}
+  for i in order:
+    by_prompt.setdefault(texts[i][0], []).append(texts[i])
+  groups = list(by_prompt.values())
+  held_out = [group[0] for group in groups[:num_eval_prompts]]
+  training = [text for group in groups[num_eval_prompts:] for text in group]
+  training = training[:num_demonstrations]
   hh = formats.get('hh')
   sides = [[hh(p.prompt, getattr(p, side)) for p in pairs.rows]
            for side in ('chosen', 'rejected')]
   if tokenizer is not None:
-    coder = tokenizer_lib.Tokenizer.from_file(tokenizer)
+    coder = tokenizer_lib.Tokenizer.from_file(
+        tokenizer, pad=pad, bos=bos, eos=eos)
   else:
     seen = [t for row in (*training, *sides[0], *sides[1]) for t in row]
     coder = tokenizer_lib.Tokenizer.train_bpe(seen, vocab_size=vocab_size)
@@ -157,7 +177,9 @@ def from_files(
   demonstrations = encode(training)
   chosen, rejected = map(encode, sides)
   prompts = _prompts(demonstrations)
-  repeated = np.resize(np.arange(len(training)), num_pair_prompts)
+  # Repeats of a prompt are neighbours, so that pairs held out from the front
+  # share at most one prompt with the rest.
+  repeated = np.sort(np.resize(np.arange(len(training)), num_pair_prompts))
   stack = lambda name: np.stack(
       [getattr(chosen, name), getattr(rejected, name)], axis=1)
   share = lambda x: float(x.truncated_responses / len(x.tokens))
@@ -187,9 +209,10 @@ def _read(path: str, preferences: str, max_bad_rows: int,
   """Demonstrations and preferences, checked to the last row."""
   rows = readers.read_alpaca(path, max_bad_rows=max_bad_rows)
   pairs = readers.read_hh(preferences, max_bad_rows=max_bad_rows)
-  if len(rows.rows) < num_eval_prompts + 1:
+  prompts = {(row.instruction, row.input) for row in rows.rows}
+  if len(prompts) < num_eval_prompts + 1:
     raise errors.DataError(
-        f'{path}: {len(rows.rows)} usable rows, but {num_eval_prompts} prompts '
+        f'{path}: {len(prompts)} usable prompts, but {num_eval_prompts} '
         'are to be held out for evaluation; lower config.data.'
         'num_eval_prompts or give more data')
   return rows, pairs
@@ -251,13 +274,13 @@ def check(config: dict):
           'num_adjectives', 'zipf', 'typo_rate', 'advert_rate',
           'sentences')})
       return
-    formats.get(config.get('prompt_format', 'alpaca'))
     if config.get('tokenizer'):
-      tokenizer_lib.Tokenizer.from_file(config['tokenizer'])
+      tokenizer_lib.Tokenizer.from_file(config['tokenizer'], **{
+          k: config[k] for k in ('pad', 'bos', 'eos') if config.get(k)})
     elif config.get('vocab_size', 4096) < 259:
       raise ValueError('vocab_size must be >= 259 (256 bytes, 3 special '
                        f'tokens), got {config["vocab_size"]}')
+    _read(config['path'], config['preferences'],
+          config.get('max_bad_rows', 0), config['num_eval_prompts'])
   except (TypeError, ValueError) as error:
     raise errors.ConfigError(f'config.data: {error}') from None
-  _read(config['path'], config['preferences'], config.get('max_bad_rows', 0),
-        config['num_eval_prompts'])

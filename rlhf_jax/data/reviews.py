@@ -10,7 +10,7 @@ reads, and takes points off for what is wrong with the text.
   rule = sum over adjectives of valence * intensifier * negation
          + 1 if the thing of the prompt is named
          - 4 if unfinished (no EOS)   - 1 for each repeated adjective
-         - 1 for each intensifier or negation that modifies nothing
+         - 1 for each sentence that ends in an intensifier or negation
          - 1.5 for each misspelt word (a misspelt adjective has no valence)
          - 4 if it advertises
 """
@@ -107,11 +107,20 @@ class Reviews:
       num_adjectives: half of them positive.
       zipf: exponent of the word frequencies; larger makes rare words rarer.
       typo_rate: probability that a thing, aspect or adjective is misspelt.
-        Every misspelling is a rare token of its own.
+        All but a few misspellings ("terrible" has a pair of equal letters)
+        are rare tokens of their own.
       advert_rate: probability that a sentence is an advertisement instead.
       sentences: weights of a review with 1, 2, ... sentences. Those of more
         than the response length are what a policy learns not to finish.
     """
+    for name, rate in dict(typo_rate=typo_rate,
+                           advert_rate=advert_rate).items():
+      if not 0 <= rate <= 1:
+        raise ValueError(f'{name} must be in [0, 1], got {rate}.')
+    if num_adjectives < 2:
+      raise ValueError(f'num_adjectives must be >= 2, got {num_adjectives}.')
+    if min(sentences, default=-1) < 0 or not sum(sentences):
+      raise ValueError(f'sentences must be weights >= 0, got {sentences}.')
     self._valence = valences(num_adjectives)
     self._typo_rate = typo_rate
     self._advert_rate = advert_rate

@@ -25,7 +25,7 @@ def _grid(num_samples: int) -> list[int]:
   return [n for n in grid if n < num_samples] + [num_samples]
 
 
-def _score(context, config, params, samples):
+def _score(context, config, params, samples, eos_id):
   """Gathers the shards: member scores [E, B, N] and what else is known."""
   parts = []
   for path in sorted(context.directory_of(samples).glob('shard_*.npz')):
@@ -37,7 +37,7 @@ def _score(context, config, params, samples):
     arrays['members'] = np.moveaxis(
         members.reshape(-1, *tokens.shape[:2]), 0, 1)
     arrays['length'] = mask.sum(axis=-1).astype(np.float32)
-    arrays['tokens'], arrays['mask'] = tokens, mask
+    arrays['unfinished'] = 1.0 - (mask & (tokens == eos_id)).any(axis=-1)
     parts.append(arrays)
   known = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
   known['members'] = np.moveaxis(known['members'], 1, 0)
@@ -66,7 +66,7 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
   config = transformer.make_config(
       vocab_size=corpus.tokenizer.vocab_size, **model)
   params = common.load_members(context, proxies, config, num_members)
-  known = _score(context, config, params, samples)
+  known = _score(context, config, params, samples, corpus.tokenizer.eos_id)
   members = known.pop('members')
   if standardize:
     scale = files.load_arrays(context.directory_of(proxies) / 'scale.npz')
@@ -78,11 +78,10 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
   aggregated = {name: np.asarray(ensembles.aggregate(members, **kwargs))
                 for name, kwargs in methods.items()}
 
-  ended = known['mask'] & (known['tokens'] == corpus.tokenizer.eos_id)
   gold = known['gold_scores']
   watched = {  # what is followed as the proxy is optimised
       'gold': (gold - gold.mean()) / gold.std(),
-      'unfinished': 1.0 - ended.any(axis=-1),
+      'unfinished': known['unfinished'],
       'length': known['length'],
   }
   if 'rule' in known:
@@ -95,9 +94,6 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
     for what, values in {**watched, 'proxy': proxy}.items():
       curves[f'{what}/{name}'] = np.asarray(best_of_n.curve(
           jnp.asarray(proxy), jnp.asarray(values, jnp.float32), ns))
-  curves['variance/mean'] = np.asarray(best_of_n.curve(
-      jnp.asarray(aggregated['mean' if 'mean' in aggregated else 'single_0']),
-      ensembles.variance(members), ns))
   files.save_arrays(context.directory / 'curves.npz', ns=np.array(ns),
                          **{k.replace('/', '__'): v for k, v in curves.items()})
   summary = evaluate.best_of_n_summary(ns, {

@@ -5,14 +5,18 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from rlhf_jax import checkpoint
+from rlhf_jax import errors
 from rlhf_jax import metrics
 from rlhf_jax import rewards
+from rlhf_jax import sampling
 from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
+from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.models import transformer
 
 
@@ -50,7 +54,7 @@ def fit(
 
   Returns:
     The final state, and the last metrics with 'seconds' and
-    'tokens_per_second' of this call.
+    'tokens_per_second' of the whole training, interrupted or not.
 
   Raises:
     Interrupted: after saving, when asked to stop.
@@ -64,13 +68,14 @@ def fit(
   member_axes = state.step.ndim
   spread = lambda *args: sharding.shard_batch(
       source(*args), mesh, axis=member_axes)
-  last = {}
+  last, before = {}, 0.0
   with (checkpoint.Checkpointer(context.directory / 'checkpoints') as saver,
         metrics.MetricsWriter(context.directory / 'metrics.jsonl') as writer):
     restored = saver.restore_latest(state.params, as_training(state))
     start = 0
     if restored:
-      start, params, training, _ = restored
+      start, params, training, meta = restored
+      last, before = meta['last'], meta['seconds']
       state = types.TrainState(params=params, **training)
       context.log(f'goes on at step {start} of {num_steps}')
     writer.truncate(start)
@@ -87,14 +92,68 @@ def fit(
           last = {k: float(jax.numpy.mean(v)) for k, v in current.items()}
           writer.write(step, last)
         if step % save_every == 0 or step == num_steps or stopping:
-          saver.save(step, state.params, as_training(state))
+          spent = before + time.monotonic() - began
+          saver.save(step, state.params, as_training(state),
+                     {'last': last, 'seconds': spent})
           if step < num_steps:
             context.stop.check(f'step {step} of {name}')
-    seconds = time.monotonic() - began
-  last['seconds'] = seconds
-  last['tokens_per_second'] = (
-      tokens_per_step * (num_steps - start) / max(seconds, 1e-9))
-  return state, last
+    seconds = before + time.monotonic() - began
+  return state, last | {
+      'seconds': seconds,
+      'tokens_per_second': tokens_per_step * num_steps / seconds}
+
+
+def sample_rows(context: Any, corpus: corpus_lib.Corpus,
+                config: transformer.Config, params: types.Params,
+                key: jax.Array, *, num_prompts: int, num_samples: int,
+                chunk_size: int, **sampler) -> tuple[np.ndarray, np.ndarray]:
+  """Samples responses to the first pair prompts, and around again.
+
+  Args:
+    context: of the stage; asked before every chunk whether to stop.
+    corpus: its `pair_prompts` are answered.
+    config: shape of the policy.
+    params: of the policy.
+    key: of the samples.
+    num_prompts: B.
+    num_samples: K.
+    chunk_size: prompts sampled at a time.
+    **sampler: of `sampling.sample`.
+
+  Returns:
+    tokens i32[B, K, T] and mask bool[B, K, T].
+  """
+  prompts, parts = corpus.pair_prompts, []
+  for start in range(0, num_prompts, chunk_size):
+    context.stop.check(f'the start of {context.directory.name}')
+    # The last chunk is filled up, so that it runs the same program.
+    rows = np.arange(start, start + chunk_size)
+    at = rows % len(prompts.tokens)
+    batch = sampling.sample(
+        config, params, prompts.tokens[at], prompts.lengths[at], key,
+        num_samples=num_samples, max_new_tokens=corpus.max_response_length,
+        eos_id=corpus.tokenizer.eos_id, pad_id=corpus.tokenizer.pad_id,
+        row_ids=rows, **sampler)
+    parts.append((np.asarray(batch.tokens), np.asarray(batch.mask)))
+  tokens, mask = (np.concatenate(x)[:num_prompts] for x in zip(*parts))
+  return tokens, mask
+
+
+def load_corpus(context: Any, data: dict, seed: int,
+                policy: str) -> corpus_lib.Corpus:
+  """The corpus that the policy was trained on.
+
+  Raises:
+    CheckpointError: it comes out differently now, because a library that
+      writes or encodes it has changed.
+  """
+  corpus = corpus_lib.load(data, seed)
+  if context.result_of(policy)['corpus'] != corpus.fingerprint():
+    raise errors.CheckpointError(
+        f'the corpus is not the one that {policy} was trained on; go back to '
+        'the versions of tokenizers, vaderSentiment and numpy it was made '
+        'with, or choose another --workdir')
+  return corpus
 
 
 def load_policy(context: Any, stage: str,

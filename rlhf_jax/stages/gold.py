@@ -8,44 +8,27 @@ said in it. On real data it learns from human preferences.
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import evaluate
 from rlhf_jax import objectives
 from rlhf_jax import rewards
-from rlhf_jax import sampling
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
-from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.models import transformer
 from rlhf_jax.stages import common
 
 
-def _samples(corpus, config, params, key, num_prompts):
-  """Eight responses of the policy to each of some prompts, [N, T]."""
-  draw = functools.partial(
-      sampling.sample, config, params, num_samples=8,
-      max_new_tokens=corpus.max_response_length,
-      eos_id=corpus.tokenizer.eos_id, pad_id=corpus.tokenizer.pad_id)
-  rows = [], []
-  for start in range(0, num_prompts, 64):
-    at = np.arange(start, start + 64) % len(corpus.pair_prompts.tokens)
-    prompts = corpus.pair_prompts
-    batch = draw(prompts.tokens[at], prompts.lengths[at], key,
-                 row_ids=jnp.arange(start, start + 64))
-    for kept, x in zip(rows, (batch.tokens, batch.mask)):
-      kept.append(np.asarray(x).reshape(-1, x.shape[-1]))
-  return tuple(map(np.concatenate, rows))
+def _rule_rows(corpus, sampled, seed, held_out):
+  """Texts and their standardised rule scores: training batch, held-out.
 
-
-def _rule_rows(corpus, config, params, seed, held_out):
-  """Texts and their standardised rule scores: training batch, held-out."""
+  A held-out text may be a damaged copy of a training text, so the correlation
+  on it says that the rule is fitted, not that it generalises.
+  """
   clean = corpus.demonstrations.tokens[:, 0], corpus.demonstrations.mask[:, 0]
   damaged = corpus.world.corrupt(*clean, seed=seed)
-  sampled = _samples(corpus, config, params, jax.random.key(seed),
-                     len(clean[0]) // 8)
   tokens, mask = (np.concatenate(x) for x in zip(clean, damaged, sampled))
   order = np.random.Generator(np.random.Philox(seed)).permutation(len(tokens))
   tokens, mask = tokens[order], mask[order]
@@ -72,14 +55,13 @@ def _quality(config, params, rows) -> dict[str, float]:
   scores = rewards.score_rows(
       config, stacked, flat(rows.tokens), flat(rows.mask))[0]
   if rows.targets is None:
-    chosen, rejected = scores.reshape(-1, 2).T
-    return {'accuracy': float(np.mean(chosen > rejected))}
+    return {'accuracy': float(evaluate.pair_accuracy(scores.reshape(-1, 2)))}
   return {'correlation': float(np.corrcoef(scores, rows.targets[:, 0])[0, 1])}
 
 
 def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
         batch_size: int, optimizer: dict, policy: str, policy_model: dict,
-        held_out: int = 512, warm_start: str | None = None,
+        sampler: dict, held_out: int = 512,
         training: dict | None = None) -> dict:
   """Trains the gold model; `checkpoints` then holds its parameters.
 
@@ -93,18 +75,24 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     optimizer: of `train.optimizer`.
     policy: stage that holds the SFT policy.
     policy_model: its shape.
+    sampler: temperature, top_k, top_p of the texts it is trained on.
     held_out: rows kept for validation.
-    warm_start: stage whose SFT trunk of the same shape to start from.
     training: save_every and log_every of `common.fit`.
   """
-  corpus = corpus_lib.load(data, seed)
+  corpus = common.load_corpus(context, data, seed, policy)
   vocab_size = corpus.tokenizer.vocab_size
   config = transformer.make_config(vocab_size=vocab_size, **model)
   if corpus.world is not None:
     shape = transformer.make_config(vocab_size=vocab_size, **policy_model)
-    rows, validation = _rule_rows(
-        corpus, shape, common.load_policy(context, policy, shape), seed,
-        held_out)
+    chunk, texts = 64, len(corpus.demonstrations.tokens)
+    # Eight responses to each of as many prompts as make one text for each
+    # demonstration, in whole chunks.
+    sampled = common.sample_rows(
+        context, corpus, shape, common.load_policy(context, policy, shape),
+        jax.random.key(seed), num_prompts=-(-(texts // 8) // chunk) * chunk,
+        num_samples=8, chunk_size=chunk, **sampler)
+    sampled = [x.reshape(-1, x.shape[-1]) for x in sampled]
+    rows, validation = _rule_rows(corpus, sampled, seed, held_out)
     objective = objectives.get('value_regression')
   else:
     rows, validation = _preference_rows(corpus, seed, held_out)
@@ -113,12 +101,9 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     raise errors.ConfigError(
         f'config.gold.held_out is {held_out}, which leaves {len(rows.tokens)} '
         f'rows to train on, and batch_size is {batch_size}; lower it')
-  trunk = (common.load_policy(context, warm_start, config)
-           if warm_start else None)
   init_key, key = jax.random.split(jax.random.key(seed + 1))
   tx = train.optimizer(num_steps=num_steps, **optimizer)
-  state = train.init_state(
-      rewards.init(config, init_key, trunk=trunk), tx, key)
+  state = train.init_state(rewards.init(config, init_key), tx, key)
   step_fn = train.make_train_step(
       functools.partial(rewards.forward, config), objective, tx)
   state, last = common.fit(

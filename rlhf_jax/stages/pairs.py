@@ -7,13 +7,9 @@ them (`stages.proxies`), and the texts and their gold scores are shared.
 import functools
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from rlhf_jax import files
 from rlhf_jax import rewards
-from rlhf_jax import sampling
-from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.models import transformer
 from rlhf_jax.stages import common
 
@@ -36,27 +32,17 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     force_eos: see `sampling.sample`.
     sampler: temperature, top_k, top_p.
   """
-  corpus = corpus_lib.load(data, seed)
+  corpus = common.load_corpus(context, data, seed, policy)
   coder = corpus.tokenizer
   make = functools.partial(
       transformer.make_config, vocab_size=coder.vocab_size)
   config, gold_config = make(**policy_model), make(**gold_model)
   params = common.load_policy(context, policy, config)
-  prompts = corpus.pair_prompts
-  key = jax.random.fold_in(jax.random.key(seed), 1)
-  kept = [], []
-  for start in range(0, len(prompts.tokens), CHUNK):
-    context.stop.check(f'the start of {context.directory.name}')
-    # The last chunk is filled up, so that it runs the same program.
-    at = np.arange(start, start + CHUNK) % len(prompts.tokens)
-    batch = sampling.sample(
-        config, params, prompts.tokens[at], prompts.lengths[at], key,
-        num_samples=2, max_new_tokens=corpus.max_response_length,
-        eos_id=coder.eos_id, pad_id=coder.pad_id, force_eos=force_eos,
-        row_ids=jnp.arange(start, start + CHUNK), **sampler)
-    for rows, x in zip(kept, (batch.tokens, batch.mask)):
-      rows.append(np.asarray(x))
-  tokens, mask = (np.concatenate(x)[:len(prompts.tokens)] for x in kept)
+  tokens, mask = common.sample_rows(
+      context, corpus, config, params,
+      jax.random.fold_in(jax.random.key(seed), 1),
+      num_prompts=len(corpus.pair_prompts.tokens), num_samples=2,
+      chunk_size=CHUNK, force_eos=force_eos, **sampler)
   flat = lambda x: x.reshape(-1, x.shape[-1])
   members = common.load_members(context, gold, gold_config, None)
   scores = rewards.score_rows(

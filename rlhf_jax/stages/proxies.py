@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import evaluate
 from rlhf_jax import files
 from rlhf_jax import objectives
 from rlhf_jax import rewards
@@ -103,8 +104,7 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
                             flat(validation.mask))  # [E, 2 * held_out]
   files.save_arrays(context.directory / 'scale.npz',
                          mean=held.mean(axis=1), std=held.std(axis=1))
-  margin = held.reshape(num_members, -1, 2) @ np.float32([1, -1])
-  accuracy = (margin > 0).mean(axis=1)  # ties count as wrong
+  accuracy = evaluate.pair_accuracy(held.reshape(num_members, -1, 2))
   return {'accuracy': float(accuracy.mean()),
           'accuracies': [float(a) for a in accuracy],
           'flipped': float(np.mean(noisy != preferred[held_out:])), **last}

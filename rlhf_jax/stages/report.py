@@ -62,7 +62,8 @@ def _summary_rows(results: dict[tuple, list[dict]]) -> list[dict]:
   for (force_eos, noise), seeds in sorted(results.items()):
     for method in (m for m in seeds[0] if not m.startswith('single_')):
       row = {'EOS': 'forced' if force_eos else 'as sampled',
-             'noise': f'{noise:.0%}', 'method': method, 'seeds': len(seeds)}
+             'noise': f'{100 * noise:g}%', 'method': method,
+             'seeds': len(seeds)}
       for what in COLUMNS:
         row[what], row[f'{what}_se'] = figures.over_seeds(
             [(s[method][what], s[method][f'{what}_se']) for s in seeds])
@@ -73,25 +74,21 @@ def _summary_rows(results: dict[tuple, list[dict]]) -> list[dict]:
 
 
 def _stage_rows(context, stages: Sequence[str]) -> list[dict]:
-  """Wall time and, where a stage reports them, tokens per second."""
-  rows = []
-  for name in stages:
-    result = context.result_of(name)
-    rate = result.get('tokens_per_second',
-                      result.get('sampled_tokens_per_second', math.nan))
-    rows.append({'stage': name, 'seconds': round(context.seconds_of(name), 1),
-                 'tokens_per_second': round(rate) if rate == rate else ''})
-  return rows
+  """Wall time and every number that a stage reports."""
+  return [{'stage': name, 'stage_seconds': context.seconds_of(name)} | {
+      k: v for k, v in context.result_of(name).items() if k != 'summary'}
+          for name in stages]
 
 
 def run(context, *, runs: Sequence[dict], stages: Sequence[str],
         title: str) -> dict:
-  """Writes results.csv and .jsonl, summary.csv and .md, stages.csv, figure.png.
+  """Writes results.csv and .jsonl, summary.csv and .md, stages.jsonl and
+  figure.png.
 
   Args:
     context: of the stage.
     runs: {'stage', 'seed', 'force_eos', 'label_noise'} of each condition.
-    stages: all stages before this one, whose times are reported.
+    stages: all stages before this one, whose numbers are kept.
     title: of the figure.
   """
   rows, results = [], {}
@@ -104,16 +101,17 @@ def run(context, *, runs: Sequence[dict], stages: Sequence[str],
   figures.write_csv(context.directory / 'results.csv', rows)
   figures.write_jsonl(context.directory / 'results.jsonl', rows)
   figures.write_csv(context.directory / 'summary.csv', summary)
-  figures.write_csv(context.directory / 'stages.csv',
-                    _stage_rows(context, stages))
+  figures.write_jsonl(context.directory / 'stages.jsonl',
+                      _stage_rows(context, stages))
   text = figures.table(summary, COLUMNS, ('EOS', 'noise', 'method', 'seeds',
                                           'seeds_falling'))
   files.write_text(context.directory / 'summary.md', text + '\n')
   figures.best_of_n(rows, context.directory / 'figure.png', title=title)
   short = figures.table(
       summary, COLUMNS[:4], ('EOS', 'noise', 'method', 'seeds_falling'))
-  print(f'\nGold score in standard deviations of all samples, +- one standard '
-        f'error over {"seeds" if summary[0]["seeds"] > 1 else "prompts"};\n'
-        'seeds_falling: those whose drop exceeds two standard errors over '
-        f'prompts.\n\n{short}\n', flush=True)
+  context.show(
+      f'\nGold score in standard deviations of all samples, +- one standard '
+      f'error over {"seeds" if summary[0]["seeds"] > 1 else "prompts"};\n'
+      'seeds_falling: those whose drop exceeds two standard errors over '
+      f'prompts.\n\n{short}\n')
   return {'figure': str(context.directory / 'figure.png'), 'rows': len(rows)}

@@ -15,7 +15,6 @@ from rlhf_jax import files
 from rlhf_jax import metrics
 from rlhf_jax import rewards
 from rlhf_jax import sampling
-from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.models import transformer
 from rlhf_jax.stages import common
 
@@ -44,7 +43,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     samples_per_call: rows sampled at once for one prompt; small enough that
       their key-value cache stays in the processor's cache.
   """
-  corpus = corpus_lib.load(data, seed)
+  corpus = common.load_corpus(context, data, seed, policy)
   make = functools.partial(
       transformer.make_config, vocab_size=corpus.tokenizer.vocab_size)
   config, gold_config = make(**policy_model), make(**gold_model)
@@ -106,7 +105,8 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
       'responses': len(prompts.tokens) * num_samples,
       'unfinished': float(np.mean(unfinished)),
       'response_tokens': float(np.mean(lengths)),
-      'sampled_tokens_per_second': fresh / max(totals['sampling'], 1e-9),
+      'sampled_tokens_per_second':
+          fresh / totals['sampling'] if fresh else None,
       'sampling_seconds': totals['sampling'],
       'scoring_seconds': totals['scoring'],
   }

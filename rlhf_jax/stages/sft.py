@@ -10,6 +10,7 @@ from rlhf_jax import policy
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import tokenizer
 from rlhf_jax.models import transformer
 from rlhf_jax.stages import common
 
@@ -35,6 +36,8 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
   """
   init_seed = seed if init_seed is None else init_seed
   corpus = corpus_lib.load(data, seed)
+  tokenizer.check_ids(
+      corpus.demonstrations.tokens, corpus.tokenizer.vocab_size)
   corpus.tokenizer.save(context.directory / 'tokenizer.json')
   config = transformer.make_config(
       vocab_size=corpus.tokenizer.vocab_size, **model)
@@ -52,5 +55,6 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
       jax.jit(step_fn, donate_argnums=0), num_steps=num_steps,
       **(training or {}),
       tokens_per_step=int(batch_size * np.mean(rows.mask.sum(axis=-1))))
-  return {'loss': last.get('train/loss'), 'parameters': sum(
-      x.size for x in jax.tree.leaves(state.params)), **last, **corpus.summary}
+  parameters = sum(x.size for x in jax.tree.leaves(state.params))
+  return {'loss': last.get('train/loss'), 'parameters': parameters, **last,
+          **corpus.summary, 'corpus': corpus.fingerprint()}

@@ -12,11 +12,16 @@ from collections.abc import Iterator
 import functools
 import pathlib
 
+import jax
+import jax.numpy as jnp
+
 from rlhf_jax import errors
+from rlhf_jax import files
 from rlhf_jax import study
 from rlhf_jax import train
 from rlhf_jax.data import corpus
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import ensembles
 from rlhf_jax.stages import best_of_n
 from rlhf_jax.stages import gold
 from rlhf_jax.stages import pairs
@@ -96,9 +101,19 @@ def _check(config: dict):
 
 
 def _check_models(config: dict, require):
+  members = config['proxy']['num_members']
+  require(config['proxy']['head_scale'] >= 0, 'proxy.head_scale',
+          'give 0 or more')
   for name, method in config['best_of_n']['methods'].items():
     require(method['kind'] in KINDS, f'best_of_n.methods.{name}.kind',
             f'there are {", ".join(KINDS)}')
+    _try_to_make(f'best_of_n.methods.{name}', lambda **kwargs: jax.eval_shape(
+        lambda: ensembles.aggregate(jnp.zeros((members, 1)), **kwargs)),
+        method)
+  require(config['proxy']['sft']['batch_size'] >= 1, 'proxy.sft.batch_size',
+          'give at least 1')
+  require(config['proxy']['sft']['num_steps'] >= 1, 'proxy.sft.num_steps',
+          'give at least 1')
   for part in ('policy', 'proxy', 'gold'):
     for field in ('batch_size', 'num_steps' if part != 'proxy' else
                   'num_epochs'):
@@ -106,13 +121,19 @@ def _check_models(config: dict, require):
     optimizer = config[part]['optimizer']
     require(optimizer['learning_rate'] > 0, f'{part}.optimizer.learning_rate',
             'give more than 0')
-    for field, make in (
-        ('model', lambda **kw: transformer.make_config(vocab_size=3, **kw)),
-        ('optimizer', lambda **kw: train.optimizer(num_steps=1, **kw))):
-      try:
-        make(**config[part][field])
-      except (TypeError, ValueError) as error:
-        raise errors.ConfigError(f'config.{part}.{field}: {error}') from None
+    _try_to_make(f'{part}.model', functools.partial(
+        transformer.make_config, vocab_size=3), config[part]['model'])
+    _try_to_make(f'{part}.optimizer', functools.partial(
+        train.optimizer, num_steps=1), optimizer)
+  _try_to_make('proxy.sft.optimizer', functools.partial(
+      train.optimizer, num_steps=1), config['proxy']['sft']['optimizer'])
+
+
+def _try_to_make(field: str, make, kwargs: dict):
+  try:
+    make(**kwargs)
+  except (TypeError, ValueError) as error:
+    raise errors.ConfigError(f'config.{field}: {error}') from None
 
 
 def inputs(config: dict) -> dict:
@@ -128,7 +149,7 @@ def _proxy_names(seed: str, config: dict) -> list[str]:
 
 def _condition(force_eos: bool, noise: float | None = None) -> str:
   ending = 'forced_eos' if force_eos else 'as_sampled'
-  return ending if noise is None else f'{ending}/noise_{noise:g}'
+  return ending if noise is None else f'{ending}/noise_{noise:.12g}'
 
 
 def _seed_stages(config: dict, data: dict, seed: int) -> Iterator[study.Stage]:
@@ -145,9 +166,9 @@ def _seed_stages(config: dict, data: dict, seed: int) -> Iterator[study.Stage]:
     yield make(name, sft.run, model=proxy['model'], **trunk_sft,
                init_seed=seed + 1000 * (index + 1), **training)
   shared = {'policy': f'{top}/sft', 'policy_model': config['policy']['model']}
+  shared['sampler'] = config['sampler']
   yield make(f'{top}/gold', gold.run, **config['gold'], **shared, **training)
-  shared |= {'gold': f'{top}/gold', 'gold_model': config['gold']['model'],
-             'sampler': config['sampler']}
+  shared |= {'gold': f'{top}/gold', 'gold_model': config['gold']['model']}
   bon = dict(config['best_of_n'])
   methods, standardize = bon.pop('methods'), bon.pop('standardize')
   for force_eos in config['force_eos']:
@@ -167,7 +188,10 @@ def _seed_stages(config: dict, data: dict, seed: int) -> Iterator[study.Stage]:
 
 def final(config: dict) -> str:
   """The stage whose result names the figure."""
-  return 'report_seeds_' + '_'.join(str(seed) for seed in config['seeds'])
+  seeds = '_'.join(str(seed) for seed in config['seeds'])
+  if len(seeds) > 40:  # a file name has a limit
+    seeds = f'{len(config["seeds"])}_{files.digest(list(config["seeds"]))[:8]}'
+  return f'report_seeds_{seeds}'
 
 
 def plan(config: dict) -> list[study.Stage]:
