@@ -64,19 +64,23 @@ def _reason(error: Exception, argv: list[str]) -> str:
       if any(f"'{name}'" in text for name in field.split('.')[1:]):
         hint = text.partition('\n')[2] or 'See the config file for them.'
         return f'{field} is no field of the config. {hint}'
-  file = _config_path(argv)
-  if not file.is_file():
-    return f'--config={file}: there is no such file; check the path'
-  return f'--config={file} cannot be loaded: {type(error).__name__}: {text}'
+  given = _config_argument(argv)
+  if not _config_path(argv).is_file():
+    return f'--config={given}: there is no such file; check the path'
+  return f'--config={given} cannot be loaded: {type(error).__name__}: {text}'
 
 
 def _config_path(argv: list[str]) -> pathlib.Path:
-  """The file of --config, given as one argument or two."""
+  return pathlib.Path(_config_argument(argv).partition(':')[0])
+
+
+def _config_argument(argv: list[str]) -> str:
+  """The value of --config, given as one argument or two."""
   for argument, following in zip(argv, [*argv[1:], '']):
     name, equals, value = argument.lstrip('-').partition('=')
     if argument.startswith('-') and name == 'config':
-      return pathlib.Path((value if equals else following).partition(':')[0])
-  return pathlib.Path()
+      return value if equals else following
+  return ''
 
 
 def _parse(argv: list[str]) -> dict:

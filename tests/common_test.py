@@ -95,6 +95,29 @@ class CommonTest(parameterized.TestCase):
     self.assertEqual([json.loads(line)['step'] for line in lines],
                      [1, 2, 3, 4, 5, 6, 7])
 
+  def test_a_finished_training_reports_the_same_again(self):
+    """Killed after the last checkpoint, before the stage's result."""
+    context = self._context('again')
+    first, metrics = self._fit(context, 1, tokens_per_step=10)
+    second, again = self._fit(context, 1, tokens_per_step=10)
+    chex.assert_trees_all_equal(first.params, second.params)
+    self.assertIn('train/loss', metrics)
+    self.assertEqual(
+        {k: v for k, v in metrics.items() if k.startswith('train/')},
+        {k: v for k, v in again.items() if k.startswith('train/')})
+    self.assertGreaterEqual(again['seconds'], metrics['seconds'] * 0.5)
+
+  def test_another_corpus_is_refused(self):
+    context = self._context('gold')
+    config = dict(name='reviews', num_demonstrations=4, num_pair_prompts=4,
+                  num_eval_prompts=4, max_response_length=24)
+    corpus = common.corpus_lib.load(config, 0)
+    with mock.patch.object(context, 'result_of', lambda name: {
+        'corpus': corpus.fingerprint()}):
+      self.assertIs(common.load_corpus(context, config, 0, 'sft'), corpus)
+      with self.assertRaisesRegex(errors.CheckpointError, 'not the one'):
+        common.load_corpus(context, config, 1, 'sft')
+
   def test_members_split_along_their_prompts(self):
     tx = optax.sgd(0.1)
     step = jax.jit(jax.vmap(train.make_train_step(

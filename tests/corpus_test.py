@@ -1,5 +1,6 @@
 """Tests for rlhf_jax.data.corpus."""
 
+import itertools
 import json
 import pathlib
 import tempfile
@@ -78,9 +79,31 @@ class FilesTest(parameterized.TestCase):
     self.assertLen(trained, 15)
     self.assertFalse(held_out & trained)
     self.assertEqual(set(pairs), trained)
-    self.assertEqual(pairs[:15], pairs[15:])  # repeated in turn
+    # Repeats are neighbours, so that pairs held out from the front are of
+    # other prompts.
+    self.assertLen([1 for a, b in itertools.pairwise(pairs) if a != b], 14)
     np.testing.assert_array_equal(
         out.pair_prompts.lengths, [len(p) for p in pairs])
+
+  def test_rows_of_one_prompt_stay_on_one_side(self):
+    pathlib.Path(self.path).write_text(json.dumps([
+        {'instruction': f'count to {i % 7}', 'input': '', 'output': f'is {i}'}
+        for i in range(21)]))
+    out = corpus.load(self.config, 0)
+    pad = out.tokenizer.pad_id
+    held_out = _strip(out.eval_prompts.tokens, pad)
+    trained = _strip(np.where(
+        out.demonstrations.mask, pad, out.demonstrations.tokens)[:, 0], pad)
+    self.assertLen(set(held_out), 5)
+    self.assertLen(trained, 6)  # two prompts are left, of three rows each
+    self.assertLen(set(trained), 2)
+    self.assertFalse(set(held_out) & set(trained))
+
+  def test_the_fingerprint_is_of_the_tokens(self):
+    first = corpus.load(self.config, 0).fingerprint()
+    corpus._load.cache_clear()
+    self.assertEqual(first, corpus.load(self.config, 0).fingerprint())
+    self.assertNotEqual(first, corpus.load(self.config, 1).fingerprint())
 
   def test_the_seed_is_of_the_split(self):
     first, again = corpus.from_files(seed=0, **self._arguments()), (

@@ -28,6 +28,11 @@ class EvaluateTest(absltest.TestCase):
     self.assertAlmostEqual(float(evaluate.standard_error(x)),
                            (5 / 3)**.5 / 2, places=12)
 
+  def test_pair_accuracy_counts_a_tie_as_wrong(self):
+    scores = np.array([[[2., 1.], [1., 1.], [0., 1.], [5., -5.]],
+                       [[1., 1.], [1., 1.], [1., 1.], [2., 1.]]])
+    np.testing.assert_array_equal(evaluate.pair_accuracy(scores), [.5, .25])
+
   def test_with_single_is_the_mean_of_the_members(self):
     curves = {'single_0': np.array([[1., 3.]]), 'mean': np.array([[9., 9.]]),
               'single_1': np.array([[2., 7.]])}

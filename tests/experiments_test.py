@@ -148,6 +148,30 @@ class ExperimentsTest(parameterized.TestCase):
     self.assertEqual(written['inputs'], {})
 
 
+class DevicesTest(absltest.TestCase):
+
+  def test_two_devices(self):
+    """The whole study, whose numbers differ by rounding only."""
+    with tempfile.TemporaryDirectory() as workdir:
+      two = environment() | {
+          'NPROC': '4',  # see conftest
+          'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+      done = subprocess.run(
+          command(f'{FIGURE_3}:smoke', workdir,
+                  '--config.force_eos=(True,)',
+                  '--config.label_noise=(0.25,)'),
+          cwd=ROOT, env=two, capture_output=True, text=True, timeout=600)
+      self.assertEqual(done.returncode, 0, done.stderr)
+      rows = [[r for r in csv.DictReader(
+          (pathlib.Path(d) / 'report_seeds_0/results.csv').open())
+               if (r['force_eos'], r['label_noise']) == ('True', '0.25')]
+              for d in (workdir, smoke()[0])]
+    self.assertLen(rows[0], len(rows[1]))
+    for a, b in zip(*rows):
+      self.assertAlmostEqual(float(a['length']), float(b['length']), delta=1.5)
+      self.assertEqual((a['method'], a['n']), (b['method'], b['n']))
+
+
 class ResultsTest(parameterized.TestCase):
   """No number in a README that a results file does not hold."""
 

@@ -94,6 +94,24 @@ CASES = {
         'policy.optimizer.learning_rate', 'more than 0')),
     'adjectives': (field('data.world.num_adjectives=9999'), 2, (
         'num_adjectives must be <=', '9999')),
+    'coefficient': (field(
+        'best_of_n.methods.uncertainty_weighted.uncertainty_coef=-1.0'), 2, (
+            'methods.uncertainty_weighted', 'uncertainty_coef', '-1')),
+    'trunk_batch': (field('proxy.sft.batch_size=0'), 2, (
+        'proxy.sft.batch_size', 'at least 1')),
+    'trunk_schedule': (field('proxy.sft.optimizer.schedule=linear'), 2, (
+        'proxy.sft.optimizer', "'linear'")),
+    'warmup': (field('gold.optimizer.warmup_steps=-5'), 2, (
+        'gold.optimizer', 'warmup_steps', '-5')),
+    'head': (field('proxy.head_scale=-1.0'), 2, ('proxy.head_scale',)),
+    'typos': (field('data.world.typo_rate=7.0'), 2, ('typo_rate', '7')),
+    'sentences': (field('data.world.sentences=(0.0,)'), 2, ('sentences',)),
+    'no_adjectives': (field('data.world.num_adjectives=0'), 2, (
+        'num_adjectives', '0')),
+    'bad_rows': (files(ALPACA, '--config.data.files.max_bad_rows=-1'), 2, (
+        'max_bad_rows', '-1')),
+    'apart': (('--config', 'DIR/raises.py:x'), 2, (
+        'DIR/raises.py', 'KeyError: x')),
     'width': (field('data.world.max_response_length=0'), 2, (
         'max_response_length', 'at least 1')),
     'one_file': (field(f'data.path=DIR/{ALPACA}'), 2, (

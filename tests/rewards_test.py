@@ -184,6 +184,14 @@ class RowsTest(parameterized.TestCase):
           CONFIG, _members(), tokens[order], mask[order], chunk_size=4)
       np.testing.assert_allclose(scores, expected[:, order], atol=1e-5)
 
+  def test_parameters_from_one_device_score_on_all(self):
+    """As a checkpoint restores them: committed to the first device."""
+    tokens, mask, _ = _responses((11,), width=18)
+    members = jax.device_put(_members(), jax.devices()[0])
+    scores = rewards.score_rows(CONFIG, members, tokens, mask)
+    np.testing.assert_allclose(
+        scores, _score_members(CONFIG, _members(), tokens, mask), atol=1e-5)
+
   def test_check_may_stop(self):
     tokens, mask, _ = _responses((4,))
     def check():

@@ -237,6 +237,14 @@ class SampleTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       _sample(**kwargs)
 
+  def test_rejects_lengths_and_ids(self):
+    for lengths in (0, PROMPTS.shape[1] + 1):
+      with self.assertRaisesRegex(ValueError, f'prompt_lengths.*{lengths}'):
+        _sample(PROMPTS, np.full_like(LENGTHS, lengths))
+    for name, token in (('eos_id', LLAMA.vocab_size), ('pad_id', -1)):
+      with self.assertRaisesRegex(ValueError, f'{name}.*{token}'):
+        _sample(**{name: token})
+
   def test_rejects_shapes_and_types(self):
     for prompts, lengths in ((PROMPTS[0], LENGTHS), (PROMPTS, LENGTHS[:, None]),
                              (PROMPTS.astype('f'), LENGTHS)):
