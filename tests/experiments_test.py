@@ -181,6 +181,13 @@ class ResultsTest(parameterized.TestCase):
     readme = (path.parents[2] / 'README.md').read_text()
     self.assertIn(path.read_text().strip(), readme)
 
+  def test_the_front_page_quotes_it(self):
+    table = (ROOT / FIGURE_3).parent / 'results/fig3_best_of_n/summary.md'
+    quoted = [line for line in (ROOT / 'README.md').read_text().splitlines()
+              if line.startswith(('| as sampled', '| forced'))]
+    self.assertLen(quoted, 4)
+    self.assertContainsSubset(quoted, table.read_text().splitlines())
+
   @parameterized.parameters(TABLES)
   def test_the_table_is_that_of_its_numbers(self, table):
     """Recomputed from results.csv, seed by seed."""
