@@ -107,6 +107,20 @@ def from_reviews(
       })
 
 
+def _split(texts: list[tuple[str, str]], seed: int, num_eval_prompts: int):
+  """Training texts, and one text for each held-out prompt.
+
+  By prompt, because a prompt may have several rows.
+  """
+  order = np.random.Generator(np.random.Philox(seed)).permutation(len(texts))
+  by_prompt = {}
+  for i in order:
+    by_prompt.setdefault(texts[i][0], []).append(texts[i])
+  groups = list(by_prompt.values())
+  return ([text for group in groups[num_eval_prompts:] for text in group],
+          [group[0] for group in groups[:num_eval_prompts]])
+
+
 def from_files(
     *,
     seed: int,
@@ -149,14 +163,7 @@ def from_files(
   rows, pairs = _read(path, preferences, max_bad_rows, num_eval_prompts)
   write = formats.get('alpaca')
   texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
-  order = np.random.Generator(np.random.Philox(seed)).permutation(len(texts))
-  # Split by prompt, because a prompt may have several rows.
-  by_prompt = {}
-  for i in order:
-    by_prompt.setdefault(texts[i][0], []).append(texts[i])
-  groups = list(by_prompt.values())
-  held_out = [group[0] for group in groups[:num_eval_prompts]]
-  training = [text for group in groups[num_eval_prompts:] for text in group]
+  training, held_out = _split(texts, seed, num_eval_prompts)
   training = training[:num_demonstrations]
   hh = formats.get('hh')
   sides = [[hh(p.prompt, getattr(p, side)) for p in pairs.rows]

@@ -8,7 +8,6 @@ import functools
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import files
@@ -17,6 +16,28 @@ from rlhf_jax import rewards
 from rlhf_jax import sampling
 from rlhf_jax.models import transformer
 from rlhf_jax.stages import common
+
+
+def _responses(draw, prompts, index, calls):
+  """All responses to one prompt, tokens and mask [N, T]."""
+  at = slice(index, index + 1)
+  parts = [draw(prompts=prompts.tokens[at], prompt_lengths=prompts.lengths[at],
+                row_ids=np.arange(1) + index * calls + call)
+           for call in range(calls)]
+  join = lambda name: np.concatenate(
+      [np.asarray(getattr(p, name)[0]) for p in parts])
+  return join('tokens'), join('mask')
+
+
+def _scored(corpus, score, tokens, mask) -> dict[str, np.ndarray]:
+  """What a shard holds, from tokens and mask [b, N, T]."""
+  flat = lambda x: x.reshape(-1, x.shape[-1])
+  arrays = {'gold_scores':
+            score(flat(tokens), flat(mask))[0].reshape(tokens.shape[:2])}
+  if corpus.world is not None:
+    arrays['rule'] = corpus.world.rule(tokens, mask)
+  small = np.uint16 if corpus.tokenizer.vocab_size < 2**16 else np.int32
+  return dict(arrays, tokens=tokens.astype(small), mask=mask)
 
 
 def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
@@ -48,42 +69,29 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
       transformer.make_config, vocab_size=corpus.tokenizer.vocab_size)
   config, gold_config = make(**policy_model), make(**gold_model)
   params = common.load_policy(context, policy, config)
-  gold_params = common.load_members(context, gold, gold_config, None)
+  score = functools.partial(
+      rewards.score_rows, gold_config,
+      common.load_members(context, gold, gold_config, None))
   prompts, totals = corpus.eval_prompts, {'sampling': 0.0, 'scoring': 0.0}
   per_call = min(samples_per_call, num_samples)
   calls = num_samples // per_call
   draw = functools.partial(
-      sampling.sample, config, params, num_samples=per_call,
+      sampling.sample, config, params,
+      key=jax.random.fold_in(jax.random.key(seed), 3), num_samples=per_call,
       max_new_tokens=corpus.max_response_length,
       eos_id=corpus.tokenizer.eos_id, pad_id=corpus.tokenizer.pad_id,
       force_eos=force_eos, **sampler)
-  key = jax.random.fold_in(jax.random.key(seed), 3)
-
-  def prompt_samples(index):
-    at = slice(index, index + 1)
-    parts = [draw(prompts.tokens[at], prompts.lengths[at], key,
-                  row_ids=jnp.arange(1) + index * calls + call)
-             for call in range(calls)]
-    join = lambda name: np.concatenate(
-        [np.asarray(getattr(p, name)[0]) for p in parts])
-    return join('tokens'), join('mask')
 
   def shard(start):
+    at = range(start, min(start + shard_prompts, len(prompts.tokens)))
     began = time.monotonic()
-    rows = [prompt_samples(i) for i in
-            range(start, min(start + shard_prompts, len(prompts.tokens)))]
+    rows = [_responses(draw, prompts, index, calls) for index in at]
     tokens, mask = (np.stack(x) for x in zip(*rows))
     drawn = time.monotonic()
-    flat = lambda x: x.reshape(-1, x.shape[-1])
-    scores = rewards.score_rows(
-        gold_config, gold_params, flat(tokens), flat(mask))[0]
-    arrays = {'gold_scores': scores.reshape(tokens.shape[:2])}
-    totals['scoring'] += time.monotonic() - drawn
+    arrays = _scored(corpus, score, tokens, mask)
     totals['sampling'] += drawn - began
-    if corpus.world is not None:
-      arrays['rule'] = corpus.world.rule(tokens, mask)
-    small = np.uint16 if corpus.tokenizer.vocab_size < 2**16 else np.int32
-    return dict(arrays, tokens=tokens.astype(small), mask=mask)
+    totals['scoring'] += time.monotonic() - drawn
+    return arrays
 
   starts = range(0, len(prompts.tokens), shard_prompts)
   unfinished, lengths, fresh = [], [], 0
