@@ -103,15 +103,17 @@ def score_rows(config: transformer.Config, params: types.Params,
   Args:
     config: shape of the trunk.
     params: of an ensemble, leaves [E, ...].
-    tokens: i32[N, T].
-    mask: bool[N, T].
+    tokens: i32[..., T].
+    mask: bool[..., T].
     chunk_size: rows scored at a time.
     check: called before every chunk; may raise, to stop.
 
   Returns:
-    f32[E, N].
+    f32[E, ...].
   """
-  rows, width = tokens.shape
+  shape, width = tokens.shape[:-1], tokens.shape[-1]
+  tokens, mask = tokens.reshape(-1, width), mask.reshape(-1, width)
+  rows = len(tokens)
   lengths = width - np.argmax(mask[:, ::-1], axis=1)
   order = np.argsort(lengths, kind='stable')
   members = jax.tree.leaves(params)[0].shape[0]
@@ -130,4 +132,4 @@ def score_rows(config: transformer.Config, params: types.Params,
         (tokens[filled, :used], mask[filled, :used]), mesh)
     out = _score_chunk(config, params, *chunk)
     scores[:, at] = np.asarray(out)[:, :len(at)]
-  return scores
+  return scores.reshape(members, *shape)

@@ -9,7 +9,6 @@ before they are combined, unless told otherwise.
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import evaluate
 from rlhf_jax import files
 from rlhf_jax import rewards
 from rlhf_jax.data import corpus as corpus_lib
@@ -32,12 +31,10 @@ def _score(context, config, params, samples, eos_id):
     context.stop.check(f'the start of {context.directory.name}')
     arrays = files.load_arrays(path)
     tokens, mask = arrays.pop('tokens').astype(np.int32), arrays.pop('mask')
-    flat = lambda x: x.reshape(-1, x.shape[-1])
-    members = rewards.score_rows(config, params, flat(tokens), flat(mask))
     arrays['members'] = np.moveaxis(
-        members.reshape(-1, *tokens.shape[:2]), 0, 1)
+        rewards.score_rows(config, params, tokens, mask), 0, 1)
     arrays['length'] = mask.sum(axis=-1).astype(np.float32)
-    arrays['unfinished'] = 1.0 - (mask & (tokens == eos_id)).any(axis=-1)
+    arrays['unfinished'] = 1.0 - common.finished(tokens, mask, eos_id)
     parts.append(arrays)
   known = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
   known['members'] = np.moveaxis(known['members'], 1, 0)
@@ -47,7 +44,7 @@ def _score(context, config, params, samples, eos_id):
 def run(context, *, seed: int, data: dict, samples: str, proxies: str,
         model: dict, num_members: int, methods: dict,
         standardize: bool = True) -> dict:
-  """Writes `curves.npz`: gold, proxy, rule, unfinished [method, B, n].
+  """Writes `curves.npz`: `<what>__<method>` f32[B, len(ns)], and `ns`.
 
   Args:
     context: of the stage.
@@ -92,10 +89,8 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
   for name, proxy in aggregated.items():
     proxy = (proxy - proxy.mean()) / proxy.std()
     for what, values in {**watched, 'proxy': proxy}.items():
-      curves[f'{what}/{name}'] = np.asarray(best_of_n.curve(
+      curves[f'{what}__{name}'] = np.asarray(best_of_n.curve(
           jnp.asarray(proxy), jnp.asarray(values, jnp.float32), ns))
-  files.save_arrays(context.directory / 'curves.npz', ns=np.array(ns),
-                         **{k.replace('/', '__'): v for k, v in curves.items()})
-  summary = evaluate.best_of_n_summary(ns, {
-      name: curves[f'gold/{name}'] for name in methods})
-  return {'methods': list(methods), 'summary': summary}
+  files.save_arrays(
+      context.directory / 'curves.npz', ns=np.array(ns), **curves)
+  return {'methods': list(methods)}

@@ -139,6 +139,11 @@ def sample_rows(context: Any, corpus: corpus_lib.Corpus,
   return tokens, mask
 
 
+def finished(tokens: np.ndarray, mask: np.ndarray, eos_id: int) -> np.ndarray:
+  """bool[...]: whether each response [..., T] ends in an EOS."""
+  return (mask & (tokens == eos_id)).any(axis=-1)
+
+
 def load_corpus(context: Any, data: dict, seed: int,
                 policy: str) -> corpus_lib.Corpus:
   """The corpus that the policy was trained on.

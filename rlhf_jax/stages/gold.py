@@ -50,13 +50,12 @@ def _preference_rows(corpus, seed, held_out):
 
 def _quality(config, params, rows) -> dict[str, float]:
   """Correlation with the rule, or accuracy on pairs, on held-out rows."""
-  flat = lambda x: np.asarray(x).reshape(-1, x.shape[-1])
   stacked = jax.tree.map(lambda x: x[None], params)
-  scores = rewards.score_rows(
-      config, stacked, flat(rows.tokens), flat(rows.mask))[0]
+  scores = rewards.score_rows(config, stacked, rows.tokens, rows.mask)[0]
   if rows.targets is None:
-    return {'accuracy': float(evaluate.pair_accuracy(scores.reshape(-1, 2)))}
-  return {'correlation': float(np.corrcoef(scores, rows.targets[:, 0])[0, 1])}
+    return {'accuracy': float(evaluate.pair_accuracy(scores))}
+  correlation = np.corrcoef(scores[:, 0], rows.targets[:, 0])[0, 1]
+  return {'correlation': float(correlation)}
 
 
 def run(context, *, seed: int, data: dict, model: dict, num_steps: int,

@@ -43,13 +43,11 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
       jax.random.fold_in(jax.random.key(seed), 1),
       num_prompts=len(corpus.pair_prompts.tokens), num_samples=2,
       chunk_size=CHUNK, force_eos=force_eos, **sampler)
-  flat = lambda x: x.reshape(-1, x.shape[-1])
   members = common.load_members(context, gold, gold_config, None)
-  scores = rewards.score_rows(
-      gold_config, members, flat(tokens), flat(mask))[0].reshape(-1, 2)
-  files.save_arrays(context.directory / 'pairs.npz', tokens=tokens,
-                         mask=mask, gold_scores=scores)
-  finished = (mask & (tokens == coder.eos_id)).any(axis=-1)
+  scores = rewards.score_rows(gold_config, members, tokens, mask)[0]
+  files.save_arrays(context.directory / 'pairs.npz', tokens=tokens, mask=mask,
+                    gold_scores=scores)
+  finished = common.finished(tokens, mask, coder.eos_id)
   return {'pairs': len(tokens), 'unfinished': float(1 - finished.mean()),
           'gold_mean': float(scores.mean()), 'gold_std': float(scores.std()),
           'response_tokens': float(mask.sum(axis=-1).mean())}

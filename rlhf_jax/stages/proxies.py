@@ -99,12 +99,12 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
       tokens_per_step=int(
           num_members * batch_size * 2 * rows.mask.sum(axis=-1).mean()))
 
-  flat = lambda x: x.reshape(-1, x.shape[-1])
-  held = rewards.score_rows(config, state.params, flat(validation.tokens),
-                            flat(validation.mask))  # [E, 2 * held_out]
+  held = rewards.score_rows(
+      config, state.params, validation.tokens, validation.mask)
+  every = held.reshape(num_members, -1)
   files.save_arrays(context.directory / 'scale.npz',
-                         mean=held.mean(axis=1), std=held.std(axis=1))
-  accuracy = evaluate.pair_accuracy(held.reshape(num_members, -1, 2))
+                    mean=every.mean(axis=1), std=every.std(axis=1))
+  accuracy = evaluate.pair_accuracy(held)  # [E, held_out, 2]
   return {'accuracy': float(accuracy.mean()),
           'accuracies': [float(a) for a in accuracy],
           'flipped': float(np.mean(noisy != preferred[held_out:])), **last}

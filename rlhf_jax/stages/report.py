@@ -67,17 +67,16 @@ def _summary_rows(results: dict[tuple, list[dict]]) -> list[dict]:
       for what in COLUMNS:
         row[what], row[f'{what}_se'] = figures.over_seeds(
             [(s[method][what], s[method][f'{what}_se']) for s in seeds])
-      row['seeds_falling'] = sum(s[method]['drop'] > 2 * s[method]['drop_se']
-                            for s in seeds)
+      row['seeds_falling'] = sum(
+          s[method]['drop'] > 2 * s[method]['drop_se'] for s in seeds)
       rows.append(row)
   return rows
 
 
 def _stage_rows(context, stages: Sequence[str]) -> list[dict]:
   """Wall time and every number that a stage reports."""
-  return [{'stage': name, 'stage_seconds': context.seconds_of(name)} | {
-      k: v for k, v in context.result_of(name).items() if k != 'summary'}
-          for name in stages]
+  return [{'stage': name, 'stage_seconds': context.seconds_of(name),
+           **context.result_of(name)} for name in stages]
 
 
 def run(context, *, runs: Sequence[dict], stages: Sequence[str],

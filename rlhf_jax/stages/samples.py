@@ -31,9 +31,7 @@ def _responses(draw, prompts, index, calls):
 
 def _scored(corpus, score, tokens, mask) -> dict[str, np.ndarray]:
   """What a shard holds, from tokens and mask [b, N, T]."""
-  flat = lambda x: x.reshape(-1, x.shape[-1])
-  arrays = {'gold_scores':
-            score(flat(tokens), flat(mask))[0].reshape(tokens.shape[:2])}
+  arrays = {'gold_scores': score(tokens, mask)[0]}
   if corpus.world is not None:
     arrays['rule'] = corpus.world.rule(tokens, mask)
   small = np.uint16 if corpus.tokenizer.vocab_size < 2**16 else np.int32
@@ -105,8 +103,9 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
         fresh += int(arrays['mask'].sum())
       else:
         arrays = files.load_arrays(path)
-      ended = arrays['mask'] & (arrays['tokens'] == corpus.tokenizer.eos_id)
-      unfinished.append(1 - ended.any(axis=-1).mean())
+      ended = common.finished(
+          arrays['tokens'], arrays['mask'], corpus.tokenizer.eos_id)
+      unfinished.append(1 - ended.mean())
       lengths.append(arrays['mask'].sum(axis=-1).mean())
       bar.update(1)
   return {

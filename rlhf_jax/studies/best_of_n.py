@@ -36,15 +36,15 @@ KINDS = ('single', 'mean', 'worst_case', 'uncertainty_weighted')
 def data_config(config: dict) -> dict:
   """The corpus node: real files if `data.path` is given, else the world."""
   data = dict(config['data'])
-  files, world = data.pop('files'), data.pop('world')
+  of_files, of_world = data.pop('files'), data.pop('world')
   path, preferences = data.pop('path'), data.pop('preferences')
   if (path is None) != (preferences is None):
     raise errors.ConfigError(
         'config.data.path (demonstrations) and config.data.preferences '
         '(human pairs for the gold model) must be given together')
   if path is None:
-    return {'name': 'reviews', **data, **world}
-  named = files | {'path': path, 'preferences': preferences}
+    return {'name': 'reviews', **data, **of_world}
+  named = of_files | {'path': path, 'preferences': preferences}
   named |= {field: str(pathlib.Path(named[field]).absolute())
             for field in corpus.FILES if named[field] is not None}
   return {'name': 'files', **data, **named}
