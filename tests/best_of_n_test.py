@@ -9,8 +9,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import twin
 
 from rlhf_jax.ops import best_of_n
+from rlhf_jax.ops import ensembles
 
 
 def _brute_force(proxy, gold, n):
@@ -20,6 +22,9 @@ def _brute_force(proxy, gold, n):
     best = max(proxy[i] for i in subset)
     total.append(np.mean([gold[i] for i in subset if proxy[i] == best]))
   return np.mean(total)
+
+
+_curve = jax.jit(best_of_n.curve, static_argnums=2)
 
 
 class KlTest(parameterized.TestCase):
@@ -53,8 +58,8 @@ class CurveTest(parameterized.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_by_hand(self):
     # [Ex 4.2] n = 2: weights 0, 1/6, 2/6, 3/6; n = 3: 0, 0, 1/4, 3/4. The
-    # second prompt is the first, shuffled.
-    proxy = np.float32([[0, 1, 2, 3], [2, 0, 3, 1]])
+    # second prompt is the first, shuffled, with higher scores throughout.
+    proxy = np.float32([[0, 1, 2, 3], [4.5, 2.5, 5.5, 3.5]])
     gold = np.float32([[1, 4, 2, 3], [2, 1, 3, 4]])
     out = self.variant(
         lambda p, g: best_of_n.curve(p, g, (1, 2, 3, 4)))(proxy, gold)
@@ -71,40 +76,85 @@ class CurveTest(parameterized.TestCase):
                           average_ties=average_ties)
     np.testing.assert_allclose(out, [[expected]], rtol=1e-6)
 
-  @parameterized.product(count=(1, 2, 5, 8), levels=(2, 3, 1000))
-  def test_brute_force(self, count, levels):
-    rng = np.random.default_rng(count)
-    proxy = rng.integers(0, levels, (20, count)).astype(np.float32)
-    gold = rng.normal(size=(20, count)).astype(np.float32)
-    ns = range(1, count + 1)
-    out = best_of_n.curve(proxy, gold, ns)
-    expected = [[_brute_force(p, g, n) for n in ns]
-                for p, g in zip(proxy, gold)]
-    np.testing.assert_allclose(out, expected, atol=1e-5)
+  @parameterized.parameters(*range(1, 9))
+  @twin.few
+  @twin.randomised
+  def test_brute_force(self, count, seed):
+    rng = np.random.default_rng(seed)
+    ns = tuple(range(1, count + 1))
+    for levels in (2, 3, 1000):  # many ties, some, next to none
+      proxy = rng.integers(0, levels, (3, count)).astype(np.float32)
+      gold = rng.normal(size=(3, count)).astype(np.float32)
+      expected = [[_brute_force(p, g, n) for n in ns]
+                  for p, g in zip(proxy, gold)]
+      np.testing.assert_allclose(
+          _curve(proxy, gold, ns), expected, atol=1e-5)
+
+  @parameterized.parameters('mean', 'worst_case', 'uncertainty_weighted')
+  def test_gold_follows_the_aggregate(self, kind):
+    # Trap 16: the paper's code leaves gold in the order of the first member,
+    # here the reverse of every aggregate's; the best two by it are the worst.
+    members = np.float32([[[3, 2, 1, 0]], [[0, 4, 8, 12]], [[1, 4, 7, 10]]])
+    if kind == 'worst_case':
+      members[0] += 20
+    gold = np.float32([[1, 2, 3, 4]])
+    proxy = ensembles.aggregate(
+        members, kind=kind, uncertainty_coef=.01)
+    self.assertTrue(np.all(np.diff(proxy) > 0))
+    # n = 2 has weights 1/6, 2/6, 3/6 on the second best to the best.
+    np.testing.assert_allclose(
+        _curve(proxy, gold, (2, 4)), [[20 / 6, 4]], rtol=1e-6)
+    np.testing.assert_allclose(
+        _curve(members[0], gold, (2, 4)), [[10 / 6, 1]], rtol=1e-6)
+
+  def test_monte_carlo(self):
+    # Eq. 6 as it stands: draw n of the samples, keep the best by proxy.
+    rng = np.random.default_rng(0)
+    proxy, gold = rng.normal(size=(2, 20)).astype(np.float32)
+    draws = rng.permuted(np.tile(np.arange(20), (20000, 1)), axis=1)[:, :4]
+    best = draws[np.arange(20000), np.argmax(proxy[draws], axis=1)]
+    out = _curve(proxy[None], gold[None], (4,))
+    # Standard error of the mean about 1 / sqrt(20000) = .007.
+    np.testing.assert_allclose(out, [[gold[best].mean()]], atol=.03)
 
   def test_order_of_samples_and_prompts_is_irrelevant(self):
     rng = np.random.default_rng(0)
     proxy = rng.integers(0, 4, (40, 12)).astype(np.float32)
     gold = rng.normal(size=proxy.shape).astype(np.float32)
     ns = (1, 3, 12)
-    base = best_of_n.curve(proxy, gold, ns)
+    base = _curve(proxy, gold, ns)
     order = rng.permutation(12)
     chex.assert_trees_all_close(
-        best_of_n.curve(proxy[:, order], gold[:, order], ns), base, atol=1e-5)
+        _curve(proxy[:, order], gold[:, order], ns), base, atol=1e-5)
     rows = rng.permutation(40)
     chex.assert_trees_all_close(
-        best_of_n.curve(proxy[rows], gold[rows], ns), base[rows], atol=1e-6)
+        _curve(proxy[rows], gold[rows], ns), base[rows], atol=1e-6)
 
   def test_ends_and_monotone_proxy(self):
     rng = np.random.default_rng(0)
     proxy, gold = rng.normal(size=(2, 3, 50)).astype(np.float32)
-    out = best_of_n.curve(proxy, gold, (1, 50))
+    out = _curve(proxy, gold, (1, 50))
     np.testing.assert_allclose(out[:, 0], gold.mean(axis=1), atol=1e-6)
     top = best_of_n.select(proxy)
     np.testing.assert_allclose(
         out[:, 1], gold[np.arange(3), top], rtol=1e-6)
-    own = best_of_n.curve(proxy, proxy, range(1, 51))
+    own = _curve(proxy, proxy, tuple(range(1, 51)))
     self.assertTrue(np.all(np.diff(own, axis=1) > 0))
+
+  def test_weights_by_hand(self):
+    # [Ex 4.2] C(i - 1, n - 1) / C(4, n).
+    np.testing.assert_allclose(
+        best_of_n._weights(4, (1, 2, 3, 4)),
+        [[1 / 4] * 4, [0, 1 / 6, 2 / 6, 3 / 6], [0, 0, 1 / 4, 3 / 4],
+         [0, 0, 0, 1]], atol=1e-6)
+
+  @parameterized.parameters(1, 7, 100)
+  def test_weights_add_up(self, count):
+    weights = best_of_n._weights(count, range(1, count + 1))
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    self.assertGreaterEqual(weights.min(), 0)
+    # Ranks below n are never the best of n.
+    np.testing.assert_array_equal(np.tril(weights, -1), 0)
 
   def test_weights_at_the_size_of_the_paper(self):
     # [Ex 4.4] float32 lgamma gives 1.011269 at N = 12600, n = 512.

@@ -6,11 +6,19 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import twin
 
 from rlhf_jax.ops import ensembles
 
 FIVE = np.float32([1, 2, 0, 1.5, .5])
 THREE = np.float32([[1, 3], [3, 3], [2, 0]])  # members x responses
+
+
+TWINS = {
+    'mean': np.mean, 'worst_case': np.min, 'single': lambda x: x[0],
+    'uncertainty_weighted': lambda x: np.mean(x) - .5 * np.var(x)}
+_aggregate = jax.jit(ensembles.aggregate, static_argnames=(
+    'kind', 'uncertainty_coef', 'member', 'ddof'))
 
 
 class EnsemblesTest(parameterized.TestCase):
@@ -37,6 +45,16 @@ class EnsemblesTest(parameterized.TestCase):
     fn = self.variant(lambda x: ensembles.aggregate(x, **kwargs))
     np.testing.assert_allclose(fn(FIVE), expected, rtol=1e-6)
 
+  @parameterized.parameters(*ensembles.KINDS)
+  @twin.few
+  @twin.randomised
+  def test_twin(self, kind, seed):
+    scores = np.random.default_rng(seed).normal(size=(4, 3, 2))
+    out = np.asarray(_aggregate(np.float32(scores), kind=kind))
+    for i in np.ndindex(3, 2):
+      np.testing.assert_allclose(
+          out[i], TWINS[kind](scores[:, i[0], i[1]]), atol=1e-5)
+
   def test_reduces_members_only(self):
     # [Ex 3.2] columns (1, 3, 2) and (3, 3, 0): mean 2, 2; minimum 1, 0;
     # population variance 2/3, 2, on average 4/3; with ddof 1: 1, 3.
@@ -49,6 +67,25 @@ class EnsemblesTest(parameterized.TestCase):
     self.assertAlmostEqual(
         float(ensembles.variance(THREE).mean()), 1.333333, 6)
     self.assertAlmostEqual(float(ensembles.variance(THREE, ddof=1).mean()), 2.)
+
+  def test_weighted_can_be_below_the_worst(self):
+    # Members 0 and 10: mean 5, variance 25, so .5 * 25 takes it to -7.5; and
+    # for 0 and 1 it is .5 - .125, above the minimum. No order between them.
+    scores = np.float32([[0, 0], [10, 1]])
+    np.testing.assert_allclose(
+        ensembles.aggregate(scores, kind='uncertainty_weighted'),
+        [-7.5, .375])
+    np.testing.assert_array_equal(
+        ensembles.aggregate(scores, kind='worst_case'), [0, 0])
+
+  def test_worst_case_follows_the_lowest_offset(self):
+    # Trap 17: members that disagree, one shifted by -9: it alone decides.
+    scores = np.float32([[0, 1, 2], [2, 1, 0]])
+    np.testing.assert_array_equal(
+        ensembles.aggregate(scores, kind='worst_case'), [0, 1, 0])
+    scores[0] -= 9
+    np.testing.assert_array_equal(
+        ensembles.aggregate(scores, kind='worst_case'), scores[0])
 
   @parameterized.parameters(0, 1)
   def test_one_member(self, ddof):
@@ -71,9 +108,9 @@ class EnsemblesTest(parameterized.TestCase):
     np.testing.assert_allclose(
         ensembles.variance(2 * x), 4 * ensembles.variance(x), rtol=1e-5)
     same = np.broadcast_to(x[:1], (4, 50))
-    np.testing.assert_allclose(
-        ensembles.aggregate(same, kind='uncertainty_weighted'), x[0],
-        rtol=1e-5)
+    for kind in ensembles.KINDS:
+      np.testing.assert_allclose(
+          ensembles.aggregate(same, kind=kind), x[0], rtol=1e-5)
 
   def test_dtype_and_gradient(self):
     for kind in ensembles.KINDS:

@@ -39,5 +39,70 @@ class ScalarTest(parameterized.TestCase):
     np.testing.assert_allclose(out, [[10., 4.]], rtol=1e-2)
 
 
+class InitQTest(absltest.TestCase):
+
+  def test_heads_differ_and_scale(self):
+    one, two, three = heads.init_q(
+        jax.random.key(0), 64, 50, num_heads=3, scale=2.)
+    self.assertEqual(one.shape, (50, 64))
+    for x, y in ((one, two), (two, three)):
+      self.assertGreater(np.abs(x - y).max(), .1)
+    # 3,200 normals: the variance has a relative error of sqrt(2 / 3200).
+    self.assertAlmostEqual(np.var(one) * 64 / 4, 1, delta=.1)
+
+
+class PromptValueTest(parameterized.TestCase):
+
+  def _by_hand(self):
+    """Identity projections, one head, D = 2 (objectives.md, Ex 9.10)."""
+    same = {'kernel': jnp.eye(2)[:, None], 'bias': jnp.zeros((1, 2))}
+    back = {'kernel': jnp.eye(2)[None], 'bias': jnp.zeros(2)}
+    return {'query': jnp.array([1., 0.]),
+            'attention': {'query': same, 'key': same, 'value': same,
+                          'out': back},
+            'scalar': {'weight': jnp.array([0., 2.]), 'bias': jnp.zeros(())}}
+
+  @parameterized.parameters(9., np.nan)
+  def test_by_hand(self, padding):
+    # [Ex 9.10] The second key is sqrt(2) log 3, so that the weights are
+    # 1/4 and 3/4; .75 * 1.553672 = 1.165254 and .25 * 1 = .25; sigmoid(2 *
+    # .25) = .622459, times 5. With the padding, w . o would be 4.0.
+    hidden = jnp.array([[[0., 1.], [2**.5 * np.log(3), 0.], [0., padding]]])
+    mask = jnp.array([[True, True, False]])
+    value = lambda *args: heads.prompt_value(
+        self._by_hand(), *args, num_heads=1, max_value=5.)
+    np.testing.assert_allclose(value(hidden, mask), [3.112297], rtol=1e-6)
+    np.testing.assert_allclose(
+        value(hidden[:, :2], mask[:, :2]), [3.112297], rtol=1e-6)
+    leaked = value(hidden.at[0, 2, 1].set(9.), jnp.ones((1, 3), bool))
+    # Weights 1/5, 3/5, 1/5: (1 + 9) / 5 = 2, and sigmoid(2 * 2).
+    np.testing.assert_allclose(leaked, [5 / (1 + np.exp(-4))], rtol=1e-5)
+
+  def test_padding_is_inert_in_the_gradient(self):
+    params = heads.init_prompt_value(jax.random.key(0), 16)
+    hidden = jax.random.normal(jax.random.key(1), (3, 5, 16))
+    mask = jnp.asarray(np.arange(5) < np.array([[5], [2], [1]]))
+    loss = lambda p, h: heads.prompt_value(p, h, mask, max_value=4.).sum()
+    clean = jax.value_and_grad(loss, (0, 1))(params, hidden)
+    dirty = jax.value_and_grad(loss, (0, 1))(
+        params, jnp.where(mask[..., None], hidden, jnp.nan))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(
+        x, y, atol=1e-6), clean, dirty)
+    value = heads.prompt_value(params, hidden, mask, max_value=4.)
+    self.assertTrue(np.all((value > 0) & (value < 4)))
+    self.assertEqual(heads.prompt_value(
+        params, hidden.astype(jnp.bfloat16), mask).dtype, jnp.float32)
+
+  def test_rejects(self):
+    params = heads.init_prompt_value(jax.random.key(0), 8)
+    hidden, mask = jnp.zeros((1, 2, 8)), jnp.ones((1, 2), bool)
+    with self.assertRaisesRegex(ValueError, 'max_value.*0'):
+      heads.prompt_value(params, hidden, mask, max_value=0.)
+    with self.assertRaisesRegex(ValueError, 'num_heads.*3'):
+      heads.init_prompt_value(jax.random.key(0), 8, num_heads=3)
+    with self.assertRaises(AssertionError):
+      heads.prompt_value(params, hidden, mask[:, :1])
+
+
 if __name__ == '__main__':
   absltest.main()

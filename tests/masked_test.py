@@ -1,11 +1,14 @@
 """Tests for rlhf_jax.ops.masked."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import twin
 
 from rlhf_jax.ops import masked
 
@@ -15,6 +18,28 @@ REDUCTIONS = {
     'last': masked.last,
     'whiten': masked.whiten,
 }
+
+
+
+def _whiten_twin(x, mask, shift_mean=True, ddof=0):
+  x = x[mask]
+  scaled = (x - x.mean()) / np.sqrt(x.var(ddof=ddof) + 1e-8)
+  return scaled + (0 if shift_mean else x.mean())
+
+
+# Of the masked entries, one row at a time where there is an axis.
+TWINS = {
+    'sum': lambda x, mask: x[mask].sum(),
+    'mean': lambda x, mask: x[mask].mean(),
+    'last': lambda x, mask: np.array([r[m][-1] for r, m in zip(x, mask)]),
+    'whiten': _whiten_twin,
+}
+
+
+@functools.partial(jax.jit, static_argnames='name')
+def _total(x, mask, name):
+  """Not linear, since the sum of whitened numbers is a constant."""
+  return jnp.sum(jnp.sin(REDUCTIONS[name](x, mask)))
 
 
 class MaskedTest(parameterized.TestCase):
@@ -30,6 +55,18 @@ class MaskedTest(parameterized.TestCase):
     self.assertAlmostEqual(float(masked.masked_mean(x, mask)), 19 / 3, 5)
     np.testing.assert_array_equal(rows, [1.5, 16])
     np.testing.assert_array_equal(last, [2, 16])
+
+  @parameterized.parameters(*REDUCTIONS)
+  @twin.few
+  @twin.randomised
+  def test_twin(self, name, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(3, 5)).astype(np.float32)
+    mask = rng.random((3, 5)) < .6
+    mask[:, 2] = True
+    twin.assert_equal(
+        lambda x: _total(x, mask, name),
+        lambda x: np.sum(np.sin(TWINS[name](x, mask))), x)
 
   def test_axes(self):
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -86,6 +123,14 @@ class MaskedTest(parameterized.TestCase):
     kept = masked.whiten(x, mask, ddof=ddof, shift_mean=False)
     np.testing.assert_allclose(kept[:3], out[:3] + .8224083, atol=1e-5)
 
+  def test_whiten_is_not_unmasked(self):
+    # [Ex 6.2], trap 8: two zero pads in the statistics turn the sign of the
+    # third, which is what an all-true mask asks for.
+    x = np.float32([.901725, .8755, .69, 0, 0])
+    np.testing.assert_allclose(
+        masked.whiten(x, np.ones(5, bool), ddof=1),
+        [.89186, .834573, .429361, -1.077897, -1.077897], atol=1e-5)
+
   @parameterized.parameters(0, 1)
   def test_whiten_degenerate(self, ddof):
     x = np.float32([3, 3, 7])
@@ -102,6 +147,29 @@ class MaskedTest(parameterized.TestCase):
       masked.masked_mean(x, np.ones((2, 1), bool))
     with self.assertRaises(AssertionError):
       masked.masked_sum(x, x)
+
+
+class CleanTest(absltest.TestCase):
+
+  def test_fills_and_upcasts(self):
+    mask = np.array([True, False])
+    x, y = masked.clean(mask, x=jnp.array([1., np.nan], jnp.bfloat16),
+                        y=jnp.array([3., 4.]))
+    np.testing.assert_array_equal(x, [1, 0])
+    np.testing.assert_array_equal(y, [3, 0])
+    self.assertEqual(x.dtype, jnp.float32)
+    grad = jax.grad(lambda x: (masked.clean(mask, x=x)[0]**2).sum())(
+        jnp.array([1., np.nan]))
+    np.testing.assert_array_equal(grad, [2, 0])
+
+  def test_rejects(self):
+    mask, x = np.array([True, False]), jnp.zeros(2)
+    with self.assertRaisesRegex(ValueError, 'scores is None'):
+      masked.clean(mask, logprobs=x, scores=None)
+    for bad in ((mask, jnp.zeros(3)), (mask, jnp.zeros(2, int)),
+                (mask.astype(np.float32), x)):
+      with self.assertRaises(AssertionError):
+        masked.clean(bad[0], x=bad[1])
 
 
 if __name__ == '__main__':

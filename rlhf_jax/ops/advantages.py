@@ -3,6 +3,8 @@
 Axes: B prompts, K responses, T tokens; T is target-aligned (see `types`).
 """
 
+import numbers
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -67,33 +69,53 @@ def gae(rewards: jax.Array, values: jax.Array, mask: jax.Array, *,
   return advantages, advantages + values
 
 
-def leave_one_out(scores: jax.Array) -> jax.Array:
+def _present(scores: jax.Array, mask: jax.Array | None):
+  """Scores f32[..., K], 0 where absent, relative to the prompt's largest.
+
+  A shift changes no advantage; this one makes equal scores give exactly 0.
+  """
+  if scores.ndim < 1:
+    raise ValueError(f'scores must be [..., K], got shape {scores.shape}.')
+  mask = jnp.ones(scores.shape, bool) if mask is None else mask
+  chex.assert_equal_shape([scores, mask])
+  chex.assert_type(mask, bool)
+  scores = jnp.where(mask, _detach(scores), -jnp.inf)
+  highest = scores.max(axis=-1, keepdims=True)
+  return jnp.where(mask, scores - highest, 0), mask
+
+
+def leave_one_out(scores: jax.Array,
+                  mask: jax.Array | None = None) -> jax.Array:
   """Score less the mean of the other K - 1 samples of the same prompt.
 
   Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740, section 2.3. The K
   samples must be independent draws from the current policy.
 
   Args:
-    scores: float[..., K], K >= 2.
+    scores: real[..., K], K >= 2.
+    mask: bool[..., K], false where a sample is missing and its score may be
+      anything; it counts in no baseline. None: all are there.
 
   Returns:
-    f32[..., K]; sums to 0 over K.
+    f32[..., K]; sums to 0 over K. 0 for a missing sample, and for one without
+    another.
 
   Raises:
     ValueError: if K < 2, where there is no other sample.
+    AssertionError: if `mask` has another shape or is not bool.
   """
-  count = scores.shape[-1]
-  if count < 2:
-    raise ValueError(f'leave_one_out needs K >= 2 samples, got K = {count}.')
-  # A shift changes nothing; this one makes equal scores give exactly 0.
-  scores = _detach(scores)
-  scores -= scores[..., :1]
-  others = (scores.sum(axis=-1, keepdims=True) - scores) / (count - 1)
-  return scores - others
+  scores, mask = _present(scores, mask)
+  if scores.shape[-1] < 2:
+    raise ValueError('leave_one_out needs K >= 2 samples, got K = '
+                     f'{scores.shape[-1]}.')
+  count = mask.sum(axis=-1, keepdims=True)
+  others = (scores.sum(axis=-1, keepdims=True) - scores) / jnp.maximum(
+      count - 1, 1)
+  return jnp.where(mask & (count > 1), scores - others, 0)
 
 
-def group_normalize(scores: jax.Array, *, scale: bool = True,
-                    epsilon: float = 1e-4) -> jax.Array:
+def group_normalize(scores: jax.Array, mask: jax.Array | None = None, *,
+                    scale: bool = True, epsilon: float = 1e-4) -> jax.Array:
   """Score less the mean of its prompt, over the standard deviation.
 
   GRPO, Shao et al. 2024, https://arxiv.org/abs/2402.03300, section 4.1.2. The
@@ -101,30 +123,35 @@ def group_normalize(scores: jax.Array, *, scale: bool = True,
   paper states neither.
 
   Args:
-    scores: float[..., K].
+    scores: real[..., K].
+    mask: as for `leave_one_out`.
     scale: false only centres (Dr. GRPO, https://arxiv.org/abs/2503.20783).
     epsilon: >= 0.
 
   Returns:
-    f32[..., K]; 0 where K = 1.
+    f32[..., K]; 0 where K = 1 and for a missing sample.
 
   Raises:
     ValueError: if `epsilon` is negative.
+    AssertionError: if `mask` has another shape or is not bool.
   """
-  if epsilon < 0:
+  if not epsilon >= 0:
     raise ValueError(f'epsilon must be >= 0, got {epsilon}.')
-  scores = _detach(scores)
-  scores -= scores[..., :1]  # equal scores then centre to exactly 0
-  centered = scores - scores.mean(axis=-1, keepdims=True)
+  scores, mask = _present(scores, mask)
+  count = mask.sum(axis=-1, keepdims=True)
+  mean = scores.sum(axis=-1, keepdims=True) / jnp.maximum(count, 1)
+  centered = jnp.where(mask, scores - mean, 0)
   if not scale:
     return centered
-  variance = (centered**2).sum(-1, keepdims=True) / max(scores.shape[-1] - 1, 1)
+  variance = (centered**2).sum(-1, keepdims=True) / jnp.maximum(count - 1, 1)
   deviation = jnp.sqrt(variance) + epsilon
-  return jnp.where(deviation > 0, centered / deviation, 0)
+  # Compared with 0, so that a broken score stays NaN and is noticed.
+  return jnp.where(deviation == 0, 0, centered / deviation)
 
 
 def moving_average(
-    mean: jax.Array, count: jax.Array, scores: jax.Array
+    mean: jax.Array, count: jax.Array, scores: jax.Array, *,
+    ema_decay: float | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Baseline = mean of all scores of *previous* steps; then adds these.
 
@@ -134,22 +161,33 @@ def moving_average(
   Args:
     mean: f32[], mean of all scores so far; any value while `count` is 0.
     count: i32[], how many; 0 at the start.
-    scores: float[...].
+    scores: real[...].
+    ema_decay: in [0, 1), share of the old mean that a step keeps: another
+      baseline, which forgets. The first step's mean starts it. None weighs
+      all scores alike, as the paper does.
 
   Returns:
     (baseline, mean, count), each a scalar; the first baseline is 0.
+
+  Raises:
+    ValueError: if `ema_decay` is out of range.
   """
-  baseline = jnp.where(jnp.asarray(count) > 0, mean, 0).astype(jnp.float32)
+  if ema_decay is not None and not 0 <= ema_decay < 1:
+    raise ValueError(f'ema_decay must be in [0, 1), got {ema_decay}.')
+  started = jnp.asarray(count) > 0
+  baseline = jnp.where(started, mean, 0).astype(jnp.float32)
   baseline, scores = _detach(baseline), _detach(scores)
   total = count + scores.size
+  share = scores.size / total
+  if ema_decay is not None:
+    share = jnp.where(started, 1 - ema_decay, 1)
   # An update of the mean, not of a sum, which would lose digits in float32.
-  mean = baseline + (scores.mean() - baseline) * (scores.size / total)
-  return baseline, mean, total
+  return baseline, baseline + (scores.mean() - baseline) * share, total
 
 
 def _penalty(scores, logprobs, ref_logprobs, mask, kl_coef):
   """kl_coef * k1, padding at 0, after the checks both callers share."""
-  if isinstance(kl_coef, int | float) and kl_coef < 0:
+  if isinstance(kl_coef, numbers.Real) and not kl_coef >= 0:
     raise ValueError(f'kl_coef must be >= 0, got {kl_coef}.')
   chex.assert_rank([scores, mask], [2, 3])
   chex.assert_equal_shape([logprobs, ref_logprobs, mask])

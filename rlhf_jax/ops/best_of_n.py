@@ -35,9 +35,23 @@ def kl(n: jax.Array | int) -> jax.Array:
   return jnp.log(n) - (n - 1) / n
 
 
+def _refuse_nan(**arrays: jax.Array) -> None:
+  for name, x in arrays.items():
+    if not isinstance(x, jax.core.Tracer) and np.isnan(x).any():
+      raise ValueError(f'{name} must not be NaN, got {int(np.isnan(x).sum())} '
+                       f'of {x.size}.')
+
+
 def select(scores: jax.Array) -> jax.Array:
-  """Index i32[B] of the highest of scores [B, K]; the first on ties."""
+  """Index i32[B] of the highest of scores [B, K]; the first on ties.
+
+  Raises:
+    ValueError: if a score is NaN, which would count as the highest; not
+      checked under jit.
+    AssertionError: if `scores` does not have two axes.
+  """
   chex.assert_rank(scores, 2)
+  _refuse_nan(scores=scores)
   return jnp.argmax(scores, axis=1).astype(jnp.int32)
 
 
@@ -46,11 +60,12 @@ def _weights(count: int, sizes: Sequence[int]) -> jax.Array:
 
   C(i - 1, n - 1) / C(count, n) as n / count * prod_{j > i} (j - n) / (j - 1).
   float32 lgamma would be off by 1 % at count = 12600, n = 512; sums of log1p
-  are not. At j = n the factor is 0, which clears all ranks below n.
+  are not. The factor at j = n is 0, which clears all ranks below n.
   """
   n = jnp.asarray(sizes, jnp.float32)[:, None]
   j = jnp.arange(2, count + 1, dtype=jnp.float32)[None]
-  ratio = jnp.minimum((n - 1) / (j - 1), 1)
+  # Compared, since a compiled (n - 1) / (n - 1) need not be 1.
+  ratio = jnp.where(j > n, (n - 1) / (j - 1), 1)
   tail = jnp.cumsum(jnp.log1p(-ratio)[:, ::-1], axis=1)[:, ::-1]
   return n / count * jnp.exp(jnp.pad(tail, ((0, 0), (0, 1))))
 
@@ -83,12 +98,14 @@ def curve(proxy: jax.Array, gold: jax.Array, ns: Sequence[int], *,
     f32[B, len(ns)], in units of `gold`.
 
   Raises:
-    ValueError: if `ns` is empty or holds an n outside [1, N].
+    ValueError: if `ns` is empty or holds an n outside [1, N], or a score is
+      NaN (not checked under jit).
     AssertionError: if shapes or dtypes disagree.
   """
   chex.assert_rank(proxy, 2)
   chex.assert_equal_shape([proxy, gold])
   chex.assert_type([proxy, gold], [float, float])
+  _refuse_nan(proxy=proxy, gold=gold)
   count = proxy.shape[1]
   sizes = [operator.index(n) for n in ns]
   if not sizes:

@@ -65,18 +65,19 @@ def aggregate(member_scores: jax.Array, *, kind: str = 'mean',
     ValueError: if E is 0 or any other argument is out of range.
   """
   scores = _members(member_scores)
+  if kind not in KINDS:
+    raise ValueError(f'kind must be one of {KINDS}, got {kind!r}.')
+  if not uncertainty_coef >= 0:
+    raise ValueError(f'uncertainty_coef must be >= 0, got {uncertainty_coef}.')
+  if member not in range(scores.shape[0]):
+    raise ValueError(
+        f'member must be in [0, {scores.shape[0]}), got {member}.')
+  if ddof not in (0, 1):
+    raise ValueError(f'ddof must be 0 or 1, got {ddof}.')
   if kind == 'mean':
     return scores.mean(axis=0)
   if kind == 'worst_case':
     return scores.min(axis=0)
-  if kind == 'uncertainty_weighted':
-    if uncertainty_coef < 0:
-      raise ValueError(
-          f'uncertainty_coef must be >= 0, got {uncertainty_coef}.')
-    return scores.mean(axis=0) - uncertainty_coef * variance(scores, ddof=ddof)
   if kind == 'single':
-    if not 0 <= member < scores.shape[0]:
-      raise ValueError(
-          f'member must be in [0, {scores.shape[0]}), got {member}.')
     return scores[member]
-  raise ValueError(f'kind must be one of {KINDS}, got {kind!r}.')
+  return scores.mean(axis=0) - uncertainty_coef * variance(scores, ddof=ddof)

@@ -1,4 +1,4 @@
-"""Estimators of KL(pi || pi_ref) from samples of pi, and their controller.
+"""Estimators of KL(pi || pi_ref) from samples of pi, and its controllers.
 
 Schulman 2020, http://joschu.net/blog/kl-approx.html, with
 d = log pi - log pi_ref:
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 KINDS = ('k1', 'k2', 'k3')
-_LARGEST = 20.0  # nats; exp of more overflows sums long before float32 does
+LARGEST = 20.0  # nats; exp of more overflows sums long before float32 does
 
 
 def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, *,
@@ -25,7 +25,7 @@ def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, *,
     logprobs: float[...], log-probability of each sampled token under the
       policy that sampled it, in nats.
     ref_logprobs: float[...], the same under the reference.
-    kind: 'k1', 'k2' or 'k3'. k3 clips d inside the exponential to +-20 nats.
+    kind: 'k1', 'k2' or 'k3'. k3 is constant, without gradient, below d = -20.
 
   Returns:
     f32[...], the shape of `logprobs`, in nats. Padding is not masked here.
@@ -43,7 +43,10 @@ def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, *,
     return d
   if kind == 'k2':
     return 0.5 * d**2
-  return jnp.expm1(jnp.clip(-d, -_LARGEST, _LARGEST)) + d
+  # Limited on the side that overflows, in both terms: in the exponential alone
+  # the gradient there would have the wrong sign.
+  d = jnp.maximum(d, -LARGEST)
+  return jnp.expm1(-d) + d
 
 
 def adaptive_coef(kl_coef: jax.Array, observed_kl: jax.Array, *,
@@ -70,11 +73,37 @@ def adaptive_coef(kl_coef: jax.Array, observed_kl: jax.Array, *,
   Raises:
     ValueError: if `target`, `horizon` or `num_samples` is out of range.
   """
-  if target <= 0:
+  if not target > 0:
     raise ValueError(f'target must be > 0, got {target}.')
-  if horizon <= 0:
+  if not horizon > 0:
     raise ValueError(f'horizon must be > 0, got {horizon}.')
-  if num_samples < 0:
+  if not num_samples >= 0:
     raise ValueError(f'num_samples must be >= 0, got {num_samples}.')
   error = jnp.clip(jnp.float32(observed_kl) / target - 1, -0.2, 0.2)
   return jnp.float32(kl_coef) * (1 + error * (num_samples / horizon))
+
+
+def doubling_coef(kl_coef: jax.Array, observed_kl: jax.Array, *,
+                  target: float) -> jax.Array:
+  """One step of PPO's own controller of the KL coefficient.
+
+  Schulman et al. 2017, https://arxiv.org/abs/1707.06347, section 4: halved
+  where KL < target / 1.5, doubled where KL > 1.5 * target, else kept.
+
+  Args:
+    kl_coef: f32[], the coefficient so far.
+    observed_kl: f32[], KL(old || current) of the last update, in nats.
+    target: in the unit of `observed_kl`, > 0.
+
+  Returns:
+    f32[], the new coefficient.
+
+  Raises:
+    ValueError: if `target` is not positive.
+  """
+  if not target > 0:
+    raise ValueError(f'target must be > 0, got {target}.')
+  observed_kl, kl_coef = jnp.float32(observed_kl), jnp.float32(kl_coef)
+  return jnp.where(
+      observed_kl < target / 1.5, kl_coef / 2,
+      jnp.where(observed_kl > 1.5 * target, 2 * kl_coef, kl_coef))

@@ -2,7 +2,7 @@
 
 Padding may hold anything, NaN included. It is replaced *before* the
 arithmetic, because 0 * NaN would come back through the gradient.
-Accumulation and results are float32 (float64 in, float64 out).
+Accumulation and results are at least float32.
 """
 
 import chex
@@ -16,6 +16,30 @@ def _clean(x: jax.Array, mask: jax.Array) -> jax.Array:
   chex.assert_type(mask, bool)
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   return jnp.where(mask, x, 0).astype(dtype)
+
+
+def clean(mask: jax.Array, **arrays: jax.Array | None) -> list[jax.Array]:
+  """Each named array in float32, 0 where `mask` is false.
+
+  Args:
+    mask: bool[...].
+    **arrays: float, the shape of `mask`.
+
+  Returns:
+    f32 arrays, in the order given.
+
+  Raises:
+    ValueError: naming an array that is None.
+    AssertionError: if shapes or dtypes disagree.
+  """
+  chex.assert_type(mask, bool, custom_message='The mask is to be bool.')
+  for name, x in arrays.items():
+    if x is None:
+      raise ValueError(f'{name} is None: no model or annotator filled it.')
+    chex.assert_equal_shape(
+        [x, mask], custom_message=f'{name} is to have the shape of its mask.')
+    chex.assert_type(x, float, custom_message=f'{name} is to be floating.')
+  return [jnp.where(mask, x, 0).astype(jnp.float32) for x in arrays.values()]
 
 
 def masked_sum(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
