@@ -1,9 +1,15 @@
 """Laws every objective obeys; a new module in objectives/ is found by itself.
 
-A module without an entry in SETTINGS is held to them with its defaults.
+`CONTRACT` in tests/<name>_test.py says how a module is to be called:
+
+  settings           hyper-parameters it needs, or that select another branch
+  responses          K, by default 2
+  token_advantages   whether advantages are [B, K, T], by default false
 """
 
+import dataclasses
 import functools
+import importlib
 import pkgutil
 
 from absl.testing import absltest
@@ -19,49 +25,61 @@ import numpy as np
 from rlhf_jax import objectives
 from rlhf_jax import types
 
-B, K, T = 8, 2, 6
-# Hyper-parameters that a module needs, or that select another branch of it.
-SETTINGS = {
-    'sft': [{}, {'aggregate': 'sequence'}],
-    'bradley_terry': [{}, {'margin': .1, 'score_l2': .1, 'center_coef': .1}],
-    'dpo': [{'beta': .1}, {'beta': .1, 'reference_free': True},
-            {'kind': 'ipo', 'tau': .5},
-            {'kind': 'ipo', 'tau': .5, 'length_normalize': True}],
-    'reinforce': [
-        {}, {'aggregate': 'token'}, {'aggregate': 'constant'},
-        {'ratio': 'sequence', 'clip_ratio': .2},
-        {'ratio': 'token', 'clip_ratio': .2, 'aggregate': 'sequence_mean'},
-        {'ratio': 'token', 'clip_ratio': .2, 'aggregate': 'token'}],
-}
-TOKEN_ADVANTAGES = ('ppo', 'apa', 'awr')  # [B, K, T]; elsewhere [B, K]
-DETACHED = ('ref_logprobs', 'old_logprobs', 'advantages', 'targets', 'returns',
-            'old_values', 'scores')
+B, T = 8, 7
+DETACHED = (
+    'ref_logprobs', 'old_logprobs', 'advantages', 'targets', 'returns',
+    'rewards', 'old_values', 'scores', 'prompt_values')
+
+
+def _contract(name):
+  try:
+    return importlib.import_module(f'{name}_test').CONTRACT
+  except (ImportError, AttributeError) as error:
+    raise ImportError(
+        f'write tests/{name}_test.py with a constant CONTRACT, as the '
+        f'docstring of contract_test.py says ({error})') from error
+
+
+CONTRACTS = {module.name: _contract(module.name)
+             for module in pkgutil.iter_modules(objectives.__path__)}
 CASES = [
-    (f'{module.name}_{i}', module.name, kwargs)
-    for module in pkgutil.iter_modules(objectives.__path__)
-    for i, kwargs in enumerate(SETTINGS.get(module.name, [{}]))
+    (f'{name}_{i}', name, kwargs)
+    for name, contract in CONTRACTS.items()
+    for i, kwargs in enumerate(contract.get('settings', [{}]))
 ]
 
 
-def _example(name, seed=0):
-  """Ragged responses; both of the second prompt and one of the third empty."""
+def example(name, seed=0):
+  """Ragged responses; those of the second prompt and one of the third empty."""
+  K = CONTRACTS[name].get('responses', 2)
   rng = np.random.default_rng(seed)
   f = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   logp = lambda: -jnp.exp(f(B, K, T))
   lengths = rng.integers(1, T, size=(B, K, 1))
-  lengths[1], lengths[2, 0] = 0, 0
-  start = rng.integers(0, 2, size=(B, K, 1))
+  # The last response is missing, so that those before it still rank.
+  lengths[1], lengths[2, -1] = 0, 0
+  start = rng.integers(1, 3, size=(B, K, 1))  # t = 0 is never a target
   position = np.arange(T)
   mask = jnp.asarray((position >= start) & (position < start + lengths))
-  shape = (B, K, T) if name in TOKEN_ADVANTAGES else (B, K)
-  out = types.PolicyOutput(logp(), -logp(), f(B, K, T), f(B, K))
+  token = CONTRACTS[name].get('token_advantages', False)
+  heads = lambda make: (make(), make())
+  out = types.PolicyOutput(
+      logprobs=logp(), entropy=-logp(), values=f(B, K, T),
+      step_rewards=f(B, K, T), scores=f(B, K),
+      q_values=heads(lambda: f(B, K, T)), q_logprobs=heads(logp),
+      target_q_values=heads(lambda: f(B, K, T)))
   batch = types.Batch(
       tokens=jnp.asarray(rng.integers(0, 9, size=(B, K, T))), mask=mask,
       scores=f(B, K), old_logprobs=out.logprobs + .3 * f(B, K, T),
-      ref_logprobs=logp(), old_values=f(B, K, T), rewards=f(B, K, T),
-      advantages=f(*shape), returns=f(B, K, T),
-      targets=jax.nn.sigmoid(f(B, K)))
+      ref_logprobs=logp(), old_values=f(B, K, T), prompt_values=f(B),
+      rewards=f(B, K, T), advantages=f(B, K, T) if token else f(B, K),
+      returns=f(B, K, T), targets=jax.nn.sigmoid(f(B, K)))
   return out, batch
+
+
+def _valid(x, mask):
+  """Where an array of a batch with this mask [B, K, T] is not padding."""
+  return {3: mask, 2: mask.any(-1), 1: mask.any((-1, -2))}[x.ndim]
 
 
 def _fill_padding(tree, mask, value):
@@ -69,7 +87,7 @@ def _fill_padding(tree, mask, value):
   def fill(x):
     if x.dtype != jnp.float32:
       return x
-    return jnp.where(mask if x.ndim == 3 else mask.any(-1), x, value)
+    return jnp.where(_valid(x, mask), x, value)
   return jax.tree.map(fill, tree)
 
 
@@ -86,35 +104,99 @@ def _value_and_grad(fn, out, batch):
   return jax.value_and_grad(lambda x: _sums(fn, x, batch)[0])(out)
 
 
-def _loss(fn, out, batch):
-  """The scalar that the train step minimises."""
-  loss, _, weight = _sums(fn, out, batch)
-  return loss / weight
-
-
 class ContractTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*CASES)
   def test_units_agree_and_are_float32(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    out, batch = _example(name)
-    low = lambda tree: jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, tree)
-    for inputs in ((out, batch), (low(out), low(batch))):
-      result = fn(*inputs)
+    cast = lambda tree, dtype: jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating)
+        else x, tree)
+    low = cast(example(name), jnp.bfloat16)
+    results = [fn(*inputs) for inputs in (
+        example(name), low, cast(low, jnp.float32))]
+    for result in results:
       leaves = [result.loss, result.weight, *result.metrics.values()]
       chex.assert_equal_shape(leaves)
       chex.assert_type(leaves, jnp.float32)
       chex.assert_tree_all_finite(result)
-    self.assertTrue(set(np.unique(result.weight)) <= {0, 1})
-    # bfloat16 inputs differ by 2^-9 relative, accumulation adds nothing.
-    np.testing.assert_allclose(
-        _loss(fn, low(out), low(batch)), _loss(fn, out, batch), rtol=.1)
+      self.assertTrue(set(np.unique(result.weight)) <= {0, 1})
+    # What is low in precision is made float32 before any arithmetic.
+    chex.assert_trees_all_close(*results[1:], rtol=1e-6)
+
+  @parameterized.named_parameters(*CASES)
+  def test_wrong_shapes_and_types_are_errors_at_trace_time(self, name, kwargs):
+    fn = objectives.get(name, **kwargs)
+    out, batch = example(name)
+    trace = lambda out, batch: jax.eval_shape(fn, out, batch)
+    trace(out, batch)
+    cut = lambda x: x[..., :-1]
+    wrong = (AssertionError, ValueError)
+    with self.assertRaises(wrong):
+      trace(out, batch.replace(mask=batch.mask.astype(jnp.float32)))
+    with self.assertRaises(wrong):
+      trace(jax.tree.map(cut, out), batch)
+    with self.assertRaises(wrong):
+      trace(jax.tree.map(lambda x: x.astype(jnp.int32), out), batch)
+    with self.assertRaises(wrong):
+      trace(jax.tree.map(lambda x: x[:1], out), batch)
+    with self.assertRaises(wrong):
+      trace(jax.tree.map(lambda x: x[:, 0], out), batch)
+    whole = fn(out, batch)
+    for field in DETACHED:  # an error, or not read at all
+      x = getattr(batch, field)
+      for other in (x[:1], x[..., None], x.astype(jnp.int32)):
+        try:
+          result = fn(out, batch.replace(**{field: other}))
+        except wrong:
+          continue
+        chex.assert_trees_all_equal(result, whole)
+
+  @parameterized.named_parameters(*CASES)
+  def test_bad_hyperparameters_are_named_at_trace_time(self, name, kwargs):
+    """None may be NaN or below 0, but for a margin."""
+    for argument, value in kwargs.items():
+      if not isinstance(value, float | tuple) or argument == 'margin':
+        continue
+      for bad in (float('nan'), -1.):
+        wrong = (bad, bad) if isinstance(value, tuple) else bad
+        fn = objectives.get(name, **{**kwargs, argument: wrong})
+        with self.assertRaisesRegex(ValueError, f'{argument}.*{bad}'):
+          jax.eval_shape(fn, *example(name))
+
+  @parameterized.named_parameters(*CASES)
+  def test_missing_arrays_are_named(self, name, kwargs):
+    """Without a field the loss is as it was, or an error names the field."""
+    fn = objectives.get(name, **kwargs)
+    out, batch = example(name)
+    whole = fn(out, batch)
+    for part, place in ((out, 0), (batch, 1)):
+      for field in dataclasses.fields(part):
+        if field.name in ('tokens', 'mask'):
+          continue
+        inputs = [out, batch]
+        inputs[place] = part.replace(**{field.name: None})
+        try:
+          result = fn(*inputs)
+        except ValueError as error:
+          self.assertIn(field.name, str(error))
+        else:
+          if (name, field.name) != ('bradley_terry', 'targets'):  # optional
+            chex.assert_trees_all_equal(result, whole)
+
+  @chex.variants(with_jit=True, without_jit=True, with_device=True)
+  @parameterized.named_parameters(*CASES)
+  def test_variants(self, name, kwargs):
+    fn = objectives.get(name, **kwargs)
+    step = lambda out, batch: _value_and_grad(fn, out, batch)
+    chex.assert_trees_all_close(
+        self.variant(step)(*example(name)), step(*example(name)),
+        rtol=1e-6, atol=1e-6)
 
   @parameterized.named_parameters(*CASES)
   def test_padding_is_inert(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    out, batch = _example(name)
+    out, batch = example(name)
     results = []
     for junk in (0., jnp.nan, jnp.inf):
       inputs = _fill_padding((out, batch), batch.mask, junk)
@@ -123,18 +205,27 @@ class ContractTest(parameterized.TestCase):
     chex.assert_trees_all_close(*results, rtol=1e-6)
 
   @parameterized.named_parameters(*CASES)
+  def test_wider_padding_changes_nothing(self, name, kwargs):
+    fn = objectives.get(name, **kwargs)
+    inputs = example(name)
+    wide = jax.tree.map(lambda x: jnp.pad(
+        x, ((0, 0), (0, 0), (0, 3))) if x.ndim == 3 else x, inputs)
+    cut = lambda x: x[..., :T] if x.ndim == 3 else x
+    chex.assert_trees_all_close(
+        jax.tree.map(cut, fn(*wide)), fn(*inputs), rtol=1e-6)
+
+  @parameterized.named_parameters(*CASES)
   def test_gradient_only_under_the_mask(self, name, kwargs):
-    out, batch = _example(name)
+    out, batch = example(name)
     _, grads = _value_and_grad(objectives.get(name, **kwargs), out, batch)
     for grad in jax.tree.leaves(grads):
-      valid = batch.mask if grad.ndim == 3 else batch.mask.any(-1)
-      np.testing.assert_array_equal(grad[~valid], 0)
+      np.testing.assert_array_equal(grad[~_valid(grad, batch.mask)], 0)
     self.assertGreater(sum(np.abs(x).sum() for x in jax.tree.leaves(grads)), 0)
 
   @parameterized.named_parameters(*CASES)
   def test_empty_units_have_no_weight(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    out, batch = _example(name)
+    out, batch = example(name)
     weight = np.asarray(fn(out, batch).weight)
     np.testing.assert_array_equal(weight[1], 0)
     np.testing.assert_array_equal(weight.reshape(B, -1).any(axis=1)[3:], 1)
@@ -149,7 +240,7 @@ class ContractTest(parameterized.TestCase):
   @parameterized.named_parameters(*CASES)
   def test_no_statistic_crosses_prompts(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    inputs = _example(name)
+    inputs = example(name)
     take = lambda rows: fn(*jax.tree.map(lambda x: x[rows], inputs))
     whole = fn(*inputs)
     parts = [take(slice(i, i + 2)) for i in range(0, B, 2)]
@@ -162,7 +253,7 @@ class ContractTest(parameterized.TestCase):
   @parameterized.named_parameters(*CASES)
   def test_detached_inputs_have_no_gradient(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    out, batch = _example(name)
+    out, batch = example(name)
     for field in DETACHED:
       loss = lambda x, field=field: _sums(
           fn, out, batch.replace(**{field: x}))[0]
@@ -173,7 +264,7 @@ class ContractTest(parameterized.TestCase):
   def test_data_parallel(self, name, kwargs):
     """Loss, metrics and gradient are the same on 1 device, a mesh and pmap."""
     fn = objectives.get(name, **kwargs)
-    inputs = _example(name)
+    inputs = example(name)
 
     def step(out, batch):
       def loss(out):

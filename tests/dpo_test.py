@@ -1,5 +1,7 @@
 """Tests for rlhf_jax.objectives.dpo."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
@@ -10,6 +12,18 @@ import twin
 
 from rlhf_jax import types
 from rlhf_jax.objectives import dpo
+
+CONTRACT = {'settings': [
+    {'beta': .1}, {'beta': .1, 'reference_free': True},
+    {'beta': .1, 'label_smoothing': .1},
+    {'beta': .1, 'label_smoothing': .1, 'robust': True},
+    {'kind': 'ipo', 'tau': .5},
+    {'kind': 'ipo', 'tau': .5, 'length_normalize': True}]}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _mean(loss, logprobs, ref, mask, kwargs):
+  return twin.mean(loss(logprobs, ref, mask, **dict(kwargs)))
 
 
 def _inputs(seed=0, b=3, t=5):
@@ -43,7 +57,9 @@ class DpoLossTest(parameterized.TestCase):
       # Reference-free h = -10 + 15 = 5: log(1 + e^-.5).
       ('reference_free', {'reference_free': True}, .474077),
       # Smoothing adds eps * beta * h = .1 * .3.
-      ('smoothed', {'label_smoothing': .1}, .584355))
+      ('smoothed', {'label_smoothing': .1}, .584355),
+      # (.9 * .554355 - .1 * .854355) / .8.
+      ('robust', {'label_smoothing': .1, 'robust': True}, .516855))
   def test_by_hand(self, kwargs, expected):
     fn = self.variant(lambda *x: dpo.dpo_loss(*x, beta=.1, **kwargs))
     out = fn(*_pair(-10, -15, -12, -14))
@@ -64,21 +80,84 @@ class DpoLossTest(parameterized.TestCase):
     np.testing.assert_allclose(
         grad, .0425557 * np.array([[[-1, -1, 0], [1, 1, 0]]]), rtol=1e-5)
 
-  @parameterized.parameters((0., False), (.2, False), (0., True))
-  def test_twin(self, label_smoothing, reference_free):
-    logprobs, ref, mask = _inputs()
+  @parameterized.parameters(
+      (0., False, False), (.2, False, False), (0., True, False),
+      (.2, False, True), (.3, True, True))
+  @twin.few
+  @twin.randomised
+  def test_twin(self, label_smoothing, reference_free, robust, seed):
+    logprobs, ref, mask = _inputs(seed)
+    wrong = label_smoothing * (-1 if robust else 1)
 
-    def expected(x):
+    def reference(x):
       h = _gap(x, 0 * ref if reference_free else ref, mask)
-      return np.sum((1 - label_smoothing) * np.log1p(np.exp(-.3 * h))
-                    + label_smoothing * np.log1p(np.exp(.3 * h)))
+      losses = ((1 - label_smoothing) * np.log(1 + np.exp(-.3 * h))
+                + wrong * np.log(1 + np.exp(.3 * h)))
+      return np.mean(losses) / (1 - 2 * label_smoothing * robust)
 
-    value, grad = jax.value_and_grad(lambda x: dpo.dpo_loss(
-        x, ref, mask, beta=.3, label_smoothing=label_smoothing,
-        reference_free=reference_free).loss.sum())(logprobs)
-    self.assertAlmostEqual(float(value), expected(logprobs), 5)
+    kwargs = (('beta', .3), ('label_smoothing', label_smoothing),
+              ('reference_free', reference_free), ('robust', robust))
+    twin.assert_equal(lambda x: _mean(dpo.dpo_loss, x, ref, mask, kwargs),
+                      reference, logprobs)
+
+  @parameterized.parameters(.1, .4)
+  def test_robust_is_unbiased(self, rate):
+    """Its mean over flipped labels is the plain loss on the true ones."""
+    inputs = _inputs()
+    other = [x[:, ::-1] for x in inputs]
+    step = jax.value_and_grad(lambda x, *rest, **k: dpo.dpo_loss(
+        x, *rest, beta=.7, **k).loss.sum())
+    true, flipped = (
+        step(*x, label_smoothing=rate, robust=True) for x in (inputs, other))
+    clean = step(*inputs)
     np.testing.assert_allclose(
-        grad, twin.gradient(expected, logprobs), atol=1e-5)
+        (1 - rate) * true[0] + rate * flipped[0], clean[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        (1 - rate) * true[1] + rate * flipped[1][:, ::-1], clean[1], atol=1e-5)
+
+  def test_robust_without_noise_is_plain(self):
+    chex.assert_trees_all_equal(
+        dpo.dpo_loss(*_inputs(), beta=.1, robust=True),
+        dpo.dpo_loss(*_inputs(), beta=.1))
+
+  def test_tokens_are_summed(self):
+    # Trap 20: +1 nat on each of three chosen tokens and none of two rejected
+    # ones is h = 3, a mean were 1; log(1 + e^-.3). The last token, the EOS,
+    # counts like any other.
+    mask = np.arange(4) < np.array([[[3], [2]]])
+    ref = -2 * np.ones(mask.shape, np.float32)
+    logprobs = np.where(mask, ref + np.float32([[[1], [0]]]), np.nan)
+    loss = lambda x: dpo.dpo_loss(x, ref, mask, beta=.1).loss[0]
+    value, grad = jax.value_and_grad(loss)(logprobs)
+    self.assertAlmostEqual(float(value), .554355, 6)
+    np.testing.assert_allclose(
+        grad, .0425557 * np.array([[[-1, -1, -1, 0], [1, 1, 0, 0]]]),
+        rtol=1e-5)
+    mask[0, 0, 2] = False  # without it h = 2
+    self.assertAlmostEqual(float(loss(logprobs)), np.log(1 + np.exp(-.2)), 6)
+
+  @parameterized.parameters(False, True)
+  def test_extremes(self, robust):
+    logprobs, ref, mask = _pair(-1e5, -1, -1, -1e5)
+    for sign in (1, -1):
+      value, grad = jax.value_and_grad(lambda x, s=sign: dpo.dpo_loss(
+          x[:, ::s], ref[:, ::s], mask, beta=.1, label_smoothing=.1,
+          robust=robust).loss.sum())(logprobs)
+      chex.assert_tree_all_finite((value, grad))
+
+  def test_only_logprobs_have_a_gradient(self):
+    logprobs, ref, mask = _inputs()
+    for fn in (lambda x: dpo.dpo_loss(logprobs, x, mask, beta=.1),
+               lambda x: dpo.ipo_loss(logprobs, x, mask, tau=.1)):
+      grad = jax.grad(lambda x, fn=fn: fn(x).loss.sum())(ref)
+      np.testing.assert_array_equal(grad, 0)
+
+  def test_accumulates_in_float32(self):
+    # h = 601 nats, which bfloat16 has not.
+    ref = jnp.full((1, 2, 601), -1, jnp.bfloat16)
+    logprobs = ref + jnp.array([[[1], [0]]], jnp.bfloat16)
+    out = dpo.dpo_loss(logprobs, ref, ref < 0, beta=1.)
+    np.testing.assert_array_equal(out.metrics['reward/margin'], [601])
 
   def test_policy_at_reference_is_log_two(self):
     logprobs, _, mask = _inputs()
@@ -137,16 +216,14 @@ class IpoLossTest(parameterized.TestCase):
     np.testing.assert_allclose(out.loss, [.36], rtol=1e-5)
 
   @parameterized.parameters((False, np.sum), (True, np.mean))
-  def test_twin(self, length_normalize, reduce):
-    logprobs, ref, mask = _inputs()
-    expected = lambda x: np.sum(
-        (_gap(x, ref, mask, reduce) - 1 / .8)**2)
-    value, grad = jax.value_and_grad(lambda x: dpo.ipo_loss(
-        x, ref, mask, tau=.4, length_normalize=length_normalize).loss.sum())(
-            logprobs)
-    np.testing.assert_allclose(value, expected(logprobs), rtol=1e-5)
-    np.testing.assert_allclose(
-        grad, twin.gradient(expected, logprobs), rtol=1e-4, atol=1e-5)
+  @twin.few
+  @twin.randomised
+  def test_twin(self, length_normalize, reduce, seed):
+    logprobs, ref, mask = _inputs(seed)
+    kwargs = (('tau', .4), ('length_normalize', length_normalize))
+    twin.assert_equal(
+        lambda x: _mean(dpo.ipo_loss, x, ref, mask, kwargs),
+        lambda x: np.mean((_gap(x, ref, mask, reduce) - 1 / .8)**2), logprobs)
 
   def test_minimum(self):
     # h = 1 / (2 tau) = 3 at tau = 1/6: no loss and no gradient.
@@ -179,6 +256,10 @@ class ObjectiveTest(absltest.TestCase):
         dpo.ipo_loss(logprobs, ref, mask, tau=.1))
     with self.assertRaisesRegex(ValueError, "kind.*'kto'"):
       dpo.objective(out, batch, kind='kto')
+    with self.assertRaisesRegex(ValueError, 'out.logprobs'):
+      dpo.objective(types.PolicyOutput(), batch, beta=.1)
+    with self.assertRaisesRegex(ValueError, 'ref_logprobs'):
+      dpo.objective(out, batch.replace(ref_logprobs=None), beta=.1)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,13 @@ import twin
 from rlhf_jax import types
 from rlhf_jax.objectives import value_regression
 
+CONTRACT = {'settings': [{}]}
+
+
+@jax.jit
+def _mean(values, targets):
+  return twin.mean(value_regression.value_regression_loss(values, targets))
+
 
 class ValueRegressionTest(parameterized.TestCase):
 
@@ -24,16 +31,30 @@ class ValueRegressionTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         out.metrics['regression/absolute_error'], [[2, .5]])
 
-  def test_twin(self):
-    values, targets = np.random.default_rng(0).normal(
+  @twin.few
+  @twin.randomised
+  def test_twin(self, seed):
+    values, targets = np.random.default_rng(seed).normal(
         size=(2, 3, 2)).astype(np.float32)
-    expected = lambda x: np.sum((x - targets)**2)
-    loss = lambda x, y: value_regression.value_regression_loss(x, y).loss.sum()
-    value, grads = jax.value_and_grad(loss, (0, 1))(values, targets)
-    np.testing.assert_allclose(value, expected(values), rtol=1e-5)
-    np.testing.assert_allclose(
-        grads[0], twin.gradient(expected, values), atol=1e-5)
-    np.testing.assert_array_equal(grads[1], 0)
+    errors = lambda x: [
+        (x[i] - targets[i])**2 for i in np.ndindex(targets.shape)]
+    twin.assert_equal(lambda x: _mean(x, targets),
+                      lambda x: np.mean(errors(x)), values)
+
+  def test_targets_have_no_gradient(self):
+    values, targets = np.float32([[1, .5]]), np.float32([[3, 0]])
+    np.testing.assert_array_equal(
+        jax.grad(_mean, 1)(values, targets), [[0, 0]])
+
+  def test_computes_in_float32(self):
+    # 256 - .5 squared; bfloat16 has neither 255.5 nor 65280.25.
+    out = value_regression.value_regression_loss(
+        *jnp.array([[[256.]], [[.5]]], jnp.bfloat16))
+    self.assertEqual(out.loss.dtype, jnp.float32)
+    np.testing.assert_array_equal(out.loss, [[65280.25]])
+    targets = jnp.array([[.5]], jnp.bfloat16)
+    np.testing.assert_array_equal(value_regression.value_regression_loss(
+        jnp.array([[256.]]), targets).loss, [[65280.25]])
 
   def test_objective_binds(self):
     mask = np.ones((1, 2, 3), bool)
@@ -48,6 +69,8 @@ class ValueRegressionTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'targets'):
       value_regression.objective(
           types.PolicyOutput(scores=scores), batch.replace(targets=None))
+    with self.assertRaisesRegex(ValueError, 'scores is None'):
+      value_regression.objective(types.PolicyOutput(), batch)
     grad = jax.grad(lambda x: loss(x).loss.sum())(scores)
     np.testing.assert_array_equal(grad, [[-4, 0]])
 

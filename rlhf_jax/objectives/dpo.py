@@ -1,11 +1,14 @@
-"""Direct preference optimisation, and IPO.
+"""Direct preference optimisation, its robust form, and IPO.
 
 Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, eq. 7; label smoothing
-from Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, eq. 3; IPO from Azar et
-al. 2023, https://arxiv.org/abs/2310.12036, eq. 17:
+from Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, eq. 3; robust DPO from
+Chowdhury, Kini and Natarajan 2024, https://arxiv.org/abs/2403.00409; IPO from
+Azar et al. 2023, https://arxiv.org/abs/2310.12036, eq. 17:
 
   h = log(pi / pi_ref)(y_chosen | x) - log(pi / pi_ref)(y_rejected | x)
   dpo = -(1 - eps) log sigmoid(beta * h) - eps log sigmoid(-beta * h)
+  robust = (-(1 - eps) log sigmoid(beta * h) + eps log sigmoid(-beta * h))
+           / (1 - 2 eps)
   ipo = (h - 1 / (2 tau))^2
 
 Log-ratios are sums over tokens, EOS included. TRL's IPO takes means instead:
@@ -57,6 +60,7 @@ def dpo_loss(
     beta: float,
     label_smoothing: float = 0.0,
     reference_free: bool = False,
+    robust: bool = False,
 ) -> types.LossOutput:
   """Logistic loss on the gap between two policy-to-reference log-ratios.
 
@@ -70,6 +74,8 @@ def dpo_loss(
       reference.
     label_smoothing: eps, probability that a label is flipped, in [0, 0.5).
     reference_free: h = log pi(chosen) - log pi(rejected).
+    robust: the mean over labels flipped with probability eps is then the loss
+      on the true labels. It has no lower bound, if eps > 0.
 
   Returns:
     LossOutput with unit = pair: every array is f32[B]. The implicit reward is
@@ -80,7 +86,7 @@ def dpo_loss(
       is missing.
     AssertionError: if shapes or dtypes disagree, or K != 2.
   """
-  if beta <= 0:
+  if not beta > 0:
     raise ValueError(f'beta must be > 0, got {beta}.')
   if not 0 <= label_smoothing < 0.5:
     raise ValueError(
@@ -93,7 +99,11 @@ def dpo_loss(
       logprobs, ref_logprobs, mask, masked.masked_sum)  # [B, 2]
   margin = rewards[:, 0] - rewards[:, 1]
   loss = -(1 - label_smoothing) * nn.log_sigmoid(margin)
-  loss -= label_smoothing * nn.log_sigmoid(-margin)
+  flipped = -label_smoothing * nn.log_sigmoid(-margin)
+  if robust:
+    loss = (loss - flipped) / (1 - 2 * label_smoothing)
+  else:
+    loss += flipped
   return _output(loss, rewards, mask)
 
 
@@ -122,7 +132,7 @@ def ipo_loss(
     ValueError: if `tau` is not positive or the reference is missing.
     AssertionError: if shapes or dtypes disagree, or K != 2.
   """
-  if tau <= 0:
+  if not tau > 0:
     raise ValueError(f'tau must be > 0, got {tau}.')
   if ref_logprobs is None:
     raise ValueError('ref_logprobs is None.')
@@ -137,4 +147,6 @@ def objective(out, batch, *, kind: str = 'dpo', **kwargs) -> types.LossOutput:
   losses = {'dpo': dpo_loss, 'ipo': ipo_loss}
   if kind not in losses:
     raise ValueError(f"kind must be 'dpo' or 'ipo', got {kind!r}.")
+  if out.logprobs is None:
+    raise ValueError('out.logprobs is None: not the output of a policy.')
   return losses[kind](out.logprobs, batch.ref_logprobs, batch.mask, **kwargs)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import types
+from rlhf_jax.ops import masked
 
 
 def value_regression_loss(values: jax.Array,
@@ -40,10 +41,10 @@ def value_regression_loss(values: jax.Array,
 def objective(out, batch) -> types.LossOutput:
   """Regresses `out.scores` on `batch.targets`; empty responses weigh 0."""
   chex.assert_rank(batch.mask, 3)
-  if batch.targets is None:
-    raise ValueError('batch.targets is None: no annotator filled it.')
+  chex.assert_type(batch.mask, bool)
   valid = batch.mask.any(axis=-1)  # [B, K]
   # Padding may hold NaN, whose gradient a weight of 0 would not stop.
-  clean = lambda x: jnp.where(valid, x, 0)
-  loss = value_regression_loss(clean(out.scores), clean(batch.targets))
+  scores, targets = masked.clean(
+      valid, scores=out.scores, targets=batch.targets)
+  loss = value_regression_loss(scores, targets)
   return loss.replace(weight=valid.astype(jnp.float32))
