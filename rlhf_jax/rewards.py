@@ -79,9 +79,30 @@ def score_members(config: transformer.Config, params: types.Params,
   return jax.vmap(lambda p: score(config, p, tokens, mask))(params)
 
 
+def step_rewards(config: transformer.Config, params: types.Params,
+                 tokens: jax.Array) -> jax.Array:
+  """f32[..., T], the reward of emitting each token, read where it stands.
+
+  Christiano et al. 2017 sum it over a trajectory; `score` is the special case
+  with a reward at the last token alone.
+  """
+  rows = tokens.reshape(-1, tokens.shape[-1])
+  hidden = transformer.hidden_states(config, params['trunk'], rows)
+  return heads.scalar(params['head'], hidden).reshape(tokens.shape)
+
+
 def forward(config: transformer.Config, params: types.Params,
-            batch: types.Batch) -> types.PolicyOutput:
-  """A reward model as the trainable model of a train step."""
+            batch: types.Batch, *, per_step: bool = False
+            ) -> types.PolicyOutput:
+  """A reward model as the trainable model of a train step.
+
+  Returns:
+    PolicyOutput with `scores` f32[B, K] or, `per_step`, with `step_rewards`
+    f32[B, K, T].
+  """
+  if per_step:
+    return types.PolicyOutput(
+        step_rewards=step_rewards(config, params, batch.tokens))
   return types.PolicyOutput(
       scores=score(config, params, batch.tokens, batch.mask))
 

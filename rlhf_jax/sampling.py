@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import types
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import nucleus
 
 
 def filter_logits(logits: jax.Array, *, top_k: int = 0,
@@ -37,12 +38,9 @@ def filter_logits(logits: jax.Array, *, top_k: int = 0,
     border = jax.lax.top_k(logits, top_k)[0][..., -1:]
     logits = jnp.where(logits < border, -jnp.inf, logits)
   if top_p < 1.0:
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    probs = jax.nn.softmax(ordered, axis=-1)
-    # The mass *before* a token decides, so the first is always kept.
-    kept = jnp.cumsum(probs, axis=-1) - probs < top_p
-    border = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-    logits = jnp.where(logits < border, -jnp.inf, logits)
+    # Never empty, so that no row needs `nucleus.restrict`'s care for padding.
+    allowed = nucleus.nucleus(logits, top_p=top_p)
+    logits = jnp.where(allowed, logits, -jnp.inf)
   return logits
 
 

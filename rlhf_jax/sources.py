@@ -12,7 +12,6 @@ import numpy as np
 from rlhf_jax import types
 from rlhf_jax.data import order
 
-Annotator = Callable[[types.Batch], types.Batch]
 Source = Callable[[int, types.TrainState, types.Frozen], types.Batch]
 
 
@@ -55,7 +54,8 @@ def online(
     prompts: np.ndarray,
     prompt_lengths: np.ndarray,
     sampler: Callable[..., types.Batch],
-    annotators: Callable[[types.Batch, types.Frozen], types.Batch],
+    annotators: Callable[
+        [types.Batch, types.TrainState, types.Frozen], types.Batch],
     *,
     batch_size: int,
     seed: int,
@@ -66,7 +66,7 @@ def online(
     prompts: i32[N, P], right-padded.
     prompt_lengths: i32[N].
     sampler: (params, prompts, prompt_lengths, key) -> Batch.
-    annotators: (batch, frozen) -> Batch, usually a chain of `annotate`.
+    annotators: (batch, state, frozen) -> Batch, usually `annotate.chain`.
     batch_size: prompts a rollout.
     seed: of the order of the prompts; the noise of the samples comes from
       `state.key`.
@@ -75,6 +75,6 @@ def online(
     at = order.indices(seed, step, batch_size, len(prompts))
     batch = sampler(state.params, prompts[at], prompt_lengths[at],
                     jax.random.split(state.key)[1])  # [0]: next step
-    return annotators(batch, frozen)
+    return annotators(batch, state, frozen)
 
   return source

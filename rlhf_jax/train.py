@@ -18,7 +18,7 @@ import optax
 from rlhf_jax import errors
 from rlhf_jax import types
 
-Forward = Callable[[types.Params, types.Batch], types.PolicyOutput]
+Forward = Callable[..., types.PolicyOutput]  # (params, batch[, targets])
 Objective = Callable[[types.PolicyOutput, types.Batch], types.LossOutput]
 Metrics = dict[str, Any]
 MAX_SKIPPED = 5  # in a row, before training stops
@@ -50,10 +50,15 @@ def optimizer(*, learning_rate: float, num_steps: int, warmup_steps: int = 0,
 
 
 def init_state(params: types.Params, tx: optax.GradientTransformation,
-               key: jax.Array) -> types.TrainState:
-  """A state at step 0; `jax.vmap` it over members for an ensemble."""
-  return types.TrainState(step=jnp.int32(0), params=params,
-                          opt_state=tx.init(params), key=key)
+               key: jax.Array,
+               targets: types.Params | None = None) -> types.TrainState:
+  """A state at step 0; `jax.vmap` it over members for an ensemble.
+
+  `targets` are copied: a step that donates its state cannot share buffers.
+  """
+  return types.TrainState(
+      step=jnp.int32(0), params=params, opt_state=tx.init(params), key=key,
+      targets=jax.tree.map(jnp.copy, targets))
 
 
 def _split(batch: types.Batch, parts: int) -> types.Batch:
@@ -71,16 +76,20 @@ def make_train_step(
     tx: optax.GradientTransformation,
     *,
     num_microbatches: int = 1,
+    update_targets: Callable[..., types.Params] | None = None,
 ) -> Callable[[types.TrainState, types.Batch],
               tuple[types.TrainState, Metrics]]:
   """Returns step(state, batch) -> (state, metrics), pure, ready for jit.
 
   Args:
-    forward: (params, batch) -> PolicyOutput.
+    forward: (params, batch) -> PolicyOutput; where the state has `targets`,
+      (params, batch, targets).
     objective: (PolicyOutput, batch) -> LossOutput.
     tx: the optimizer.
     num_microbatches: the batch is cut into so many equal parts, whose
       gradients are summed; memory falls, the result does not change.
+    update_targets: (targets, params, step) -> targets, after the update; step
+      counts it. None leaves them as they are.
 
   Returns:
     The step. Metrics are f32[] means over the batch: those of the objective,
@@ -89,8 +98,9 @@ def make_train_step(
     `step` and `key`).
   """
 
-  def summed(params, batch):
-    out = objective(forward(params, batch), batch)
+  def summed(params, batch, targets):
+    extra = () if targets is None else (targets,)
+    out = objective(forward(params, batch, *extra), batch)
     chex.assert_equal_shape([out.loss, out.weight, *out.metrics.values()])
     total = lambda x: jnp.sum(jnp.where(out.weight > 0, x * out.weight, 0))
     sums = jax.tree.map(total, {'train/loss': out.loss, **out.metrics})
@@ -98,33 +108,39 @@ def make_train_step(
 
   grad_fn = jax.grad(summed, has_aux=True)
 
-  def accumulate(params, batch):
+  def accumulate(params, batch, targets):
     if num_microbatches == 1:
-      return grad_fn(params, batch)
+      return grad_fn(params, batch, targets)
     parts = _split(batch, num_microbatches)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
-                         jax.eval_shape(grad_fn, params, first))
+                         jax.eval_shape(grad_fn, params, first, targets))
     add = lambda total, part: (
-        jax.tree.map(jnp.add, total, grad_fn(params, part)), None)
+        jax.tree.map(jnp.add, total, grad_fn(params, part, targets)), None)
     return jax.lax.scan(add, zeros, parts)[0]
 
   def step(state, batch):
-    grads, (sums, weight) = accumulate(state.params, batch)
+    # [E, B, K] fits no cut by prompts, and no objective reads it.
+    batch = batch.replace(member_scores=None)
+    grads, (sums, weight) = accumulate(state.params, batch, state.targets)
     weight = jnp.maximum(weight, 1e-8)
     grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
     norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, updates), opt_state)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics['train/loss'])
+    keep = lambda a, b: jnp.where(finite, a, b)
     params, opt_state = jax.tree.map(
-        lambda a, b: jnp.where(finite, a, b), new,
-        (state.params, state.opt_state))
+        keep, new, (state.params, state.opt_state))
+    targets = state.targets
+    if update_targets is not None:
+      targets = jax.tree.map(
+          keep, update_targets(targets, params, state.step + 1), targets)
     metrics['train/grad_norm'] = norm
     metrics['train/skipped'] = 1.0 - finite.astype(jnp.float32)
     return types.TrainState(
         step=state.step + 1, params=params, opt_state=opt_state,
-        key=jax.random.split(state.key)[0]), metrics
+        key=jax.random.split(state.key)[0], targets=targets), metrics
 
   return step
 

@@ -29,10 +29,11 @@ class Batch:
   old_logprobs: jax.Array | None = None  # f32[B, K, T], behaviour policy
   ref_logprobs: jax.Array | None = None  # f32[B, K, T], frozen reference
   old_values: jax.Array | None = None  # f32[B, K, T]
+  prompt_values: jax.Array | None = None  # f32[B], V(x) of the reference
   rewards: jax.Array | None = None  # f32[B, K, T], after KL shaping
   advantages: jax.Array | None = None  # f32[B, K, T] or f32[B, K]
   returns: jax.Array | None = None  # f32[B, K, T]
-  targets: jax.Array | None = None  # f32[B, K], regression targets
+  targets: jax.Array | None = None  # f32[B, K], regression targets or labels
 
 
 @flax.struct.dataclass
@@ -41,8 +42,14 @@ class PolicyOutput:
 
   logprobs: jax.Array | None = None  # f32[B, K, T], nats, <= 0
   entropy: jax.Array | None = None  # f32[B, K, T], nats
-  values: jax.Array | None = None  # f32[B, K, T]
+  values: jax.Array | None = None  # f32[B, K, T], before emitting token t
+  step_rewards: jax.Array | None = None  # f32[B, K, T], of emitting token t
   scores: jax.Array | None = None  # f32[B, K], scalar head at the last token
+  # Per Q head, of each token of the batch: its value, the log-softmax of the
+  # head over the vocabulary, and its value under the slowly moving targets.
+  q_values: tuple[jax.Array, ...] | None = None  # f32[B, K, T] each
+  q_logprobs: tuple[jax.Array, ...] | None = None  # f32[B, K, T] each
+  target_q_values: tuple[jax.Array, ...] | None = None  # f32[B, K, T] each
 
 
 @flax.struct.dataclass
@@ -65,6 +72,7 @@ class TrainState:
   params: Params
   opt_state: Any
   key: jax.Array  # the key of the next step
+  targets: Params | None = None  # slowly moving copy of a part of `params`
 
 
 @flax.struct.dataclass

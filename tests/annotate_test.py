@@ -12,7 +12,9 @@ from rlhf_jax import annotate
 from rlhf_jax import policy
 from rlhf_jax import rewards
 from rlhf_jax import types
+from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import advantages
 
 V, E, B, K, T = 9, 3, 2, 3, 5
 CONFIG = transformer.make_config(
@@ -100,6 +102,184 @@ class AnnotateTest(parameterized.TestCase):
             out.mask[b, k], batch.mask[b, k] if k == best else False)
     np.testing.assert_array_equal(out.tokens, batch.tokens)
     self.assertEqual(out.mask.dtype, bool)
+
+  def test_kl_rewards_sum_to_kl_scores(self):
+    batch = _batch()
+    out = annotate.kl_rewards(batch, kl_coef=.7)
+    self.assertEqual(out.rewards.shape, (B, K, T))
+    np.testing.assert_allclose(
+        out.rewards.sum(-1), annotate.kl_scores(batch, kl_coef=.7).scores,
+        rtol=1e-5)
+    np.testing.assert_array_equal(
+        np.where(batch.mask, 0, out.rewards), 0)
+    plain = annotate.kl_rewards(
+        batch.replace(old_logprobs=None, ref_logprobs=None), kl_coef=0.)
+    np.testing.assert_allclose(
+        plain.rewards.max(-1) + plain.rewards.min(-1), batch.scores)
+
+  def test_gae_and_whiten(self):
+    rng = np.random.default_rng(1)
+    batch = annotate.kl_rewards(_batch(), kl_coef=.1).replace(
+        old_values=jnp.asarray(rng.normal(size=(B, K, T)), jnp.float32))
+    out = annotate.gae(batch, discount=.9, gae_lambda=.8)
+    found, returns = advantages.gae(
+        batch.rewards, batch.old_values, batch.mask, discount=.9,
+        gae_lambda=.8)
+    np.testing.assert_array_equal(out.advantages, found)
+    np.testing.assert_array_equal(out.returns, returns)
+    white = annotate.whiten(out)
+    inside = np.asarray(white.advantages)[np.asarray(batch.mask)]
+    self.assertAlmostEqual(inside.mean(), 0, 5)
+    self.assertAlmostEqual(inside.std(), 1, 4)
+    np.testing.assert_array_equal(white.returns, returns)  # trap 8
+    inside = np.asarray(annotate.whiten(
+        out, shift_mean=False, ddof=1).advantages)[np.asarray(batch.mask)]
+    self.assertAlmostEqual(inside.std(ddof=1), 1, 4)
+    self.assertAlmostEqual(
+        inside.mean(), np.asarray(found)[np.asarray(batch.mask)].mean(), 5)
+
+  def test_old_values_are_the_heads_and_detached(self):
+    params = jax.jit(transformer.init, static_argnums=0)(
+        CONFIG, jax.random.key(0))
+    params['value_head'] = heads.init_scalar(jax.random.key(1), 8)
+    values = lambda p: annotate.old_values(_batch(), CONFIG, p).old_values
+    np.testing.assert_allclose(values(params), policy.forward(
+        CONFIG, params, _batch()).values, atol=1e-6)
+    for leaf in jax.tree.leaves(jax.grad(lambda p: values(p).sum())(params)):
+      np.testing.assert_array_equal(leaf, 0)
+
+  def test_group_normalize(self):
+    out = annotate.group_normalize(_batch(), scale=False)
+    np.testing.assert_allclose(
+        out.advantages, [[-2, 1, 1], [4, 1, -5]], rtol=1e-6)
+    # Deviations with ddof 1: sqrt(6 / 2), sqrt(42 / 2).
+    np.testing.assert_allclose(
+        annotate.group_normalize(_batch(), epsilon=0.).advantages,
+        out.advantages / np.sqrt([[3], [21]]), rtol=1e-6)
+
+  def test_prompt_advantages_and_their_filter(self):
+    # [Ex 9.9] keeps what is above 0, and not what equals it.
+    batch = _batch().replace(prompt_values=jnp.array([1., -1.]))
+    batch = batch.replace(mask=jnp.ones((B, K, T), bool))
+    out = annotate.prompt_advantages(batch)
+    np.testing.assert_array_equal(out.advantages, [[0, 3, 3], [4, 1, -5]])
+    np.testing.assert_array_equal(
+        annotate.keep_positive(out).mask[..., 0],
+        [[False, True, True], [True, True, False]])
+
+
+  def test_missing_samples_count_in_no_baseline(self):
+    batch = _batch()
+    mask = np.ones((B, K, T), bool)
+    mask[0, 2] = mask[1, :2] = False
+    scores = jnp.array([[1., 2., jnp.nan], [9., jnp.nan, 3.]])
+    batch = batch.replace(mask=jnp.asarray(mask), scores=scores)
+    np.testing.assert_array_equal(
+        annotate.leave_one_out(batch).advantages, [[-1, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(
+        annotate.group_normalize(batch, scale=False).advantages,
+        [[-.5, .5, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(
+        annotate.keep_best(batch).mask.any(-1),
+        [[False, True, False], [False, False, True]])
+
+  def test_standardize_scores(self):
+    batch = _batch().replace(mask=jnp.ones((B, K, T), bool))
+    found = np.asarray(annotate.standardize_scores(batch).scores)
+    self.assertAlmostEqual(found.mean(), 0, 6)
+    self.assertAlmostEqual(found.std(ddof=1), 1, 6)
+    part = batch.replace(
+        mask=batch.mask.at[0, 0].set(False),
+        scores=batch.scores.at[0, 0].set(jnp.nan))
+    found = np.asarray(annotate.standardize_scores(part).scores).ravel()[1:]
+    self.assertAlmostEqual(found.mean(), 0, 6)
+    self.assertAlmostEqual(found.std(ddof=1), 1, 6)
+
+  def test_prompt_values_read_the_prompt_alone(self):
+    params = jax.jit(transformer.init, static_argnums=0)(
+        CONFIG, jax.random.key(0))
+    head = heads.init_prompt_value(jax.random.key(1), 8)
+    batch = _batch()
+    inside = (np.arange(T) >= 2) & (np.arange(T) < T - 1)  # then padding
+    mask = np.broadcast_to(inside, (B, K, T)).copy()
+    mask[1, 0] = False  # the prompt is then read from another sample
+    batch = batch.replace(mask=jnp.asarray(mask), tokens=batch.tokens.at[
+        :, :, :2].set(batch.tokens[:, :1, :2]))
+    fn = lambda b, p, h: annotate.prompt_values(
+        b, CONFIG, p, h, max_value=5.).prompt_values
+    values = fn(batch, params, head)
+    hidden = transformer.hidden_states(CONFIG, params, batch.tokens[:, 1, :2])
+    np.testing.assert_allclose(values, heads.prompt_value(
+        head, hidden, np.ones((B, 2), bool), max_value=5.), rtol=1e-5)
+    other = batch.replace(tokens=batch.tokens.at[:, :, 2:].set(0))
+    np.testing.assert_allclose(fn(other, params, head), values, rtol=1e-6)
+    grads = jax.grad(lambda *args: fn(batch, *args).sum(), (0, 1))(
+        params, head)
+    for leaf in jax.tree.leaves(grads):
+      np.testing.assert_array_equal(leaf, 0)
+
+  def test_coefficients_may_be_traced(self):
+    batch = _batch()
+    for fn, field in ((annotate.kl_rewards, 'rewards'),
+                      (annotate.kl_scores, 'scores')):
+      traced = jax.jit(lambda b, c, fn=fn: fn(b, kl_coef=c))(
+          batch, jnp.float32(.7))
+      np.testing.assert_allclose(getattr(traced, field), getattr(
+          fn(batch, kl_coef=.7), field), rtol=1e-6)
+
+  @parameterized.parameters(
+      ('leave_one_out', {}, 'scores'), ('group_normalize', {}, 'scores'),
+      ('keep_best', {}, 'scores'), ('standardize_scores', {}, 'scores'),
+      ('kl_scores', {'kl_coef': .1}, 'old_logprobs'),
+      ('kl_rewards', {'kl_coef': .1}, 'ref_logprobs'),
+      ('gae', {}, 'rewards'), ('gae', {}, 'old_values'),
+      ('whiten', {}, 'advantages'), ('keep_positive', {}, 'advantages'),
+      ('prompt_advantages', {}, 'prompt_values'))
+  def test_missing_fields_are_named(self, name, kwargs, field):
+    filled = jnp.zeros((B, K, T))
+    batch = _batch().replace(
+        rewards=filled, old_values=filled, advantages=filled[..., 0],
+        prompt_values=filled[:, 0, 0])
+    with self.assertRaisesRegex(ValueError, f'batch.{field} is None'):
+      annotate.ARITHMETIC[name](batch.replace(**{field: None}), **kwargs)
+
+  def test_wrong_ranks(self):
+    batch = _batch().replace(
+        advantages=jnp.zeros((B, K, T)), prompt_values=jnp.zeros((B, K)))
+    for fn in (annotate.keep_positive, annotate.prompt_advantages):
+      with self.assertRaises(AssertionError):
+        fn(batch)
+    with self.assertRaisesRegex(ValueError, 'value_head'):
+      annotate.old_values(batch, CONFIG, {})
+
+
+class ChainTest(absltest.TestCase):
+
+  def test_runs_in_order_with_models_and_arguments(self):
+    def double(batch, state, frozen, *, times):
+      return batch.replace(
+          scores=times * batch.scores + state + frozen)
+    chain = annotate.chain(
+        [{'name': 'double', 'times': 2}, {'name': 'leave_one_out'},
+         {'name': 'keep_best'}], {'double': double})
+    out = chain(_batch(), 10., 1.)
+    expected = annotate.keep_best(annotate.leave_one_out(
+        _batch().replace(scores=2 * _batch().scores + 11)))
+    np.testing.assert_array_equal(out.scores, expected.scores)
+    np.testing.assert_array_equal(out.advantages, expected.advantages)
+    np.testing.assert_array_equal(out.mask, expected.mask)
+
+  def test_unknown_name(self):
+    with self.assertRaisesRegex(ValueError, "'gaee'.*gae, .*scorer"):
+      annotate.chain([{'name': 'gaee'}], {'scorer': None})
+    with self.assertRaisesRegex(ValueError, "'scores'.*`models`"):
+      annotate.chain([{'name': 'scores'}], {})
+
+  def test_unknown_and_missing_arguments(self):
+    with self.assertRaisesRegex(ValueError, "gae: .*'lam'"):
+      annotate.chain([{'name': 'gae', 'lam': .9}], {})
+    with self.assertRaisesRegex(ValueError, "kl_scores: .*'kl_coef'"):
+      annotate.chain([{'name': 'kl_scores'}], {})
 
 
 if __name__ == '__main__':

@@ -13,15 +13,17 @@ LAYERS = [
     ['ops', 'files'],
     ['objectives', 'models', 'sharding'],
     ['policy', 'sampling', 'rewards', 'data'],
-    ['annotate', 'sources', 'train', 'evaluate', 'checkpoint', 'metrics'],
+    ['algorithms', 'annotate', 'sources', 'train', 'evaluate',
+     'calibration', 'judging', 'checkpoint', 'metrics'],
     ['figures', 'study'],
     ['stages'],
     ['studies'],
     ['main'],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-# Of one layer, but one forward pass serves them.
-ALLOWED = {('sampling', 'policy'), ('rewards', 'policy')}
+# Of one layer, but one forward pass, or one check of numbers, serves them.
+ALLOWED = {('sampling', 'policy'), ('rewards', 'policy'),
+           ('calibration', 'evaluate')}
 ROOT = pathlib.Path(rlhf_jax.__path__[0])
 EXPERIMENTS = ROOT.parent / 'experiments'
 

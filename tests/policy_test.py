@@ -10,6 +10,7 @@ import numpy as np
 
 from rlhf_jax import policy
 from rlhf_jax import types
+from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import logprobs
 
@@ -66,6 +67,43 @@ class ForwardTest(parameterized.TestCase):
     grads = jax.jit(jax.grad(loss))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
       self.assertGreater(np.abs(leaf).max(), 0, jax.tree_util.keystr(path))
+
+  def test_heads(self):
+    params, batch = _example()
+    keys = jax.random.split(jax.random.key(1), 3)
+    params = {**params, 'value_head': heads.init_scalar(keys[0], 8),
+              'q_heads': heads.init_q(keys[1], 8, V)}
+    targets = heads.init_q(keys[2], 8, V)
+    out = _forward(CONFIGS[False], params, batch, targets)
+    flat = batch.tokens.reshape(-1, T)
+    hidden = transformer.hidden_states(
+        CONFIGS[False], params, flat).reshape(B, K, T, 8)
+    # Token t is emitted in the state that hidden t - 1 describes.
+    np.testing.assert_allclose(
+        out.values[..., 1:], heads.scalar(params['value_head'], hidden)[
+            ..., :-1], atol=1e-5)
+    np.testing.assert_array_equal(out.values[..., 0], 0)
+    for found, head in ((out.q_values, params['q_heads']),
+                        (out.target_q_values, targets)):
+      self.assertLen(found, 2)
+      for q, weight in zip(found, head):
+        table = jnp.einsum('bktd,vd->bktv', hidden, weight)
+        taken = jnp.take_along_axis(
+            table[..., :-1, :], batch.tokens[..., 1:, None], -1)[..., 0]
+        np.testing.assert_allclose(q[..., 1:], taken, atol=1e-5)
+        np.testing.assert_array_equal(q[..., 0], 0)
+    for found, weight in zip(out.q_logprobs, params['q_heads']):
+      np.testing.assert_allclose(found, logprobs.token_logprobs(
+          jnp.einsum('bktd,vd->bktv', hidden, weight), batch.tokens),
+          atol=1e-5)
+
+  def test_targets_have_no_gradient(self):
+    params, batch = _example()
+    targets = heads.init_q(jax.random.key(2), 8, V)
+    grads = jax.grad(lambda p, t: sum(x.sum() for x in policy.forward(
+        CONFIGS[False], p, batch, t).target_q_values), (0, 1))(params, targets)
+    for leaf in jax.tree.leaves(grads):
+      np.testing.assert_array_equal(leaf, 0)
 
 
 if __name__ == '__main__':

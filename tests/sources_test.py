@@ -67,8 +67,9 @@ class OnlineTest(absltest.TestCase):
           mask=np.broadcast_to(lengths[:, None, None], (3, 2, 2)),
           old_logprobs=noise * params)
 
-    annotate = lambda batch, frozen: batch.replace(
-        scores=batch.old_logprobs[..., 0] + frozen.reward)
+    annotate = lambda batch, state, frozen: batch.replace(
+        scores=batch.old_logprobs[..., 0] + frozen.reward,
+        gold_scores=state.params)
     return sources.online(prompts, np.arange(ROWS) + 1, sampler, annotate,
                           batch_size=3, seed=2), calls
 
@@ -81,6 +82,7 @@ class OnlineTest(absltest.TestCase):
       np.testing.assert_array_equal(batch.tokens[:, 0, 0], at * 2)
       np.testing.assert_array_equal(batch.mask[:, 1, 1], at + 1)
       np.testing.assert_allclose(batch.scores - batch.old_logprobs[..., 0], 10)
+      self.assertEqual(batch.gold_scores, _state().params)
 
   def test_samples_with_the_parameters_and_the_key_of_the_state(self):
     source, _ = self._source()

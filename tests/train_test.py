@@ -166,6 +166,53 @@ class StepTest(parameterized.TestCase):
     self.assertGreater(moved[0], 0)
     self.assertEqual(moved[1], 0)
 
+  def test_targets_follow_and_reach_the_forward_pass(self):
+    def forward(params, batch, targets):
+      return _bigram({'table': params['table'] + targets}, batch)
+    tx = optax.sgd(.1)
+    step = jax.jit(train.make_train_step(
+        forward, SFT, tx, num_microbatches=2,
+        update_targets=lambda targets, params, step: (
+            targets + step * params['table'])))
+    params, targets = _params(), _params(1)['table']
+    state = train.init_state(params, tx, jax.random.key(0), targets)
+    after, metrics = step(state, _batch())
+    plain, expected = jax.jit(train.make_train_step(_bigram, SFT, tx))(
+        _state(tx, params={'table': params['table'] + targets}), _batch())
+    np.testing.assert_allclose(
+        metrics['train/loss'], expected['train/loss'], rtol=1e-6)
+    np.testing.assert_allclose(
+        after.params['table'] + targets, plain.params['table'], atol=1e-6)
+    np.testing.assert_allclose(
+        after.targets, targets + after.params['table'], atol=1e-6)
+    self.assertIsNone(plain.targets)
+    spoilt = _batch()  # a step that is skipped moves no target
+    bad = jax.jit(train.make_train_step(
+        lambda p, b, t: types.PolicyOutput(jnp.nan * forward(
+            p, b, t).logprobs), SFT, tx,
+        update_targets=lambda targets, params, step: targets + 1))
+    skipped, metrics = bad(state, spoilt)
+    self.assertEqual(metrics['train/skipped'], 1)
+    np.testing.assert_array_equal(skipped.targets, state.targets)
+
+  def test_targets_of_a_donated_state(self):
+    params, tx = _params(), optax.sgd(.1)
+    state = train.init_state(
+        params, tx, jax.random.key(0), params['table'])
+    step = jax.jit(train.make_train_step(
+        lambda p, b, t: _bigram(p, b), SFT, tx), donate_argnums=0)
+    before = np.array(params['table'])
+    state, _ = step(state, _batch())
+    np.testing.assert_array_equal(state.targets, before)
+
+  def test_member_scores_are_left_out(self):
+    batch = _batch().replace(member_scores=jnp.zeros((3, B, K)))
+    tx = optax.sgd(.1)
+    step = jax.jit(train.make_train_step(_bigram, SFT, tx, num_microbatches=4))
+    one, two = (step(_state(tx), b)[0].params['table']
+                for b in (batch, _batch()))
+    np.testing.assert_array_equal(one, two)
+
   def test_learning_rate_zero(self):
     tx, step = _adam(0.)
     state = _state(tx)

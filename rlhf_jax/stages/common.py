@@ -61,8 +61,11 @@ def fit(
     NumericsError: see `train.train`.
     TopologyError: the batch size is no multiple of the number of devices.
   """
-  as_training = lambda s: {'opt_state': s.opt_state, 'key': s.key,
-                           'step': s.step}
+  def as_training(state):
+    fields = {'opt_state': state.opt_state, 'key': state.key,
+              'step': state.step, 'targets': state.targets}
+    return {k: v for k, v in fields.items() if v is not None}
+
   mesh = sharding.make_mesh()
   state = sharding.shard_params(state, mesh)
   member_axes = state.step.ndim

@@ -1,0 +1,225 @@
+"""The algorithms, one row each: data, annotators, objective.
+
+A row holds what makes an algorithm what it is. A number in it is the paper's,
+or stands for one that the paper leaves open; `Algorithm.replace` changes it.
+The README's table is printed from here.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import types
+from typing import Any
+
+from rlhf_jax import objectives
+
+Node = Mapping[str, Any]  # {'name': ..., **kwargs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+  """How one algorithm is put together; see `ALGORITHMS`.
+
+  Attributes:
+    title: as the papers call it.
+    source: what a batch is made of: 'demonstrations', 'preferences' (chosen
+      first), 'rankings' (best first), 'choices', 'targets', 'prompts' (the
+      policy samples) or 'logged' (responses with scores).
+    samples: K, the responses of a prompt.
+    annotators: what fills the batch, in order.
+    objective: the loss and its arguments; None where nothing is trained.
+    unit: what a loss is counted by.
+  """
+
+  title: str
+  source: str
+  samples: str
+  annotators: tuple[Node, ...]
+  objective: Node | None
+  unit: str
+
+  def replace(self, **changes: Node) -> 'Algorithm':
+    """A copy whose nodes have these arguments too, {name: {argument: value}}.
+
+    Raises:
+      ValueError: if the row has no node of that name, or it would be renamed.
+    """
+    nodes = [*self.annotators, *([self.objective] if self.objective else [])]
+    for name, arguments in changes.items():
+      if name not in (known := [node['name'] for node in nodes]):
+        raise ValueError(f'{self.title} has no node {name!r}; it has '
+                         f'{", ".join(known)}.')
+      if 'name' in arguments:
+        raise ValueError(f'a node keeps its name, got {arguments}.')
+    nodes = [{**node, **changes.get(node['name'], {})} for node in nodes]
+    count = len(self.annotators)
+    return dataclasses.replace(
+        self, annotators=tuple(nodes[:count]),
+        objective=nodes[count] if self.objective else None)
+
+  def bind(self) -> Callable[..., Any]:
+    """The objective with its arguments, (PolicyOutput, Batch) -> LossOutput.
+
+    Raises:
+      ValueError: if the algorithm trains nothing.
+    """
+    if self.objective is None:
+      raise ValueError(f'{self.title} has no objective: it trains nothing.')
+    return objectives.get(**self.objective)
+
+
+def _node(name: str, **kwargs) -> Node:
+  return types.MappingProxyType({'name': name, **kwargs})  # rows share nodes
+
+
+SCORES, REFERENCE = _node('scores'), _node('ref_logprobs')
+KL_SCORES = _node('kl_scores', kl_coef=.1)  # Ahmadian et al. 2024, 5.2.2
+GROUP = _node('group_normalize')
+CRITIC = (SCORES, REFERENCE, _node('old_values'))
+# Zhu et al. 2023: no KL in the reward; their code whitens the advantages, and
+# standardises logged scores over the data set.
+WHITENED = (_node('old_values'), _node('kl_rewards', kl_coef=0.),
+            _node('gae'), _node('whiten'))
+LOGGED = _node('standardize_scores')
+LEFTOVER = (REFERENCE, _node('prompt_values'), _node('prompt_advantages'),
+            _node('keep_positive'))
+
+
+def _token_level(gae_lambda: float) -> tuple[Node, ...]:
+  return (*CRITIC, _node('kl_rewards', kl_coef=.1),
+          _node('gae', gae_lambda=gae_lambda))
+
+
+def _leftover(variant: str, **kwargs) -> Node:
+  return _node('alol', variant=variant, **kwargs)
+
+
+ALGORITHMS = {
+    'sft': Algorithm(
+        'SFT', 'demonstrations', '1', (), _node('sft'), 'token'),
+    'reward_model': Algorithm(
+        'reward model, ensemble', 'preferences', '2', (),
+        _node('bradley_terry'), 'pair'),
+    'step_rewards': Algorithm(
+        'step rewards of Christiano et al.', 'preferences', '2', (),
+        _node('bradley_terry', per_step=True), 'pair'),
+    'choice': Algorithm(
+        'reward model of Ziegler et al.', 'choices', '4', (),
+        _node('ranking', kind='choice'), 'prompt'),
+    'plackett_luce': Algorithm(
+        'K-wise reward model', 'rankings', 'k', (), _node('ranking'),
+        'prompt'),
+    'preference_lm': Algorithm(
+        'reward model of Askell et al.', 'preferences', '2', (),
+        _node('preference_lm'), 'pair'),
+    'gold_model': Algorithm(
+        'gold model on a rule', 'targets', '1', (),
+        _node('value_regression'), 'sequence'),
+    'best_of_n': Algorithm(
+        'best-of-n', 'prompts', 'n', (SCORES,), None, '-'),
+    'raft': Algorithm(
+        'RAFT', 'prompts', 'k', (SCORES, REFERENCE, KL_SCORES,
+                                 _node('keep_best')),
+        _node('sft', aggregate='sequence'), 'sequence'),
+    'ppo': Algorithm(
+        'PPO', 'prompts', '1', (*_token_level(.95), _node('whiten')),
+        _node('ppo'), 'token'),
+    'ppo_kl_penalty': Algorithm(
+        'PPO, KL-penalty form', 'prompts', '1',
+        (*_token_level(.95), _node('whiten')),
+        _node('ppo', clip_ratio=None, kl_penalty_coef=1.), 'token'),
+    'vanilla_pg': Algorithm(
+        'Vanilla PG', 'prompts', '1', _token_level(1.),
+        _node('ppo', ratio='none', value_clip=None), 'token'),
+    'actor_critic': Algorithm(
+        'actor-critic', 'prompts', '1', _token_level(0.),
+        _node('ppo', ratio='none', value_clip=None), 'token'),
+    'reinforce': Algorithm(
+        'REINFORCE', 'prompts', '1',
+        (SCORES, REFERENCE, KL_SCORES, _node('moving_average')),
+        _node('reinforce'), 'sequence'),
+    'rloo': Algorithm(
+        'RLOO', 'prompts', 'k >= 2',
+        (SCORES, REFERENCE, KL_SCORES, _node('leave_one_out')),
+        _node('reinforce'), 'sequence'),
+    'grpo': Algorithm(
+        'GRPO', 'prompts', 'k', (SCORES, REFERENCE, GROUP),
+        _node('reinforce', ratio='token', clip_ratio=.2,
+              aggregate='sequence_mean', kl_coef=.04), 'sequence'),
+    'dr_grpo': Algorithm(
+        'Dr. GRPO', 'prompts', 'k',
+        (SCORES, _node('group_normalize', scale=False)),
+        _node('reinforce', ratio='token', clip_ratio=.2,
+              aggregate='constant', constant_length=3000), 'sequence'),
+    'dapo': Algorithm(
+        'DAPO', 'prompts', 'k', (SCORES, GROUP),
+        _node('reinforce', ratio='token', clip_ratio=(.2, .28),
+              aggregate='token'), 'token'),
+    'gspo': Algorithm(
+        'GSPO', 'prompts', 'k', (SCORES, GROUP),
+        _node('reinforce', ratio='sequence_mean', clip_ratio=(3e-4, 4e-4)),
+        'sequence'),
+    'apa': Algorithm(
+        'APA', 'prompts', '1', (SCORES, REFERENCE, *WHITENED),
+        _node('apa', beta=.1), 'token'),
+    'apa_offline': Algorithm(
+        'APA, offline', 'logged', '1', (LOGGED, REFERENCE, *WHITENED),
+        _node('apa', beta=1.), 'token'),
+    'awr': Algorithm(
+        'AWR', 'prompts', '1', (SCORES, *WHITENED), _node('awr', beta=1.),
+        'token'),
+    'awr_offline': Algorithm(
+        'AWR, offline', 'logged', '1', (LOGGED, *WHITENED),
+        _node('awr', beta=1.), 'token'),
+    'dpo': Algorithm(
+        'DPO', 'preferences', '2', (REFERENCE,), _node('dpo', beta=.1),
+        'pair'),
+    'dpo_reference_free': Algorithm(
+        'DPO, reference-free', 'preferences', '2', (),
+        _node('dpo', beta=.1, reference_free=True), 'pair'),
+    'dpo_robust': Algorithm(
+        'DPO, robust', 'preferences', '2', (REFERENCE,),
+        _node('dpo', beta=.1, label_smoothing=.1, robust=True), 'pair'),
+    'ipo': Algorithm(
+        'IPO', 'preferences', '2', (REFERENCE,),
+        _node('dpo', kind='ipo', tau=.1), 'pair'),
+    'pro': Algorithm(
+        'PRO', 'rankings', 'n', (SCORES,), _node('pro'), 'prompt'),
+    'ilql': Algorithm(
+        'ILQL', 'logged', '1', (LOGGED, _node('kl_rewards', kl_coef=0.)),
+        _node('ilql'), 'token'),
+    'a_lol': Algorithm(
+        'A-LOL', 'logged', '1', LEFTOVER, _leftover('a_lol'), 'sequence'),
+    'a_lol_ref_free': Algorithm(
+        'A-LOL, reference-free', 'logged', '1', LEFTOVER[1:],
+        _leftover('ref_free'), 'sequence'),
+    'a_lol_sequence': Algorithm(
+        'A-LOL, sequence', 'logged', '1', LEFTOVER, _leftover('sequence'),
+        'sequence'),
+    'a_lol_kl': Algorithm(
+        'A-LOL, KL', 'logged', '1', LEFTOVER,
+        _leftover('kl', kl_coef=.05), 'sequence'),
+    'r_lol': Algorithm(
+        'R-LOL', 'logged', '1', (REFERENCE,), _leftover('r_lol'),
+        'sequence'),
+    'gold': Algorithm(
+        'R-GOLD', 'logged', '1', (), _leftover('gold'), 'sequence'),
+    'wbc': Algorithm(
+        'wBC', 'logged', '1', (), _leftover('wbc'), 'sequence'),
+}
+
+
+def _text(node: Node) -> str:
+  arguments = ', '.join(f'{k}={v!r}' for k, v in node.items() if k != 'name')
+  return f'`{node["name"]}({arguments})`' if arguments else f'`{node["name"]}`'
+
+
+def table() -> str:
+  """`ALGORITHMS` as a Markdown table, the one of the README."""
+  lines = ['| algorithm | data | K | annotators | objective | unit |',
+           '|---|---|---|---|---|---|']
+  for row in ALGORITHMS.values():
+    steps = ', '.join(_text(node) for node in row.annotators) or '-'
+    loss = _text(row.objective) if row.objective else 'none: `ops.best_of_n`'
+    lines.append(f'| {row.title} | {row.source} | {row.samples} | {steps} | '
+                 f'{loss} | {row.unit} |')
+  return '\n'.join(lines)

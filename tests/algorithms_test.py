@@ -1,0 +1,116 @@
+"""Tests for rlhf_jax.algorithms: the rows are sound and the README has them."""
+
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import contract_test
+import jax.numpy as jnp
+
+from rlhf_jax import algorithms
+from rlhf_jax import annotate
+from rlhf_jax import objectives
+
+README = pathlib.Path(__file__).parents[1] / 'README.md'
+ROWS = algorithms.ALGORITHMS
+UNITS = {'token': 3, 'sequence': 2, 'pair': 1, 'prompt': 1}
+
+
+# What an annotator fills, and so is missing until it has run.
+FILLED = {'scores': 'scores', 'ref_logprobs': 'ref_logprobs',
+          'old_values': 'old_values', 'prompt_values': 'prompt_values'}
+
+
+def _bare(batch, source):
+  """The batch as a source gives it: no field that an annotator fills."""
+  fields = {*FILLED.values(), 'rewards', 'advantages', 'returns', 'targets'}
+  if source == 'logged':
+    fields.remove('scores')
+  if source in ('choices', 'targets'):
+    fields.remove('targets')
+  return batch.replace(**dict.fromkeys(fields))
+
+
+def _models(example):
+  """Model annotators, which fill their field and no other."""
+  def fill(field):
+    return lambda batch, state, frozen: batch.replace(
+        **{field: getattr(example, field)})
+  average = lambda batch, state, frozen: batch.replace(
+      advantages=batch.scores)
+  return {name: fill(field) for name, field in FILLED.items()} | {
+      'moving_average': average}
+
+
+class AlgorithmsTest(parameterized.TestCase):
+
+  def test_readme_has_the_table(self):
+    self.assertTrue(f'\n{algorithms.table()}\n' in README.read_text(),
+                    'put what rlhf_jax.algorithms.table() prints there')
+
+  def test_objectives_are_known(self):
+    used = {row.objective['name'] for row in ROWS.values() if row.objective}
+    self.assertLessEqual(used, set(contract_test.CONTRACTS))
+    self.assertGreaterEqual(len(used), 13)  # those of the five papers
+
+  @parameterized.named_parameters(*((name, name) for name in ROWS))
+  def test_annotators_feed_the_objective(self, name):
+    """The chain runs, and the loss has the unit that the row names."""
+    row = ROWS[name]
+    if row.objective is None:
+      self.assertEqual(name, 'best_of_n')
+      return
+    out, example = contract_test.example(row.objective['name'])
+    chain = annotate.chain(row.annotators, _models(example))
+    loss = row.bind()(out, chain(_bare(example, row.source), None, None))
+    self.assertEqual(loss.loss.ndim, UNITS[row.unit])
+    self.assertGreater(loss.weight.sum(), 0)
+    self.assertTrue(bool(jnp.all(jnp.isfinite(loss.loss))))
+
+  @parameterized.named_parameters(*((name, name) for name in ROWS))
+  def test_no_annotator_is_idle(self, name):
+    """Without any one of them the loss is another, or an error."""
+    row = ROWS[name]
+    if row.objective is None:
+      return
+    out, example = contract_test.example(row.objective['name'])
+
+    def loss(nodes):
+      chain = annotate.chain(nodes, _models(example))
+      found = row.bind()(out, chain(_bare(example, row.source), None, None))
+      return found.loss, found.weight
+
+    whole = loss(row.annotators)
+    for i in range(len(row.annotators)):
+      rest = row.annotators[:i] + row.annotators[i + 1:]
+      try:
+        part = loss(rest)
+      except ValueError:
+        continue
+      same = all(bool(jnp.all(x == y)) for x, y in zip(whole, part))
+      self.assertFalse(same, row.annotators[i]['name'])
+
+  def test_replace(self):
+    row = ROWS['ppo'].replace(gae={'gae_lambda': .5}, ppo={'clip_ratio': .1})
+    self.assertIn({'name': 'gae', 'gae_lambda': .5}, row.annotators)
+    self.assertEqual(row.objective, {'name': 'ppo', 'clip_ratio': .1})
+    self.assertEqual(row.bind().keywords, {'clip_ratio': .1})
+    self.assertNotEqual(row, ROWS['ppo'])  # which is as it was
+    self.assertEqual(ROWS['best_of_n'].replace(scores={}), ROWS['best_of_n'])
+    with self.assertRaisesRegex(ValueError, "PPO has no node 'dpo'.*gae"):
+      ROWS['ppo'].replace(dpo={'beta': 1.})
+    with self.assertRaisesRegex(ValueError, "name.*'apa'"):
+      ROWS['ppo'].replace(ppo={'name': 'apa'})
+
+  def test_binds(self):
+    self.assertEqual(ROWS['dpo'].bind().func, objectives.get('dpo').func)
+    with self.assertRaisesRegex(ValueError, 'best-of-n.*trains nothing'):
+      ROWS['best_of_n'].bind()
+
+  def test_rows_cannot_be_changed(self):
+    with self.assertRaises(TypeError):
+      ROWS['grpo'].annotators[0]['kind'] = 'worst_case'
+
+
+if __name__ == '__main__':
+  absltest.main()
