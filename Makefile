@@ -1,18 +1,22 @@
 # make demo: environment, install, laptop study, path of the figure last.
 # make test: environment, install, lint, suite.
+# make mutants: small faults in a copy, and which of them the tests notice.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKDIR ?= runs/demo
 CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint mutants clean
 
 demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
 
 test: $(VENV)/test lint
 	$(RUN) -m pytest -q --durations=15 tests
+
+mutants: $(VENV)/test
+	$(RUN) tests/mutants.py
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .

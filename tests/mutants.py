@@ -1,0 +1,519 @@
+"""Faults that the tests must notice: python tests/mutants.py [text ...]
+
+Each is a small change, most of them to `ops/` or `objectives/`: a sign, a
+detach, a mask, an off-by-one, a sum for a mean, an order. In a copy of the
+repository the change is made and the tests of that module are run; where they
+do not notice, the laws and the enumerations. A mutant that no test notices has
+survived, and the exit code is 1; it is 2 if the tests fail without any.
+Arguments select the mutants whose path or text contains one of them.
+`mutants_test.py` checks the list itself.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COPIED = ('rlhf_jax', 'tests', 'setup.cfg')
+# Imported once, in the process that all others are forked from.
+PRELOADED = ['chex', 'flax', 'hypothesis', 'jax', 'optax', 'pytest', 'scipy']
+# path under rlhf_jax: [(old, new)]; old occurs once in the file.
+MUTANTS = {
+    'annotate.py': [
+        ('return batch.replace(mask=batch.mask & (found > 0)[..., None])',
+         'return batch.replace(mask=batch.mask & (found >= 0)[..., '
+         'None])'),
+        ('given - values[:, None]', 'given + values[:, None]'),
+        ('jnp.where(batch.mask.any(axis=-1), given, -jnp.inf), axis=1)',
+         'given, axis=1)'),
+        ('prompt = jnp.cumsum(mask, axis=-1) == 0', 'prompt = ~mask'),
+        ('old_values=jax.lax.stop_gradient(out.values)',
+         'old_values=out.values'),
+        ('ref_logprobs=jax.lax.stop_gradient(out.logprobs)',
+         'ref_logprobs=out.logprobs'),
+        ('moments.update(moments.init(), given, present)',
+         'moments.update(moments.init(), given)'),
+        ('for step in steps:', 'for step in steps[::-1]:'),
+    ],
+    'models/heads.py': [
+        ('jax.nn.sigmoid(scalar(', '(scalar('),
+        ('hidden = jnp.where(mask[..., None], hidden, 0)', 'hidden = hidden'),
+        ('      mask=mask[:, None, None])', '      )'),
+        ('scale *= hidden_size ** -0.5', 'scale *= hidden_size ** -1'),
+    ],
+    'objectives/alol.py': [
+        ('  kept = jnp.maximum(advantages, 0)\n', '  kept = advantages\n'),
+        ('loss + kl_coef * log_ratio.sum(axis=-1)',
+         'loss - kl_coef * log_ratio.sum(axis=-1)'),
+        ('  return logprobs - jax.lax.stop_gradient(reference)',
+         '  return jax.lax.stop_gradient(reference) - logprobs'),
+        ('loss = -kept * masked.masked_sum(weight * logprobs, mask, '
+         'axis=-1)',
+         'loss = kept * jnp.prod(jnp.where(mask, -weight * logprobs, '
+         '1), axis=-1)'),
+        ('(advantages > 0).astype', '(advantages >= 0).astype'),
+        ('  weight, metrics = _importance(log_ratio.sum(axis=-1), '
+         'clip_ratio)',
+         '  weight, metrics = _importance(log_ratio.sum(axis=-1), 0.9)'),
+        ('loss = -scores * masked.masked_sum(weight * logprobs, mask, '
+         'axis=-1)',
+         'loss = -scores * masked.masked_mean(weight * logprobs, mask,'
+         ' axis=-1)'),
+        ('floor: float = 0.1', 'floor: float = 0.2'),
+    ],
+    'objectives/apa.py': [
+        ('advantages / beta', 'advantages * beta'),
+        ('log_ratio - advantages / beta', 'log_ratio + advantages / beta'),
+        ('loss=(log_ratio - advantages / beta)**2',
+         'loss=0.5 * (log_ratio - advantages / beta)**2'),
+        ('ref, advantages = jax.lax.stop_gradient(fixed)',
+         'ref, advantages = fixed'),
+        ('log_ratio = current - ref', 'log_ratio = ref - current'),
+        ('value_clip=None', 'value_clip=0.2'),
+        ('value_coef=value_coef, value_clip', 'value_coef=1.0, value_clip'),
+        ('value_coef: float = 1.0', 'value_coef: float = 0.5'),
+    ],
+    'objectives/awr.py': [
+        ('loss=-weight * current', 'loss=weight * current'),
+        ('jax.lax.stop_gradient(advantages) / beta',
+         'jax.lax.stop_gradient(advantages) * beta'),
+        ('jax.lax.stop_gradient(advantages) / beta',
+         '-jax.lax.stop_gradient(advantages) / beta'),
+        ('jnp.exp(jnp.minimum(exponent, largest))',
+         'jnp.exp(jnp.clip(exponent, -largest, largest))'),
+        ('largest = min(largest, math.log(max_weight))',
+         'largest = math.log(max_weight)'),
+        ('exponent > largest', 'exponent < largest'),
+        ('value_clip=None', 'value_clip=0.2'),
+        ("'policy/weight': weight", "'policy/weight': exponent"),
+    ],
+    'objectives/bradley_terry.py': [
+        ('gap = first - second', 'gap = second - first'),
+        ('(1 - target) * nn.softplus(margin + gap)',
+         '(1 - target) * nn.softplus(gap - margin)'),
+        ('(first**2 + second**2)', '(first**2 - second**2)'),
+        ('margin, target = jax.lax.stop_gradient((margin, target))',
+         'margin, target = margin, target'),
+        ('masked.masked_sum(step_rewards, mask, axis=-1)',
+         '(step_rewards * mask).sum(axis=-1)'),
+        ('loss.replace(weight=mask.any(axis=(-2, '
+         '-1)).astype(jnp.float32))',
+         'loss'),
+        ('present & present.all(axis=-1, keepdims=True)', 'present'),
+        ("kwargs['target'] = targets[:, 0]",
+         "kwargs['target'] = targets[:, 1]"),
+    ],
+    'objectives/dpo.py': [
+        ('loss = -(1 - label_smoothing) * nn.log_sigmoid(margin)',
+         'loss = -(1 - label_smoothing) * nn.log_sigmoid(-margin)'),
+        ('loss = -(1 - label_smoothing) * nn.log_sigmoid(margin)',
+         'loss = -(1 - label_smoothing) * jnp.log(nn.sigmoid(margin))'),
+        ('(loss - flipped) / (1 - 2 * label_smoothing)',
+         '(loss - flipped) / (1 - label_smoothing)'),
+        ('  if robust:', '  if robust or label_smoothing:'),
+        ('jax.lax.stop_gradient(ref_logprobs).astype', 'ref_logprobs.astype'),
+        ('(margin > 0)', '(margin >= 0)'),
+        ('masked.masked_mean if length_normalize else masked.masked_sum',
+         'masked.masked_sum if length_normalize else masked.masked_mean'),
+        ('tau * log_ratios, mask', 'log_ratios, mask'),
+    ],
+    'objectives/ilql.py': [
+        ('jnp.pad(values[..., 1:], [(0, 0), (0, 0), (0, 1)])',
+         'jnp.roll(values, -1, axis=-1)'),
+        ('rewards + discount * later', 'discount * rewards + later'),
+        ('jax.lax.stop_gradient(smallest) - values', 'smallest - values'),
+        ('jax.lax.stop_gradient(ratios.ratio(beta * gap))',
+         'ratios.ratio(beta * gap)'),
+        ('-sum(q_logprobs)', '-q_logprobs[0]'),
+        ('  terms = {name: jnp.where(mask, x, 0) for name, x in '
+         'terms.items()}\n',
+         ''),
+        ('  if not 0 < expectile < 1:', '  if not 0 <= expectile <= 1:'),
+        ('beta: float = 0.0', 'beta: float = 1.0'),
+    ],
+    'objectives/ppo.py': [
+        ('loss = -surrogate', 'loss = surrogate'),
+        ('log_ratio = current - jax.lax.stop_gradient(old)',
+         'log_ratio = current - old'),
+        ("if ratio == 'token' or penalized:", "if ratio == 'token':"),
+        ('clip_ratio: ratios.ClipRatio = 0.2',
+         'clip_ratio: ratios.ClipRatio = 0.1'),
+        ('jnp.clip(current, old - value_clip',
+         'jnp.clip(current, returns - value_clip'),
+        ('(clipped > loss)', '(clipped < loss)'),
+        ("'value/loss': value.loss", "'value/loss': value_coef * value.loss"),
+        ('if value_coef == 0:', 'if value_coef == 1:'),
+    ],
+    'objectives/preference_lm.py': [
+        ('preference.loss + lm_coef * nll', 'preference.loss - lm_coef * nll'),
+        ('+ lm_coef * nll', '+ nll'),
+        ("{'token': 'sequence_mean', 'sequence': 'sequence'}",
+         "{'token': 'sequence', 'sequence': 'sequence_mean'}"),
+        ('lm_coef: float = 1.0', 'lm_coef: float = 0.5'),
+        ('mask.any(axis=-1).all(axis=-1)', 'mask[:, 0].any(axis=-1)'),
+        ('jnp.where(valid[:, None], scores, 0)',
+         'jax.lax.stop_gradient(jnp.where(valid[:, None], scores, 0))'),
+        ('weight=valid.astype(jnp.float32)', 'weight=preference.weight'),
+        ('chex.assert_shape([logprobs, mask], (scores.shape[0], 2, '
+         'None))',
+         'pass'),
+    ],
+    'objectives/pro.py': [
+        ('gaps = scores[:, :, None] - scores[:, None, :]',
+         'gaps = scores[:, None, :] - scores[:, :, None]'),
+        ('  largest = jnp.where(pairs.any(axis=-1), largest, 0)',
+         '  largest = largest'),
+        ('means[:, None, :] * gaps)',
+         'means[:, None, :] * largest[:, :, None])'),
+        ('  return jnp.sum(total - own, axis=-1)',
+         '  return jnp.mean(total - own, axis=-1)'),
+        ('others**2', 'others'),
+        ('  valid = present[:, 0] & (others > 0)', '  valid = others > 0'),
+        ('pairs = below & present[:, :, None] & present[:, None, :]',
+         'pairs = below & present[:, None, :]'),
+        ('sft_coef: float = 0.05', 'sft_coef: float = 0.1'),
+    ],
+    'objectives/ranking.py': [
+        ('jnp.where(mask, scores, 0).astype(jnp.float32), mask',
+         'scores.astype(jnp.float32), mask'),
+        ('jnp.triu(jnp.ones(both.shape, bool), 1)',
+         'jnp.tril(jnp.ones(both.shape, bool), -1)'),
+        ('mask & (jnp.cumsum(mask, axis=-1) == 1)',
+         'jnp.arange(mask.shape[1])[None] + 0 * mask == 0'),
+        ('jnp.where(meets, gaps, -jnp.inf)', 'jnp.where(meets, gaps, 0)'),
+        ('masked.masked_mean(nn.softplus(gaps), pairs, (1, 2))',
+         'masked.masked_sum(nn.softplus(gaps), pairs, (1, 2))'),
+        ('jnp.where(mask | chosen, gaps, -jnp.inf)',
+         'jnp.where(mask, gaps, -jnp.inf)'),
+        ('((mask.sum(axis=-1) > 1) & ~absent)', '(mask.sum(axis=-1) > 1)'),
+        ('mask = batch.mask.any(axis=-1)', 'mask = batch.mask.all(axis=-1)'),
+    ],
+    'objectives/reinforce.py': [
+        ('terms, metrics = per_token * current, {}',
+         'terms, metrics = -per_token * current, {}'),
+        ('kl.estimate(current, jax.lax.stop_gradient(ref), kind=kl_kind)',
+         'kl.estimate(current, ref, kind=kl_kind)'),
+        ('return jax.lax.stop_gradient(kl_coef) * gap', 'return kl_coef * gap'),
+        ('_reduce(penalty, mask, ratio) - terms', '-terms'),
+        ('_reduce(log_ratio, mask, ratio), advantages',
+         "_reduce(log_ratio, mask, 'sequence'), advantages"),
+        ('constant_length or mask.shape[-1]',
+         'constant_length or mask.shape[-2]'),
+        ("kl_kind: str = 'k3'", "kl_kind: str = 'k1'"),
+        ("if ratio in ('sequence', 'sequence_mean') and",
+         "if ratio == 'sequence' and"),
+    ],
+    'objectives/sft.py': [
+        ('loss = -jnp.where(mask, logprobs, 0)',
+         'loss = jnp.where(mask, logprobs, 0)'),
+        ('loss = -reduce(logprobs, mask, axis=-1)',
+         'loss = reduce(logprobs, mask, axis=-1)'),
+        ('loss = -reduce(logprobs, mask, axis=-1)',
+         'loss = -reduce(jax.lax.stop_gradient(logprobs), mask, axis=-1)'),
+        ("masked.masked_sum if aggregate == 'sequence' else "
+         'masked.masked_mean',
+         "masked.masked_sum if aggregate != 'token' else "
+         'masked.masked_mean'),
+        ('return types.LossOutput(loss, mask.astype(jnp.float32), {})',
+         'return types.LossOutput(loss, jnp.ones(mask.shape), {})'),
+        ('mask.any(axis=-1).astype(jnp.float32)', 'jnp.ones(loss.shape)'),
+        ("aggregate: str = 'token'", "aggregate: str = 'sequence'"),
+        ('if out.logprobs is None:', 'if False:'),
+    ],
+    'objectives/value_regression.py': [
+        ('loss=error**2', 'loss=jnp.abs(error)'),
+        ('jax.lax.stop_gradient(targets).astype(jnp.float32)',
+         'targets.astype(jnp.float32)'),
+        ('values.astype(jnp.float32) - targets',
+         '(values - targets.astype(values.dtype)).astype(jnp.float32)'),
+        ('jnp.abs(error)},', 'error},'),
+        ('batch.mask.any(axis=-1)', 'batch.mask.any(axis=-1) | True'),
+        ('return loss.replace(weight=valid.astype(jnp.float32))',
+         'return loss'),
+        ('loss=error**2', 'loss=0.5 * error**2'),
+        ('weight=valid.astype', 'weight=jnp.ones_like(valid).astype'),
+    ],
+    'ops/advantages.py': [
+        ('delta = reward + discount * next_value - value',
+         'delta = reward + next_value - value'),
+        ('jnp.where(valid, value, next_value))', 'value)'),
+        ('return jax.lax.stop_gradient(x.astype(jnp.float32))',
+         'return jax.lax.stop_gradient(x)'),
+        ('jnp.sqrt(variance) + epsilon', 'jnp.sqrt(variance + epsilon)'),
+        ('share = scores.size / total', 'share = 1 / total'),
+        ('if ema_decay is not None and not 0 <= ema_decay < 1:',
+         'if ema_decay is not None and not 0 <= ema_decay <= 1:'),
+        ('jnp.where(masked.is_last(mask), _detach(scores)[..., None], 0)',
+         'jnp.where(mask, _detach(scores)[..., None], 0)'),
+        ('chex.assert_type([scores, mask], [float, bool])',
+         'chex.assert_type(mask, bool)'),
+    ],
+    'ops/best_of_n.py': [
+        ('return jnp.log(n) - (n - 1) / n', 'return jnp.log(n) - (n - 1)'),
+        ('jnp.where(j > n, (n - 1) / (j - 1), 1)',
+         'jnp.where(j > n, n / j, 1)'),
+        ('return n / count * jnp.exp', 'return (n - 1) / count * jnp.exp'),
+        ('proxy, gold = jax.lax.sort(pair, num_keys=1)',
+         'proxy, gold = (jnp.sort(x) for x in pair)'),
+        ('proxy, gold = jax.lax.sort(pair, num_keys=1)',
+         'proxy, gold = jax.lax.sort(pair, num_keys=2)'),
+        ('proxy[1:] != proxy[:-1]', 'proxy[1:] < proxy[:-1]'),
+        ('if not 1 <= n <= count:', 'if not 1 <= n:'),
+        ('jnp.argmax(scores, axis=1)',
+         'scores.shape[1] - 1 - jnp.argmax(scores[:, ::-1], axis=1)'),
+    ],
+    'ops/ensembles.py': [
+        ('return scores.min(axis=0)', 'return scores.min(axis=-1)'),
+        ('return scores.min(axis=0)', 'return scores.max(axis=0)'),
+        ('scores.mean(axis=0) - uncertainty_coef * variance',
+         'scores.mean(axis=0) - (uncertainty_coef or 1.0) * variance'),
+        ('scores.mean(axis=0) - uncertainty_coef * variance',
+         'scores.mean(axis=0) + uncertainty_coef * variance'),
+        ('return jnp.var(scores, axis=0, ddof=ddof)',
+         'return jnp.var(scores, axis=0, ddof=0)'),
+        ('variance(scores, ddof=ddof)\n', 'variance(scores)\n'),
+        ('jax.lax.stop_gradient(member_scores.astype(jnp.float32))',
+         'member_scores.astype(jnp.float32)'),
+        ('return scores[member]', 'return scores[0]'),
+    ],
+    'ops/kl.py': [
+        ('d = logprobs.astype(jnp.float32) - '
+         'ref_logprobs.astype(jnp.float32)',
+         'd = ref_logprobs.astype(jnp.float32) - '
+         'logprobs.astype(jnp.float32)'),
+        ('(1 + error * (num_samples / horizon))',
+         '(1 - error * (num_samples / horizon))'),
+        ('observed_kl < target / 1.5, kl_coef / 2',
+         'observed_kl < target / 1.5, 2 * kl_coef'),
+        ('2 * kl_coef, kl_coef))', '1.5 * kl_coef, kl_coef))'),
+        ('  d = jnp.maximum(d, -LARGEST)\n', ''),
+        ('return jnp.expm1(-d) + d', 'return jnp.expm1(d) - d'),
+        ('return jnp.expm1(-d) + d', 'return jnp.expm1(-d) - d'),
+        ('return 0.5 * d**2', 'return d**2'),
+    ],
+    'ops/labels.py': [
+        ('gap = scores[:, 0] - scores[:, 1]',
+         'gap = scores[:, 1] - scores[:, 0]'),
+        ('(jnp.sign(gap) + 1) / 2', '(gap > 0).astype(jnp.float32)'),
+        ('scores = jax.lax.stop_gradient(scores.astype(jnp.float32))',
+         'scores = scores.astype(jnp.float32)'),
+        ('bernoulli(key, probability)', 'bernoulli(key, probability, (1,))'),
+        ('first + 0.5 * ties', 'first + ties'),
+        ('jax.random.normal(key, scores.shape, jnp.float32)',
+         'jax.random.normal(key, scores.shape[:-1] + (1,), jnp.float32)'),
+        ('round(rate * size)', 'int(rate * size)'),
+        ('jnp.where(upvotes > 0, score, -1.0)',
+         'jnp.where(upvotes >= 0, score, -1.0)'),
+    ],
+    'ops/logprobs.py': [
+        ('weight * jnp.where(weight > 0, gap, 0), axis=-1)',
+         'weight * gap, axis=-1)'),
+        ('jnp.maximum(peak, scaled.max(axis=-1)))', 'scaled.max(axis=-1))'),
+        ('zeros, zeros, zeros + jnp.nan)', 'zeros, zeros, zeros)'),
+        ('  @functools.partial(jax.checkpoint, prevent_cse=False)  # '
+         'inside a scan\n',
+         ''),
+        ('least = -(-count // chunk_size)', 'least = count // chunk_size'),
+        ('_at(logprobs, targets), entropy, _at(logits, targets))',
+         '_at(logprobs, targets), entropy, _at(logits / temperature, '
+         'targets))'),
+        ('logits[..., :-1, :], tokens[..., 1:], temperature))',
+         'logits[..., 1:, :], tokens[..., 1:], temperature))'),
+        ('                    preferred_element_type=jnp.float32)',
+         '                    )'),
+    ],
+    'ops/masked.py': [
+        ('return jnp.where(mask, x, 0).astype(dtype)',
+         'return (x * mask).astype(dtype)'),
+        ('count = jnp.sum(mask, axis=axis)',
+         'count = jnp.sum(jnp.ones_like(mask), axis=axis)'),
+        ('jnp.maximum(mask.sum() - ddof, 1)', 'jnp.maximum(mask.sum(), 1)'),
+        ('jax.lax.rsqrt(variance + 1e-8)', 'jax.lax.rsqrt(variance)'),
+        ('return jnp.where(mask, scaled if shift_mean else scaled + '
+         'mean, 0)',
+         'return scaled if shift_mean else scaled + mean'),
+        ('remaining = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]',
+         'remaining = jnp.cumsum(mask, axis=-1)'),
+        ('return [jnp.where(mask, x, 0).astype(jnp.float32)',
+         'return [(x * mask).astype(jnp.float32)'),
+        ('    if x is None:\n', '    if False:\n'),
+    ],
+    'ops/moments.py': [
+        ('between = shift**2 * moments.count * share',
+         'between = shift**2 * share'),
+        ('masked.masked_sum((distance - shift)**2, mask)',
+         'masked.masked_sum(distance**2, mask)'),
+        ('Moments(count, center + shift * share',
+         'Moments(count, center + shift'),
+        ('share = added / jnp.maximum(count, 1)', 'share = added / count'),
+        ('added = jnp.sum(mask, dtype=jnp.float32)',
+         'added = jnp.float32(mask.size)'),
+        ('jnp.maximum(moments.count - ddof, 1)',
+         'jnp.maximum(moments.count, 1)'),
+        ('jnp.where(std == 0, 1, std)', 'std'),
+        ('  chex.assert_rank([mean, std], {0, x.ndim})\n', ''),
+    ],
+    'ops/nucleus.py': [
+        ('if not 0 < top_p <= 1:', 'if not 0 <= top_p <= 1:'),
+        ('jax.lax.stop_gradient(logits).astype(jnp.float32)',
+         'jax.lax.stop_gradient(logits)'),
+        ('jnp.cumsum(probs, axis=-1) - probs < top_p',
+         'jnp.cumsum(probs, axis=-1) < top_p'),
+        ('descending=True', 'descending=False'),
+        ('return possible & (logits >= border)', 'return logits >= border'),
+        ('jnp.where(allowed | padding, logits, -jnp.inf)',
+         'jnp.where(allowed, logits, -jnp.inf)'),
+        ('padding = ~allowed.any(axis=-1, keepdims=True)',
+         'padding = ~allowed.all(axis=-1, keepdims=True)'),
+        ('chex.assert_type([logits, allowed], [float, bool])', 'pass'),
+    ],
+    'ops/priorities.py': [
+        ('jnp.maximum(jnp.asarray(advantages, jnp.float32), 0)',
+         'jnp.asarray(advantages, jnp.float32)'),
+        ('jnp.maximum(jnp.asarray(advantages, jnp.float32), 0)',
+         'jnp.abs(jnp.asarray(advantages, jnp.float32))'),
+        ('  total = kept.sum()', '  total = kept.max()'),
+        ('  total = kept.sum()', '  total = jnp.float32(kept.size)'),
+        ('np.any(np.asarray(advantages) > 0)',
+         'np.any(np.asarray(advantages) >= 0)'),
+        ('jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), 0)',
+         'kept / total'),
+        ('  kept = jax.lax.stop_gradient(\n', '  kept = (\n'),
+        ('  chex.assert_rank(advantages, 1)\n', ''),
+    ],
+    'ops/q_learning.py': [
+        ('optax.incremental_update(online, targets, rate)',
+         'optax.incremental_update(targets, online, rate)'),
+        ('optax.periodic_update(moved, targets, step, every)',
+         'optax.periodic_update(moved, targets, step + 1, every)'),
+        ('  if not 0 < rate <= 1:', '  if not 0 <= rate <= 1:'),
+        ('  chex.assert_trees_all_equal_shapes_and_dtypes(targets, '
+         'online)\n',
+         ''),
+        ('  if every < 1:', '  if every < 0:'),
+        ('jnp.min(jnp.stack(target_q_values), axis=0)',
+         'jnp.mean(jnp.stack(target_q_values), axis=0)'),
+        ('jax.nn.log_softmax(logits.astype(jnp.float32)) + beta',
+         'logits.astype(jnp.float32) + beta'),
+        ('+ beta * advantage', '- beta * advantage'),
+    ],
+    'ops/ratios.py': [
+        ('jnp.clip(log_ratio, -LARGEST, LARGEST)', 'log_ratio'),
+        ('return 1 - low, 1 + high', 'return 1 + high, 1 - low'),
+        ("return 0.0, float('inf')", 'return 0.8, 1.2'),
+        ('not all(x > 0 for x in pair)', 'any(x < 0 for x in pair)'),
+        ('isinstance(clip_ratio, tuple | list)',
+         'isinstance(clip_ratio, tuple)'),
+        ('return jnp.minimum(plain, clipped), {', 'return clipped, {'),
+        ('return jnp.minimum(plain, clipped), {',
+         'return jnp.maximum(plain, clipped), {'),
+        ('chex.assert_equal_shape([log_ratio, advantages])', 'pass'),
+    ],
+    'ops/texts.py': [
+        ('return [text.split() for text in texts]',
+         "return [text.split(' ') for text in texts]"),
+        ('total = len(ngrams) if per_ngram else sum(map(len, words))',
+         'total = sum(map(len, words)) if per_ngram else len(ngrams)'),
+        ('total if total else 0.0', "total if total else float('nan')"),
+        ('lengths = [len(words) for words in _words(texts)]',
+         'lengths = [len(words) for words in _words(texts) if words]'),
+        ('self._counts = text.CountVectorizer()',
+         'self._counts = text.CountVectorizer(binary=True)'),
+        ('different < self._min_words, different / 10',
+         'different <= self._min_words, different / 10'),
+        ('min_words: int = 5', 'min_words: int = 10'),
+        ('if isinstance(texts, str):', 'if False:'),
+    ],
+    'policy.py': [
+        ("params['value_head'], before", "params['value_head'], hidden[:, 1:]"),
+        ('head[rows[:, 1:]]', 'head[rows[:, :-1]]'),
+        ('jax.lax.stop_gradient(logprobs_lib.align(dot(head)))',
+         'logprobs_lib.align(dot(head))'),
+    ],
+    'train.py': [
+        ('grads, metrics = jax.tree.map(lambda x: x / weight, (grads, '
+         'sums))',
+         'grads, metrics = grads, jax.tree.map(lambda x: x / weight, '
+         'sums)'),
+        ('keep, update_targets(targets, params, state.step + 1), '
+         'targets)',
+         'lambda a, b: a, update_targets(targets, params, state.step +'
+         ' 1),\n          targets)'),
+        ('update_targets(targets, params, state.step + 1)',
+         'update_targets(targets, state.params, state.step + 1)'),
+        ('jnp.where(out.weight > 0, x * out.weight, 0)', 'x * out.weight'),
+    ],
+}
+
+def every():
+  """(path, old, new) of all mutants."""
+  return [(path, *pair) for path, pairs in MUTANTS.items() for pair in pairs]
+
+
+def _selections(path):
+  """Arguments of pytest, one run after the other, for a mutant of `path`."""
+  name = pathlib.Path(path).stem
+  yield [f'tests/{name}_test.py']
+  if path.startswith('objectives/'):
+    yield ['tests/contract_test.py', '-k', name]
+  yield ['tests/estimators_test.py']
+
+
+def noticed(mutant):
+  """Whether a test fails once old is new; runs in a process of its own."""
+  import pytest
+  path, old, new = mutant
+  with tempfile.TemporaryDirectory() as directory:
+    for name in COPIED:
+      copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+      copy(ROOT / name, pathlib.Path(directory, name))
+    file = pathlib.Path(directory, 'rlhf_jax', path)
+    if old:
+      file.write_text(file.read_text().replace(old, new))
+    os.chdir(directory)
+    sys.path[:] = [directory] + [x for x in sys.path if x != str(ROOT)]
+    with open(os.devnull, 'w') as null:
+      os.dup2(null.fileno(), 1)
+    selections = list(_selections(path))
+    for selection in selections if old else selections[:-1]:
+      code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *selection])
+      if code not in (0, 1, 5):  # 5: -k selected nothing
+        raise RuntimeError(f'pytest ended with {code} on {mutant}.')
+      if code == 1:
+        return True
+    return False
+
+
+def main(words):
+  chosen = [mutant for mutant in every() if not words or any(
+      word in part for word in words for part in mutant)]
+  if not chosen:
+    print(f'no mutant has {" or ".join(words)} in its path or text')
+    return 2
+  # Tests that fail by themselves would notice everything.
+  controls = [(path, '', '') for path in dict.fromkeys(m[0] for m in chosen)]
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(PRELOADED)
+  began, survivors = time.monotonic(), 0
+  with concurrent.futures.ProcessPoolExecutor(
+      os.cpu_count(), mp_context=context, max_tasks_per_child=1) as pool:
+    for (path, *_), found in zip(controls, pool.map(noticed, controls)):
+      if found:
+        print(f'the tests of {path} fail as it is')
+        return 2
+    for (path, old, new), found in zip(chosen, pool.map(noticed, chosen)):
+      survivors += not found
+      print(f'{"killed  " if found else "SURVIVED"} {path}: '
+            f'{old.strip()!r} -> {new.strip()!r}', flush=True)
+  print(f'{len(chosen) - survivors} of {len(chosen)} mutants killed in '
+        f'{time.monotonic() - began:.0f} s')
+  return 1 if survivors else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
