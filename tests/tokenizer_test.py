@@ -76,6 +76,18 @@ class BpeTest(parameterized.TestCase):
     self.assertEqual(tok.vocab_size, 300)
     self.assertLess(len(tok.encode(CORPUS)[0]), len(CORPUS[0]))
 
+  def test_control_tokens_of_a_format(self):
+    tok = tokenizer.Tokenizer.train_bpe(
+        ['<|user|> the <|user|>'] * 20, vocab_size=300, control=['<|user|>'])
+    self.assertEqual((tok.eos_id, tok.id_of('<|user|>')), (2, 3))
+    self.assertEqual(tok.id_of(''), 2)
+    self.assertGreater(min(tok.encode(['<|user|>'])[0]), 3)
+    self.assertEqual(tok.decode([1, 3, 2]), '<|user|>')
+    with self.assertRaisesRegex(errors.ConfigError, r"token '<\|x\|>', which"):
+      tok.id_of('<|x|>')
+    with self.assertRaisesRegex(ValueError, '>= 260, got 259'):
+      tokenizer.Tokenizer.train_bpe([], vocab_size=259, control=['<|user|>'])
+
   def test_training_is_deterministic(self):
     self.assertEqual(_bpe().encode(CORPUS), _bpe().encode(CORPUS))
 
@@ -150,8 +162,8 @@ class FileTest(parameterized.TestCase):
 
   def test_file_settings_that_would_alter_rows_are_undone(self):
     tok = _bpe()
-    tok._backend.enable_truncation(2)
-    tok._backend.enable_padding(length=50)
+    tok._backends[0].enable_truncation(2)
+    tok._backends[0].enable_padding(length=50)
     tok.save(self.path)
     raw = json.loads(self.path.read_text())
     for added in raw['added_tokens']:
@@ -177,11 +189,33 @@ class FileTest(parameterized.TestCase):
       tokenizer.Tokenizer.from_file(self.path, bos='<s>', eos='</s>')
     self.assertNotIn('<pad>', str(caught.exception))
 
-  def test_pad_must_not_be_eos(self):
+  def test_pad_and_bos_may_be_eos(self):  # as GPT-2's
     _bpe().save(self.path)
-    with self.assertRaisesRegex(errors.ConfigError, "both '<eos>'"):
-      tokenizer.Tokenizer.from_file(self.path, pad='<eos>')
-    tokenizer.Tokenizer.from_file(self.path, bos='<eos>')  # GPT-2 does this
+    tok = tokenizer.Tokenizer.from_file(
+        self.path, pad='<eos>', bos='<eos>', eos='<eos>')
+    self.assertEqual((tok.pad_id, tok.bos_id, tok.eos_id), (2, 2, 2))
+    rows = tok.encode_rows(['the fox', 'dog'], ['lazy', ''],
+                           max_prompt_length=9, max_response_length=9)
+    prompt, response = tok.encode(['the fox', 'lazy'])
+    self.assertEqual(rows.tokens[0, :len(prompt) + len(response) + 3].tolist(),
+                     [2, *prompt, *response, 2, 2])
+    # The mask comes from lengths: EOS is in it, padding of the same id is not.
+    self.assertEqual(rows.tokens[0][rows.mask[0]].tolist(), [*response, 2])
+    self.assertEqual(rows.mask.sum(1).tolist(), [len(response) + 1, 1])
+    self.assertEqual(rows.prompt_lengths[0], 1 + len(prompt))
+    self.assertEqual(tok.decode(rows.tokens[0]), 'the foxlazy')
+
+  def test_no_bos(self):
+    _bpe().save(self.path)
+    tok = tokenizer.Tokenizer.from_file(self.path, bos=None)
+    self.assertIsNone(tok.bos_id)
+    rows = tok.encode_rows(['the'], ['fox'], max_prompt_length=9,
+                           max_response_length=9)
+    self.assertEqual(rows.prompts[0, :rows.prompt_lengths[0]].tolist(),
+                     tok.encode(['the'])[0])
+    with self.assertRaisesRegex(ValueError, 'has no BOS'):
+      tok.encode_rows(['a'], ['a'], max_prompt_length=1,
+                      max_response_length=1, add_bos=True)
 
   @parameterized.parameters(b'', b'{}', b'nonsense', b'\xff')
   def test_not_a_tokenizer(self, content):
@@ -308,6 +342,8 @@ class EncodeRowsTest(parameterized.TestCase):
         self.rows(['a'], ['a'], p=p, r=r)
     with self.assertRaisesRegex(ValueError, '2 prompts, 1 responses'):
       self.rows(['a', 'b'], ['a'])
+    with self.assertRaisesRegex(TypeError, 'got one string'):
+      self.rows('a', 'a')
     with self.assertRaisesRegex(errors.DataError, 'prompt 1 has no token'):
       self.rows(['a', ' '], ['a', 'a'], add_bos=False)
 
@@ -332,6 +368,27 @@ class CheckIdsTest(parameterized.TestCase):
   def test_good(self):
     tokenizer.check_ids(np.array([[0, 7]], np.int32), 8)
     tokenizer.check_ids(np.zeros((0, 4), np.int32), 8)
+
+
+class CheckVocabularyTest(parameterized.TestCase):
+
+  def test_both_numbers(self):
+    with self.assertRaisesRegex(errors.ConfigError, 'up to 7, a .* 8, .* 7;'):
+      tokenizer.check_vocabulary(_words(), 7)
+
+  @parameterized.parameters(8, 128)  # models are padded to a round size
+  def test_good(self, size):
+    tokenizer.check_vocabulary(_words(), size)
+
+  def test_holes_count(self):
+    tok = _words()
+    raw = json.loads(tok._backends[0].to_str())
+    raw['model']['vocab']['e'] = 40
+    tok = tokenizer.Tokenizer(
+        tokenizer.tokenizers.Tokenizer.from_str(json.dumps(raw)))
+    with self.assertRaises(errors.ConfigError):
+      tokenizer.check_vocabulary(tok, 40)
+    tokenizer.check_vocabulary(tok, 41)
 
 
 if __name__ == '__main__':

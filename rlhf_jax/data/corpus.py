@@ -8,7 +8,7 @@ from: the world's rule, or human preferences.
 from collections.abc import Callable
 import dataclasses
 import functools
-import hashlib
+import itertools
 import pathlib
 
 import numpy as np
@@ -132,9 +132,12 @@ def from_files(
     max_response_length: int,
     vocab_size: int = 4096,
     tokenizer: str | None = None,
-    pad: str = tokenizer_lib.PAD,
-    bos: str = tokenizer_lib.BOS,
-    eos: str = tokenizer_lib.EOS,
+    pad: str | None = None,
+    bos: str | None = None,
+    eos: str | None = None,
+    control: tuple[str, ...] = (),
+    format: str = 'alpaca',
+    preference_format: str = 'hh',
     max_bad_rows: int = 0,
     num_demonstrations: int | None = None,
 ) -> Corpus:
@@ -150,10 +153,13 @@ def from_files(
     max_prompt_length: tokens, BOS included; longer ones lose their front.
     max_response_length: tokens, EOS included.
     vocab_size: of the byte-level BPE trained on the texts.
-    tokenizer: a tokenizer.json to use instead.
-    pad: its padding token.
-    bos: its token for the front of a prompt.
-    eos: its token for the end of a response.
+    tokenizer: what to use instead, see `load_tokenizer`.
+    pad: its padding token, where it does not say so itself.
+    bos: its token for the front of a prompt, likewise.
+    eos: its token for the end of a response, likewise.
+    control: further control tokens that a format needs.
+    format: of demonstrations and prompts, see `formats`.
+    preference_format: of preferences, whose prompts are dialogues.
     max_bad_rows: bad rows to drop in each file instead of stopping.
     num_demonstrations: at most so many; None: all.
 
@@ -161,19 +167,18 @@ def from_files(
     DataError: a file is missing or malformed, or holds too few prompts.
   """
   rows, pairs = _read(path, preferences, max_bad_rows, num_eval_prompts)
-  write = formats.get('alpaca')
+  write = formats.get(format)
   texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
   training, held_out = _split(texts, seed, num_eval_prompts)
   training = training[:num_demonstrations]
-  hh = formats.get('hh')
-  sides = [[hh(p.prompt, getattr(p, side)) for p in pairs.rows]
+  pair = formats.get(preference_format)
+  sides = [[pair(p.prompt, getattr(p, side)) for p in pairs.rows]
            for side in ('chosen', 'rejected')]
   if tokenizer is not None:
-    coder = tokenizer_lib.Tokenizer.from_file(
-        tokenizer, pad=pad, bos=bos, eos=eos)
+    coder = load_tokenizer(tokenizer, pad, bos, eos, control)
   else:
-    seen = [t for row in (*training, *sides[0], *sides[1]) for t in row]
-    coder = tokenizer_lib.Tokenizer.train_bpe(seen, vocab_size=vocab_size)
+    coder = _train_tokenizer(
+        [*training, *sides[0], *sides[1]], vocab_size, control)
 
   def encode(texts):
     return coder.encode_rows(
@@ -208,6 +213,49 @@ def from_files(
           'unfinished_demonstrations': share(demonstrations),
           'unfinished_preferences': (share(chosen) + share(rejected)) / 2,
       })
+
+
+def _train_tokenizer(rows, vocab_size, control):
+  """A BPE of the texts, with the control tokens that their format needs."""
+  texts, names = [], dict.fromkeys(control)
+  for text in itertools.chain.from_iterable(rows):
+    for part in (text,) if isinstance(text, str) else text:
+      if isinstance(part, str):
+        texts.append(part)
+      elif part != formats.END:
+        names[part.name] = None
+  return tokenizer_lib.Tokenizer.train_bpe(
+      texts, vocab_size=vocab_size, control=tuple(names))
+
+
+def load_tokenizer(
+    path: str, pad: str | None = None, bos: str | None = None,
+    eos: str | None = None, control: tuple[str, ...] = (),
+) -> tokenizer_lib.Tokenizer:
+  """A tokenizer from a Hugging Face directory or from a file.
+
+  Args:
+    path: a directory, tokenizer.json, .gguf, or llama2.c's tokenizer .bin.
+    pad: name of its padding token; None: what it says itself, or ours.
+    bos: name of its BOS, likewise.
+    eos: name of its EOS, likewise.
+    control: further control tokens.
+
+  Raises:
+    ConfigError: a token is not in it.
+    CheckpointError: the directory is refused.
+    DataError: the file is missing or malformed.
+  """
+  names = {k: v for k, v in dict(pad=pad, bos=bos, eos=eos).items()
+           if v is not None} | {'control': tuple(control)}
+  make = tokenizer_lib.Tokenizer
+  if pathlib.Path(path).is_dir():
+    return make.from_directory(path, **names)
+  if path.endswith('.gguf'):
+    return make.from_gguf(path, **names)
+  if path.endswith('.bin'):
+    return make.from_llama2c(path, **names)
+  return make.from_file(path, **names)
 
 
 @functools.lru_cache(maxsize=2)
@@ -254,8 +302,8 @@ def fingerprints(config: dict) -> dict[str, str]:
   found = {}
   for field in FILES:
     if config.get(field):
-      with open(config[field], 'rb') as stream:
-        found[field] = hashlib.file_digest(stream, 'sha256').hexdigest()
+      found[field] = files.fingerprint(
+          config[field], ('.json', '.txt', '.model'))
   return found
 
 
@@ -268,7 +316,9 @@ def check(config: dict):
   """
   for field in FILES:
     path = config.get(field)
-    if path and not pathlib.Path(path).is_file():
+    exists = path and (pathlib.Path.exists if field == 'tokenizer'
+                       else pathlib.Path.is_file)(pathlib.Path(path))
+    if path and not exists:
       raise errors.DataError(
           f'{path}: no such file; check --config.data.{field}')
   for field in ('max_prompt_length', 'max_response_length'):
@@ -281,9 +331,12 @@ def check(config: dict):
           'num_adjectives', 'zipf', 'typo_rate', 'advert_rate',
           'sentences')})
       return
+    for field in ('format', 'preference_format'):
+      formats.get(config.get(field) or 'hh')
     if config.get('tokenizer'):
-      tokenizer_lib.Tokenizer.from_file(config['tokenizer'], **{
-          k: config[k] for k in ('pad', 'bos', 'eos') if config.get(k)})
+      load_tokenizer(config['tokenizer'], **{
+          k: config[k] for k in ('pad', 'bos', 'eos', 'control')
+          if config.get(k)})
     elif config.get('vocab_size', 4096) < 259:
       raise ValueError('vocab_size must be >= 259 (256 bytes, 3 special '
                        f'tokens), got {config["vocab_size"]}')
