@@ -1,12 +1,12 @@
 """One forward pass of a policy: [B, K, T] -> PolicyOutput."""
 
 import jax
-import jax.numpy as jnp
 
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import logprobs as logprobs_lib
+from rlhf_jax.ops import masked
 
 
 def forward(
@@ -16,46 +16,67 @@ def forward(
     targets: types.Params | None = None,
     *,
     temperature: float = 1.0,
+    value_config: transformer.Config | None = None,
+    dropout_key: jax.Array | None = None,
 ) -> types.PolicyOutput:
   """Everything that a policy and its heads say about each token of a batch.
 
   Args:
     config: shape of the policy.
-    params: its parameters; beside the decoder's, 'value_head' (of
-      `heads.init_scalar`) and 'q_heads' (of `heads.init_q`) where there are
-      any.
-    batch: only `tokens` i32[B, K, T] is read; rows are contiguous and padded
-      on the right, so causality alone hides the padding.
+    params: its parameters; beside the decoder's, where there are any:
+      'value_head' (of `heads.init_scalar`), which reads the policy's hidden
+      states or those of 'value_trunk' (of `heads.trunk`; Zhu et al. 2023),
+      'reward_head' (of `heads.init_scalar`; Askell et al. 2021) and 'q_heads'
+      (of `heads.init_q`).
+    batch: only `tokens` i32[B, K, T] is read, and `mask` by the reward head;
+      rows are contiguous and padded on the right, so causality alone hides
+      the padding.
     targets: a slowly moving copy of `params['q_heads']`.
     temperature: of the sampler whose actions these are; ratios against
       `old_logprobs` are 1 only with the same value.
+    value_config: shape of 'value_trunk'; default `config`.
+    dropout_key: of `config.dropout` and `config.adapter_dropout`, for train
+      steps alone: ratios against `old_logprobs` are then not 1 even at the
+      first of them. None: no dropout.
 
   Returns:
     PolicyOutput with `logprobs` and `entropy`, f32[B, K, T], in nats, and
     what the heads give. Under jit, what is not read costs nothing.
   """
   rows = batch.tokens.reshape(-1, batch.tokens.shape[-1])
-  hidden = transformer.hidden_states(config, params, rows)
-  before = hidden[:, :-1]  # the states in which tokens 1, 2, ... are emitted
-  unembed = transformer.unembedding(params)
+  keys = (None, None)
+  if dropout_key is not None:
+    keys = jax.random.split(dropout_key)
+  hidden = transformer.hidden_states(
+      config, params, rows, dropout_key=keys[0])
   out = logprobs_lib.from_hidden(
-      hidden, unembed, rows, temperature=temperature)
+      hidden, transformer.unembedding(params), rows,
+      bias=params.get('unembed_bias'), temperature=temperature)
   found = {'logprobs': out.logprobs, 'entropy': out.entropy}
+  # Tokens 1, 2, ... are emitted in the states before them.
   if 'value_head' in params:
+    states = hidden
+    if 'value_trunk' in params:
+      states = transformer.hidden_states(
+          value_config or config, params['value_trunk'], rows,
+          dropout_key=keys[1])
     found['values'] = logprobs_lib.align(
-        heads.scalar(params['value_head'], before))
+        heads.scalar(params['value_head'], states[:, :-1]))
   if 'q_heads' in params:
-    read = [logprobs_lib.from_hidden(hidden, head, rows)
-            for head in params['q_heads']]
+    read = []
+    for head in params['q_heads']:
+      states, weight, bias = heads.q_map(head, hidden)
+      read.append(logprobs_lib.from_hidden(states, weight, rows, bias=bias))
     found['q_values'] = tuple(x.logits for x in read)
     found['q_logprobs'] = tuple(x.logprobs for x in read)
   if targets is not None:
-    # The token's own row of the head: no vocabulary is projected.
-    dot = lambda head: jnp.einsum('...d,...d->...', before,
-                                  head[rows[:, 1:]].astype(hidden.dtype),
-                                  preferred_element_type=jnp.float32)
     found['target_q_values'] = tuple(
-        jax.lax.stop_gradient(logprobs_lib.align(dot(head)))
+        jax.lax.stop_gradient(logprobs_lib.align(
+            heads.q_value(head, hidden[:, :-1], rows[:, 1:])))
         for head in targets)
   shape = lambda x: x.reshape(batch.tokens.shape)
-  return jax.tree.map(shape, types.PolicyOutput(**found))
+  found = jax.tree.map(shape, found)
+  if 'reward_head' in params:
+    found['scores'] = masked.last(
+        shape(heads.scalar(params['reward_head'], hidden)), batch.mask)
+  return types.PolicyOutput(**found)

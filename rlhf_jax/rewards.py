@@ -27,15 +27,14 @@ def init(config: transformer.Config, key: jax.Array, *,
   Args:
     config: shape of the trunk.
     key: of the head, and of the trunk where none is given.
-    trunk: a policy's parameters (usually the SFT model's); its unembedding
-      is left out.
+    trunk: a policy's parameters (usually the SFT model's), of which
+      `heads.trunk` is taken; an adapter stays.
     head_scale: head weights are N(0, head_scale^2 / hidden_size).
   """
   trunk_key, head_key = jax.random.split(key)
   if trunk is None:
     trunk = transformer.init(config, trunk_key)
-  trunk = {k: v for k, v in trunk.items() if k != 'unembed'}
-  return {'trunk': trunk, 'head': heads.init_scalar(
+  return {'trunk': heads.trunk(trunk), 'head': heads.init_scalar(
       head_key, config.hidden_size, scale=head_scale)}
 
 
@@ -49,8 +48,9 @@ def init_members(config: transformer.Config, keys: jax.Array, *,
 
 
 def score(config: transformer.Config, params: types.Params,
-          tokens: jax.Array, mask: jax.Array) -> jax.Array:
-  """Scores whole responses with one reward model.
+          tokens: jax.Array, mask: jax.Array,
+          attention_mask: jax.Array | None = None) -> jax.Array:
+  """Scores whole responses with one reward model, without dropout.
 
   Args:
     config: shape of the trunk.
@@ -59,6 +59,8 @@ def score(config: transformer.Config, params: types.Params,
     mask: bool[..., T], true on response tokens. The score is read at the last
       of them, whether or not it is an EOS; a row with none gives an
       arbitrary finite score.
+    attention_mask: bool[..., T], false on padding; needed only where there is
+      some on the left.
 
   Returns:
     f32[...].
@@ -68,8 +70,10 @@ def score(config: transformer.Config, params: types.Params,
   position = jnp.broadcast_to(jnp.arange(width), rows.shape)
   last = jnp.max(
       jnp.where(mask.reshape(rows.shape), position, 0), axis=-1)
+  if attention_mask is not None:
+    attention_mask = attention_mask.reshape(rows.shape)
   hidden = transformer.hidden_states(
-      config, params['trunk'], rows, query=last)
+      config, params['trunk'], rows, attention_mask, query=last)
   return heads.scalar(params['head'], hidden[:, 0]).reshape(tokens.shape[:-1])
 
 

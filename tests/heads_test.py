@@ -23,6 +23,32 @@ class ScalarTest(parameterized.TestCase):
     self.assertLess(abs(weight.mean()), 4 * (expected / size)**.5)
     self.assertEqual(params['bias'], 0)
 
+  @parameterized.parameters(1., .1, 0.)
+  def test_mlp_is_twice_as_wide(self, scale):
+    params = heads.init_scalar(jax.random.key(0), 128, scale=scale, mlp=True)
+    kernel = np.asarray(params['features']['kernel'])
+    self.assertEqual(kernel.shape, (128, 256))
+    self.assertAlmostEqual(kernel.var() * 128, 1, delta=.05)
+    self.assertEqual(params['weight'].shape, (256,))
+    self.assertAlmostEqual(
+        (params['weight']**2).mean() * 256, scale**2, delta=.4 * scale**2)
+    np.testing.assert_array_equal(params['features']['bias'], 0)
+    self.assertEqual(params['bias'], 0)
+
+  def test_mlp_by_hand(self):
+    # Features relu(1 - 2 + 0), relu(1 + 2 - 1) = 0, 2; 3 * 0 + 4 * 2 + 5.
+    params = {'features': {'kernel': jnp.array([[1., 1.], [-1., 1.]]),
+                           'bias': jnp.array([0., -1.])},
+              'weight': jnp.array([3., 4.]), 'bias': jnp.array(5.)}
+    for dtype in (jnp.float32, jnp.bfloat16):
+      out = heads.scalar(params, jnp.array([[[1., 2.]]], dtype))
+      self.assertEqual(out.dtype, jnp.float32)
+      np.testing.assert_allclose(out, [[13.]], rtol=1e-6)
+    # 1 + 2^-9 has no bfloat16: what comes in is rounded, features are not.
+    params['features'] = {'kernel': jnp.eye(2), 'bias': jnp.full(2, 2.**-9)}
+    out = heads.scalar(params, jnp.ones((1, 2), jnp.bfloat16))
+    np.testing.assert_allclose(out, [7 * (1 + 2**-9) + 5], rtol=1e-6)
+
   def test_keys_differ(self):
     one, same, other = (heads.init_scalar(jax.random.key(s), 8)['weight']
                         for s in (0, 0, 1))
@@ -39,16 +65,61 @@ class ScalarTest(parameterized.TestCase):
     np.testing.assert_allclose(out, [[10., 4.]], rtol=1e-2)
 
 
-class InitQTest(absltest.TestCase):
+class QTest(parameterized.TestCase):
 
-  def test_heads_differ_and_scale(self):
-    one, two, three = heads.init_q(
-        jax.random.key(0), 64, 50, num_heads=3, scale=2.)
-    self.assertEqual(one.shape, (50, 64))
+  @parameterized.parameters((False, 64), (True, 128))
+  def test_heads_differ_and_scale(self, mlp, inputs):
+    made = heads.init_q(
+        jax.random.key(0), 64, 50, num_heads=3, scale=2., mlp=mlp)
+    one, two, three = (head['weight'] if mlp else head for head in made)
+    self.assertEqual(one.shape, (50, inputs))
     for x, y in ((one, two), (two, three)):
       self.assertGreater(np.abs(x - y).max(), .1)
     # 3,200 normals: the variance has a relative error of sqrt(2 / 3200).
-    self.assertAlmostEqual(np.var(one) * 64 / 4, 1, delta=.1)
+    self.assertAlmostEqual(np.var(one) * inputs / 4, 1, delta=.1)
+    if mlp:
+      np.testing.assert_array_equal(made[0]['bias'], np.zeros(50))
+      self.assertGreater(np.abs(
+          made[0]['features']['kernel']
+          - made[1]['features']['kernel']).max(), .1)
+
+  def test_by_hand(self):
+    # Features of [1, 2] are 0 and 2, see ScalarTest.
+    features = {'kernel': jnp.array([[1., 1.], [-1., 1.]]),
+                'bias': jnp.array([0., -1.])}
+    weight = jnp.array([[1., 0.], [0., 1.], [2., 3.]])
+    mlp = {'features': features, 'weight': weight,
+           'bias': jnp.array([0., 1., -1.])}
+    for head, expected in ((weight, [1., 2., 8.]), (mlp, [0., 3., 5.])):
+      for dtype in (jnp.float32, jnp.bfloat16):
+        hidden = jnp.array([1., 2.], dtype)
+        states, matrix, bias = heads.q_map(head, hidden)
+        self.assertEqual(states.dtype, dtype)
+        np.testing.assert_allclose(
+            matrix @ states + (0. if bias is None else bias), expected)
+        out = heads.q_value(
+            head, jnp.tile(hidden, (3, 1)), jnp.arange(3))
+        self.assertEqual(out.dtype, jnp.float32)
+        np.testing.assert_allclose(out, expected)
+
+  def test_one_token_reads_one_row(self):
+    """No array of the vocabulary's size, beside the head itself."""
+    head, = heads.init_q(jax.random.key(0), 4, 999, num_heads=1, mlp=True)
+    program = jax.make_jaxpr(heads.q_value)(
+        head, jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), jnp.int32))
+    self.assertNotIn(999, [
+        size for eqn in program.jaxpr.eqns for var in eqn.outvars
+        for size in var.aval.shape])
+
+
+class TrunkTest(absltest.TestCase):
+
+  def test_leaves_out_what_reads_it(self):
+    names = ('embed', 'positions', 'layers', 'top_layers', 'norm', 'adapter',
+             'unembed', 'unembed_bias', 'value_head', 'q_heads',
+             'reward_head', 'value_trunk')
+    self.assertEqual(heads.trunk({name: name for name in names}),
+                     {name: name for name in names[:6]})
 
 
 class PromptValueTest(parameterized.TestCase):
@@ -83,9 +154,9 @@ class PromptValueTest(parameterized.TestCase):
     hidden = jax.random.normal(jax.random.key(1), (3, 5, 16))
     mask = jnp.asarray(np.arange(5) < np.array([[5], [2], [1]]))
     loss = lambda p, h: heads.prompt_value(p, h, mask, max_value=4.).sum()
-    clean = jax.value_and_grad(loss, (0, 1))(params, hidden)
-    dirty = jax.value_and_grad(loss, (0, 1))(
-        params, jnp.where(mask[..., None], hidden, jnp.nan))
+    grad = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    clean = grad(params, hidden)
+    dirty = grad(params, jnp.where(mask[..., None], hidden, jnp.nan))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(
         x, y, atol=1e-6), clean, dirty)
     value = heads.prompt_value(params, hidden, mask, max_value=4.)

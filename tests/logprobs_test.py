@@ -115,6 +115,46 @@ class LogprobsTest(parameterized.TestCase):
             *_split(x), tokens, temperature)),
         np.concatenate([hidden.ravel(), unembed.ravel()]))
 
+  # A bias is one more column of the unembedding, of which the state is 1.
+  @parameterized.parameters(1, 3, 4, 5, 7)
+  def test_bias(self, chunk_size):
+    hidden, unembed, tokens = _inputs()
+    bias = np.linspace(-2, 3, V, dtype=np.float32)
+    weights = np.random.default_rng(1).normal(size=(3, ROWS, T))
+
+    def loss(hidden, unembed, bias, chunk_size):
+      out = jnp.stack(logprobs.from_hidden(
+          hidden, unembed, tokens, bias=bias, temperature=.7,
+          chunk_size=chunk_size))
+      return jnp.sum(weights * out), out
+
+    fn = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True),
+                 static_argnums=3)
+    (_, out), grads = fn(hidden, unembed, bias, chunk_size)
+    wide = np.concatenate([hidden, np.ones((ROWS, T, 1), 'f')], axis=-1)
+    matrix = np.concatenate([unembed, bias[:, None]], axis=-1)
+    np.testing.assert_allclose(
+        out, _reference(wide, matrix, tokens, .7), atol=1e-5)
+    self.assertGreater(np.abs(
+        out - _reference(hidden, unembed, tokens, .7)).max(), .5)
+    for x, y in zip(grads, fn(hidden, unembed, bias, V)[1], strict=True):
+      np.testing.assert_allclose(x, y, atol=1e-5)
+    # In float64, by central differences.
+    total = lambda b: np.sum(weights * _reference(wide, np.concatenate(
+        [unembed, b[:, None]], axis=-1).astype('d'), tokens, .7))
+    step = 1e-4 * np.eye(V)
+    slope = [(total(bias + s) - total(bias - s)) / 2e-4 for s in step]
+    np.testing.assert_allclose(grads[2], slope, atol=1e-4)
+
+  def test_bias_in_bfloat16_is_added_in_float32(self):
+    # 1 + 2^-9 has no bfloat16; the logit is 0 + bias.
+    hidden, tokens = jnp.zeros((2, 1), jnp.bfloat16), jnp.array([0, 1])
+    for chunk_size in (1, 2):
+      out = _from_hidden(hidden, jnp.ones((2, 1), jnp.bfloat16), tokens,
+                         bias=jnp.array([0., 1 + 2**-9]),
+                         chunk_size=chunk_size)
+      self.assertEqual(out.logits[1], 1 + 2**-9)
+
   @parameterized.parameters(1, 5)
   def test_short_rows(self, t):
     inputs = _inputs(t=t)
@@ -225,9 +265,11 @@ class LogprobsTest(parameterized.TestCase):
       (7, 1, (7, 1)), (9, 8, (3, 3)), (11, 8, (2, 6)))
   def test_cuts_without_padding_where_it_can(self, v, chunk_size, shape):
     unembed = jax.ShapeDtypeStruct((v, D), jnp.float32)
-    _, rows = jax.eval_shape(
-        lambda x: logprobs._cut(x, chunk_size), unembed)
+    bias = jax.ShapeDtypeStruct((v,), jnp.float32)
+    _, rows, added = jax.eval_shape(
+        lambda x, y: logprobs._cut(x, y, chunk_size), unembed, bias)
     self.assertEqual(rows.shape, (*shape, D))
+    self.assertEqual(added.shape, shape)
 
   def test_bfloat16(self):
     hidden, unembed, tokens = _inputs(d=8, v=256)
@@ -271,6 +313,10 @@ class LogprobsTest(parameterized.TestCase):
                  (hidden, unembed, tokens.astype(np.float32))):
       with self.assertRaises(AssertionError):
         logprobs.from_hidden(*args)
+    for bias in (np.zeros(V - 1, 'f'), np.zeros((1, V), 'f'),
+                 np.zeros(V, int)):
+      with self.assertRaises(AssertionError):
+        logprobs.from_hidden(hidden, unembed, tokens, bias=bias)
 
 
 if __name__ == '__main__':

@@ -4,11 +4,15 @@ import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import annotate
+from rlhf_jax import objectives
 from rlhf_jax import policy
+from rlhf_jax import rewards
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
@@ -30,8 +34,18 @@ def _example(tied=False):
   return params, types.Batch(tokens=jnp.asarray(tokens), mask=mask)
 
 
+# Whole programs compile faster than their operations one by one.
 _forward = jax.jit(policy.forward, static_argnums=0,
-                   static_argnames='temperature')
+                   static_argnames=('temperature', 'value_config'))
+_hidden = jax.jit(transformer.hidden_states, static_argnums=0)
+_init = jax.jit(transformer.init, static_argnums=0)
+
+
+def _with_bias(q_heads):
+  """Fresh ones have a bias of 0, which hides that it is left out."""
+  return [head | {'bias': jnp.linspace(-1 - i, 1 + i, V)}
+          if isinstance(head, dict) else head
+          for i, head in enumerate(q_heads)]
 
 
 class ForwardTest(parameterized.TestCase):
@@ -68,34 +82,139 @@ class ForwardTest(parameterized.TestCase):
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
       self.assertGreater(np.abs(leaf).max(), 0, jax.tree_util.keystr(path))
 
-  def test_heads(self):
+  def _states(self):
+    """Hidden states f32[B, K, T, 8] of the example."""
+    params, batch = _example()
+    return _hidden(
+        CONFIGS[False], params, batch.tokens.reshape(-1, T)).reshape(
+            B, K, T, 8)
+
+  @parameterized.parameters(False, True)
+  def test_heads(self, mlp):
     params, batch = _example()
     keys = jax.random.split(jax.random.key(1), 3)
-    params = {**params, 'value_head': heads.init_scalar(keys[0], 8),
-              'q_heads': heads.init_q(keys[1], 8, V)}
-    targets = heads.init_q(keys[2], 8, V)
+    params = {**params, 'value_head': heads.init_scalar(keys[0], 8, mlp=mlp),
+              'q_heads': _with_bias(heads.init_q(keys[1], 8, V, mlp=mlp))}
+    targets = _with_bias(heads.init_q(keys[2], 8, V, mlp=mlp))
     out = _forward(CONFIGS[False], params, batch, targets)
-    flat = batch.tokens.reshape(-1, T)
-    hidden = transformer.hidden_states(
-        CONFIGS[False], params, flat).reshape(B, K, T, 8)
+    hidden = self._states()
     # Token t is emitted in the state that hidden t - 1 describes.
     np.testing.assert_allclose(
         out.values[..., 1:], heads.scalar(params['value_head'], hidden)[
             ..., :-1], atol=1e-5)
     np.testing.assert_array_equal(out.values[..., 0], 0)
-    for found, head in ((out.q_values, params['q_heads']),
-                        (out.target_q_values, targets)):
+
+    def table(head):  # [B, K, T, V]
+      states, weight, bias = heads.q_map(head, hidden)
+      bias = jnp.zeros(V) if bias is None else bias
+      return (jnp.einsum('bktd,vd->bktv', states, weight)
+              + bias[None, None, None])
+
+    for found, given in ((out.q_values, params['q_heads']),
+                         (out.target_q_values, targets)):
       self.assertLen(found, 2)
-      for q, weight in zip(found, head):
-        table = jnp.einsum('bktd,vd->bktv', hidden, weight)
+      for q, head in zip(found, given):
         taken = jnp.take_along_axis(
-            table[..., :-1, :], batch.tokens[..., 1:, None], -1)[..., 0]
+            table(head)[..., :-1, :], batch.tokens[..., 1:, None], -1)[..., 0]
         np.testing.assert_allclose(q[..., 1:], taken, atol=1e-5)
         np.testing.assert_array_equal(q[..., 0], 0)
-    for found, weight in zip(out.q_logprobs, params['q_heads']):
+    for found, head in zip(out.q_logprobs, params['q_heads']):
       np.testing.assert_allclose(found, logprobs.token_logprobs(
-          jnp.einsum('bktd,vd->bktv', hidden, weight), batch.tokens),
-          atol=1e-5)
+          table(head), batch.tokens), atol=1e-5)
+
+  def test_values_of_a_separate_trunk(self):
+    """Of its own shape; the policy's trunk then gets no gradient from it."""
+    params, batch = _example()
+    other = transformer.make_config(
+        'gptj', vocab_size=V, hidden_size=16, num_layers=1, num_heads=2)
+    keys = jax.random.split(jax.random.key(1))
+    trunk = heads.trunk(_init(other, keys[0]))
+    params = {**params, 'value_trunk': trunk,
+              'value_head': heads.init_scalar(keys[1], 16, mlp=True)}
+    values = lambda p: policy.forward(
+        CONFIGS[False], p, batch, value_config=other).values
+    hidden = _hidden(other, trunk, batch.tokens.reshape(-1, T)).reshape(
+        B, K, T, 16)
+    out = _forward(CONFIGS[False], params, batch, value_config=other)
+    np.testing.assert_allclose(
+        out.values[..., 1:],
+        heads.scalar(params['value_head'], hidden)[..., :-1], atol=1e-5)
+    grads = jax.jit(jax.grad(lambda p: values(p).sum()))(params)
+    moved = {name for name, x in grads.items() if any(
+        np.any(leaf) for leaf in jax.tree.leaves(x))}
+    self.assertEqual(moved, {'value_trunk', 'value_head'})
+    shared = {**params, 'value_head': heads.init_scalar(keys[1], 8)}
+    same = {**shared, 'value_trunk': heads.trunk(params)}
+    del shared['value_trunk']
+    np.testing.assert_allclose(  # by default of the policy's shape
+        _forward(CONFIGS[False], same, batch).values,
+        _forward(CONFIGS[False], shared, batch).values, atol=1e-5)
+
+  def test_reward_head_beside_the_language_model(self):
+    """Askell et al.: scores and logprobs of one trunk, from one forward."""
+    params, batch = _example()
+    mask = batch.mask & (np.arange(T) < np.array(
+        [[[3], [4], [6]], [[5], [6], [2]]]))  # the last response is empty
+    batch = batch.replace(mask=mask)
+    head = heads.init_scalar(jax.random.key(1), 8)
+    both = {**params, 'reward_head': head}
+    out = _forward(CONFIGS[False], both, batch)
+    expected = np.take_along_axis(
+        np.asarray(heads.scalar(head, self._states())),
+        np.array([[2, 3, 5], [4, 5, 0]])[..., None], axis=-1)[..., 0]
+    expected[1, 2] = 0
+    np.testing.assert_allclose(out.scores, expected, atol=1e-5)
+    scored = jax.jit(rewards.score, static_argnums=0)(
+        CONFIGS[False], {'trunk': heads.trunk(params), 'head': head},
+        batch.tokens, mask)
+    np.testing.assert_allclose(
+        out.scores[:, :2], scored[:, :2], atol=1e-5)
+    np.testing.assert_allclose(
+        out.logprobs, _forward(CONFIGS[False], params, batch).logprobs,
+        atol=1e-6)
+    loss = lambda p: objectives.get('preference_lm')(
+        policy.forward(CONFIGS[False], p, batch.replace(
+            tokens=batch.tokens[:, :2], mask=mask[:, :2])),
+        batch.replace(mask=mask[:, :2])).loss.sum()
+    grads = jax.jit(jax.grad(loss))(both)
+    for leaf in (grads['embed'], grads['unembed'],
+                 grads['reward_head']['weight']):
+      self.assertTrue(np.any(leaf))
+
+  def test_dropout_only_where_a_key_is_given(self):
+    params, batch = _example()
+    params = {**params, 'value_trunk': heads.trunk(params),
+              'value_head': heads.init_scalar(jax.random.key(1), 8)}
+    config = CONFIGS[False].replace(dropout=.3)
+    plain = _forward(CONFIGS[False], params, batch)
+    chex.assert_trees_all_close(
+        _forward(config, params, batch), plain, atol=1e-6)
+    annotated = jax.jit(annotate.ref_logprobs, static_argnums=1)(
+        batch, config, params).ref_logprobs
+    np.testing.assert_allclose(annotated, plain.logprobs, atol=1e-6)
+    values = jax.jit(annotate.old_values, static_argnums=1)(
+        batch, config, params).old_values
+    np.testing.assert_allclose(values, plain.values, atol=1e-6)
+    one, same, other = (_forward(config, params, batch,
+                                 dropout_key=jax.random.key(s))
+                        for s in (0, 0, 1))
+    chex.assert_trees_all_equal(one, same)
+    for x in (plain, other):
+      for name in ('logprobs', 'values'):
+        gap = np.abs(getattr(one, name) - getattr(x, name))
+        self.assertGreater(gap.max(), .05, name)
+
+  def test_bfloat16_trunk_gives_float32(self):
+    params, batch = _example()
+    keys = jax.random.split(jax.random.key(1), 3)
+    params = {**params, 'value_head': heads.init_scalar(keys[0], 8, mlp=True),
+              'reward_head': heads.init_scalar(keys[0], 8),
+              'q_heads': heads.init_q(keys[1], 8, V, mlp=True)}
+    exact, low = (
+        _forward(CONFIGS[False].replace(dtype=dtype), params, batch,
+                 params['q_heads']) for dtype in ('float32', 'bfloat16'))
+    chex.assert_type(jax.tree.leaves(low), jnp.float32)
+    chex.assert_trees_all_close(low, exact, atol=.1)
 
   def test_targets_have_no_gradient(self):
     params, batch = _example()

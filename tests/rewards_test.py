@@ -6,6 +6,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import decoder_twin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,10 +89,85 @@ class ScoreTest(parameterized.TestCase):
 
   def test_forward_is_score(self):
     tokens, mask, _ = _responses()
-    out = rewards.forward(CONFIG, _member(1), types.Batch(tokens, mask))
+    out = jax.jit(rewards.forward, static_argnums=0)(
+        CONFIG, _member(1), types.Batch(tokens, mask))
     np.testing.assert_allclose(
         out.scores, _score(CONFIG, _member(1), tokens, mask), atol=1e-5)
     self.assertIsNone(out.logprobs)
+
+
+# Learned positions and windows; a bias of the unembedding, one norm.
+OTHERS = {
+    'gpt_neo': dict(max_positions=T, windows=(0, 2)), 'gptj': {},
+    'mistral': dict(windows=(2, 3), num_kv_heads=1)}
+
+
+class FamilyTest(parameterized.TestCase):
+
+  def _model(self, family):
+    config = transformer.make_config(
+        family, vocab_size=V, hidden_size=16, num_layers=2, num_heads=2,
+        intermediate_size=12, dropout=.5, **OTHERS[family])
+    shapes = jax.eval_shape(
+        functools.partial(transformer.init, config), jax.random.key(0))
+    rng = np.random.default_rng(4)
+    trunk = jax.tree.map(lambda x: jnp.asarray(
+        .4 * rng.normal(size=x.shape), x.dtype), shapes)
+    params = rewards.init(config, jax.random.key(1), trunk=trunk)
+    self.assertEqual(set(trunk) - set(params['trunk']),
+                     {'unembed', 'unembed_bias'} & set(trunk))
+    return config, params
+
+  @parameterized.parameters(*OTHERS)
+  def test_scores_of_rows_padded_on_either_side(self, family):
+    """Of every family; dropout is never on."""
+    config, params = self._model(family)
+    tokens, mask, end = _responses()
+    tokens, mask, end = (
+        x.reshape(-1, *x.shape[2:]) for x in (tokens, mask, end))
+    # The twin knows no dropout, and the whole row no padding.
+    expected = [
+        decoder_twin.hidden_states(config, params['trunk'], row[:n])[-1]
+        @ np.asarray(params['head']['weight'])
+        for row, n in zip(tokens, end)]
+    np.testing.assert_allclose(
+        _score(config, params, tokens, mask), expected, atol=1e-4)
+    left, left_mask = (np.stack([np.roll(x, T - n) for x, n in zip(y, end)])
+                       for y in (tokens, mask))
+    real = np.arange(T) >= T - end[:, None]
+    scores = _score(config, params, left, left_mask, real)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    whole = _score(config, params, left.reshape(B, K, T),
+                   left_mask.reshape(B, K, T), real.reshape(B, K, T))
+    np.testing.assert_allclose(whole, scores.reshape(B, K), atol=1e-5)
+    noise = np.where(real, left, (left + 1) % V)
+    np.testing.assert_allclose(
+        _score(config, params, noise, left_mask, real), scores, atol=1e-5)
+    # Without the mask the padding would be read.
+    self.assertGreater(np.abs(
+        _score(config, params, left, left_mask) - scores).max(), 1e-3)
+
+  def test_adapter_of_the_trunk(self):
+    """A low-rank addition scores as the kernel that it is added to."""
+    config = CONFIG.replace(adapter_scale=2., adapter_dropout=.5)
+    tokens, mask, _ = _responses()
+    rng = np.random.default_rng(6)
+    draw = lambda *shape: jnp.asarray(.3 * rng.normal(size=shape), 'float32')
+    a, b = draw(2, 8, 3), draw(2, 3, 8)
+    trunk = _trunk() | {'adapter': {'layers': {'v': {'a': a, 'b': b}}}}
+    layers = _trunk()['layers']
+    merged = _trunk() | {'layers': layers | {'v': {
+        'kernel': layers['v']['kernel'] + 2 * a @ b}}}
+    keys = jax.random.split(jax.random.key(1), E)
+    make = lambda trunk: rewards.init_members(config, keys, trunk=trunk)
+    adapted = make(trunk)
+    self.assertEqual(
+        adapted['trunk']['adapter']['layers']['v']['a'].shape, (E, 2, 8, 3))
+    scores = _score_members(config, adapted, tokens, mask)
+    np.testing.assert_allclose(
+        scores, _score_members(config, make(merged), tokens, mask), atol=1e-5)
+    plain = _score_members(config, make(_trunk()), tokens, mask)
+    self.assertGreater(np.abs(scores - plain).max(), .01)
 
 
 class MembersTest(parameterized.TestCase):

@@ -13,6 +13,9 @@ from rlhf_jax import policy
 from rlhf_jax import sampling
 from rlhf_jax import sharding
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import kl
+from rlhf_jax.ops import logprobs
+from rlhf_jax.ops import ratios
 
 V, P, N, K = 11, 4, 6, 8
 PAD, EOS = 0, 1
@@ -22,13 +25,31 @@ SIZES = dict(vocab_size=V, hidden_size=16, num_layers=2, num_heads=2,
              intermediate_size=24)
 LLAMA = transformer.make_config('llama', num_kv_heads=1, **SIZES)
 NEOX = transformer.make_config('gpt_neox', **SIZES)
+# Windows are shorter than a row, tables exactly as long.
+CONFIGS = {
+    family: transformer.make_config(family, **SIZES, **shape)
+    for family, shape in (
+        ('gpt2', dict(max_positions=P + N)),
+        ('gpt_neo', dict(max_positions=P + N, windows=(0, 3))),
+        ('gptj', {}),
+        ('mistral', dict(num_kv_heads=1, windows=(3, 2))),
+        ('qwen2', dict(num_kv_heads=1)),
+        ('qwen3', dict(head_size=6)))
+} | {'llama': LLAMA, 'gpt_neox': NEOX}
 DEFAULTS = dict(num_samples=K, max_new_tokens=N, eos_id=EOS, pad_id=PAD)
 
 
 @functools.cache
 def _params(config):
-  return jax.jit(transformer.init, static_argnums=0)(
-      config, jax.random.key(3))
+  """Not fresh ones, where biases are 0 and scales 1."""
+  shapes = jax.eval_shape(
+      functools.partial(transformer.init, config), jax.random.key(0))
+  rng = np.random.default_rng(3)
+
+  def leaf(path, x):
+    mean = 1. if path[-1].key == 'scale' else 0.
+    return jnp.asarray(mean + .25 * rng.normal(size=x.shape), x.dtype)
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def _sample(prompts=PROMPTS, lengths=LENGTHS, seed=0, *, config=LLAMA,
@@ -41,6 +62,9 @@ def _sample(prompts=PROMPTS, lengths=LENGTHS, seed=0, *, config=LLAMA,
 @functools.cache
 def _rollout(**kwargs):
   return _sample(**kwargs)
+
+
+_hidden = jax.jit(transformer.hidden_states, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'temperature'))
@@ -73,17 +97,75 @@ def _exact(logits, temperature=1., top_k=0, top_p=1.):
 
 class SampleTest(parameterized.TestCase):
 
+  def _check_logprobs(self, config, params=None, **kwargs):
+    """Equal to the training forward's: ratios are 1 and KL is 0."""
+    sample = _rollout if params is None else _sample
+    batch = sample(config=config, params=params, **kwargs)
+    logprobs = _training_logprobs(
+        config, params or _params(config), batch,
+        kwargs.get('temperature', 1) or 1.)
+    old, new = batch.old_logprobs[batch.mask], logprobs[batch.mask]
+    np.testing.assert_allclose(old, new, atol=1e-5)
+    np.testing.assert_allclose(ratios.ratio(new - old), 1, atol=1e-5)
+    for kind in ('k1', 'k2', 'k3'):
+      np.testing.assert_allclose(
+          kl.estimate(old, new, kind=kind), 0, atol=1e-5)
+    np.testing.assert_array_equal(batch.old_logprobs[~batch.mask], 0)
+
   @parameterized.parameters(
       {}, dict(temperature=.5), dict(top_k=3), dict(temperature=.5, top_p=.7),
-      dict(temperature=0), dict(force_eos=True), dict(config=NEOX))
+      dict(temperature=0), dict(force_eos=True))
   def test_logprobs_are_those_of_training(self, **kwargs):
-    batch = _rollout(**kwargs)
-    config = kwargs.get('config', LLAMA)
-    expected = _training_logprobs(
-        config, _params(config), batch, kwargs.get('temperature', 1) or 1.)
+    self._check_logprobs(LLAMA, **kwargs)
+
+  @parameterized.parameters(*CONFIGS)
+  def test_logprobs_of_every_family(self, family):
+    self._check_logprobs(CONFIGS[family], temperature=.5, top_p=.9)
+
+  def test_logprobs_of_an_adapter_below_layers_apart(self):
+    config, params = CONFIGS['mistral'], _params(CONFIGS['mistral'])
+    a, b = (jax.random.normal(jax.random.key(i), shape)
+            for i, shape in enumerate([(1, 16, 2), (1, 2, 16)]))
+    params = params | {
+        'layers': jax.tree.map(lambda x: x[:1], params['layers']),
+        'top_layers': jax.tree.map(lambda x: x[1:], params['layers']),
+        'adapter': {'layers': {'q': {'a': a, 'b': b}}}}
+    self._check_logprobs(config, params, temperature=.5)
+    bare = {k: v for k, v in params.items() if k != 'adapter'}
+    one, other = (_sample(config=config, params=p, temperature=.5)
+                  for p in (params, bare))
+    self.assertGreater((one.tokens != other.tokens).mean(), .1)
+
+  def test_every_family_is_sampled(self):
+    self.assertEqual(set(CONFIGS), set(transformer.config_lib.FAMILIES))
+
+  @parameterized.parameters(1, 3, 4, 10)
+  def test_logprobs_whatever_the_chunk_of_the_vocabulary(self, chunk_size):
+    """Of GPT-J, whose unembedding has a bias."""
+    config = CONFIGS['gptj']
+    batch = _rollout(config=config, temperature=.5, top_p=.9)
+    rows = batch.tokens.reshape(-1, P + N)
+    params = _params(config)
+    found = jax.jit(logprobs.from_hidden, static_argnames=(
+        'temperature', 'chunk_size'))(
+            _hidden(config, params, rows), transformer.unembedding(params),
+            rows, bias=params['unembed_bias'], temperature=.5,
+            chunk_size=chunk_size).logprobs.reshape(batch.mask.shape)
+    np.testing.assert_allclose(
+        batch.old_logprobs[batch.mask], found[batch.mask], atol=1e-5)
+
+  def test_bfloat16_logprobs_are_near_those_of_training(self):
+    config = LLAMA.replace(dtype='bfloat16')
+    batch = _sample(config=config, params=_params(LLAMA))
+    self.assertEqual(batch.old_logprobs.dtype, np.float32)
+    expected = _training_logprobs(config, _params(LLAMA), batch, 1.)
     np.testing.assert_allclose(batch.old_logprobs[batch.mask],
-                               expected[batch.mask], atol=1e-5)
-    np.testing.assert_array_equal(batch.old_logprobs[~batch.mask], 0)
+                               expected[batch.mask], atol=.1)
+
+  def test_rejects_rows_beyond_the_table_of_positions(self):
+    with self.assertRaisesRegex(
+        ValueError, 'rows of 11 tokens exceed the gpt2 .*max_positions 10'):
+      _sample(config=CONFIGS['gpt2'], max_new_tokens=N + 1)
 
   def test_rows_are_prompt_response_padding(self):
     batch = _rollout()
@@ -198,9 +280,9 @@ class SampleTest(parameterized.TestCase):
     params['unembed'] = jnp.zeros((V, 16)).at[EOS].set(50 * axis)
     calls, extend = [], transformer.extend
 
-    def counted(*args):
+    def counted(*args, **kwargs):
       jax.debug.callback(lambda: calls.append(1))
-      return extend(*args)
+      return extend(*args, **kwargs)
 
     with mock.patch.object(transformer, 'extend', counted):
       batch = _sample(config=NEOX, params=params, max_new_tokens=50)

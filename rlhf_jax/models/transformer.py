@@ -1,16 +1,24 @@
-"""One Linen decoder for LLaMA and GPT-NeoX shapes, chosen by its config.
+"""One Linen decoder for GPT-2, GPT-Neo, GPT-J, GPT-NeoX, LLaMA and its kin.
 
-LLaMA: Touvron et al. 2023, https://arxiv.org/abs/2302.13971 (pre-RMSNorm,
-SwiGLU, rotary positions, grouped-query attention). GPT-NeoX / Pythia: Black
-et al. 2022, https://arxiv.org/abs/2204.06745 (LayerNorm, GELU, biases, rotary
-positions on a part of each head, parallel residual).
+Which of them is said by a `Config` (see `models.config`): GPT-2 (Radford et
+al. 2019), GPT-Neo (Black et al. 2021, https://doi.org/10.5281/zenodo.5297715),
+GPT-J (Wang and Komatsuzaki 2021), GPT-NeoX / Pythia (Black et al. 2022,
+https://arxiv.org/abs/2204.06745), LLaMA (Touvron et al. 2023,
+https://arxiv.org/abs/2302.13971), Mistral, Qwen2, Qwen3.
 
 Parameters are an explicit pytree with the layers stacked on a leading axis:
 training scans over it (one layer is compiled), sampling unrolls it (faster on
-small models). Both run the same `Block`.
+small models). Both run the same `Block`. Beside the decoder's own entries
+
+  embed [V, D], positions [P, D], layers [L, ...], norm, unembed [V, D],
+  unembed_bias [V]
+
+there may be 'top_layers' (layers after 'layers', for training only the last
+ones) and 'adapter' (low-rank additions to the kernels of 'layers'; see
+`models.lora`). Kernels of 'layers' may be quantised (`models.quantize`).
 """
 
-import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -19,93 +27,49 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import types
+from rlhf_jax.models import config as config_lib
+from rlhf_jax.models import quantize
 
+Config = config_lib.Config
+make_config = config_lib.make_config
 Cache = list[tuple[jax.Array, jax.Array]]  # per layer: keys, values [B,S,K,h]
 
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """Shape of a decoder; hashable, so that it can be a static argument."""
-
-  vocab_size: int
-  hidden_size: int
-  num_layers: int
-  num_heads: int
-  intermediate_size: int
-  num_kv_heads: int | None = None  # None: as many as query heads
-  norm: str = 'rms'  # 'rms' | 'layer'
-  norm_epsilon: float = 1e-5
-  mlp: str = 'swiglu'  # 'swiglu' | 'gelu'
-  use_bias: bool = False
-  parallel_residual: bool = False
-  rotary_fraction: float = 1.0
-  rope_theta: float = 10_000.0
-  tie_embeddings: bool = False
-  dtype: str = 'float32'  # of the computation; parameters stay as they are
-  remat: bool = False
-
-  def __post_init__(self):
-    for name in ('vocab_size', 'hidden_size', 'num_layers', 'num_heads',
-                 'intermediate_size'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be >= 1, got {getattr(self, name)}.')
-    if self.hidden_size % self.num_heads:
-      raise ValueError(f'hidden_size {self.hidden_size} is not divisible by '
-                       f'num_heads {self.num_heads}.')
-    if self.num_heads % self.kv_heads:
-      raise ValueError(f'num_heads {self.num_heads} is not divisible by '
-                       f'num_kv_heads {self.kv_heads}.')
-    if self.rotary_size % 2:
-      raise ValueError(f'rotary_fraction {self.rotary_fraction} rotates '
-                       f'{self.rotary_size} of {self.head_size} dimensions; '
-                       'the number must be even.')
-    for name, allowed in (('norm', ('rms', 'layer')),
-                          ('mlp', ('swiglu', 'gelu'))):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, '
-                         f'got {getattr(self, name)!r}.')
-
-  @property
-  def head_size(self) -> int:
-    return self.hidden_size // self.num_heads
-
-  @property
-  def kv_heads(self) -> int:
-    return self.num_kv_heads or self.num_heads
-
-  @property
-  def rotary_size(self) -> int:
-    return int(self.head_size * self.rotary_fraction)
+_ACTIVATIONS = {
+    'silu': nn.silu, 'relu': nn.relu,
+    'gelu': functools.partial(nn.gelu, approximate=False),
+    'gelu_new': functools.partial(nn.gelu, approximate=True)}
+_REMATS = {
+    'full': None,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    'llama': {},
-    'gpt_neox': dict(norm='layer', mlp='gelu', use_bias=True,
-                     parallel_residual=True, rotary_fraction=0.25),
-}
+def _frequencies(config: Config) -> jax.Array:
+  """f32[rotary_size / 2], radians a token."""
+  size = config.rotary_size
+  exponent = -jnp.arange(0, size, 2, dtype=jnp.float32) / size
+  frequency = config.rope_theta ** exponent
+  scaling = config.rope_scaling
+  if scaling is None:
+    return frequency
+  if scaling.kind == 'linear':
+    return frequency / scaling.factor
+  turns = scaling.original_length * frequency / (2 * jnp.pi)
+  low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+  keep = jnp.clip((turns - low) / (high - low), 0, 1)
+  return frequency * (keep + (1 - keep) / scaling.factor)
 
 
-def make_config(family: str, **kwargs) -> Config:
-  """Returns the `Config` of a family; `kwargs` override its defaults."""
-  if family not in FAMILIES:
-    raise ValueError(f'family must be one of {sorted(FAMILIES)}, '
-                     f'got {family!r}.')
-  kwargs = FAMILIES[family] | kwargs
-  if 'intermediate_size' not in kwargs:
-    kwargs['intermediate_size'] = 4 * kwargs['hidden_size']
-  return Config(**kwargs)
+def rotate(x: jax.Array, positions: jax.Array,
+           frequencies: jax.Array) -> jax.Array:
+  """Rotary embedding of the first dimensions of x [B, T, N, h].
 
-
-def rotate(x: jax.Array, positions: jax.Array, theta: float,
-           size: int) -> jax.Array:
-  """Rotary embedding of the first `size` dimensions of x [B, T, N, h].
-
-  Half-split convention (as GPT-NeoX and Hugging Face LLaMA store weights);
+  Half-split convention (as GPT-NeoX and Hugging Face LLaMA store weights):
+  dimensions i and i + F turn by positions * frequencies[i], of F frequencies.
   `positions` i32[B, T]; angles are float32 whatever the dtype of x.
   """
-  frequency = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-  angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
+  angle = positions[..., None].astype(jnp.float32) * frequencies[None, None]
   cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+  size = 2 * frequencies.shape[0]
   turned, rest = x[..., :size].astype(jnp.float32), x[..., size:]
   first, second = jnp.split(turned, 2, axis=-1)
   turned = jnp.concatenate(
@@ -113,32 +77,58 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float,
   return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
 
 
+def _norm(config: Config, name: str | None = None) -> nn.Module:
+  kind = nn.RMSNorm if config.norm == 'rms' else nn.LayerNorm
+  # E[x^2] - E[x]^2 loses digits where a feature is large, as in GPT-2.
+  return kind(epsilon=config.norm_epsilon, name=name, dtype=config.dtype,
+              use_fast_variance=False)
+
+
+def _drop(module: nn.Module, rate: float, x: jax.Array) -> jax.Array:
+  """Dropout where the caller has given a key, and nowhere else."""
+  if not rate or not module.has_rng('dropout'):
+    return x
+  return nn.Dropout(rate, deterministic=False)(x)
+
+
 class Block(nn.Module):
   """One decoder layer: attention and MLP with residuals."""
 
   config: Config
 
-  def _dense(self, features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, use_bias=self.config.use_bias, name=name,
-                    dtype=self.config.dtype)
-
-  def _norm(self, name: str) -> nn.Module:
-    kind = nn.RMSNorm if self.config.norm == 'rms' else nn.LayerNorm
-    return kind(epsilon=self.config.norm_epsilon, name=name,
-                dtype=self.config.dtype)
-
-  def _attention(self, x, positions, mask, cache, slot, query):
+  def _dense(self, x, features: int, name: str, use_bias: bool):
+    """A linear map, with its low-rank adapter if there is one."""
     config = self.config
-    heads = lambda y, n: y.reshape(*y.shape[:2], n, config.head_size)
-    turn = lambda y, p: rotate(y, p, config.rope_theta, config.rotary_size)
-    key = turn(heads(self._dense(config.kv_heads * config.head_size, 'k')(x),
-                     config.kv_heads), positions)
-    value = heads(self._dense(config.kv_heads * config.head_size, 'v')(x),
-                  config.kv_heads)
+    y = nn.Dense(features, use_bias=use_bias, name=name,
+                 dtype=config.dtype)(x)
+    adapter = self.get_variable('adapter', name)
+    if adapter is None:
+      return y
+    x = _drop(self, config.adapter_dropout, x)
+    a, b = (adapter[k].astype(y.dtype) for k in 'ab')
+    return y + config.adapter_scale * ((x.astype(y.dtype) @ a) @ b)
+
+  def _heads(self, x, count: int, name: str):
+    config = self.config
+    y = self._dense(x, count * config.head_size, name, config.attention_bias)
+    y = y.reshape(*y.shape[:2], count, config.head_size)
+    if config.qk_norm and name != 'v':
+      y = nn.RMSNorm(epsilon=config.norm_epsilon, name=f'{name}_norm',
+                     dtype=config.dtype)(y)
+    return y
+
+  def _attention(self, x, positions, mask, cache, slot, query, depth):
+    config = self.config
+    turn = lambda y, p: y
+    if config.max_positions is None:
+      turn = lambda y, p: rotate(y, p, _frequencies(config))
+    key = turn(self._heads(x, config.num_kv_heads, 'k'), positions)
+    value = self._heads(x, config.num_kv_heads, 'v')
     if query is not None:
       x, positions = _pick(x, query), _pick(positions, query)
-    q = turn(heads(self._dense(config.hidden_size, 'q')(x), config.num_heads),
-             positions)
+    q = turn(self._heads(x, config.num_heads, 'q'), positions)
+    if config.scale_by_depth:
+      q = q / (depth + 1).astype(q.dtype)
     if cache is not None:
       at = (0, slot, 0, 0)
       key = jax.lax.dynamic_update_slice(
@@ -146,23 +136,27 @@ class Block(nn.Module):
       value = jax.lax.dynamic_update_slice(
           cache[1], value.astype(cache[1].dtype), at)
     out = jax.nn.dot_product_attention(
-        q, key.astype(q.dtype), value.astype(q.dtype), mask=mask[:, None])
-    out = out.reshape(*out.shape[:2], config.hidden_size)
-    return self._dense(config.hidden_size, 'o')(out), (key, value)
+        q, key.astype(q.dtype), value.astype(q.dtype), mask=mask[:, None],
+        scale=config.attention_scale, implementation=config.attention)
+    out = out.reshape(*out.shape[:2], -1)
+    out = self._dense(out, config.hidden_size, 'o', config.output_bias)
+    return _drop(self, config.dropout, out), (key, value)
 
   def _mlp(self, x):
     config = self.config
-    if config.mlp == 'swiglu':
-      gate = self._dense(config.intermediate_size, 'gate')(x)
-      up = self._dense(config.intermediate_size, 'up')(x)
-      x = nn.silu(gate) * up
+    dense = functools.partial(
+        self._dense, x, config.intermediate_size, use_bias=config.mlp_bias)
+    activation = _ACTIVATIONS[config.activation]
+    if config.mlp == 'gated':
+      x = activation(dense('gate')) * dense('up')
     else:
-      x = nn.gelu(self._dense(config.intermediate_size, 'up')(x),
-                  approximate=False)
-    return self._dense(config.hidden_size, 'down')(x)
+      x = activation(dense('up'))
+    x = self._dense(x, config.hidden_size, 'down', config.mlp_bias)
+    return _drop(self, config.dropout, x)
 
   @nn.compact
-  def __call__(self, x, positions, mask, cache=None, slot=0, query=None):
+  def __call__(self, x, positions, mask, *, cache=None, slot=0, query=None,
+               window=None, depth=None, key_positions=None):
     """Runs the layer.
 
     Args:
@@ -173,18 +167,30 @@ class Block(nn.Module):
       slot: where in the cache they go.
       query: i32[B]; the only position whose output is wanted (Q = 1), for the
         last layer of a model that is read at one token. None: all, Q = T.
+      window: i32[], tokens that a query sees, itself included; None: all.
+      depth: i32[], index of the layer.
+      key_positions: i32[B, S], where a window needs them; default
+        `positions`.
 
     Returns:
       Output [B, Q, D] and the keys and values [B, S, K, h] attended to.
     """
+    config = self.config
+    if window is not None:
+      seen = positions if query is None else _pick(positions, query)
+      held = positions if key_positions is None else key_positions
+      mask = mask & (seen[:, :, None] - held[:, None] < window)
+    normed = _norm(config, 'attention_norm')(x)
     attended, cache = self._attention(
-        self._norm('attention_norm')(x), positions, mask, cache, slot, query)
+        normed, positions, mask, cache, slot, query, depth)
     if query is not None:
-      x = _pick(x, query)
-    if self.config.parallel_residual:
-      return x + attended + self._mlp(self._norm('mlp_norm')(x)), cache
+      x, normed = _pick(x, query), _pick(normed, query)
+    if config.residual == 'shared':
+      return x + attended + self._mlp(normed), cache
+    if config.residual == 'parallel':
+      return x + attended + self._mlp(_norm(config, 'mlp_norm')(x)), cache
     x = x + attended
-    return x + self._mlp(self._norm('mlp_norm')(x)), cache
+    return x + self._mlp(_norm(config, 'mlp_norm')(x)), cache
 
 
 def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -193,28 +199,30 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
       x, index.reshape(-1, *[1] * (x.ndim - 1)), axis=1, mode='clip')
 
 
-def _final_norm(config: Config) -> nn.Module:
-  kind = nn.RMSNorm if config.norm == 'rms' else nn.LayerNorm
-  return kind(epsilon=config.norm_epsilon, dtype=config.dtype)
-
-
 def init(config: Config, key: jax.Array) -> types.Params:
-  """Returns float32 parameters: embed, layers [L, ...], norm, (unembed)."""
+  """Returns float32 parameters, see the top of this module."""
   embed_key, layers_key, norm_key, unembed_key = jax.random.split(key, 4)
   x = jnp.zeros((1, 1, config.hidden_size))
   positions = jnp.zeros((1, 1), jnp.int32)
   mask = jnp.ones((1, 1, 1), bool)
-  layer = lambda k: Block(config).init(k, x, positions, mask)['params']
+  layer = lambda k: Block(config).init(
+      k, x, positions, mask, depth=jnp.int32(0))['params']
   size = (config.vocab_size, config.hidden_size)
   scale = config.hidden_size ** -0.5
   params = {
       'embed': jax.random.normal(embed_key, size) * scale,
       'layers': jax.vmap(layer)(
           jax.random.split(layers_key, config.num_layers)),
-      'norm': _final_norm(config).init(norm_key, x)['params'],
+      'norm': _norm(config).init(norm_key, x)['params'],
   }
+  if config.max_positions is not None:
+    params['positions'] = scale * jax.random.normal(
+        jax.random.fold_in(embed_key, 1),
+        (config.max_positions, config.hidden_size))
   if not config.tie_embeddings:
     params['unembed'] = jax.random.normal(unembed_key, size) * scale
+  if config.unembed_bias:
+    params['unembed_bias'] = jnp.zeros(config.vocab_size)
   return params
 
 
@@ -223,13 +231,35 @@ def unembedding(params: types.Params) -> jax.Array:
   return params.get('unembed', params['embed'])
 
 
-def embed(config: Config, params: types.Params, tokens: jax.Array):
-  return params['embed'].astype(config.dtype)[tokens]
+def project(params: types.Params, x: jax.Array) -> jax.Array:
+  """Next-token logits f32[..., V] from normalised hidden states [..., D]."""
+  out = jnp.einsum('...d,vd->...v', x, unembedding(params).astype(x.dtype),
+                   preferred_element_type=jnp.float32)
+  if 'unembed_bias' in params:
+    out += jnp.broadcast_to(
+        params['unembed_bias'].astype(jnp.float32), out.shape)
+  return out
+
+
+def embed(config: Config, params: types.Params, tokens: jax.Array,
+          positions: jax.Array) -> jax.Array:
+  """config.dtype[B, T, D] of tokens i32[B, T] at positions i32[B, T]."""
+  x = params['embed'].astype(config.dtype)[tokens]
+  if config.max_positions is not None:
+    x += params['positions'].astype(config.dtype)[positions]
+  return x
 
 
 def finish(config: Config, params: types.Params, x: jax.Array) -> jax.Array:
   """The final normalisation, [..., D]."""
-  return _final_norm(config).apply({'params': params['norm']}, x)
+  return _norm(config).apply({'params': params['norm']}, x)
+
+
+def check_length(config: Config, length: int):
+  """ValueError if rows of `length` tokens exceed a learned table."""
+  if config.max_positions is not None and length > config.max_positions:
+    raise ValueError(f'rows of {length} tokens exceed the {config.family} '
+                     f"model's max_positions {config.max_positions}.")
 
 
 def _layout(tokens, attention_mask):
@@ -246,6 +276,56 @@ def _layout(tokens, attention_mask):
           causal & (attention_mask[:, None, :] | itself))
 
 
+def _stacks(config: Config, params: types.Params) -> list[dict[str, Any]]:
+  """What each layer reads, stacked [l, ...], in one or two groups."""
+  stacks, start = [], 0
+  for name in ('layers', 'top_layers'):
+    if name not in params:
+      continue
+    stack = {'params': params[name]}
+    length = jax.tree.leaves(stack)[0].shape[0]
+    if name in params.get('adapter', {}):
+      stack['adapter'] = params['adapter'][name]
+    stack['depth'] = jnp.arange(start, start + length)
+    if any(config.windows):
+      # 0 stands for all; no row is that long.
+      stack['window'] = jnp.array(
+          [w or 2**30 for w in config.windows[start:start + length]])
+    stacks.append(stack)
+    start += length
+  return stacks
+
+
+def _has_quantized(params: types.Params) -> bool:
+  leaves = jax.tree.leaves(params, is_leaf=quantize.is_quantized)
+  return any(map(quantize.is_quantized, leaves))
+
+
+def _apply(config: Config, layer: dict[str, Any], x, positions, mask,
+           dropout_key=None, **kwargs):
+  """Runs one layer of `_stacks`; (output, keys and values)."""
+  if _has_quantized(layer['params']):
+    # Else the compiler makes all layers dense before a loop over tokens.
+    x, layer = jax.lax.optimization_barrier((x, layer))
+  variables = {'params': quantize.dense(layer['params'], config.dtype)}
+  if 'adapter' in layer:
+    variables['adapter'] = layer['adapter']
+  return Block(config).apply(
+      variables, x, positions, mask, window=layer.get('window'),
+      depth=layer['depth'], **kwargs,
+      rngs={} if dropout_key is None else {'dropout': dropout_key})
+
+
+def _rematerialized(config: Config, params: types.Params, layer):
+  """`layer` with what its backward pass keeps, by `config.remat`."""
+  remat = config.remat
+  if remat == 'none' and _has_quantized(params):
+    remat = 'full'  # else the backward pass keeps every dense weight
+  if remat == 'none':
+    return layer
+  return jax.checkpoint(layer, prevent_cse=False, policy=_REMATS[remat])
+
+
 def hidden_states(
     config: Config,
     params: types.Params,
@@ -253,6 +333,7 @@ def hidden_states(
     attention_mask: jax.Array | None = None,
     *,
     query: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
 ) -> jax.Array:
   """Final hidden states, normalised.
 
@@ -264,29 +345,43 @@ def hidden_states(
       padding, or only on the right of what is read (causality hides it).
     query: i32[B], the one position to return; the last layer then computes
       nothing else.
+    dropout_key: of `config.dropout` and `config.adapter_dropout`; None: no
+      dropout. Attention weights are never dropped.
 
   Returns:
     config.dtype[B, T, D], or [B, 1, D] with `query`.
+
+  Raises:
+    ValueError: if T exceeds a learned table of positions.
   """
   chex.assert_rank(tokens, 2)
+  check_length(config, tokens.shape[1])
   positions, mask = _layout(tokens, attention_mask)
-  block = Block(config)
 
-  def layer(x, layer_params):
-    return block.apply({'params': layer_params}, x, positions, mask)[0], None
+  def layer(x, stacked):
+    key = None
+    if dropout_key is not None:
+      key = jax.random.fold_in(dropout_key, stacked['depth'] + 1)
+    return _apply(config, stacked, x, positions, mask, key)[0], None
 
-  if config.remat:
-    layer = jax.checkpoint(layer, prevent_cse=False)
-  x = embed(config, params, tokens)
-  if query is None:
-    x, _ = jax.lax.scan(layer, x, params['layers'])
-    return finish(config, params, x)
-  inner = jax.tree.map(lambda p: p[:-1], params['layers'])
-  last = jax.tree.map(lambda p: p[-1], params['layers'])
-  if config.num_layers > 1:
-    x, _ = jax.lax.scan(layer, x, inner)
-  row = _pick(jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:])), query)
-  x, _ = block.apply({'params': last}, x, positions, row, query=query)
+  x = embed(config, params, tokens, positions)
+  if dropout_key is not None and config.dropout:
+    x = nn.Dropout(config.dropout, deterministic=False).apply(
+        {}, x, rngs={'dropout': jax.random.fold_in(dropout_key, 0)})
+  stacks, last = _stacks(config, params), None
+  if query is not None:
+    last = jax.tree.map(lambda p: p[-1], stacks[-1])
+    stacks[-1] = jax.tree.map(lambda p: p[:-1], stacks[-1])
+  layer = _rematerialized(config, params, layer)
+  for stack in stacks:
+    if stack['depth'].size:
+      x, _ = jax.lax.scan(layer, x, stack)
+  if query is not None:
+    row = _pick(jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:])), query)
+    key = None
+    if dropout_key is not None:
+      key = jax.random.fold_in(dropout_key, last['depth'] + 1)
+    x, _ = _apply(config, last, x, positions, row, key, query=query)
   return finish(config, params, x)
 
 
@@ -297,46 +392,49 @@ def logits(
     attention_mask: jax.Array | None = None,
 ) -> jax.Array:
   """Next-token logits f32[B, T, V] for tokens i32[B, T]."""
-  x = hidden_states(config, params, tokens, attention_mask)
-  return jnp.einsum('btd,vd->btv', x, unembedding(params).astype(x.dtype),
-                    preferred_element_type=jnp.float32)
+  return project(params, hidden_states(config, params, tokens, attention_mask))
 
 
 def make_cache(config: Config, batch_size: int, length: int) -> Cache:
   """An empty cache of `length` slots for each layer."""
-  shape = (batch_size, length, config.kv_heads, config.head_size)
+  shape = (batch_size, length, config.num_kv_heads, config.head_size)
   zeros = jnp.zeros(shape, config.dtype)
   return [(zeros, zeros) for _ in range(config.num_layers)]
 
 
-def unstack(config: Config, params: types.Params) -> list[types.Params]:
-  """The stacked layers as a list, for unrolled decoding."""
-  return [jax.tree.map(lambda p, i=i: p[i], params['layers'])
-          for i in range(config.num_layers)]
+def unstack(config: Config, params: types.Params) -> list[dict[str, Any]]:
+  """What each layer reads, as a list, for unrolled decoding."""
+  return [jax.tree.map(lambda p, i=i: p[i], stack)
+          for stack in _stacks(config, params)
+          for i in range(stack['depth'].size)]
 
 
 def extend(config: Config, params: types.Params, tokens, positions, mask,
-           cache: Cache, slot) -> tuple[jax.Array, Cache]:
+           cache: Cache, slot, *, layers: list[dict[str, Any]] | None = None,
+           key_positions=None) -> tuple[jax.Array, Cache]:
   """Feeds tokens i32[B, T] through cached, unrolled layers.
 
   Args:
     config: shape of the decoder.
-    params: with 'layers' either stacked or already a list (`unstack`).
+    params: of the decoder.
     tokens: i32[B, T], the new tokens.
     positions: i32[B, T].
     mask: bool[B or 1, T, S] over the slots of the cache.
     cache: S slots for each layer.
     slot: first slot to write.
+    layers: of `unstack`; made here if not given.
+    key_positions: i32[B, S], position of the token in each slot; only models
+      with windows read it. Default: the slot.
 
   Returns:
     Hidden states [B, T, D], not yet normalised, and the new cache.
   """
-  layers = params['layers']
-  if not isinstance(layers, list):
-    layers = unstack(config, params)
-  x, new = embed(config, params, tokens), []
-  for layer, kept in zip(layers, cache):
-    x, kept = Block(config).apply(
-        {'params': layer}, x, positions, mask, cache=kept, slot=slot)
+  if key_positions is None:
+    key_positions = jnp.arange(cache[0][0].shape[1])[None]
+  x, new = embed(config, params, tokens, positions), []
+  for layer, kept in zip(layers or unstack(config, params), cache,
+                         strict=True):
+    x, kept = _apply(config, layer, x, positions, mask, cache=kept, slot=slot,
+                     key_positions=key_positions)
     new.append(kept)
   return x, new

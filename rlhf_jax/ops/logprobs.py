@@ -31,10 +31,13 @@ def _check(temperature: float, tokens: jax.Array) -> None:
   chex.assert_axis_dimension_gteq(tokens, -1, 1)
 
 
-def _project(hidden, unembed):
+def _project(hidden, unembed, bias):
   """Logits f32[..., V]."""
-  return jnp.einsum('...d,vd->...v', hidden, unembed.astype(hidden.dtype),
-                    preferred_element_type=jnp.float32)
+  out = jnp.einsum('...d,vd->...v', hidden, unembed.astype(hidden.dtype),
+                   preferred_element_type=jnp.float32)
+  if bias is not None:
+    out += jnp.broadcast_to(bias.astype(jnp.float32), out.shape)
+  return out
 
 
 def _at(logits, targets):
@@ -54,19 +57,25 @@ def _whole(logits, targets, temperature):
   return Statistics(_at(logprobs, targets), entropy, _at(logits, targets))
 
 
-def _cut(unembed, chunk_size):
-  """(first token of each chunk, rows [chunks, size, D]), zeros at the end."""
+def _cut(unembed, bias, chunk_size):
+  """First token, rows [size, D] and bias [size] of each chunk, stacked.
+
+  Zeros fill the last.
+  """
   count = unembed.shape[0]
   least = -(-count // chunk_size)
   # Equal chunks spare the copies of `unembed` and of its gradient that padding
   # makes; most vocabularies have some (GPT-2's 50,257 is 29 * 1733).
   number = next((n for n in range(least, 2 * least) if count % n == 0), least)
   size = -(-count // number)
-  rows = jnp.pad(unembed, ((0, number * size - count), (0, 0)))
-  return size * jnp.arange(number), rows.reshape(number, size, -1)
+  missing = number * size - count
+  rows = jnp.pad(unembed, ((0, missing), (0, 0))).reshape(number, size, -1)
+  if bias is not None:
+    bias = jnp.pad(bias, (0, missing)).reshape(number, size)
+  return size * jnp.arange(number), rows, bias
 
 
-def _chunked(hidden, unembed, targets, temperature, chunk_size):
+def _chunked(hidden, unembed, bias, targets, temperature, chunk_size):
   """Statistics of targets i32[N] under the logits of hidden [N, D].
 
   One pass over the vocabulary, by Milakov and Gimelshein 2018,
@@ -79,10 +88,11 @@ def _chunked(hidden, unembed, targets, temperature, chunk_size):
   @functools.partial(jax.checkpoint, prevent_cse=False)  # inside a scan
   def step(carry, chunk):
     peak, total, spread, taken = carry
-    start, rows = chunk
+    start, rows, added = chunk
     ids = start + jax.lax.broadcasted_iota(jnp.int32, (1, rows.shape[0]), 1)
     logits = jnp.where(
-        ids < count, _project(wide.astype(hidden.dtype), rows), -jnp.inf)
+        ids < count, _project(wide.astype(hidden.dtype), rows, added),
+        -jnp.inf)
     scaled = logits / temperature
     highest = jax.lax.stop_gradient(jnp.maximum(peak, scaled.max(axis=-1)))
     gap = scaled - highest[:, None]
@@ -100,7 +110,7 @@ def _chunked(hidden, unembed, targets, temperature, chunk_size):
   zeros = jnp.zeros(targets.shape, jnp.float32)
   (peak, total, spread, taken), _ = jax.lax.scan(
       step, (zeros + _LOWEST, zeros, zeros, zeros + jnp.nan),
-      _cut(unembed, chunk_size))
+      _cut(unembed, bias, chunk_size))
   return Statistics(taken / temperature - peak - jnp.log(total),
                     jnp.log(total) - spread / total, taken)
 
@@ -152,6 +162,7 @@ def from_hidden(
     unembed: jax.Array,
     tokens: jax.Array,
     *,
+    bias: jax.Array | None = None,
     temperature: float = 1.0,
     chunk_size: int = 2048,
 ) -> Statistics:
@@ -165,6 +176,7 @@ def from_hidden(
     hidden: float[..., T, D], final hidden states.
     unembed: float[V, D], output matrix.
     tokens: i32[..., T], in [0, V).
+    bias: float[V], added to the logits (GPT-J has one).
     temperature: divides the logits, > 0.
     chunk_size: vocabulary entries per chunk at most, >= 1; V need not be a
       multiple. See benchmarks/logprobs.py.
@@ -182,13 +194,17 @@ def from_hidden(
   chex.assert_equal_shape_prefix([hidden, tokens], tokens.ndim)
   chex.assert_shape(unembed, (None, hidden.shape[-1]))
   chex.assert_type([hidden, unembed], [float, float])
+  if bias is not None:
+    chex.assert_shape(bias, (unembed.shape[0],))
+    chex.assert_type(bias, float)
 
   # One axis of rows: XLA's matrix product is slower on two (1.7x, CPU).
   rows = hidden[..., :-1, :].reshape(-1, hidden.shape[-1])
   targets = tokens[..., 1:]
   if unembed.shape[0] <= chunk_size:
-    out = _whole(_project(rows, unembed), targets.reshape(-1), temperature)
+    out = _whole(
+        _project(rows, unembed, bias), targets.reshape(-1), temperature)
   else:
     out = _chunked(
-        rows, unembed, targets.reshape(-1), temperature, chunk_size)
+        rows, unembed, bias, targets.reshape(-1), temperature, chunk_size)
   return jax.tree.map(lambda x: align(x.reshape(targets.shape)), out)
