@@ -77,30 +77,41 @@ def make_train_step(
     *,
     num_microbatches: int = 1,
     update_targets: Callable[..., types.Params] | None = None,
-) -> Callable[[types.TrainState, types.Batch],
-              tuple[types.TrainState, Metrics]]:
-  """Returns step(state, batch) -> (state, metrics), pure, ready for jit.
+    dropout: bool = False,
+) -> Callable[..., tuple[types.TrainState, Metrics]]:
+  """Returns step(state, batch, base=None) -> (state, metrics), ready for jit.
 
   Args:
     forward: (params, batch) -> PolicyOutput; where the state has `targets`,
-      (params, batch, targets).
+      (params, batch, targets); with `dropout`, also `dropout_key=`.
     objective: (PolicyOutput, batch) -> LossOutput.
     tx: the optimizer.
     num_microbatches: the batch is cut into so many equal parts, whose
       gradients are summed; memory falls, the result does not change.
     update_targets: (targets, params, step) -> targets, after the update; step
       counts it. None leaves them as they are.
+    dropout: whether `forward` gets a key of its own for each step and
+      micro-batch.
 
   Returns:
-    The step. Metrics are f32[] means over the batch: those of the objective,
-    'train/loss', 'train/grad_norm' and 'train/skipped' (1 where the loss or
-    the gradient was not finite and the state was left as it was, but for
-    `step` and `key`).
+    The step, pure. Metrics are f32[] means over the batch: those of the
+    objective, 'train/loss', 'train/grad_norm' and 'train/skipped' (1 where the
+    loss or the gradient was not finite and the state was left as it was, but
+    for `step` and `key`).
+
+    `base` holds parameters that are read and never written, such as those
+    under an adapter or below the layers that are trained; `forward` gets them
+    together with the state's. They have no gradient and no optimizer state,
+    may be quantised, and must not be donated. ValueError if an entry is both
+    in `base` and in the state.
   """
 
-  def summed(params, batch, targets):
+  def summed(params, part, base, targets, key):
+    batch, index = part
+    params = params if base is None else {**base, **params}
     extra = () if targets is None else (targets,)
-    out = objective(forward(params, batch, *extra), batch)
+    keys = {'dropout_key': jax.random.fold_in(key, index)} if dropout else {}
+    out = objective(forward(params, batch, *extra, **keys), batch)
     chex.assert_equal_shape([out.loss, out.weight, *out.metrics.values()])
     total = lambda x: jnp.sum(jnp.where(out.weight > 0, x * out.weight, 0))
     sums = jax.tree.map(total, {'train/loss': out.loss, **out.metrics})
@@ -108,21 +119,28 @@ def make_train_step(
 
   grad_fn = jax.grad(summed, has_aux=True)
 
-  def accumulate(params, batch, targets):
+  def accumulate(params, batch, *rest):
     if num_microbatches == 1:
-      return grad_fn(params, batch, targets)
-    parts = _split(batch, num_microbatches)
+      return grad_fn(params, (batch, 0), *rest)
+    parts = (_split(batch, num_microbatches), jnp.arange(num_microbatches))
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
-                         jax.eval_shape(grad_fn, params, first, targets))
+                         jax.eval_shape(grad_fn, params, first, *rest))
     add = lambda total, part: (
-        jax.tree.map(jnp.add, total, grad_fn(params, part, targets)), None)
+        jax.tree.map(jnp.add, total, grad_fn(params, part, *rest)), None)
     return jax.lax.scan(add, zeros, parts)[0]
 
-  def step(state, batch):
+  def step(state, batch, base=None):
+    twice = [] if base is None else sorted(base.keys() & state.params.keys())
+    if twice:
+      raise ValueError(f'{", ".join(twice)} must be in base or in '
+                       'state.params, not in both.')
     # [E, B, K] fits no cut by prompts, and no objective reads it.
     batch = batch.replace(member_scores=None)
-    grads, (sums, weight) = accumulate(state.params, batch, state.targets)
+    # Of the children of a key, 0 is the next step's and 1 the source's.
+    dropout_key = jax.random.fold_in(state.key, 2)
+    grads, (sums, weight) = accumulate(
+        state.params, batch, base, state.targets, dropout_key)
     weight = jnp.maximum(weight, 1e-8)
     grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
     norm = optax.tree.norm(grads)
@@ -153,11 +171,13 @@ def train(
     *,
     start: int,
     num_steps: int,
+    base: types.Params | None = None,
 ) -> Iterator[tuple[int, types.TrainState, Metrics]]:
   """Yields (steps taken, state, metrics) after each step.
 
   The step number is passed to the source from the host, so that the next
-  batch is prepared while the device still works.
+  batch is prepared while the device still works. `base` goes to `step_fn` as
+  it is, see `make_train_step`.
 
   Raises:
     NumericsError: after `MAX_SKIPPED` steps in a row whose loss or gradient
@@ -165,10 +185,11 @@ def train(
       when the next has been dispatched.
   """
   skipped, previous = 0, None
+  extra = () if base is None else (base,)
   for step in range(start, num_steps + 1):
     current = None
     if step < num_steps:
-      state, current = step_fn(state, source(step, state, frozen))
+      state, current = step_fn(state, source(step, state, frozen), *extra)
     if previous is not None:
       worst = float(jnp.max(previous['train/skipped']))
       skipped = skipped + 1 if worst else 0

@@ -103,6 +103,22 @@ class StepTest(parameterized.TestCase):
     self.assertFalse(np.array_equal(jax.random.key_data(new.key),
                                     jax.random.key_data(state.key)))
 
+  def test_what_weighs_nothing_may_be_nan(self):
+    def objective(out, batch):
+      loss, holes = SFT(out, batch), jnp.where(batch.mask, 1., jnp.nan)
+      return loss.replace(loss=loss.loss + jax.lax.stop_gradient(holes),
+                          metrics={'test/holes': holes})
+    tx = optax.sgd(1.)
+    # Not jitted: XLA may turn a product with a mask into a choice.
+    step = train.make_train_step(_bigram, objective, tx)
+    state, metrics = step(_state(tx), _batch())
+    self.assertEqual(metrics['test/holes'], 1)
+    self.assertEqual(metrics['train/skipped'], 0)
+    plain, expected = _sgd_step()(_state(tx), _batch())
+    self.assertAlmostEqual(
+        metrics['train/loss'], expected['train/loss'] + 1, places=5)
+    chex.assert_trees_all_close(state.params, plain.params, atol=1e-6)
+
   def test_indivisible_microbatches(self):
     with self.assertRaisesRegex(ValueError, '8 .* num_microbatches=3'):
       _sgd_step(3)(_state(optax.sgd(1.)), _batch())
@@ -227,6 +243,79 @@ class StepTest(parameterized.TestCase):
     for seed in range(3):
       state, _ = step(state, _batch(seed))
     self.assertEqual(state.step, 3)
+
+
+class BaseTest(absltest.TestCase):
+  """Parameters that are read and never written; and dropout keys."""
+
+  def _forward(self, params, batch):
+    return _bigram({'table': params['table'] + params['frozen']['table']},
+                   batch)
+
+  def test_is_read_and_not_trained(self):
+    tx = train.optimizer(learning_rate=.1, num_steps=10, weight_decay=.1,
+                         schedule='constant')
+    step = jax.jit(train.make_train_step(
+        self._forward, _weighted, tx, num_microbatches=2), donate_argnums=0)
+    # Integers, as of a quantised base, have no gradient and need none.
+    base = {'frozen': _params(1) | {'codes': jnp.arange(4, dtype=jnp.uint8)}}
+    before = jax.tree.map(np.array, base)
+    state, batch = _state(tx), _batch()
+    summed = {'table': _params()['table'] + base['frozen']['table']}
+    expected = _adam()[1](_state(tx, params=summed), batch)[1]
+    for i in range(2):
+      state, metrics = step(state, batch, base)
+      if not i:
+        for name in ('train/loss', 'train/grad_norm'):
+          np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    self.assertEqual(state.params.keys(), {'table'})
+    self.assertLen(jax.tree.leaves(state.params), 1)
+    chex.assert_tree_all_finite(state.params)
+    self.assertGreater(
+        np.abs(state.params['table'] - _params()['table']).max(), .05)
+    chex.assert_trees_all_equal_shapes(state.opt_state, _state(tx).opt_state)
+    chex.assert_trees_all_equal(base, before)
+
+  def test_in_both(self):
+    step = train.make_train_step(self._forward, _weighted, optax.sgd(1.))
+    with self.assertRaisesRegex(ValueError, 'table must be in base or'):
+      step(_state(optax.sgd(1.)), _batch(), {'frozen': 0, 'table': 0})
+
+  def test_loop_passes_it_on(self):
+    seen = []
+    def step_fn(state, batch, *rest):
+      seen.append(rest)
+      return state, {'train/skipped': np.float32(0)}
+    source = lambda step, state, frozen: step
+    for base in (None, {'a': 1}):
+      list(train.train(0, types.Frozen(), source, step_fn, start=0,
+                       num_steps=1, base=base))
+    self.assertEqual(seen, [(), ({'a': 1},)])
+
+  def test_dropout_keys(self):
+    """Each step and micro-batch has its own, which nobody else uses."""
+    def forward(params, batch, dropout_key):
+      noise = jax.random.uniform(dropout_key) + 0 * params['table'].sum()
+      return types.PolicyOutput(jnp.full((*batch.tokens.shape[:2], T), noise))
+    def objective(out, batch):
+      loss = out.logprobs[..., 1]
+      return types.LossOutput(loss, jnp.ones_like(loss), {})
+    make = functools.partial(train.make_train_step, forward, objective,
+                             optax.sgd(0.), dropout=True)
+    one, two = jax.jit(make()), jax.jit(make(num_microbatches=2))
+    state, seen = _state(optax.sgd(0.)), []
+    for _ in range(3):
+      new, metrics = one(state, _batch())
+      first = float(metrics['train/loss'])
+      self.assertEqual(one(state, _batch())[1]['train/loss'], first)
+      mean = float(two(state, _batch())[1]['train/loss'])
+      keys = [state.key, jax.random.split(state.key)[1]]  # [1]: the source's
+      seen += [first, 2 * mean - first, *map(jax.random.uniform, keys)]
+      seen += [jax.random.uniform(jax.random.fold_in(keys[1], i))
+               for i in range(2)]
+      state = new
+    gaps = np.diff(np.sort(np.array(seen, np.float64)))
+    self.assertGreater(gaps.min(), 1e-6)
 
 
 class OptimizerTest(parameterized.TestCase):
