@@ -1,5 +1,6 @@
 # make demo: environment, install, laptop study, path of the figure last.
 # make test: environment, install, lint, suite.
+# make test-peers: the same, against torch, transformers, peft and trl.
 # make mutants: small faults in a copy, and which of them the tests notice.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,13 +8,16 @@ RUN = $(VENV)/bin/python
 WORKDIR ?= runs/demo
 CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
-.PHONY: demo test lint mutants clean
+.PHONY: demo test test-peers lint mutants clean
 
 demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
 
 test: $(VENV)/test lint
 	$(RUN) -m pytest -q --durations=15 tests
+
+test-peers: $(VENV)/peers
+	$(RUN) -m pytest -q --durations=10 tests/peers
 
 mutants: $(VENV)/test
 	$(RUN) tests/mutants.py
@@ -34,6 +38,11 @@ $(VENV)/demo: $(VENV)/bin/python setup.cfg
 
 $(VENV)/test: $(VENV)/bin/python setup.cfg
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/peers: $(VENV)/test
+	$(RUN) -m pip install --quiet --disable-pip-version-check \
+	  -e '.[test,peers]'
 	@touch $@
 
 clean:

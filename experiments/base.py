@@ -18,6 +18,25 @@ def get_config(size: str) -> config_dict.ConfigDict:
   return config
 
 
+def model(**shape) -> dict:
+  """A decoder to make from scratch, unless `path` or `name` loads one."""
+  return dict(path=config_dict.placeholder(str),
+              name=config_dict.placeholder(str), dtype='float32',
+              remat='none') | shape
+
+
+def tuning() -> dict:
+  """What of a policy is trained, and how: all of it, unless told otherwise.
+
+  Low-rank adapters (`lora.rank` > 0) or the last layers, of a policy that is
+  loaded; with `quantize`, adapters on frozen weights of 4 bits.
+  """
+  return dict(dropout=0.0,
+              lora=dict(rank=0, alpha=16.0, targets='layers/(q|v)$',
+                        dropout=0.0),
+              quantize=False, trainable_layers=config_dict.placeholder(int))
+
+
 def optimizer(learning_rate: float, **kwargs) -> dict:
   """Arguments of `rlhf_jax.train.optimizer`, all of them visible to flags."""
   return dict(learning_rate=learning_rate, warmup_steps=20, schedule='cosine',

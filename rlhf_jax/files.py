@@ -120,6 +120,24 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
   return arrays
 
 
+def fingerprint(path: str | os.PathLike, suffixes: tuple[str, ...] = ()
+                ) -> str:
+  """SHA-256 of a file, or of the plain files of a directory.
+
+  Args:
+    path: what to read; of a directory, not what lies in its directories.
+    suffixes: only files that end so count in a directory; (): all.
+  """
+  path = pathlib.Path(path)
+  def content(file):
+    with open(file, 'rb') as stream:
+      return hashlib.file_digest(stream, 'sha256').hexdigest()
+  if not path.is_dir():
+    return content(path)
+  return digest({file.name: content(file) for file in path.iterdir()
+                 if file.is_file() and file.name.endswith(suffixes or '')})
+
+
 def array_digest(array: np.ndarray) -> str:
   """SHA-256 of the bytes of an array."""
   flat = np.ascontiguousarray(array).reshape(-1)

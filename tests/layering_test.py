@@ -18,7 +18,7 @@ LAYERS = [
     ['figures', 'study'],
     ['stages'],
     ['studies'],
-    ['main'],
+    ['main', 'export'],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Of one layer, but one forward pass, or one check of numbers, serves them.

@@ -32,6 +32,8 @@ FILES = {
         'chosen': f'\n\nHuman: q{i}\n\nAssistant: yes {i}',
         'rejected': f'\n\nHuman: q{i}\n\nAssistant: no'}) + '\n'
         for i in range(4)),
+    'pickled/pytorch_model.bin': 'a pickle',
+    'pickled/config.json': '{"model_type": "llama"}',
     'few.json': '[{"instruction": "a", "output": "b"}]',
     ALPACA: json.dumps([{'instruction': f'say {i}', 'output': 'b'}
                         for i in range(9)]),
@@ -75,6 +77,14 @@ CASES = {
     'ending': (field('force_eos=(2,)'), 2, ('force_eos', 'True, False')),
     'kind': (field('best_of_n.methods.mean.kind=median'), 2, (
         'methods.mean.kind', 'worst_case')),
+    'no_model': (field('policy.model.path=DIR/none'), 2, (
+        'config.policy.model', 'DIR/none', 'no such model')),
+    'no_such_name': (field('gold.model.name=smollm3'), 2, (
+        'config.gold.model', "'smollm3'", 'smollm2')),
+    'pickled_model': (field('policy.model.path=DIR/pickled'), 4, (
+        'config.policy.model', 'pickle refused', 'safetensors')),
+    'fresh_adapter': (field('policy.model.lora.rank=2'), 2, (
+        'config.policy.model', 'lora', 'neither path nor name')),
     'uneven_n': (field('best_of_n.num_samples=20'), 2, (
         'num_samples is 20', 'samples_per_call 16')),
     'one_sample': (field('best_of_n.num_samples=1'), 2, ('num_samples',)),
@@ -180,6 +190,7 @@ def outcomes():
   directory = pathlib.Path(tempfile.mkdtemp(prefix='rlhf_jax_main_'))
   try:
     for name, text in FILES.items():
+      (directory / name).parent.mkdir(exist_ok=True)
       (directory / name).write_text(text)
     (directory / 'owned').mkdir()
     before = _tree(directory) | {str(directory / 'owned/lock'): b'pid 123\n'}

@@ -19,7 +19,6 @@ import stages_test
 
 from rlhf_jax import errors
 from rlhf_jax import files
-from rlhf_jax.models import transformer
 from rlhf_jax.stages import common
 from rlhf_jax.stages import sft
 from rlhf_jax.studies import best_of_n
@@ -201,9 +200,7 @@ class FitTest(absltest.TestCase):
     context, config = stages_test.Context, stages_test.config()
     arguments = config['policy'] | dict(
         seed=0, data=best_of_n.data_config(config))
-    shape = transformer.make_config(
-        vocab_size=stages_test.world().tokenizer.vocab_size,
-        **config['policy']['model'])
+    vocab_size = stages_test.world().tokenizer.vocab_size
     stopped, whole = (self.enterContext(tempfile.TemporaryDirectory())
                       for _ in range(2))
     for steps in (3, 2):
@@ -212,7 +209,8 @@ class FitTest(absltest.TestCase):
     sft.run(context(stopped), **arguments)
     sft.run(context(whole), **arguments)
     # An absolute directory stays as it is below the study.
-    params = [common.load_policy(context(), name, shape)
+    params = [common.load_policy(
+        context(), name, config['policy']['model'], vocab_size)[1]
               for name in (stopped, whole, 'seed_0/sft')]
     jax.tree.map(np.testing.assert_array_equal, *params[:2])
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5),

@@ -17,7 +17,7 @@ from rlhf_jax import errors
 from rlhf_jax import files
 from rlhf_jax import rewards
 from rlhf_jax.data import corpus
-from rlhf_jax.models import transformer
+from rlhf_jax.models import pretrained
 from rlhf_jax.stages import common
 from rlhf_jax.stages import gold
 from rlhf_jax.stages import proxies as proxies_lib
@@ -87,8 +87,8 @@ def shards(ending):
 
 @functools.cache
 def proxies(condition):
-  shape = transformer.make_config(
-      vocab_size=world().tokenizer.vocab_size, **config()['proxy']['model'])
+  shape = pretrained.config(
+      config()['proxy']['model'], world().tokenizer.vocab_size)
   return shape, common.load_members(
       Context(), f'{condition}/proxies', shape, 2)
 
@@ -204,8 +204,11 @@ class ProxiesTest(parameterized.TestCase):
   def test_members_share_the_trunk_and_not_the_head(self):
     shape, _ = proxies(CONDITIONS[0])
     keys = jax.random.split(jax.random.key(0), 2)
-    params = proxies_lib._init(Context(), shape, keys, ['seed_0/trunk'], 1.)
-    trunk = common.load_policy(Context(), 'seed_0/trunk', shape)
+    model = config()['proxy']['model']
+    params = proxies_lib._init(
+        Context(), model, shape, keys, ['seed_0/trunk'], 1.)
+    _, trunk = common.load_policy(
+        Context(), 'seed_0/trunk', model, shape.vocab_size)
     trunk.pop('unembed', None)
     for member in range(2):
       jax.tree.map(lambda x, y, m=member: np.testing.assert_array_equal(

@@ -44,23 +44,25 @@ def _laptop(config):
                  advert_rate=0.0, sentences=(0.45, 0.52, 0.03)),
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, max_bad_rows=0,
+                 format='alpaca', preference_format='hh', control=(),
                  tokenizer=config_dict.placeholder(str),
-                 pad='<pad>', bos='<bos>', eos='<eos>'),
+                 **{token: config_dict.placeholder(str)
+                    for token in ('pad', 'bos', 'eos')}),
   )
   config.policy = dict(
-      model=dict(family='llama', hidden_size=64, num_layers=2, num_heads=2,
-                 intermediate_size=128),
+      model=base.model(family='llama', hidden_size=64, num_layers=2,
+                       num_heads=2, intermediate_size=128) | base.tuning(),
       num_steps=600, batch_size=64, optimizer=base.optimizer(3e-3))
   config.proxy = dict(
-      model=dict(family='llama', hidden_size=32, num_layers=1, num_heads=2,
-                 intermediate_size=64),
+      model=base.model(family='llama', hidden_size=32, num_layers=1,
+                       num_heads=2, intermediate_size=64),
       trunk='shared',
       sft=dict(num_steps=400, batch_size=64, optimizer=base.optimizer(3e-3)),
       num_members=5, num_epochs=5, batch_size=32, held_out=512, head_scale=1.0,
       optimizer=base.optimizer(3e-4))
   config.gold = dict(
-      model=dict(family='llama', hidden_size=96, num_layers=2, num_heads=3,
-                 intermediate_size=192),
+      model=base.model(family='llama', hidden_size=96, num_layers=2,
+                       num_heads=3, intermediate_size=192),
       num_steps=1000, batch_size=128, held_out=512,
       optimizer=base.optimizer(2e-3))
   config.best_of_n = dict(
@@ -77,7 +79,7 @@ def _smoke(config):
   small = dict(family='llama', hidden_size=16, num_layers=1, num_heads=2,
                intermediate_size=32)
   for part in (config.policy, config.proxy, config.gold):
-    part.model = small
+    part.model.update(small)
     part.batch_size = 16
   config.policy.num_steps = config.gold.num_steps = 8
   config.gold.held_out = 64
@@ -91,8 +93,10 @@ def _full(config):
   """Larger models and n, for one accelerator; not yet run.
 
   Give data.path and data.preferences for real text; without them it runs the
-  small world at this size. The paper's own models (Pythia, AlpacaFarm) need
-  weights from Hugging Face directories, which this version does not load yet.
+  small world at this size. The paper's own models are given by
+  policy.model.path and proxy.model.path (Pythia, in Hugging Face directories)
+  with data.files.tokenizer; its gold model is learned here from
+  data.preferences, where the paper has AlpacaFarm's.
   """
   _laptop(config)
   config.data.update(num_pair_prompts=46_000, num_eval_prompts=1_000,

@@ -320,6 +320,16 @@ class Tokenizer:
         path, self._backends[0], control=list(self.control),
         chat_template=self.chat_template, begin=self.adds_bos, **self.roles)
 
+  def differs_from(self, other: 'Tokenizer') -> str | None:
+    """A token that has another id in another vocabulary, None if there is none.
+
+    A vocabulary that only goes on where the other ends does not differ.
+    """
+    ours, theirs = (t._backends[0].get_vocab() for t in (self, other))
+    shared = min(len(ours), len(theirs))
+    return next((token for token, id_ in ours.items()
+                 if id_ < shared and theirs.get(token) != id_), None)
+
   def id_of(self, name: str) -> int:
     """The id of a control token or another added token; '' is EOS.
 

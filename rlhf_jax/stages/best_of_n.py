@@ -12,7 +12,7 @@ import numpy as np
 from rlhf_jax import files
 from rlhf_jax import rewards
 from rlhf_jax.data import corpus as corpus_lib
-from rlhf_jax.models import transformer
+from rlhf_jax.models import pretrained
 from rlhf_jax.ops import best_of_n
 from rlhf_jax.ops import ensembles
 from rlhf_jax.stages import common
@@ -60,8 +60,7 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
       code does.
   """
   corpus = corpus_lib.load(data, seed)
-  config = transformer.make_config(
-      vocab_size=corpus.tokenizer.vocab_size, **model)
+  config = pretrained.config(model, corpus.tokenizer.vocab_size)
   params = common.load_members(context, proxies, config, num_members)
   known = _score(context, config, params, samples, corpus.tokenizer.eos_id)
   members = known.pop('members')

@@ -1,6 +1,7 @@
 """What stages share: training that resumes, and what others have trained."""
 
 from collections.abc import Callable
+import pathlib
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from rlhf_jax import checkpoint
 from rlhf_jax import errors
+from rlhf_jax import files
 from rlhf_jax import metrics
 from rlhf_jax import rewards
 from rlhf_jax import sampling
@@ -17,6 +19,8 @@ from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import tokenizer as tokenizer_lib
+from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 
 
@@ -28,6 +32,7 @@ def fit(
     *,
     num_steps: int,
     frozen: types.Frozen | None = None,
+    base: types.Params | None = None,
     save_every: int = 200,
     log_every: int = 20,
     tokens_per_step: int = 0,
@@ -48,6 +53,7 @@ def fit(
     step_fn: jitted; may donate the state.
     num_steps: where to end.
     frozen: for the source.
+    base: frozen parameters beside the trained ones, see `train.train`.
     save_every: steps between checkpoints.
     log_every: steps between lines of metrics.
     tokens_per_step: for the rate that is reported.
@@ -67,7 +73,7 @@ def fit(
     return {k: v for k, v in fields.items() if v is not None}
 
   mesh = sharding.make_mesh()
-  state = sharding.shard_params(state, mesh)
+  state, base = sharding.shard_params((state, base), mesh)
   member_axes = state.step.ndim
   spread = lambda *args: sharding.shard_batch(
       source(*args), mesh, axis=member_axes)
@@ -87,7 +93,7 @@ def fit(
     with metrics.progress(num_steps, start, name) as bar:
       for step, new_state, current in train.train(
           state, frozen or types.Frozen(), spread, step_fn, start=start,
-          num_steps=num_steps):
+          num_steps=num_steps, base=base):
         state = new_state
         bar.update(1)
         stopping = context.stop.requested()
@@ -164,12 +170,49 @@ def load_corpus(context: Any, data: dict, seed: int,
   return corpus
 
 
-def load_policy(context: Any, stage: str,
-                config: transformer.Config) -> types.Params:
-  """The decoder that an SFT stage has trained."""
-  return checkpoint.restore_params(
-      context.directory_of(stage) / 'checkpoints',
-      jax.eval_shape(lambda: transformer.init(config, jax.random.key(0))))
+def write_model(context: Any, kind: str, model: dict,
+                coder: tokenizer_lib.Tokenizer, *,
+                num_members: int | None = None):
+  """Says in `model.json` what the checkpoint of a stage holds, for `export`.
+
+  Args:
+    context: of the stage; `tokenizer.json` is written too.
+    kind: 'policy' or 'reward'.
+    model: its config node.
+    coder: its tokenizer.
+    num_members: of an ensemble.
+  """
+  coder.save(context.directory / 'tokenizer.json')
+  files.write_json(context.directory / 'model.json', {
+      'kind': kind, 'model': model, 'vocab_size': coder.vocab_size,
+      'num_members': num_members, 'roles': coder.roles,
+      'control': list(coder.control)})
+
+
+def load_policy(context: Any, stage: str, model: dict, vocab_size: int
+                ) -> tuple[transformer.Config, types.Params]:
+  """The decoder that an SFT stage has trained, adapters merged."""
+  return restore_policy(context.directory_of(stage), model, vocab_size)
+
+
+def restore_policy(directory: pathlib.Path, model: dict, vocab_size: int
+                   ) -> tuple[transformer.Config, types.Params]:
+  """As `load_policy`, from the directory of the stage."""
+  config = pretrained.config(model, vocab_size)
+  if pretrained.source(model) is None:
+    return config, checkpoint.restore_params(
+        directory / 'checkpoints', jax.eval_shape(
+            lambda: transformer.init(config, jax.random.key(0))))
+  return config, pretrained.finish(
+      restore_trained(directory, model, vocab_size))
+
+
+def restore_trained(directory: pathlib.Path, model: dict, vocab_size: int
+                    ) -> pretrained.Model:
+  """A loaded model in its two parts, the one trained by the stage."""
+  made = pretrained.init(model, vocab_size, jax.random.key(0))
+  return made._replace(trainable=checkpoint.restore_params(
+      directory / 'checkpoints', jax.eval_shape(lambda: made.trainable)))
 
 
 def load_members(context: Any, stage: str, config: transformer.Config,
@@ -183,11 +226,17 @@ def load_members(context: Any, stage: str, config: transformer.Config,
     num_members: E; None where the stage holds one model without the axis,
       which is then added.
   """
+  return restore_members(context.directory_of(stage), config, num_members)
+
+
+def restore_members(directory: pathlib.Path, config: transformer.Config,
+                    num_members: int | None) -> types.Params:
+  """As `load_members`, from the directory of the stage."""
   one = lambda: rewards.init(config, jax.random.key(0))
   many = lambda: jax.vmap(lambda key: rewards.init(config, key))(
       jax.random.split(jax.random.key(0), num_members))
   params = checkpoint.restore_params(
-      context.directory_of(stage) / 'checkpoints',
+      directory / 'checkpoints',
       jax.eval_shape(one if num_members is None else many))
   if num_members is None:
     params = jax.tree.map(lambda x: x[None], params)

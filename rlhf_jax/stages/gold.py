@@ -17,7 +17,7 @@ from rlhf_jax import rewards
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
-from rlhf_jax.models import transformer
+from rlhf_jax.models import pretrained
 from rlhf_jax.stages import common
 
 
@@ -68,7 +68,7 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     context: of the stage.
     seed: of the initialisation, the samples and the data order.
     data: config node of the corpus.
-    model: of `transformer.make_config`, without the vocabulary.
+    model: node of `models.pretrained`.
     num_steps: optimizer steps.
     batch_size: texts or pairs a step.
     optimizer: of `train.optimizer`.
@@ -80,16 +80,20 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
   """
   corpus = common.load_corpus(context, data, seed, policy)
   vocab_size = corpus.tokenizer.vocab_size
-  config = transformer.make_config(vocab_size=vocab_size, **model)
+  init_key, key = jax.random.split(jax.random.key(seed + 1))
+  config, trunk = pretrained.config(model, vocab_size), None
+  if pretrained.source(model) is not None:
+    trunk = pretrained.init(model, vocab_size, init_key).trainable
   if corpus.world is not None:
-    shape = transformer.make_config(vocab_size=vocab_size, **policy_model)
+    shape, params = common.load_policy(
+        context, policy, policy_model, vocab_size)
     chunk, texts = 64, len(corpus.demonstrations.tokens)
     # Eight responses to each of as many prompts as make one text for each
     # demonstration, in whole chunks.
     sampled = common.sample_rows(
-        context, corpus, shape, common.load_policy(context, policy, shape),
-        jax.random.key(seed), num_prompts=-(-(texts // 8) // chunk) * chunk,
-        num_samples=8, chunk_size=chunk, **sampler)
+        context, corpus, shape, params, jax.random.key(seed),
+        num_prompts=-(-(texts // 8) // chunk) * chunk, num_samples=8,
+        chunk_size=chunk, **sampler)
     sampled = [x.reshape(-1, x.shape[-1]) for x in sampled]
     rows, validation = _rule_rows(corpus, sampled, seed, held_out)
     objective = objectives.get('value_regression')
@@ -100,9 +104,9 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     raise errors.ConfigError(
         f'config.gold.held_out is {held_out}, which leaves {len(rows.tokens)} '
         f'rows to train on, and batch_size is {batch_size}; lower it')
-  init_key, key = jax.random.split(jax.random.key(seed + 1))
   tx = train.optimizer(num_steps=num_steps, **optimizer)
-  state = train.init_state(rewards.init(config, init_key), tx, key)
+  state = train.init_state(
+      rewards.init(config, init_key, trunk=trunk), tx, key)
   step_fn = train.make_train_step(
       functools.partial(rewards.forward, config), objective, tx)
   state, last = common.fit(
@@ -110,4 +114,5 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
       jax.jit(step_fn, donate_argnums=0), num_steps=num_steps,
       **(training or {}), tokens_per_step=int(batch_size * np.mean(
           rows.mask.any(axis=1).sum(axis=-1))))
+  common.write_model(context, 'reward', model, corpus.tokenizer)
   return {**_quality(config, state.params, validation), **last}

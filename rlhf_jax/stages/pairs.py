@@ -4,13 +4,11 @@ The labels are not made here: every ensemble of a study flips its own share of
 them (`stages.proxies`), and the texts and their gold scores are shared.
 """
 
-import functools
-
 import jax
 
 from rlhf_jax import files
 from rlhf_jax import rewards
-from rlhf_jax.models import transformer
+from rlhf_jax.models import pretrained
 from rlhf_jax.stages import common
 
 CHUNK = 256  # prompts sampled at a time
@@ -34,10 +32,9 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
   """
   corpus = common.load_corpus(context, data, seed, policy)
   coder = corpus.tokenizer
-  make = functools.partial(
-      transformer.make_config, vocab_size=coder.vocab_size)
-  config, gold_config = make(**policy_model), make(**gold_model)
-  params = common.load_policy(context, policy, config)
+  config, params = common.load_policy(
+      context, policy, policy_model, coder.vocab_size)
+  gold_config = pretrained.config(gold_model, coder.vocab_size)
   tokens, mask = common.sample_rows(
       context, corpus, config, params,
       jax.random.fold_in(jax.random.key(seed), 1),

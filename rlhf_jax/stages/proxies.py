@@ -19,7 +19,7 @@ from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
-from rlhf_jax.models import transformer
+from rlhf_jax.models import pretrained
 from rlhf_jax.ops import labels as labels_lib
 from rlhf_jax.stages import common
 
@@ -31,9 +31,10 @@ def _chosen_first(arrays, preferred) -> types.Batch:
   return types.Batch(tokens=take(arrays['tokens']), mask=take(arrays['mask']))
 
 
-def _init(context, config, keys, trunks, head_scale):
+def _init(context, model, config, keys, trunks, head_scale):
   """Members on one shared SFT trunk, or each on one of its own."""
-  load = lambda name: common.load_policy(context, name, config)
+  load = lambda name: common.load_policy(
+      context, name, model, config.vocab_size)[1]
   if len(trunks) == 1:
     return rewards.init_members(
         config, keys, trunk=load(trunks[0]), head_scale=head_scale)
@@ -68,8 +69,7 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
     training: save_every and log_every of `common.fit`.
   """
   corpus = corpus_lib.load(data, seed)
-  config = transformer.make_config(
-      vocab_size=corpus.tokenizer.vocab_size, **model)
+  config = pretrained.config(model, corpus.tokenizer.vocab_size)
   arrays = files.load_arrays(context.directory_of(pairs) / 'pairs.npz')
   scores = arrays['gold_scores']
   preferred = (scores[:, 1] > scores[:, 0]).astype(np.int32)
@@ -83,8 +83,8 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
 
   num_steps = num_epochs * len(noisy) // batch_size
   tx = train.optimizer(num_steps=num_steps, **optimizer)
-  params = _init(context, config, jax.random.split(head_key, num_members),
-                 trunks, head_scale)
+  params = _init(context, model, config,
+                 jax.random.split(head_key, num_members), trunks, head_scale)
   state = jax.vmap(lambda p, k: train.init_state(p, tx, k))(
       params, jax.random.split(key, num_members))
   step_fn = jax.vmap(train.make_train_step(
@@ -99,6 +99,8 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
       tokens_per_step=int(
           num_members * batch_size * 2 * rows.mask.sum(axis=-1).mean()))
 
+  common.write_model(context, 'reward', model, corpus.tokenizer,
+                     num_members=num_members)
   held = rewards.score_rows(
       config, state.params, validation.tokens, validation.mask)
   every = held.reshape(num_members, -1)

@@ -14,7 +14,7 @@ from rlhf_jax import files
 from rlhf_jax import metrics
 from rlhf_jax import rewards
 from rlhf_jax import sampling
-from rlhf_jax.models import transformer
+from rlhf_jax.models import pretrained
 from rlhf_jax.stages import common
 
 
@@ -29,12 +29,12 @@ def _responses(draw, prompts, index, calls):
   return join('tokens'), join('mask')
 
 
-def _scored(corpus, score, tokens, mask) -> dict[str, np.ndarray]:
+def _scored(corpus, score, vocab_size, tokens, mask) -> dict[str, np.ndarray]:
   """What a shard holds, from tokens and mask [b, N, T]."""
   arrays = {'gold_scores': score(tokens, mask)[0]}
   if corpus.world is not None:
     arrays['rule'] = corpus.world.rule(tokens, mask)
-  small = np.uint16 if corpus.tokenizer.vocab_size < 2**16 else np.int32
+  small = np.uint16 if vocab_size < 2**16 else np.int32
   return dict(arrays, tokens=tokens.astype(small), mask=mask)
 
 
@@ -63,10 +63,10 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
       their key-value cache stays in the processor's cache.
   """
   corpus = common.load_corpus(context, data, seed, policy)
-  make = functools.partial(
-      transformer.make_config, vocab_size=corpus.tokenizer.vocab_size)
-  config, gold_config = make(**policy_model), make(**gold_model)
-  params = common.load_policy(context, policy, config)
+  vocab_size = corpus.tokenizer.vocab_size
+  config, params = common.load_policy(
+      context, policy, policy_model, vocab_size)
+  gold_config = pretrained.config(gold_model, vocab_size)
   score = functools.partial(
       rewards.score_rows, gold_config,
       common.load_members(context, gold, gold_config, None))
@@ -86,7 +86,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     rows = [_responses(draw, prompts, index, calls) for index in at]
     tokens, mask = (np.stack(x) for x in zip(*rows))
     drawn = time.monotonic()
-    arrays = _scored(corpus, score, tokens, mask)
+    arrays = _scored(corpus, score, config.vocab_size, tokens, mask)
     totals['sampling'] += drawn - began
     totals['scoring'] += time.monotonic() - drawn
     return arrays

@@ -20,7 +20,7 @@ from rlhf_jax import files
 from rlhf_jax import study
 from rlhf_jax import train
 from rlhf_jax.data import corpus
-from rlhf_jax.models import transformer
+from rlhf_jax.models import pretrained
 from rlhf_jax.ops import ensembles
 from rlhf_jax.stages import best_of_n
 from rlhf_jax.stages import gold
@@ -45,6 +45,10 @@ def data_config(config: dict) -> dict:
   if path is None:
     return {'name': 'reviews', **data, **of_world}
   named = of_files | {'path': path, 'preferences': preferences}
+  # A loaded policy comes with its tokenizer.
+  loaded = pretrained.source(config['policy']['model'])
+  if named['tokenizer'] is None and loaded is not None:
+    named['tokenizer'] = str(loaded)
   named |= {field: str(pathlib.Path(named[field]).absolute())
             for field in corpus.FILES if named[field] is not None}
   return {'name': 'files', **data, **named}
@@ -121,12 +125,50 @@ def _check_models(config: dict, require):
     optimizer = config[part]['optimizer']
     require(optimizer['learning_rate'] > 0, f'{part}.optimizer.learning_rate',
             'give more than 0')
-    _try_to_make(f'{part}.model', functools.partial(
-        transformer.make_config, vocab_size=3), config[part]['model'])
+    _check_model(part, config)
     _try_to_make(f'{part}.optimizer', functools.partial(
         train.optimizer, num_steps=1), optimizer)
   _try_to_make('proxy.sft.optimizer', functools.partial(
       train.optimizer, num_steps=1), config['proxy']['sft']['optimizer'])
+
+
+def _check_model(part: str, config: dict):
+  """The shape of a model; a loaded one needs the tokenizer it came with."""
+  model = config[part]['model']
+  try:
+    pretrained.config(model, 1)
+    loaded = pretrained.source(model) is not None
+  except errors.UserError as error:
+    raise type(error)(f'config.{part}.model: {error}') from None
+  if not loaded:
+    return
+  if config['data']['path'] is None:
+    raise errors.ConfigError(
+        f'config.{part}.model is loaded; give config.data.path and '
+        'config.data.preferences, text in a language that it knows')
+  if data_config(config)['tokenizer'] is None:
+    raise errors.ConfigError(
+        f'config.{part}.model is loaded; give config.data.files.tokenizer, '
+        'the tokens that it knows')
+
+
+def _check_tokens(config: dict, data: dict):
+  """Refuses loaded models that mean different tokens by the same ids."""
+  roles = {k: data.get(k) for k in ('pad', 'bos', 'eos')}
+  for part in ('policy', 'proxy', 'gold'):
+    path = pretrained.source(config[part]['model'])
+    if path is None or str(path.absolute()) == data['tokenizer']:
+      continue
+    try:
+      own = corpus.load_tokenizer(str(path))
+    except errors.UserError:  # it came without one
+      continue
+    token = own.differs_from(corpus.load_tokenizer(data['tokenizer'], **roles))
+    if token is not None:
+      raise errors.ConfigError(
+          f'config.{part}.model: in {path}, the token {token!r} has another id '
+          f'than in {data["tokenizer"]}; all loaded models of a study must '
+          'have one vocabulary')
 
 
 def _try_to_make(field: str, make, kwargs: dict):
@@ -138,7 +180,10 @@ def _try_to_make(field: str, make, kwargs: dict):
 
 def inputs(config: dict) -> dict:
   """SHA-256 of every input file; a study does not go on with another."""
-  return corpus.fingerprints(data_config(config))
+  models = {f'{part}.model': pretrained.fingerprint(config[part]['model'])
+            for part in ('policy', 'proxy', 'gold')}
+  return corpus.fingerprints(data_config(config)) | {
+      field: found for field, found in models.items() if found}
 
 
 def _proxy_names(seed: str, config: dict) -> list[str]:
@@ -204,6 +249,10 @@ def plan(config: dict) -> list[study.Stage]:
   _check(config)
   data = data_config(config)
   corpus.check(data)
+  _check_tokens(config, data)
+  config = dict(config) | {
+      part: dict(config[part], model=pretrained.absolute(config[part]['model']))
+      for part in ('policy', 'proxy', 'gold')}
   stages, runs = [], []
   for seed in config['seeds']:
     stages.extend(_seed_stages(config, data, seed))

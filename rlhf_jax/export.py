@@ -1,0 +1,123 @@
+"""A trained model as a Hugging Face directory.
+
+  python -m rlhf_jax.export --workdir=runs/fig3 --stage=seed_1/sft \
+      --directory=exported
+
+A policy then loads in transformers as AutoModelForCausalLM, a reward model as
+AutoModelForSequenceClassification with one label, and its tokenizer as
+AutoTokenizer. Adapters are merged, or with --adapter written alone, as PEFT
+reads them; parameters are float32.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+import jax
+
+from rlhf_jax import errors
+from rlhf_jax import files
+from rlhf_jax import study
+from rlhf_jax.data import tokenizer as tokenizer_lib
+from rlhf_jax.models import adapters
+from rlhf_jax.models import convert
+from rlhf_jax.models import pretrained
+from rlhf_jax.stages import common
+
+_FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'of the study', flag_values=_FLAGS, required=True)
+_STAGE = flags.DEFINE_string(
+    'stage', None, 'that trained the model, such as seed_1/sft',
+    flag_values=_FLAGS, required=True)
+_DIRECTORY = flags.DEFINE_string(
+    'directory', None, 'to write; must not hold a model', flag_values=_FLAGS,
+    required=True)
+_MEMBER = flags.DEFINE_integer(
+    'member', 0, 'of an ensemble of reward models', flag_values=_FLAGS)
+_ADAPTER = flags.DEFINE_boolean(
+    'adapter', False, 'whether to write the adapter alone', flag_values=_FLAGS)
+
+
+def export(workdir: pathlib.Path, stage: str, directory: pathlib.Path,
+           *, member: int = 0, adapter: bool = False):
+  """Writes the model that a stage has trained.
+
+  Args:
+    workdir: of the study.
+    stage: a complete stage that trains a policy or reward models.
+    directory: made if it is missing; must not hold a model.
+    member: of an ensemble; its score is given without its bias, which
+      transformers has no place for.
+    adapter: whether to write the adapter of a policy and not the policy.
+
+  Raises:
+    CheckpointError: the stage is not complete or trains nothing, or the
+      directory cannot be written.
+    ConfigError: no such member or adapter, or no model of transformers has
+      this shape.
+  """
+  if (study.read_result(workdir, stage) is None
+      or not (workdir / stage / 'model.json').exists()):
+    raise errors.CheckpointError(
+        f'{workdir / stage} holds no trained model; name a complete stage '
+        'that trains one, such as seed_1/sft, or run it first')
+  found = files.read_json(workdir / stage / 'model.json')
+  coder = tokenizer_lib.Tokenizer.from_file(
+      workdir / stage / 'tokenizer.json', **found['roles'],
+      control=found['control'])
+  extra = {'bos_token_id': coder.bos_id, 'eos_token_id': coder.eos_id,
+           'pad_token_id': coder.pad_id}
+  if adapter:
+    _export_adapter(workdir / stage, found, directory)
+  elif found['kind'] == 'policy':
+    config, params = common.restore_policy(
+        workdir / stage, found['model'], found['vocab_size'])
+    convert.save(directory, config, params, extra=extra)
+  else:
+    config = pretrained.config(found['model'], found['vocab_size'])
+    members = common.restore_members(
+        workdir / stage, config, found['num_members'])
+    count = members['head']['bias'].shape[0]
+    if not 0 <= member < count:
+      raise errors.ConfigError(f'--member={member}: {stage} has members 0 to '
+                               f'{count - 1}')
+    params = jax.tree.map(lambda x: x[member], members)
+    params['head']['bias'] = 0 * params['head']['bias']
+    convert.save_reward(directory, config, params, extra=extra)
+  coder.save_directory(directory)
+
+
+def _export_adapter(stage: pathlib.Path, found: dict,
+                    directory: pathlib.Path):
+  made = None
+  if found['kind'] == 'policy' and pretrained.source(found['model']):
+    made = common.restore_trained(
+        stage, found['model'], found['vocab_size'])
+  if made is None or 'adapter' not in made.trainable:
+    raise errors.ConfigError(
+        f'--adapter: {stage} has trained no adapter; leave the flag out')
+  adapters.save(directory, made.config, made.trainable['adapter'],
+                base=str(pretrained.source(found['model'])))
+
+
+def main():
+  """Entry point of `python -m rlhf_jax.export`."""
+  try:
+    try:
+      _FLAGS(sys.argv)
+    except flags.Error as error:
+      raise errors.ConfigError(
+          f'{errors.first_line(error).partition(": ")[2]}; give --workdir, '
+          '--stage and --directory') from error
+    export(pathlib.Path(_WORKDIR.value), _STAGE.value,
+           pathlib.Path(_DIRECTORY.value), member=_MEMBER.value,
+           adapter=_ADAPTER.value)
+  except errors.UserError as error:
+    print(f'rlhf_jax: {error.code}: {error}', file=sys.stderr)
+    sys.exit(error.exit_code)
+  print(pathlib.Path(_DIRECTORY.value).absolute())
+
+
+if __name__ == '__main__':
+  main()
