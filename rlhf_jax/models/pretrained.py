@@ -16,7 +16,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from rlhf_jax import errors
 from rlhf_jax import files
@@ -166,8 +165,8 @@ def init(node: dict[str, Any], vocab_size: int, key: jax.Array) -> Model:
   if path is None:
     params = transformer.init(shape, key)
   else:
-    params = jax.tree.map(
-        jnp.asarray, _reader(path).load(path, dtype='float32')[1])
+    # device_put makes one copy, jnp.asarray two.
+    params = jax.device_put(_reader(path).load(path, dtype='float32')[1])
   try:
     return _partition(shape, params, training, jax.random.fold_in(key, 1))
   except (TypeError, ValueError) as error:
