@@ -22,7 +22,7 @@ def model(**shape) -> dict:
   """A decoder to make from scratch, unless `path` or `name` loads one."""
   return dict(path=config_dict.placeholder(str),
               name=config_dict.placeholder(str), dtype='float32',
-              remat='none') | shape
+              remat='none', attention=config_dict.placeholder(str)) | shape
 
 
 def tuning() -> dict:

@@ -63,9 +63,7 @@ def export(workdir: pathlib.Path, stage: str, directory: pathlib.Path,
         f'{workdir / stage} holds no trained model; name a complete stage '
         'that trains one, such as seed_1/sft, or run it first')
   found = files.read_json(workdir / stage / 'model.json')
-  coder = tokenizer_lib.Tokenizer.from_file(
-      workdir / stage / 'tokenizer.json', **found['roles'],
-      control=found['control'])
+  coder = _tokenizer(workdir / stage, found)
   extra = {'bos_token_id': coder.bos_id, 'eos_token_id': coder.eos_id,
            'pad_token_id': coder.pad_id}
   if adapter:
@@ -88,6 +86,24 @@ def export(workdir: pathlib.Path, stage: str, directory: pathlib.Path,
   coder.save_directory(directory)
 
 
+def _tokenizer(stage: pathlib.Path, found: dict) -> tokenizer_lib.Tokenizer:
+  """The tokenizer of a stage; for rewards, with padding that is not EOS.
+
+  transformers scores the token before the first padding.
+  """
+  kwargs = dict(found['tokenizer'])
+  if found['kind'] == 'reward' and kwargs['pad'] == kwargs['eos']:
+    others = [name for name in kwargs['control']
+              if 'pad' in name.lower() and name != kwargs['eos']]
+    if not others:
+      raise errors.ConfigError(
+          f'{stage}: padding and EOS are both {kwargs["eos"]!r}, and '
+          'transformers would score the token before the EOS; name another '
+          'token with config.data.files.pad')
+    kwargs['pad'] = others[0]
+  return tokenizer_lib.Tokenizer.from_file(stage / 'tokenizer.json', **kwargs)
+
+
 def _export_adapter(stage: pathlib.Path, found: dict,
                     directory: pathlib.Path):
   made = None
@@ -97,6 +113,10 @@ def _export_adapter(stage: pathlib.Path, found: dict,
   if made is None or 'adapter' not in made.trainable:
     raise errors.ConfigError(
         f'--adapter: {stage} has trained no adapter; leave the flag out')
+  if not pretrained.source(found['model']).is_dir():
+    raise errors.ConfigError(
+        f'--adapter: peft cannot load {pretrained.source(found["model"])}, '
+        'which is no Hugging Face directory; leave the flag out')
   adapters.save(directory, made.config, made.trainable['adapter'],
                 base=str(pretrained.source(found['model'])))
 
@@ -104,8 +124,13 @@ def _export_adapter(stage: pathlib.Path, found: dict,
 def main():
   """Entry point of `python -m rlhf_jax.export`."""
   try:
+    if {'--help', '-h'} & set(sys.argv):
+      print(__doc__, _FLAGS.get_help(), sep='\n')
+      return
     try:
-      _FLAGS(sys.argv)
+      _, *stray = _FLAGS(sys.argv)
+      if stray:
+        raise flags.Error(f': {stray[0]!r} is no flag')
     except flags.Error as error:
       raise errors.ConfigError(
           f'{errors.first_line(error).partition(": ")[2]}; give --workdir, '

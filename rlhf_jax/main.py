@@ -34,8 +34,7 @@ def _fail(error: errors.UserError) -> int:
 
 
 def _prepare():
-  """Offline, quiet, and with compiled programs kept between runs."""
-  os.environ.setdefault('HF_HUB_OFFLINE', '1')
+  """Quiet, and with compiled programs kept between runs."""
   for name in ('absl', 'jax', 'orbax'):
     logging.getLogger(name).setLevel(logging.ERROR)
   import jax
@@ -114,6 +113,10 @@ def run(argv: list[str]) -> int:
   """Parses, plans, runs; returns the exit code."""
   try:
     config = _parse(argv)
+    # Before anything imports transformers.
+    for name, value in (('HF_HUB_OFFLINE', '1'),
+                        ('TRANSFORMERS_VERBOSITY', 'error')):
+      os.environ.setdefault(name, value)
     module = studies.get(config['study'])
     stages = module.plan(config)
     _prepare()

@@ -15,6 +15,7 @@ import numpy as np
 
 from rlhf_jax import sharding
 from rlhf_jax import types
+from rlhf_jax.data import tokenizer
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 
@@ -116,6 +117,12 @@ def _score_chunk(config, params, tokens, mask):
   return score_members(config, params, tokens, mask)
 
 
+def _rows_per_chunk(config, members, width, most):
+  """As many rows as keep the attention weights of a layer near 1 GiB."""
+  row = 4 * members * config.num_heads * width**2  # bytes
+  return max(min(most, 2**30 // row), 1)
+
+
 def score_rows(config: transformer.Config, params: types.Params,
                tokens: np.ndarray, mask: np.ndarray, *,
                chunk_size: int = 2048, check=lambda: None) -> np.ndarray:
@@ -130,12 +137,16 @@ def score_rows(config: transformer.Config, params: types.Params,
     params: of an ensemble, leaves [E, ...].
     tokens: i32[..., T].
     mask: bool[..., T].
-    chunk_size: rows scored at a time.
+    chunk_size: rows scored at a time at most; fewer where rows are long.
     check: called before every chunk; may raise, to stop.
 
   Returns:
     f32[E, ...].
+
+  Raises:
+    DataError: a token is not of the model's vocabulary.
   """
+  tokenizer.check_ids(tokens, config.vocab_size)
   shape, width = tokens.shape[:-1], tokens.shape[-1]
   tokens, mask = tokens.reshape(-1, width), mask.reshape(-1, width)
   rows = len(tokens)
@@ -146,7 +157,9 @@ def score_rows(config: transformer.Config, params: types.Params,
   mesh = sharding.make_mesh()
   params = sharding.shard_params(params, mesh)
   parts = mesh.shape['data']
-  size = -(-min(chunk_size, rows) // parts) * parts
+  size = min(rows, _rows_per_chunk(
+      config, members, int(lengths.max(initial=1)), chunk_size))
+  size = -(-size // parts) * parts
   for start in range(0, rows, size):
     check()
     at = order[start:start + size]

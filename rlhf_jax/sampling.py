@@ -104,10 +104,10 @@ def _contiguous(tokens, prompts, prompt_lengths, logprobs, lengths, pad_id):
 
 @functools.partial(jax.jit, static_argnames=(
     'config', 'num_samples', 'max_new_tokens', 'temperature', 'top_k', 'top_p',
-    'eos_id', 'pad_id', 'force_eos'))
+    'eos_id', 'pad_id', 'force_eos', 'num_tokens'))
 def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
             num_samples, max_new_tokens, temperature, top_k, top_p, eos_id,
-            pad_id, force_eos):
+            pad_id, force_eos, num_tokens):
   width = prompts.shape[1]
   num_slots = width + max_new_tokens
   layers = transformer.unstack(config, params)
@@ -125,12 +125,15 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
   def pick(t, hidden, done):
     logits = transformer.project(
         params, transformer.finish(config, params, hidden))
+    scaled = logits / (temperature or 1.0)
+    allowed = scaled
+    if num_tokens < config.vocab_size:
+      real = jnp.arange(config.vocab_size)[None] < num_tokens
+      allowed = jnp.where(real, scaled, -jnp.inf)
     if temperature == 0.0:
-      scaled = logits
-      token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      token = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
     else:
-      scaled = logits / temperature
-      token = _draw(filter_logits(scaled, top_k=top_k, top_p=top_p),
+      token = _draw(filter_logits(allowed, top_k=top_k, top_p=top_p),
                     jax.lax.dynamic_index_in_dim(uniforms, t, 1, False))
     if force_eos:
       token = jnp.where(t == max_new_tokens - 1, eos_id, token)
@@ -177,6 +180,7 @@ def sample(
     eos_id: int,
     pad_id: int,
     force_eos: bool = False,
+    num_tokens: int | None = None,
     row_ids: jax.Array | None = None,
 ) -> types.Batch:
   """Samples `num_samples` responses to each prompt.
@@ -196,6 +200,8 @@ def sample(
     pad_id: fills the rest of a row; may equal `eos_id`.
     force_eos: the last possible token is always the EOS, so that no response
       is unfinished.
+    num_tokens: tokens of the tokenizer; ids from there on, for which a model
+      may have padded embeddings, are never drawn. None: all may be.
     row_ids: i32[B], identity of each prompt in the whole data set. Batches
       cut differently then draw the same samples. Default: arange(B).
 
@@ -234,13 +240,19 @@ def sample(
     if low < 1 or high > prompts.shape[1]:
       raise ValueError(f'prompt_lengths must be in [1, {prompts.shape[1]}], '
                        f'got {low if low < 1 else high}.')
+  num_tokens = config.vocab_size if num_tokens is None else num_tokens
+  if not max(eos_id, pad_id) < num_tokens <= config.vocab_size:
+    raise ValueError(
+        f'num_tokens must be in ({max(eos_id, pad_id)}, {config.vocab_size}], '
+        f'got {num_tokens}.')
   if row_ids is None:
     row_ids = jnp.arange(len(prompts))
   rows = _sample(
       config, params, prompts, prompt_lengths, key, jnp.asarray(row_ids),
       num_samples=num_samples, max_new_tokens=max_new_tokens,
       temperature=float(temperature), top_k=top_k, top_p=float(top_p),
-      eos_id=eos_id, pad_id=pad_id, force_eos=force_eos)
+      eos_id=eos_id, pad_id=pad_id, force_eos=force_eos,
+      num_tokens=num_tokens)
   tokens, mask, logprobs = (
       x.reshape(len(prompts), num_samples, -1) for x in rows)
   return types.Batch(tokens=tokens, mask=mask, old_logprobs=logprobs)

@@ -21,9 +21,9 @@ LAYERS = [
     ['main', 'export'],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-# Of one layer, but one forward pass, or one check of numbers, serves them.
+# Of one layer, but one forward pass, or one check, serves them.
 ALLOWED = {('sampling', 'policy'), ('rewards', 'policy'),
-           ('calibration', 'evaluate')}
+           ('rewards', 'data'), ('calibration', 'evaluate')}
 ROOT = pathlib.Path(rlhf_jax.__path__[0])
 EXPERIMENTS = ROOT.parent / 'experiments'
 

@@ -19,6 +19,7 @@ from experiments.coste2024_reward_model_ensembles import fig3_best_of_n
 from rlhf_jax import errors
 from rlhf_jax import export
 from rlhf_jax import study
+from rlhf_jax.data import corpus
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import adapters
 from rlhf_jax.models import convert
@@ -65,6 +66,7 @@ def config(**model) -> dict:
   found['data'].update(path=str(world() / 'alpaca.json'),
                        preferences=str(world() / 'hh.jsonl'))
   found['data']['files'].update(max_prompt_length=40, max_response_length=16)
+  found['gold'].update(held_out=8)
   found['policy']['model'].update(path=str(world() / 'model'), **model)
   return found
 
@@ -157,7 +159,6 @@ class StudyTest(parameterized.TestCase):
     given['data'].update(num_pair_prompts=40)
     given['force_eos'], given['label_noise'] = (False,), (0.,)
     given['proxy'].update(held_out=8)
-    given['gold'].update(held_out=8)
     run(self.workdir, given, [])
     self.assertTrue((
         self.workdir / best_of_n.final(given) / 'figure.png').exists())
@@ -198,6 +199,73 @@ class StudyTest(parameterized.TestCase):
     data[-1] ^= 1
     weights.write_bytes(data)
     self.assertNotEqual(best_of_n.inputs(given), before)
+
+
+class PlanTest(parameterized.TestCase):
+  """What would fail in a stage fails before anything is written."""
+
+  @parameterized.named_parameters(
+      ('targets', dict(lora=LORA | dict(targets='layers/zzz')), 'layers/zzz'),
+      ('pattern', dict(lora=LORA | dict(targets='(')), 'regular expression'),
+      ('rank', dict(lora=LORA | dict(rank=-4)), 'rank'),
+      ('no_layer', dict(trainable_layers=0), '0'),
+      ('layers', dict(trainable_layers=9), '9'),
+      ('dtype', dict(dtype='float99'), "dtype .*'float99'"))
+  def test_model(self, model, message):
+    with self.assertRaisesRegex(
+        errors.ConfigError, f'config.policy.model: .*{message}'):
+      best_of_n.plan(config(**model))
+
+  @parameterized.named_parameters(
+      ('control', dict(format='llama3'), 'begin_of_text'),
+      ('rows', dict(control=tuple(f'<|{i}|>' for i in range(40))), '288 emb'),
+      ('format', dict(format='hh'), 'no place for the input'),
+      ('dialogue', dict(preference_format='llama9'), "'llama9'"),
+      ('no_text', dict(tokenizer='EMPTY'), 'holds no tokenizer'))
+  def test_texts(self, files, message):
+    given = config()
+    if files.get('tokenizer'):
+      empty = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+      (empty / 'config.json').write_text('{"model_type": "gpt2"}')
+      files = dict(tokenizer=str(empty))
+    given['data']['files'].update(files)
+    if files.get('format') == 'hh':
+      given['data']['path'] = str(world() / 'input.json')
+      (world() / 'input.json').write_text(json.dumps(
+          [x | {'input': 'more'} for x in ALPACA]))
+    with self.assertRaisesRegex(errors.ConfigError, message):
+      best_of_n.plan(given)
+
+  def test_too_long_for_learned_positions(self):
+    path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    shape = transformer.make_config(
+        'gpt2', vocab_size=288, hidden_size=8, num_layers=1, num_heads=1,
+        max_positions=48)
+    convert.save(path / 'm', shape, jax.jit(
+        transformer.init, static_argnums=0)(shape, jax.random.key(0)))
+    given = config()
+    given['gold']['model']['path'] = str(path / 'm')
+    with self.assertRaisesRegex(
+        errors.ConfigError, 'config.gold.model: .*56 tokens .* 48'):
+      best_of_n.plan(given)
+
+  def test_gold_without_pairs(self):
+    given = config()
+    given['gold']['held_out'] = 30
+    with self.assertRaisesRegex(
+        errors.ConfigError, 'gold.held_out is 30 of 40 pairs'):
+      best_of_n.plan(given)
+
+  def test_gold_reads_what_it_judges(self):
+    given = config()
+    files = given['data']['files']
+    files.update(format='open_assistant')
+    for named, expected in ((None, 2), ('hh', 0)):
+      files['preference_format'] = named
+      rows = corpus.load(best_of_n.data_config(given), 0)
+      prompter = rows.tokenizer.id_of('<|prompter|>')
+      found = (rows.preferences.tokens == prompter).any(-1).sum(-1)
+      self.assertEqual(found.tolist(), [expected] * 40)
 
 
 class NodeTest(parameterized.TestCase):
@@ -250,6 +318,36 @@ class NodeTest(parameterized.TestCase):
 
 
 class ExportTest(absltest.TestCase):
+
+  def tokenizer(self, kind, **kwargs):
+    directory = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()))
+    coder = tokenizer.Tokenizer.train_bpe(
+        ['text'], vocab_size=270, control=kwargs.pop('control', ()))
+    coder.save(directory / 'tokenizer.json')
+    roles = dict(coder.roles, control=list(coder.control), adds_bos=True,
+                 chat_template=None)
+    return export._tokenizer(
+        directory, {'kind': kind, 'tokenizer': roles | kwargs})
+
+  def test_tokenizer_goes_on_as_it_was(self):
+    """Texts begin as in training, and the template is not lost."""
+    for adds_bos in (True, False):
+      coder = self.tokenizer(
+          'policy', adds_bos=adds_bos, chat_template='{{ x }}')
+      self.assertEqual(coder.adds_bos, adds_bos)
+      self.assertEqual(coder.chat_template, '{{ x }}')
+
+  def test_padding_of_a_reward_model_is_not_its_eos(self):
+    eos = tokenizer.EOS
+    self.assertEqual(self.tokenizer('policy', pad=eos).pad_id, 2)
+    coder = self.tokenizer('reward', pad=eos, control=('<|pad|>',))
+    self.assertIn(coder.pad_id, (0, coder.id_of('<|pad|>')))
+    control = [tokenizer.BOS, eos]
+    with self.assertRaisesRegex(errors.ConfigError, 'both .*<eos>'):
+      export._tokenizer(pathlib.Path('x'), {
+          'kind': 'reward', 'tokenizer': dict(
+              pad=eos, bos=tokenizer.BOS, eos=eos, control=control)})
 
   def test_one_line_errors(self):
     command = [sys.executable, '-m', 'rlhf_jax.export']

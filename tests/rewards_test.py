@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import errors
 from rlhf_jax import rewards
 from rlhf_jax import sharding
 from rlhf_jax import types
@@ -274,6 +275,24 @@ class RowsTest(parameterized.TestCase):
       raise KeyboardInterrupt
     with self.assertRaises(KeyboardInterrupt):
       rewards.score_rows(CONFIG, _members(), tokens, mask, check=check)
+
+
+class ChunkTest(absltest.TestCase):
+
+  def test_fewer_rows_where_they_are_long(self):
+    rows = lambda members, width: rewards._rows_per_chunk(
+        CONFIG, members, width, 2048)
+    self.assertEqual(rows(5, 32), 2048)
+    heads = CONFIG.num_heads
+    self.assertEqual(rows(5, 776), 2**30 // (4 * 5 * heads * 776**2))
+    self.assertEqual(rows(5, 10**6), 1)
+
+  def test_foreign_tokens(self):
+    params = jax.eval_shape(
+        lambda: rewards.init(CONFIG, jax.random.key(0)))
+    tokens = np.full((1, 4), CONFIG.vocab_size, np.int32)
+    with self.assertRaisesRegex(errors.DataError, 'outside the vocabulary'):
+      rewards.score_rows(CONFIG, params, tokens, tokens > 0)
 
 
 if __name__ == '__main__':

@@ -258,6 +258,23 @@ class SampleTest(parameterized.TestCase):
     # Mean `freedom`, variance twice that; four sigma and a bit for the tail.
     self.assertLess(chi_square, freedom + 5 * (2 * freedom)**.5)
 
+  def test_never_a_token_that_the_tokenizer_has_not(self):
+    """Padded embeddings are not drawn; log-probabilities stay the model's."""
+    params = dict(_params(LLAMA))
+    params['unembed'] = params['unembed'].at[8:].multiply(20)
+    free = _sample(params=params)
+    self.assertGreater(free.tokens[free.mask].max(), 7)
+    for kwargs in ({}, dict(temperature=0), dict(top_k=2), dict(top_p=.5)):
+      batch = _sample(params=params, num_tokens=8, **kwargs)
+      self.assertLess(batch.tokens[batch.mask].max(), 8)
+      np.testing.assert_allclose(
+          batch.old_logprobs, np.where(batch.mask, _training_logprobs(
+              LLAMA, params, batch, kwargs.get('temperature') or 1.), 0),
+          atol=1e-4)
+    for wrong in (1, 12):
+      with self.assertRaisesRegex(ValueError, fr'in \(1, 11\], got {wrong}'):
+        _sample(num_tokens=wrong)
+
   def test_one_program_for_one_shape(self):
     # Counted by tracing: the sizes of jit's caches depend on earlier tests.
     with mock.patch.object(

@@ -44,7 +44,8 @@ def _laptop(config):
                  advert_rate=0.0, sentences=(0.45, 0.52, 0.03)),
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, max_bad_rows=0,
-                 format='alpaca', preference_format='hh', control=(),
+                 format='alpaca', control=(),
+                 preference_format=config_dict.placeholder(str),
                  tokenizer=config_dict.placeholder(str),
                  **{token: config_dict.placeholder(str)
                     for token in ('pad', 'bos', 'eos')}),
@@ -52,18 +53,20 @@ def _laptop(config):
   config.policy = dict(
       model=base.model(family='llama', hidden_size=64, num_layers=2,
                        num_heads=2, intermediate_size=128) | base.tuning(),
-      num_steps=600, batch_size=64, optimizer=base.optimizer(3e-3))
+      num_steps=600, batch_size=64, num_microbatches=1,
+      optimizer=base.optimizer(3e-3))
   config.proxy = dict(
       model=base.model(family='llama', hidden_size=32, num_layers=1,
                        num_heads=2, intermediate_size=64),
       trunk='shared',
-      sft=dict(num_steps=400, batch_size=64, optimizer=base.optimizer(3e-3)),
+      sft=dict(num_steps=400, batch_size=64, num_microbatches=1,
+               optimizer=base.optimizer(3e-3)),
       num_members=5, num_epochs=5, batch_size=32, held_out=512, head_scale=1.0,
-      optimizer=base.optimizer(3e-4))
+      num_microbatches=1, optimizer=base.optimizer(3e-4))
   config.gold = dict(
       model=base.model(family='llama', hidden_size=96, num_layers=2,
                        num_heads=3, intermediate_size=192),
-      num_steps=1000, batch_size=128, held_out=512,
+      num_steps=1000, batch_size=128, num_microbatches=1, held_out=512,
       optimizer=base.optimizer(2e-3))
   config.best_of_n = dict(
       num_samples=2048, samples_per_call=512, shard_prompts=4,
@@ -116,6 +119,12 @@ def _full(config):
   config.gold.update(num_steps=5_000, optimizer=base.optimizer(3e-4))
   config.proxy.update(optimizer=base.optimizer(1e-5, warmup_steps=50,
                                                clip_norm=2.0))
+  # Attention weights of long rows are what fills a device.
+  for part, parts in ((config.policy, 8), (config.proxy, 8), (config.gold, 32),
+                      (config.proxy.sft, 8)):
+    part.num_microbatches = parts
+  for part in (config.policy, config.proxy, config.gold):
+    part.model.remat = 'full'
   config.sampler.update(top_p=0.9)
   config.best_of_n.update(num_samples=12_500, samples_per_call=500,
                           shard_prompts=1)

@@ -137,7 +137,7 @@ def from_files(
     eos: str | None = None,
     control: tuple[str, ...] = (),
     format: str = 'alpaca',
-    preference_format: str = 'hh',
+    preference_format: str | None = None,
     max_bad_rows: int = 0,
     num_demonstrations: int | None = None,
 ) -> Corpus:
@@ -159,7 +159,8 @@ def from_files(
     eos: its token for the end of a response, likewise.
     control: further control tokens that a format needs.
     format: of demonstrations and prompts, see `formats`.
-    preference_format: of preferences, whose prompts are dialogues.
+    preference_format: of preferences, whose prompts are dialogues; None: the
+      same if it takes dialogues, or else 'hh'.
     max_bad_rows: bad rows to drop in each file instead of stopping.
     num_demonstrations: at most so many; None: all.
 
@@ -171,7 +172,7 @@ def from_files(
   texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
   training, held_out = _split(texts, seed, num_eval_prompts)
   training = training[:num_demonstrations]
-  pair = formats.get(preference_format)
+  pair = formats.get(_preference_format(format, preference_format))
   sides = [[pair(p.prompt, getattr(p, side)) for p in pairs.rows]
            for side in ('chosen', 'rejected')]
   if tokenizer is not None:
@@ -213,6 +214,44 @@ def from_files(
           'unfinished_demonstrations': share(demonstrations),
           'unfinished_preferences': (share(chosen) + share(rejected)) / 2,
       })
+
+
+def _preference_format(format, preference_format):
+  return preference_format or (
+      format if format in formats.DIALOGUES else 'hh')
+
+
+def num_preferences(config: dict) -> int:
+  """Usable pairs in the file of a node whose name is 'files'."""
+  return len(_read(config['path'], config['preferences'],
+                   config.get('max_bad_rows', 0),
+                   config['num_eval_prompts'])[1].rows)
+
+
+def _check_formats(config, rows, pairs):
+  """ValueError or ConfigError if a row has no form in its format."""
+  name = config.get('format') or 'alpaca'
+  write = formats.get(name)
+  pair = formats.get(_preference_format(name, config.get('preference_format')))
+  texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
+  texts += [pair(p.prompt, side) for p in pairs.rows
+            for side in (p.chosen, p.rejected)]
+  names = tuple(config.get('control') or ())
+  if config.get('tokenizer'):
+    coder = load_tokenizer(config['tokenizer'], **{
+        k: config[k] for k in ('pad', 'bos', 'eos') if config.get(k)},
+        control=names)
+    for prompt, response in (texts[0], texts[-1]):
+      coder.encode_rows([prompt], [response], max_prompt_length=1,
+                        max_response_length=1)
+    return
+  specials = {part for text in (*texts[0], *texts[-1])
+              if not isinstance(text, str) for part in text
+              if isinstance(part, formats.Special) and part != formats.END}
+  least = 259 + len(specials | {formats.Special(name) for name in names})
+  if config.get('vocab_size', 4096) < least:
+    raise ValueError(f'vocab_size must be >= {least} (256 bytes, the special '
+                     f'tokens), got {config["vocab_size"]}')
 
 
 def _train_tokenizer(rows, vocab_size, control):
@@ -331,16 +370,13 @@ def check(config: dict):
           'num_adjectives', 'zipf', 'typo_rate', 'advert_rate',
           'sentences')})
       return
-    for field in ('format', 'preference_format'):
-      formats.get(config.get(field) or 'hh')
     if config.get('tokenizer'):
       load_tokenizer(config['tokenizer'], **{
           k: config[k] for k in ('pad', 'bos', 'eos', 'control')
           if config.get(k)})
-    elif config.get('vocab_size', 4096) < 259:
-      raise ValueError('vocab_size must be >= 259 (256 bytes, 3 special '
-                       f'tokens), got {config["vocab_size"]}')
-    _read(config['path'], config['preferences'],
-          config.get('max_bad_rows', 0), config['num_eval_prompts'])
+    rows, pairs = _read(
+        config['path'], config['preferences'], config.get('max_bad_rows', 0),
+        config['num_eval_prompts'])
+    _check_formats(config, rows, pairs)
   except (TypeError, ValueError) as error:
     raise errors.ConfigError(f'config.data: {error}') from None

@@ -400,6 +400,10 @@ _FORMATS = {f.__name__: f for f in (
     grounded_dialogue, comet, chatml, llama2_chat, llama3)}
 
 
+DIALOGUES = ('hh', 'open_assistant', 'a_lol', 'chatml', 'llama2_chat',
+             'llama3')  # take an Anthropic dialogue as a prompt
+
+
 def get(name: str) -> Format:
   """Returns the format of that name.
 

@@ -192,6 +192,8 @@ class Tokenizer:
       bos: str | None = BOS,
       eos: str = EOS,
       control: Sequence[str] = (),
+      adds_bos: bool | None = None,
+      chat_template: str | None = None,
   ) -> 'Tokenizer':
     """Loads a tokenizer.json, ours or a published one.
 
@@ -201,6 +203,8 @@ class Tokenizer:
       bos: its token for the front of a prompt, or None.
       eos: its token for the end of a response.
       control: further control tokens; see `Tokenizer`.
+      adds_bos: see `Tokenizer`.
+      chat_template: see `Tokenizer`.
 
     Raises:
       DataError: the file is missing or is not a tokenizer.
@@ -218,7 +222,8 @@ class Tokenizer:
           f'{path}: is not a tokenizer.json: {error}'
       ) from error
     try:
-      return cls(backend, pad=pad, bos=bos, eos=eos, control=control)
+      return cls(backend, pad=pad, bos=bos, eos=eos, control=control,
+                 adds_bos=adds_bos, chat_template=chat_template)
     except errors.ConfigError as error:
       raise errors.ConfigError(f'{path}: {error}') from None
 
@@ -290,6 +295,11 @@ class Tokenizer:
   def _from(cls, path, loaded, pad, bos, eos, control):
     """What the caller says, or else the files, or else our own names."""
     has = lambda name: loaded.backend.token_to_id(name) is not None
+    if not loaded.backend.encode('a', add_special_tokens=False).ids:
+      # transformers makes an empty one where there are no files.
+      raise errors.ConfigError(
+          f'{path}: holds no tokenizer, or one that knows no text; name '
+          'another with config.data.files.tokenizer')
     ours = has(PAD) and has(EOS)  # tokenizer.json alone, written by `save`
     eos = eos or loaded.eos or (EOS if ours else None)
     if eos is None:
@@ -565,7 +575,7 @@ def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
   """Raises DataError unless all 0 <= tokens < vocab_size, padding included.
 
   To be called on the host before a batch goes to a device: there, an id that
-  is too large reads NaN, and a negative one reads another row.
+  is too large or negative reads another token's row, or NaN.
   """
   tokens = np.asarray(tokens)
   if not tokens.size:

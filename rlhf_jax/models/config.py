@@ -119,7 +119,8 @@ class Config:
     for name, allowed in (
         ('norm', NORMS), ('mlp', MLPS), ('activation', ACTIVATIONS),
         ('residual', RESIDUALS), ('remat', REMATS),
-        ('attention', (None, 'xla', 'cudnn'))):
+        ('attention', (None, 'xla', 'cudnn')),
+        ('dtype', ('float32', 'bfloat16', 'float16'))):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {allowed}, '
                          f'got {getattr(self, name)!r}.')

@@ -321,6 +321,11 @@ def _export(directory, config, flat, extra, *, classifier):
     raise errors.ConfigError(
         'a reward model needs pad_token_id, by which transformers finds the '
         "last token; give extra={'pad_token_id': ...}")
+  if classifier and raw['pad_token_id'] == raw.get('eos_token_id'):
+    raise errors.ConfigError(
+        f'pad_token_id and eos_token_id are both {raw["pad_token_id"]}, and '
+        'transformers would score the token before the EOS; give another '
+        'pad_token_id')
   shapes = _shapes(config, classifier)
   problems = [f'{k} is missing' for k in shapes if k not in flat] + [
       f'{k} is not of this model' for k in flat if k not in shapes] + [

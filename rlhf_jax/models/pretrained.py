@@ -99,9 +99,10 @@ def _split(node):
   fields = {k: v for k, v in node.items() if v is not None}
   take = lambda names: {k: fields.pop(k) for k in names if k in fields}
   training = take(_TRAINING)
-  training = {k: v for k, v in training.items() if v}
   if not training.get('lora', {}).get('rank'):
     training.pop('lora', None)
+  if not training.get('quantize'):
+    training.pop('quantize', None)
   computation = take(_COMPUTATION)
   take(('path', 'name'))
   known = {field.name for field in dataclasses.fields(config_lib.Config)}
@@ -145,6 +146,24 @@ def config(node: dict[str, Any], vocab_size: int) -> transformer.Config:
         f'{path} has {found.vocab_size} embeddings and the tokenizer '
         f'{vocab_size} tokens; use the tokenizer that the model came with')
   return found
+
+
+def check(node: dict[str, Any], vocab_size: int, length: int):
+  """Raises at once what `init` would raise later; reads no weights.
+
+  Args:
+    node: see the top of this module.
+    vocab_size: see `init`.
+    length: tokens of the rows that the model will read.
+  """
+  shape, training = config(node, vocab_size), _split(node)[2]
+  try:
+    transformer.check_length(shape, length)
+    jax.eval_shape(lambda: _partition(
+        shape, transformer.init(shape, jax.random.key(0)), training,
+        jax.random.key(0))[1:])
+  except (TypeError, ValueError) as error:
+    raise errors.ConfigError(f'a model: {error}') from None
 
 
 def init(node: dict[str, Any], vocab_size: int, key: jax.Array) -> Model:

@@ -156,7 +156,11 @@ def kernel_names(params: types.Params, targets: str) -> list[str]:
       f'{stack}/{name}': 'kernel' in entry
       for stack in ('layers', 'top_layers')
       for name, entry in params.get(stack, {}).items()}
-  found = [name for name in names if re.fullmatch(targets, name)]
+  try:
+    found = [name for name in names if re.fullmatch(targets, name)]
+  except re.error as error:
+    raise ValueError(
+        f'targets {targets!r} is no regular expression: {error}.') from None
   wrong = [name for name in found if not names[name]]
   if wrong or not found:
     kernels = ', '.join(name for name, linear in names.items() if linear)

@@ -244,9 +244,11 @@ def project(params: types.Params, x: jax.Array) -> jax.Array:
 def embed(config: Config, params: types.Params, tokens: jax.Array,
           positions: jax.Array) -> jax.Array:
   """config.dtype[B, T, D] of tokens i32[B, T] at positions i32[B, T]."""
-  x = params['embed'].astype(config.dtype)[tokens]
+  # Of NumPy parameters, too, which cannot be indexed by traced tokens.
+  table = lambda name: jnp.asarray(params[name]).astype(config.dtype)
+  x = table('embed')[tokens]
   if config.max_positions is not None:
-    x += params['positions'].astype(config.dtype)[positions]
+    x += table('positions')[positions]
   return x
 
 

@@ -142,6 +142,7 @@ def sample_rows(context: Any, corpus: corpus_lib.Corpus,
         config, params, prompts.tokens[at], prompts.lengths[at], key,
         num_samples=num_samples, max_new_tokens=corpus.max_response_length,
         eos_id=corpus.tokenizer.eos_id, pad_id=corpus.tokenizer.pad_id,
+        num_tokens=corpus.tokenizer.vocab_size,
         row_ids=rows, **sampler)
     parts.append((np.asarray(batch.tokens), np.asarray(batch.mask)))
   tokens, mask = (np.concatenate(x)[:num_prompts] for x in zip(*parts))
@@ -185,8 +186,9 @@ def write_model(context: Any, kind: str, model: dict,
   coder.save(context.directory / 'tokenizer.json')
   files.write_json(context.directory / 'model.json', {
       'kind': kind, 'model': model, 'vocab_size': coder.vocab_size,
-      'num_members': num_members, 'roles': coder.roles,
-      'control': list(coder.control)})
+      'num_members': num_members, 'tokenizer': dict(
+          coder.roles, control=list(coder.control), adds_bos=coder.adds_bos,
+          chat_template=coder.chat_template)})
 
 
 def load_policy(context: Any, stage: str, model: dict, vocab_size: int

@@ -60,7 +60,7 @@ def _quality(config, params, rows) -> dict[str, float]:
 
 def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
         batch_size: int, optimizer: dict, policy: str, policy_model: dict,
-        sampler: dict, held_out: int = 512,
+        sampler: dict, held_out: int = 512, num_microbatches: int = 1,
         training: dict | None = None) -> dict:
   """Trains the gold model; `checkpoints` then holds its parameters.
 
@@ -76,6 +76,7 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     policy_model: its shape.
     sampler: temperature, top_k, top_p of the texts it is trained on.
     held_out: rows kept for validation.
+    num_microbatches: see `train.make_train_step`.
     training: save_every and log_every of `common.fit`.
   """
   corpus = common.load_corpus(context, data, seed, policy)
@@ -108,7 +109,8 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
   state = train.init_state(
       rewards.init(config, init_key, trunk=trunk), tx, key)
   step_fn = train.make_train_step(
-      functools.partial(rewards.forward, config), objective, tx)
+      functools.partial(rewards.forward, config), objective, tx,
+      num_microbatches=num_microbatches)
   state, last = common.fit(
       context, state, sources.offline(rows, batch_size=batch_size, seed=seed),
       jax.jit(step_fn, donate_argnums=0), num_steps=num_steps,

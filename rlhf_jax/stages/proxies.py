@@ -46,7 +46,8 @@ def _init(context, model, config, keys, trunks, head_scale):
 def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
         model: dict, num_members: int, label_noise: float, num_epochs: int,
         batch_size: int, optimizer: dict, held_out: int,
-        head_scale: float = 1.0, training: dict | None = None) -> dict:
+        head_scale: float = 1.0, num_microbatches: int = 1,
+        training: dict | None = None) -> dict:
   """Trains the members by one vmapped step.
 
   `checkpoints` then holds leaves [E, ...], and `scale.npz` each member's mean
@@ -66,6 +67,7 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
     optimizer: of `train.optimizer`.
     held_out: pairs kept, with clean labels, for validation.
     head_scale: see `rewards.init`.
+    num_microbatches: see `train.make_train_step`.
     training: save_every and log_every of `common.fit`.
   """
   corpus = corpus_lib.load(data, seed)
@@ -89,7 +91,8 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
       params, jax.random.split(key, num_members))
   step_fn = jax.vmap(train.make_train_step(
       functools.partial(rewards.forward, config),
-      objectives.get('bradley_terry'), tx))
+      objectives.get('bradley_terry'), tx,
+      num_microbatches=num_microbatches))
   source = sources.offline_members(
       rows, batch_size=batch_size,
       seeds=[seed * 1000 + member for member in range(num_members)])

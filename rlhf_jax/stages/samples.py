@@ -29,12 +29,12 @@ def _responses(draw, prompts, index, calls):
   return join('tokens'), join('mask')
 
 
-def _scored(corpus, score, vocab_size, tokens, mask) -> dict[str, np.ndarray]:
+def _scored(corpus, score, tokens, mask) -> dict[str, np.ndarray]:
   """What a shard holds, from tokens and mask [b, N, T]."""
   arrays = {'gold_scores': score(tokens, mask)[0]}
   if corpus.world is not None:
     arrays['rule'] = corpus.world.rule(tokens, mask)
-  small = np.uint16 if vocab_size < 2**16 else np.int32
+  small = np.uint16 if corpus.tokenizer.vocab_size < 2**16 else np.int32
   return dict(arrays, tokens=tokens.astype(small), mask=mask)
 
 
@@ -78,6 +78,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
       key=jax.random.fold_in(jax.random.key(seed), 3), num_samples=per_call,
       max_new_tokens=corpus.max_response_length,
       eos_id=corpus.tokenizer.eos_id, pad_id=corpus.tokenizer.pad_id,
+      num_tokens=vocab_size,
       force_eos=force_eos, **sampler)
 
   def shard(start):
@@ -86,7 +87,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     rows = [_responses(draw, prompts, index, calls) for index in at]
     tokens, mask = (np.stack(x) for x in zip(*rows))
     drawn = time.monotonic()
-    arrays = _scored(corpus, score, config.vocab_size, tokens, mask)
+    arrays = _scored(corpus, score, tokens, mask)
     totals['sampling'] += drawn - began
     totals['scoring'] += time.monotonic() - drawn
     return arrays

@@ -47,7 +47,8 @@ def data_config(config: dict) -> dict:
   named = of_files | {'path': path, 'preferences': preferences}
   # A loaded policy comes with its tokenizer.
   loaded = pretrained.source(config['policy']['model'])
-  if named['tokenizer'] is None and loaded is not None:
+  if (named['tokenizer'] is None and loaded is not None
+      and loaded.suffix != '.bin'):
     named['tokenizer'] = str(loaded)
   named |= {field: str(pathlib.Path(named[field]).absolute())
             for field in corpus.FILES if named[field] is not None}
@@ -122,7 +123,12 @@ def _check_models(config: dict, require):
     for field in ('batch_size', 'num_steps' if part != 'proxy' else
                   'num_epochs'):
       require(config[part][field] >= 1, f'{part}.{field}', 'give at least 1')
-    optimizer = config[part]['optimizer']
+    node = config[part]
+    require(node['num_microbatches'] >= 1
+            and node['batch_size'] % node['num_microbatches'] == 0,
+            f'{part}.num_microbatches',
+            f'must divide {part}.batch_size {node["batch_size"]}')
+    optimizer = node['optimizer']
     require(optimizer['learning_rate'] > 0, f'{part}.optimizer.learning_rate',
             'give more than 0')
     _check_model(part, config)
@@ -153,22 +159,46 @@ def _check_model(part: str, config: dict):
 
 
 def _check_tokens(config: dict, data: dict):
-  """Refuses loaded models that mean different tokens by the same ids."""
-  roles = {k: data.get(k) for k in ('pad', 'bos', 'eos')}
+  """Refuses models that do not fit the texts, and two vocabularies."""
+  length = data['max_prompt_length'] + data['max_response_length']
+  coder, vocab_size = None, 1
+  if data.get('tokenizer'):
+    coder = corpus.load_tokenizer(data['tokenizer'], **{
+        k: data.get(k) for k in ('pad', 'bos', 'eos')},
+        control=data['control'])
+    vocab_size = coder.vocab_size
   for part in ('policy', 'proxy', 'gold'):
-    path = pretrained.source(config[part]['model'])
+    model = config[part]['model']
+    try:
+      pretrained.check(model, vocab_size, length)
+    except errors.UserError as error:
+      raise type(error)(f'config.{part}.model: {error}') from None
+    path = pretrained.source(model)
     if path is None or str(path.absolute()) == data['tokenizer']:
       continue
     try:
       own = corpus.load_tokenizer(str(path))
     except errors.UserError:  # it came without one
       continue
-    token = own.differs_from(corpus.load_tokenizer(data['tokenizer'], **roles))
+    token = own.differs_from(coder)
     if token is not None:
       raise errors.ConfigError(
           f'config.{part}.model: in {path}, the token {token!r} has another id '
           f'than in {data["tokenizer"]}; all loaded models of a study must '
           'have one vocabulary')
+
+
+def _check_gold(config: dict, data: dict):
+  """On files, the gold model must have pairs to train on."""
+  if data['name'] != 'files':
+    return
+  gold = config['gold']
+  count = corpus.num_preferences(data)
+  if count - gold['held_out'] < gold['batch_size']:
+    raise errors.ConfigError(
+        f'config.gold.held_out is {gold["held_out"]} of {count} pairs, which '
+        f'leaves fewer than config.gold.batch_size {gold["batch_size"]}; '
+        'lower one of them')
 
 
 def _try_to_make(field: str, make, kwargs: dict):
@@ -250,6 +280,7 @@ def plan(config: dict) -> list[study.Stage]:
   data = data_config(config)
   corpus.check(data)
   _check_tokens(config, data)
+  _check_gold(config, data)
   config = dict(config) | {
       part: dict(config[part], model=pretrained.absolute(config[part]['model']))
       for part in ('policy', 'proxy', 'gold')}
