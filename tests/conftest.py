@@ -17,7 +17,17 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
 
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', DEVICES)
 # Catches (B,) against (B, 1) in a loss, which would broadcast to (B, B).
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _programs_fit_in_memory():
+  """Forgets compiled programs, of which a long suite gathers gigabytes."""
+  yield
+  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+  if pages * os.sysconf('SC_PAGE_SIZE') > 3 * 2**30:
+    jax.clear_caches()
