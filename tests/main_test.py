@@ -77,6 +77,8 @@ CASES = {
     'ending': (field('force_eos=(2,)'), 2, ('force_eos', 'True, False')),
     'kind': (field('best_of_n.methods.mean.kind=median'), 2, (
         'methods.mean.kind', 'worst_case')),
+    'microbatches': (field('proxy.sft.num_microbatches=3'), 2, (
+        'proxy.sft.num_microbatches is 3', 'proxy.sft.batch_size 16')),
     'no_model': (field('policy.model.path=DIR/none'), 2, (
         'config.policy.model', 'DIR/none', 'no such model')),
     'no_such_name': (field('gold.model.name=smollm3'), 2, (

@@ -119,16 +119,17 @@ def _check_models(config: dict, require):
           'give at least 1')
   require(config['proxy']['sft']['num_steps'] >= 1, 'proxy.sft.num_steps',
           'give at least 1')
+  for part, node in (('policy', config['policy']), ('gold', config['gold']),
+                     ('proxy', config['proxy']),
+                     ('proxy.sft', config['proxy']['sft'])):
+    parts, size = node['num_microbatches'], node['batch_size']
+    require(parts >= 1 and size % parts == 0, f'{part}.num_microbatches',
+            f'must divide {part}.batch_size {size}')
   for part in ('policy', 'proxy', 'gold'):
     for field in ('batch_size', 'num_steps' if part != 'proxy' else
                   'num_epochs'):
       require(config[part][field] >= 1, f'{part}.{field}', 'give at least 1')
-    node = config[part]
-    require(node['num_microbatches'] >= 1
-            and node['batch_size'] % node['num_microbatches'] == 0,
-            f'{part}.num_microbatches',
-            f'must divide {part}.batch_size {node["batch_size"]}')
-    optimizer = node['optimizer']
+    optimizer = config[part]['optimizer']
     require(optimizer['learning_rate'] > 0, f'{part}.optimizer.learning_rate',
             'give more than 0')
     _check_model(part, config)
