@@ -228,7 +228,7 @@ def num_preferences(config: dict) -> int:
                    config['num_eval_prompts'])[1].rows)
 
 
-def _check_formats(config, rows, pairs):
+def _check_formats(config, coder, rows, pairs):
   """ValueError or ConfigError if a row has no form in its format."""
   name = config.get('format') or 'alpaca'
   write = formats.get(name)
@@ -237,10 +237,7 @@ def _check_formats(config, rows, pairs):
   texts += [pair(p.prompt, side) for p in pairs.rows
             for side in (p.chosen, p.rejected)]
   names = tuple(config.get('control') or ())
-  if config.get('tokenizer'):
-    coder = load_tokenizer(config['tokenizer'], **{
-        k: config[k] for k in ('pad', 'bos', 'eos') if config.get(k)},
-        control=names)
+  if coder is not None:
     for prompt, response in (texts[0], texts[-1]):
       coder.encode_rows([prompt], [response], max_prompt_length=1,
                         max_response_length=1)
@@ -295,6 +292,15 @@ def load_tokenizer(
   if path.endswith('.bin'):
     return make.from_llama2c(path, **names)
   return make.from_file(path, **names)
+
+
+def named_tokenizer(config: dict) -> tokenizer_lib.Tokenizer | None:
+  """The tokenizer that a node names, by `load_tokenizer`; None: none."""
+  if not config.get('tokenizer'):
+    return None
+  return load_tokenizer(config['tokenizer'], **{
+      k: config[k] for k in ('pad', 'bos', 'eos', 'control')
+      if config.get(k)})
 
 
 @functools.lru_cache(maxsize=2)
@@ -370,13 +376,10 @@ def check(config: dict):
           'num_adjectives', 'zipf', 'typo_rate', 'advert_rate',
           'sentences')})
       return
-    if config.get('tokenizer'):
-      load_tokenizer(config['tokenizer'], **{
-          k: config[k] for k in ('pad', 'bos', 'eos', 'control')
-          if config.get(k)})
+    coder = named_tokenizer(config)
     rows, pairs = _read(
         config['path'], config['preferences'], config.get('max_bad_rows', 0),
         config['num_eval_prompts'])
-    _check_formats(config, rows, pairs)
+    _check_formats(config, coder, rows, pairs)
   except (TypeError, ValueError) as error:
     raise errors.ConfigError(f'config.data: {error}') from None

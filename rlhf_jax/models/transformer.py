@@ -360,11 +360,14 @@ def hidden_states(
   check_length(config, tokens.shape[1])
   positions, mask = _layout(tokens, attention_mask)
 
+  def key_of(stacked):
+    if dropout_key is None:
+      return None
+    return jax.random.fold_in(dropout_key, stacked['depth'] + 1)
+
   def layer(x, stacked):
-    key = None
-    if dropout_key is not None:
-      key = jax.random.fold_in(dropout_key, stacked['depth'] + 1)
-    return _apply(config, stacked, x, positions, mask, key)[0], None
+    return _apply(
+        config, stacked, x, positions, mask, key_of(stacked))[0], None
 
   x = embed(config, params, tokens, positions)
   if dropout_key is not None and config.dropout:
@@ -380,10 +383,8 @@ def hidden_states(
       x, _ = jax.lax.scan(layer, x, stack)
   if query is not None:
     row = _pick(jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:])), query)
-    key = None
-    if dropout_key is not None:
-      key = jax.random.fold_in(dropout_key, last['depth'] + 1)
-    x, _ = _apply(config, last, x, positions, row, key, query=query)
+    x, _ = _apply(
+        config, last, x, positions, row, key_of(last), query=query)
   return finish(config, params, x)
 
 

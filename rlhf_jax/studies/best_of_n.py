@@ -162,12 +162,8 @@ def _check_model(part: str, config: dict):
 def _check_tokens(config: dict, data: dict):
   """Refuses models that do not fit the texts, and two vocabularies."""
   length = data['max_prompt_length'] + data['max_response_length']
-  coder, vocab_size = None, 1
-  if data.get('tokenizer'):
-    coder = corpus.load_tokenizer(data['tokenizer'], **{
-        k: data.get(k) for k in ('pad', 'bos', 'eos')},
-        control=data['control'])
-    vocab_size = coder.vocab_size
+  coder = corpus.named_tokenizer(data)
+  vocab_size = 1 if coder is None else coder.vocab_size
   for part in ('policy', 'proxy', 'gold'):
     model = config[part]['model']
     try:
