@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKDIR ?= runs/demo
+# Processes of the suite, of up to 3 GB each; 0 runs it in one, in order.
+WORKERS ?= 2
 CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
 .PHONY: demo test test-peers lint mutants clean
@@ -14,7 +16,7 @@ demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
 
 test: $(VENV)/test lint
-	$(RUN) -m pytest -q --durations=15 tests
+	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 tests
 
 test-peers: $(VENV)/peers
 	$(RUN) -m pytest -q --durations=10 tests/peers

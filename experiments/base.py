@@ -5,6 +5,48 @@ from ml_collections import config_dict
 SIZES = ('smoke', 'laptop', 'full')
 
 
+def options(argument: str, **choices) -> tuple:
+  """Reads what follows the colon of --config: 'size' or 'size,name=value,...'.
+
+  Args:
+    argument: such as 'laptop,noise=0'.
+    **choices: the values of each option, texts or numbers, its default first;
+      a default None is what no value asks for.
+
+  Returns:
+    The size, and of each option the value, in the order of `choices`.
+
+  Raises:
+    ValueError: there is no such option or value.
+  """
+  size, *given = argument.split(',')
+  text = lambda value: value if isinstance(value, str) else f'{value:g}'
+  known = {f'{name}={text(value)}': (name, value)
+           for name, values in choices.items()
+           for value in values if value is not None}
+  found = {name: values[0] for name, values in choices.items()}
+  for option in given:
+    if option not in known:
+      raise ValueError(f'option {option!r} does not exist; there are '
+                       f'{", ".join(known) or "none"}')
+    name, value = known[option]
+    found[name] = value
+  return size, *found.values()
+
+
+def tag(number: float) -> str:
+  """A number as part of a name, which may hold no point: 0.01 is '001'."""
+  return f'{number:g}'.replace('.', '')
+
+
+def finish(config: config_dict.ConfigDict, *,
+           smoke: tuple[str, ...]) -> config_dict.ConfigDict:
+  """Locks a config; of its runs, the size `smoke` keeps those named."""
+  if config.size == 'smoke':
+    config.runs = {name: config.runs[name].to_dict() for name in smoke}
+  return config.lock()
+
+
 def get_config(size: str) -> config_dict.ConfigDict:
   """An unlocked tree with the fields every study has."""
   if size not in SIZES:
@@ -41,3 +83,157 @@ def optimizer(learning_rate: float, **kwargs) -> dict:
   """Arguments of `rlhf_jax.train.optimizer`, all of them visible to flags."""
   return dict(learning_rate=learning_rate, warmup_steps=20, schedule='cosine',
               clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999) | kwargs
+
+
+def world(config: config_dict.ConfigDict):
+  """Adds the texts and the models that studies of one size have in common.
+
+  Figures then share the stages that train them (`--reuse`). `laptop` is the
+  small world from scratch; `smoke` is every branch and no meaning; `full` is
+  larger models, for one accelerator and, with `data.path` and
+  `data.preferences`, real text. The papers' own models are given by
+  `policy.model.path` and `proxy.model.path` (Hugging Face directories) with
+  `data.files.tokenizer`; their gold models are learned here from
+  `data.preferences`.
+  """
+  _laptop(config)
+  if config.size == 'smoke':
+    _smoke(config)
+  elif config.size == 'full':
+    _full(config)
+
+
+def _laptop(config):
+  none = lambda: config_dict.placeholder(str)  # one shared would be one field
+  config.data = dict(
+      num_demonstrations=20_000,
+      num_pair_prompts=3_512,
+      num_eval_prompts=128,
+      path=none(),  # Alpaca file: real data
+      preferences=none(),  # Anthropic HH file
+      world=dict(max_prompt_length=8, max_response_length=24,
+                 num_adjectives=240, zipf=1.0, typo_rate=0.0,
+                 advert_rate=0.0, sentences=(0.45, 0.52, 0.03)),
+      files=dict(max_prompt_length=64, max_response_length=48,
+                 vocab_size=4096, max_bad_rows=0,
+                 format='alpaca', control=(),
+                 preference_format=none(), tokenizer=none(),
+                 **{token: none() for token in ('pad', 'bos', 'eos')}),
+  )
+  config.policy = dict(
+      model=model(family='llama', hidden_size=64, num_layers=2,
+                  num_heads=2, intermediate_size=128) | tuning(),
+      num_steps=600, batch_size=64, num_microbatches=1,
+      optimizer=optimizer(3e-3))
+  config.proxy = dict(
+      model=model(family='llama', hidden_size=32, num_layers=1,
+                  num_heads=2, intermediate_size=64),
+      trunk='shared',
+      sft=dict(num_steps=400, batch_size=64, num_microbatches=1,
+               optimizer=optimizer(3e-3)),
+      num_members=5, num_epochs=5, batch_size=32, held_out=512,
+      num_pairs=config_dict.placeholder(int), head_scale=1.0,
+      num_microbatches=1, validate=False, optimizer=optimizer(3e-4))
+  config.gold = dict(
+      model=model(family='llama', hidden_size=96, num_layers=2,
+                  num_heads=3, intermediate_size=192),
+      num_steps=1000, batch_size=128, num_microbatches=1, held_out=512,
+      optimizer=optimizer(2e-3))
+
+
+def _smoke(config):
+  config.data.update(num_demonstrations=256, num_pair_prompts=96,
+                     num_eval_prompts=4)
+  small = dict(family='llama', hidden_size=16, num_layers=1, num_heads=2,
+               intermediate_size=32)
+  for part in (config.policy, config.proxy, config.gold):
+    part.model.update(small)
+    part.batch_size = 16
+  config.policy.num_steps = config.gold.num_steps = 8
+  config.gold.held_out = 64
+  config.proxy.update(held_out=32, num_epochs=1, num_members=2)
+  config.proxy.sft.update(num_steps=8, batch_size=16)
+
+
+def _full(config):
+  config.data.update(num_pair_prompts=46_000, num_eval_prompts=1_000,
+                     num_demonstrations=10_000)
+  config.data.files.update(max_prompt_length=520, max_response_length=256,
+                           vocab_size=32_768)
+  config.policy.model.update(family='gpt_neox', hidden_size=512, num_layers=8,
+                             num_heads=8, intermediate_size=2048)
+  config.proxy.model.update(family='gpt_neox', hidden_size=256, num_layers=4,
+                            num_heads=4, intermediate_size=1024)
+  config.gold.model.update(family='gpt_neox', hidden_size=768, num_layers=12,
+                           num_heads=12, intermediate_size=3072)
+  config.policy.update(num_steps=1_000, batch_size=32,
+                       optimizer=optimizer(3e-4))
+  config.proxy.sft.update(num_steps=1_000, batch_size=32,
+                          optimizer=optimizer(3e-4))
+  config.gold.update(num_steps=5_000, optimizer=optimizer(3e-4))
+  config.proxy.update(optimizer=optimizer(1e-5, warmup_steps=50,
+                                          clip_norm=2.0))
+  # Attention weights of long rows are what fills a device.
+  for part, parts in ((config.policy, 8), (config.proxy, 8), (config.gold, 32),
+                      (config.proxy.sft, 8)):
+    part.num_microbatches = parts
+  for part in (config.policy, config.proxy, config.gold):
+    part.model.remat = 'full'
+  config.sampler.update(top_p=0.9)
+
+
+def samples(size: str) -> dict:
+  """How many responses best-of-n chooses from, and how they are drawn."""
+  return {'smoke': dict(num_samples=32, samples_per_call=16, shard_prompts=2),
+          'laptop': dict(num_samples=2048, samples_per_call=512,
+                         shard_prompts=4),
+          'full': dict(num_samples=12_500, samples_per_call=500,
+                       shard_prompts=1)}[size]
+
+
+def online_config(size: str) -> config_dict.ConfigDict:
+  """A study `online` without conditions, runs and figure."""
+  config = get_config(size)
+  world(config)
+  config.study = 'online'
+  config.force_eos = False
+  config.conditions = dict()
+  config.runs = dict()
+  config.online = online()
+  config.best_of_n = samples(size)  # of runs with algorithm='best_of_n'
+  config.judge = dict(against=config_dict.placeholder(str))
+  if size == 'smoke':
+    config.online.update(num_steps=2)
+    config.online.rollout.update(batch_size=4)
+    config.online.evaluation.update(every=1, num_prompts=4, texts=1)
+    config.training.update(log_every=1)
+  return config
+
+
+def online() -> dict:
+  """How a policy is trained unless a run says otherwise: PPO, laptop size.
+
+  Hyper-parameters of Coste et al. 2024 where the size allows them (Table 3):
+  4 epochs, clip and value clip .2, lambda .95, rewards within +-10.
+  """
+  nothing = config_dict.placeholder
+  return dict(
+      algorithm='ppo',
+      condition='clean',
+      arguments=dict(),
+      reward=dict(
+          aggregate=dict(kind='mean'), weight=1.0, standardize=True,
+          noise=0.0, clip=10.0, scale=nothing(str),
+          eos=dict(penalty=nothing(float), value=nothing(float)),
+          functions=dict(),
+          functions_pool=dict(timeout=60.0, num_workers=2, chunk_size=256)),
+      kl=dict(coef=nothing(float), place='reward', target=nothing(float),
+              horizon=10_000),
+      rollout=dict(batch_size=64, samples=1, temperature=1.0, top_k=0,
+                   top_p=1.0, chunk_size=nothing(int)),
+      updates=dict(num_epochs=4, num_minibatches=1, repeats=1,
+                   num_microbatches=1, penalty_target=nothing(float)),
+      value=dict(trunk='shared', mlp=True, scale=0.0),
+      num_steps=100,
+      optimizer=optimizer(1e-3, warmup_steps=0, b2=0.95),
+      evaluation=dict(every=10, num_prompts=128, texts=4))

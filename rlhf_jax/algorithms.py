@@ -56,6 +56,20 @@ class Algorithm:
         self, annotators=tuple(nodes[:count]),
         objective=nodes[count] if self.objective else None)
 
+  def without(self, *names: str) -> 'Algorithm':
+    """A copy without these annotators.
+
+    Raises:
+      ValueError: if the row has no annotator of that name.
+    """
+    known = [node['name'] for node in self.annotators]
+    for name in names:
+      if name not in known:
+        raise ValueError(f'{self.title} has no annotator {name!r}; it has '
+                         f'{", ".join(known)}.')
+    return dataclasses.replace(self, annotators=tuple(
+        node for node in self.annotators if node['name'] not in names))
+
   def bind(self) -> Callable[..., Any]:
     """The objective with its arguments, (PolicyOutput, Batch) -> LossOutput.
 

@@ -1,13 +1,13 @@
 """Annotators fill the optional fields of a batch: Batch -> Batch.
 
 They run on the whole rollout, before it is cut into minibatches, so a
-statistic over samples never depends on how the batch is split.
+statistic over samples never depends on how the batch is split. Those that
+remember earlier rollouts, or draw, are in `running`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import inspect
-import numbers
 from typing import Any
 
 import chex
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import policy
 from rlhf_jax import rewards
+from rlhf_jax import running
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
@@ -25,76 +26,106 @@ from rlhf_jax.ops import masked
 from rlhf_jax.ops import moments
 
 Annotator = Callable[..., types.Batch]  # (batch, state, frozen, **kwargs)
+Chain = Callable[..., tuple[types.Batch, types.TrainState]]
 
 
 def chain(nodes: Sequence[Mapping[str, Any]],
-          models: Mapping[str, Annotator]) -> Annotator:
+          models: Mapping[str, Annotator]) -> Chain:
   """One function that applies annotators in order.
 
   Args:
-    nodes: each {'name': ..., **kwargs}: a function of this module without
-      model arguments, or a key of `models`.
-    models: the annotators that need parameters or keep a state of their own,
-      (batch, state, frozen, **kwargs) -> batch, bound to the models of a run.
+    nodes: each {'name': ..., **kwargs}: a key of `models`, of
+      `running.RUNNING` or of `ARITHMETIC`, sought in that order.
+    models: the annotators that need parameters, (batch, state, frozen,
+      **kwargs) -> batch, bound to the models of a run.
 
   Returns:
-    (batch, state, frozen) -> batch.
+    (batch, state, frozen) -> (batch, state). Of the state, only `statistics`
+    may be another; start them with `running.init`.
 
   Raises:
     ValueError: if a name or an argument is unknown or missing.
   """
-  steps = []
-  for node in nodes:
-    node = dict(node)
-    name = node.pop('name', None)
-    if name in models:
-      steps.append(functools.partial(models[name], **node))
-      continue
-    if name not in ARITHMETIC:
-      raise ValueError(
-          f'unknown annotator {name!r}; available: '
-          f'{", ".join(sorted({*models, *ARITHMETIC}))}. One that needs '
-          'parameters or a state has to be bound to them in `models`.')
-    try:
-      inspect.signature(ARITHMETIC[name]).bind(None, **node)
-    except TypeError as error:
-      raise ValueError(f'annotator {name}: {error}.') from None
-    function = functools.partial(ARITHMETIC[name], **node)
-    steps.append(lambda batch, state, frozen, f=function: f(batch))
+  steps = [_step(dict(node), models) for node in nodes]
 
   def annotators(batch, state, frozen):
     for step in steps:
-      batch = step(batch, state, frozen)
-    return batch
+      batch, state = step(batch, state, frozen)
+    return batch, state
 
   return annotators
 
 
-def _need(batch: types.Batch, *names: str) -> list[jax.Array]:
-  """Fields of a batch; a ValueError names one that nothing has filled."""
-  for name in names:
-    if getattr(batch, name) is None:
-      raise ValueError(f'batch.{name} is None: an annotator that fills it has '
-                       'to come before.')
-  return [getattr(batch, name) for name in names]
+def _step(node, models) -> Chain:
+  """One annotator of any kind as (batch, state, frozen) -> (batch, state)."""
+  name = node.pop('name', None)
+  if name in models:
+    model = functools.partial(models[name], **node)
+    return lambda batch, state, frozen: (model(batch, state, frozen), state)
+  remembers = name in running.RUNNING
+  function = (running.RUNNING if remembers else ARITHMETIC).get(name)
+  if function is None:
+    known = sorted({*models, *running.RUNNING, *ARITHMETIC})
+    raise ValueError(
+        f'unknown annotator {name!r}; available: {", ".join(known)}. One that '
+        'needs parameters has to be bound to them in `models`.')
+  try:
+    inspect.signature(function).bind(*[None] * (1 + remembers), **node)
+  except TypeError as error:
+    raise ValueError(f'annotator {name}: {error}.') from None
+  if remembers:
+    return lambda batch, state, frozen: function(batch, state, **node)
+  return lambda batch, state, frozen: (function(batch, **node), state)
+
+
+def standardize_members(member_scores: jax.Array,
+                        scale: Mapping[str, jax.Array]) -> jax.Array:
+  """Scores of each member in deviations from its mean, f32[E, ...].
+
+  Reward models agree only up to a shift and a scale, and the minimum over
+  members that are not aligned follows the lowest (objectives.md 2.8, 3.1).
+
+  Args:
+    member_scores: float[E, ...].
+    scale: 'mean' and 'std', f32[E], of each member on held-out responses. Of
+      a member whose deviation is 0 only the mean is taken off.
+
+  Raises:
+    AssertionError: if `scale` is not of E members.
+  """
+  mean, std = (jnp.asarray(scale[name]) for name in ('mean', 'std'))
+  chex.assert_shape([mean, std], member_scores.shape[:1])
+  align = lambda x: x.reshape(-1, *[1] * (member_scores.ndim - 1))
+  return moments.normalize(member_scores, align(mean), align(std))
 
 
 def scores(batch: types.Batch, config: transformer.Config,
-           params: types.Params, **aggregate) -> types.Batch:
+           params: types.Params, *,
+           scale: Mapping[str, jax.Array] | None = None, weight: float = 1.0,
+           **aggregate) -> types.Batch:
   """Scores with an ensemble, leaves [E, ...], and aggregates the members.
 
   Args:
-    batch: tokens and mask.
+    batch: tokens and mask. If it has `scores`, of programmatic rewards say,
+      those of the ensemble are added to them.
     config: shape of the reward models.
     params: their parameters.
+    scale: of `standardize_members`, applied before the members are combined;
+      None leaves their scores raw.
+    weight: of the ensemble's score in the sum.
     **aggregate: `kind` and the rest of `ops.ensembles.aggregate`.
 
   Returns:
-    The batch with `member_scores` f32[E, B, K] and `scores` f32[B, K].
+    The batch with `member_scores` f32[E, B, K], standardised if `scale` is
+    given, without `weight`, and `scores` f32[B, K].
   """
   members = rewards.score_members(config, params, batch.tokens, batch.mask)
-  return batch.replace(member_scores=members,
-                       scores=ensembles.aggregate(members, **aggregate))
+  if scale is not None:
+    members = standardize_members(members, scale)
+  found = weight * ensembles.aggregate(members, **aggregate)
+  if batch.scores is not None:
+    found = batch.scores + found
+  return batch.replace(member_scores=members, scores=found)
 
 
 def ref_logprobs(batch: types.Batch, config: transformer.Config,
@@ -105,12 +136,29 @@ def ref_logprobs(batch: types.Batch, config: transformer.Config,
   return batch.replace(ref_logprobs=jax.lax.stop_gradient(out.logprobs))
 
 
+def old_logprobs(batch: types.Batch, config: transformer.Config,
+                 params: types.Params, *,
+                 temperature: float = 1.0) -> types.Batch:
+  """Log-probabilities under the policy that sampled, f32[B, K, T], in nats.
+
+  In place of the sampler's own: in bfloat16 its steps with a cache round
+  otherwise than a forward pass does, which would move the ratios of the first
+  update from 1. `temperature` is that of the sampler.
+  """
+  out = policy.forward(config, params, batch, temperature=temperature)
+  return batch.replace(old_logprobs=jax.lax.stop_gradient(out.logprobs))
+
+
 def old_values(batch: types.Batch, config: transformer.Config,
-               params: types.Params) -> types.Batch:
-  """Values f32[B, K, T] of the policy that sampled, by its value head."""
+               params: types.Params, *,
+               value_config: transformer.Config | None = None) -> types.Batch:
+  """Values f32[B, K, T] of the policy that sampled, by its value head.
+
+  `value_config` is the shape of its 'value_trunk', see `policy.forward`.
+  """
   if 'value_head' not in params:
     raise ValueError("the policy has no 'value_head' to annotate values with.")
-  out = policy.forward(config, params, batch)
+  out = policy.forward(config, params, batch, value_config=value_config)
   return batch.replace(old_values=jax.lax.stop_gradient(out.values))
 
 
@@ -145,46 +193,55 @@ def standardize_scores(batch: types.Batch) -> types.Batch:
   Zhu et al. 2023 normalise logged rewards over the data set (objectives.md
   2.8 and 8.6), so run it on the data set, before it is cut.
   """
-  given, = _need(batch, 'scores')
+  given, = running.need(batch, 'scores')
   present = batch.mask.any(axis=-1)
   found = moments.update(moments.init(), given, present)
   return batch.replace(scores=moments.normalize(
       given, found.mean, moments.std(found)))
 
 
-def kl_scores(batch: types.Batch, *,
-              kl_coef: float | jax.Array) -> types.Batch:
-  """Subtracts kl_coef times the sequence KL (k1) from `scores`.
+def clip_scores(batch: types.Batch, *, limit: float) -> types.Batch:
+  """Scores into [-limit, limit]; Coste et al. 2024 take 10."""
+  if not limit > 0:
+    raise ValueError(f'limit must be > 0, got {limit}.')
+  given, = running.need(batch, 'scores')
+  return batch.replace(scores=jnp.clip(given, -limit, limit))
 
-  Ahmadian et al. 2024, section 2: R(x, y) = r(x, y) - beta log(pi / pi_ref).
+
+def missing_eos(batch: types.Batch, *, eos_id: int,
+                penalty: float | None = None,
+                value: float | None = None) -> types.Batch:
+  """Another score for responses that end without EOS, cut off by the budget.
+
+  objectives.md 5.2. A missing response keeps what it has.
+
+  Args:
+    batch: tokens, mask and scores.
+    eos_id: a response is finished if this is among its tokens.
+    penalty: subtracted from the score, >= 0; TRL takes 1.
+    value: replaces the score; -1 in Ziegler et al. 2019.
+
+  Raises:
+    ValueError: unless exactly one of `penalty` and `value` is given.
   """
-  given, old, ref = _need(batch, 'scores', 'old_logprobs', 'ref_logprobs')
-  return batch.replace(scores=advantages.kl_scores(
-      given, old, ref, batch.mask, kl_coef=kl_coef))
-
-
-def kl_rewards(batch: types.Batch, *,
-               kl_coef: float | jax.Array) -> types.Batch:
-  """`rewards` f32[B, K, T]: a KL penalty on each token, the score on the last.
-
-  Ziegler et al. 2019, eq. 2; see `ops.advantages.shape_rewards`. Without a
-  penalty (kl_coef = 0) no reference is read.
-  """
-  given, = _need(batch, 'scores')
-  if isinstance(kl_coef, numbers.Real) and kl_coef == 0:
-    logprobs = [jnp.zeros(batch.mask.shape)] * 2
-  else:
-    logprobs = _need(batch, 'old_logprobs', 'ref_logprobs')
-  return batch.replace(rewards=advantages.shape_rewards(
-      given, *logprobs, batch.mask, kl_coef=kl_coef))
+  if (penalty is None) == (value is None):
+    raise ValueError('either penalty or value must be given, got penalty='
+                     f'{penalty} and value={value}.')
+  if penalty is not None and not penalty >= 0:
+    raise ValueError(f'penalty must be >= 0, got {penalty}.')
+  given, = running.need(batch, 'scores')
+  finished = (batch.mask & (batch.tokens == eos_id)).any(axis=-1)
+  other = given - penalty if value is None else value
+  return batch.replace(scores=jnp.where(
+      batch.mask.any(axis=-1) & ~finished, other, given))
 
 
 def gae(batch: types.Batch, *, discount: float = 1.0,
         gae_lambda: float = 0.95) -> types.Batch:
   """`advantages` and `returns`, f32[B, K, T], from rewards and old values."""
   found, returns = advantages.gae(
-      *_need(batch, 'rewards', 'old_values'), batch.mask, discount=discount,
-      gae_lambda=gae_lambda)
+      *running.need(batch, 'rewards', 'old_values'), batch.mask,
+      discount=discount, gae_lambda=gae_lambda)
   return batch.replace(advantages=found, returns=returns)
 
 
@@ -192,21 +249,21 @@ def whiten(batch: types.Batch, *, shift_mean: bool = True,
            ddof: int = 0) -> types.Batch:
   """Whitens token advantages over the whole rollout; returns stay as made."""
   return batch.replace(advantages=masked.whiten(
-      *_need(batch, 'advantages'), batch.mask, shift_mean=shift_mean,
+      *running.need(batch, 'advantages'), batch.mask, shift_mean=shift_mean,
       ddof=ddof))
 
 
 def leave_one_out(batch: types.Batch) -> types.Batch:
   """Advantages f32[B, K] against the mean score of the other samples."""
   return batch.replace(advantages=advantages.leave_one_out(
-      *_need(batch, 'scores'), batch.mask.any(axis=-1)))
+      *running.need(batch, 'scores'), batch.mask.any(axis=-1)))
 
 
 def group_normalize(batch: types.Batch, *, scale: bool = True,
                     epsilon: float = 1e-4) -> types.Batch:
   """Advantages f32[B, K] against the samples of the same prompt (GRPO)."""
   return batch.replace(advantages=advantages.group_normalize(
-      *_need(batch, 'scores'), batch.mask.any(axis=-1), scale=scale,
+      *running.need(batch, 'scores'), batch.mask.any(axis=-1), scale=scale,
       epsilon=epsilon))
 
 
@@ -216,7 +273,7 @@ def prompt_advantages(batch: types.Batch) -> types.Batch:
   Baheti et al. 2024, https://arxiv.org/abs/2305.14718, section 2.2:
   A(x, y) = R(x, y) - V_ref(x).
   """
-  given, values = _need(batch, 'scores', 'prompt_values')
+  given, values = running.need(batch, 'scores', 'prompt_values')
   chex.assert_shape(values, given.shape[:1])
   return batch.replace(
       advantages=jax.lax.stop_gradient(given - values[:, None]))
@@ -227,7 +284,7 @@ def keep_positive(batch: types.Batch) -> types.Batch:
 
   Baheti et al. 2024, section 2.2; about a third of their data (section 4.1).
   """
-  found, = _need(batch, 'advantages')
+  found, = running.need(batch, 'advantages')
   chex.assert_shape(found, batch.mask.shape[:2])
   return batch.replace(mask=batch.mask & (found > 0)[..., None])
 
@@ -237,7 +294,7 @@ def keep_best(batch: types.Batch) -> types.Batch:
 
   The first on ties; a missing sample is never the best.
   """
-  given, = _need(batch, 'scores')
+  given, = running.need(batch, 'scores')
   chex.assert_shape(given, batch.mask.shape[:2])
   best = jnp.argmax(
       jnp.where(batch.mask.any(axis=-1), given, -jnp.inf), axis=1)
@@ -245,7 +302,7 @@ def keep_best(batch: types.Batch) -> types.Batch:
   return batch.replace(mask=batch.mask & chosen[..., None])
 
 
-# Those that read no parameters, by the names that rows and configs use.
+# Those that read the batch alone, by the names that rows and configs use.
 ARITHMETIC = {f.__name__: f for f in (
-    standardize_scores, kl_scores, kl_rewards, gae, whiten, leave_one_out,
+    standardize_scores, clip_scores, missing_eos, gae, whiten, leave_one_out,
     group_normalize, prompt_advantages, keep_positive, keep_best)}

@@ -38,28 +38,29 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Row]):
   files.write_text(path, ''.join(lines))
 
 
-def _value(mean: float, error: float) -> str:
+def _value(mean: float, error: float, digits: int) -> str:
   if not math.isfinite(mean):
     return '-'
   if not math.isfinite(error):
-    return f'{mean:.2f}'
-  return f'{mean:.2f} +- {error:.2f}'
+    return f'{mean:.{digits}f}'
+  return f'{mean:.{digits}f} +- {error:.{digits}f}'
 
 
 def table(rows: Sequence[Row], columns: Sequence[str],
-          labels: Sequence[str]) -> str:
+          labels: Sequence[str], digits: int = 2) -> str:
   """A Markdown table of `<column> +- <column>_se`, one line for each row.
 
   Args:
     rows: with the labels, the columns and their errors.
     columns: numbers to show.
     labels: what names a row.
+    digits: after the point.
   """
   head = [*labels, *columns]
   lines = [head]
   for row in rows:
     cells = [str(row[name]) for name in labels]
-    cells += [_value(row[c], row[f'{c}_se']) for c in columns]
+    cells += [_value(row[c], row[f'{c}_se'], digits) for c in columns]
     lines.append(cells)
   width = [max(len(line[i]) for line in lines) for i in range(len(head))]
   text = ['| ' + ' | '.join(c.ljust(w) for c, w in zip(line, width)) + ' |'

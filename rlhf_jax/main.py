@@ -1,7 +1,8 @@
 """Runs the study of a config.
 
   python -m rlhf_jax.main --config=experiments/<dir>/<file>.py:<size> \\
-      --workdir=runs/<name> [--stages=sft,gold] [--config.<field>=<value> ...]
+      --workdir=runs/<name> [--stages=sft,gold] [--reuse=runs/<other>] \\
+      [--config.<field>=<value> ...]
 
 The same command again goes on where it was; a finished study does nothing.
 A user's mistake is one line on stderr and an exit code (`errors`).
@@ -25,6 +26,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', None, 'where everything is written')
 _STAGES = flags.DEFINE_list(
     'stages', [], 'run only these stages; names or patterns')
+_REUSE = flags.DEFINE_list(
+    'reuse', [], 'workdirs of other studies. A stage that is complete in one '
+    'of them, under whatever name, is taken over and not run if it was made '
+    'from the same arguments, input files, earlier stages and version of '
+    'rlhf_jax. The files are hard links, or copies across file systems: '
+    'the other workdir may be deleted, and may be in use')
 
 
 def _fail(error: errors.UserError) -> int:
@@ -121,7 +128,7 @@ def run(argv: list[str]) -> int:
     stages = module.plan(config)
     _prepare()
     study.run_study(
-        stages, _WORKDIR.value, only=_STAGES.value,
+        stages, _WORKDIR.value, only=_STAGES.value, reuse=_REUSE.value,
         config=config | {'inputs': module.inputs(config)},
         safe_keys=('seeds', 'title', 'training.*'))
   except errors.UserError as error:

@@ -1,30 +1,28 @@
 """A study: named stages in one workdir, each resumable, run once.
 
-  workdir/config.json         what the stages were built from
-  workdir/<stage>/result.json written last: the stage is complete
-  workdir/status.json         how the last command ended
-  workdir/lock, log.txt       the owner; messages and tracebacks
+  workdir/status.json  how the last command ended
+  workdir/log.txt      messages and tracebacks
+
+What else is in a workdir is said in `workdirs`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
-import fcntl
 import fnmatch
-import json
 import os
 import pathlib
 import signal
-import socket
 import threading
 import time
 import traceback
 
 from rlhf_jax import errors
 from rlhf_jax import files
+from rlhf_jax import recipes
+from rlhf_jax import workdirs
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_ABSENT = '(absent)'
 
 
 class StopSignal:
@@ -123,7 +121,7 @@ class StageContext:
     return self._record_of(name)['seconds']
 
   def _record_of(self, name: str) -> dict:
-    record = _read_record(self._workdir, name)
+    record = workdirs.read_record(self._workdir / name)
     if record is None:
       raise errors.CheckpointError(
           f'stage {self._name} needs {name}, which is not complete in '
@@ -145,35 +143,49 @@ def run_study(
     *,
     config: dict,
     only: Sequence[str] = (),
+    reuse: Sequence[str | os.PathLike] = (),
     safe_keys: Sequence[str] = ('*log_every', '*save_every', '*description'),
 ):
   """Runs the stages that are not complete, in order.
 
+  A stage that a workdir of `reuse`, or this one, holds already, under
+  whatever name, is taken over from there instead: see `recipes`.
+
   Args:
     stages: in an order in which each finds what it needs.
     workdir: created where missing; owned by one process at a time.
-    config: JSON values; must not change between runs in one workdir.
+    config: JSON values; must not change between runs in one workdir. In
+      `config['inputs']` are fingerprints of what is read from outside.
     only: fnmatch patterns of full stage names or of their last parts.
+    reuse: workdirs of other studies, which are only read.
     safe_keys: fnmatch patterns of dotted config keys that may change.
 
   Raises:
-    ConfigError: the config changed, or a pattern matches no stage.
+    ConfigError: the config changed, a pattern matches no stage, or a workdir
+      of `reuse` holds no study.
     WorkdirLockedError: another process owns the workdir.
     CheckpointError: the workdir is unusable or a result is damaged.
     Interrupted: after SIGTERM or SIGINT, with everything saved.
   """
   workdir = pathlib.Path(workdir).absolute()
   selected = _select(stages, only)
-  with _locked(workdir):
+  made = recipes.scan(reuse)
+  config = files.jsonable(config)
+  names = [stage.name for stage in stages]
+  recipe_of = lambda stage: recipes.recipe(
+      stage.run, workdir, names[:names.index(stage.name)],
+      config.get('inputs', {}))
+  with workdirs.locked(workdir):
     # Before the status: a refused command leaves that of the last one.
-    _check_config(workdir, files.jsonable(config), safe_keys)
+    for change in workdirs.check_config(workdir, config, safe_keys):
+      _say(workdir, f'config changed, safely: {change}')
     status = {'state': 'running', 'pid': os.getpid(), 'started': _now()}
     files.write_json(workdir / 'status.json', status)
     try:
       with StopSignal().installed() as stop:
         for stage in selected:
           status['stage'] = stage.name
-          _run_stage(workdir, stage, stop)
+          _complete(workdir, stage, stop, recipe_of, made)
       status |= {'state': 'complete', 'code': 'OK', 'exit_code': 0}
     except BaseException as error:
       user = isinstance(error, errors.UserError)
@@ -206,6 +218,8 @@ def _select(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
   for name in names:
     if name != os.path.normpath(name) or name.startswith(('/', '.')):
       raise ValueError(f'a stage name is a path below the workdir: {name!r}')
+    if any(str(parent) in names for parent in pathlib.Path(name).parents):
+      raise ValueError(f'a stage lies within another: {name!r}')
 
   def matches(name, pattern):
     return (fnmatch.fnmatchcase(name, pattern)
@@ -219,76 +233,30 @@ def _select(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
           if not only or any(matches(stage.name, p) for p in only)]
 
 
-@contextlib.contextmanager
-def _locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Owns the workdir; the kernel frees the lock of a killed process."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Not truncated before it is ours: it names the owner.
-    lock = open(workdir / 'lock', 'a+')
-  except OSError as error:
-    raise errors.CheckpointError(
-        f'cannot use {workdir} as a workdir: {error.strerror}; choose '
-        'another --workdir') from error
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      lock.seek(0)
-      owner = lock.read().strip() or 'a process that is just starting'
-      raise errors.WorkdirLockedError(
-          f'{workdir} is in use by {owner}; wait for it, stop it, or choose '
-          'another --workdir') from error
-    lock.truncate(0)
-    lock.write(f'pid {os.getpid()} on {socket.gethostname()}\n')
-    lock.flush()
-    yield
-
-
-def _check_config(
-    workdir: pathlib.Path, config: dict, safe_keys: Sequence[str]
-):
-  path = workdir / 'config.json'
-  if not path.exists():
-    files.write_json(path, config)
-    return
-  old, new = _flatten(files.read_json(path)), _flatten(config)
-  changed = {
-      key: f'{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}'
-      for key in sorted(old.keys() | new.keys())
-      if old.get(key, _ABSENT) != new.get(key, _ABSENT)
-  }
-  unsafe = [text for key, text in changed.items()
-            if not any(fnmatch.fnmatchcase(key, p) for p in safe_keys)]
-  if unsafe:
-    more = f' and {len(unsafe) - 8} more' if len(unsafe) > 8 else ''
-    raise errors.ConfigError(
-        f'the config differs from {path}: {", ".join(unsafe[:8])}{more}; '
-        'undo the change or choose another --workdir')
-  for text in changed.values():
-    _say(workdir, f'config changed, safely: {text}')
-  if changed:
-    files.write_json(path, config)
-
-
-def _flatten(config: dict, prefix: str = '') -> dict[str, str]:
-  """Dotted keys to JSON text, in which 1 and true and '1' differ."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, dict) and value:
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = json.dumps(value, sort_keys=True)
-  return flat
-
-
-def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal):
-  """Runs a stage unless it is complete; its result is written last."""
-  if read_result(workdir, stage.name) is not None:
+def _complete(workdir: pathlib.Path, stage: Stage, stop: StopSignal,
+              recipe_of: Callable[[Stage], str | None],
+              made: dict[str, pathlib.Path]):
+  """Sees to it that a stage is complete, and offers it in `made`."""
+  directory = workdir / stage.name
+  if workdirs.read_record(directory) is not None:
     _say(workdir, f'{stage.name:<38} skipped, complete')
-    return
-  stop.check(f'the start of {stage.name}')
+  else:
+    start = f'the start of {stage.name}'
+    stop.check(start)
+    recipe = recipe_of(stage)
+    if recipe in made:
+      recipes.take_over(made[recipe], directory, lambda: stop.check(start))
+      _say(workdir, f'{stage.name:<38} reused from {made[recipe]}')
+    else:
+      _run_stage(workdir, stage, stop, recipe)
+  recipes.offer(made, directory, workdirs.read_record(directory))
+
+
+def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal,
+               recipe: str | None):
+  """Runs a stage; its result is written last."""
   context = StageContext(workdir, stage.name, stop)
+  recipes.clear(context.directory)
   try:
     context.directory.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -299,9 +267,9 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal):
   seconds = round(time.monotonic() - start, 3)
   if not isinstance(result, dict):
     raise TypeError(f'stage {stage.name} returned {type(result)}, not a dict')
-  record = files.jsonable({'result': result, 'seconds': seconds})
-  record['sha256'] = files.digest(record)
-  files.write_json(context.directory / 'result.json', record)
+  record = {'result': result, 'seconds': seconds}
+  workdirs.write_record(
+      context.directory, record | ({'recipe': recipe} if recipe else {}))
   short = [f'{key}={value:.4g}' for key, value in result.items()
            if isinstance(value, int | float) and '/' not in key][:3]
   _say(workdir, f'{stage.name:<38} {seconds:7.1f} s  {" ".join(short)}')
@@ -309,23 +277,8 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, stop: StopSignal):
 
 def read_result(workdir: str | os.PathLike, name: str) -> dict | None:
   """The verified result of a stage, or None if it is not complete."""
-  record = _read_record(pathlib.Path(workdir), name)
+  record = workdirs.read_record(pathlib.Path(workdir, name))
   return None if record is None else record['result']
-
-
-def _read_record(workdir: pathlib.Path, name: str) -> dict | None:
-  path = workdir / name / 'result.json'
-  if not path.exists():
-    return None
-  record = files.read_json(path)
-  try:
-    expected = record.pop('sha256')
-    if files.digest(record) == expected:
-      return {key: record[key] for key in ('result', 'seconds')}
-  except (AttributeError, KeyError, TypeError, ValueError):
-    pass
-  raise errors.CheckpointError(
-      f'{path} is damaged; restore it, or delete it to run {name} again')
 
 
 def _now() -> str:

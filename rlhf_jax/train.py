@@ -17,6 +17,7 @@ import optax
 
 from rlhf_jax import errors
 from rlhf_jax import types
+from rlhf_jax.ops import kl
 
 Forward = Callable[..., types.PolicyOutput]  # (params, batch[, targets])
 Objective = Callable[[types.PolicyOutput, types.Batch], types.LossOutput]
@@ -78,6 +79,7 @@ def make_train_step(
     num_microbatches: int = 1,
     update_targets: Callable[..., types.Params] | None = None,
     dropout: bool = False,
+    coefficient: str | None = None,
 ) -> Callable[..., tuple[types.TrainState, Metrics]]:
   """Returns step(state, batch, base=None) -> (state, metrics), ready for jit.
 
@@ -92,6 +94,8 @@ def make_train_step(
       counts it. None leaves them as they are.
     dropout: whether `forward` gets a key of its own for each step and
       micro-batch.
+    coefficient: an argument of `objective` that a controller adapts; it is
+      then given state.statistics[coefficient].
 
   Returns:
     The step, pure. Metrics are f32[] means over the batch: those of the
@@ -106,12 +110,12 @@ def make_train_step(
     in `base` and in the state.
   """
 
-  def summed(params, part, base, targets, key):
+  def summed(params, part, base, targets, key, adapted):
     batch, index = part
     params = params if base is None else {**base, **params}
     extra = () if targets is None else (targets,)
     keys = {'dropout_key': jax.random.fold_in(key, index)} if dropout else {}
-    out = objective(forward(params, batch, *extra, **keys), batch)
+    out = objective(forward(params, batch, *extra, **keys), batch, **adapted)
     chex.assert_equal_shape([out.loss, out.weight, *out.metrics.values()])
     total = lambda x: jnp.sum(jnp.where(out.weight > 0, x * out.weight, 0))
     sums = jax.tree.map(total, {'train/loss': out.loss, **out.metrics})
@@ -139,8 +143,10 @@ def make_train_step(
     batch = batch.replace(member_scores=None)
     # Of the children of a key, 0 is the next step's and 1 the source's.
     dropout_key = jax.random.fold_in(state.key, 2)
+    adapted = {} if coefficient is None else {
+        coefficient: state.statistics[coefficient]}
     grads, (sums, weight) = accumulate(
-        state.params, batch, base, state.targets, dropout_key)
+        state.params, batch, base, state.targets, dropout_key, adapted)
     weight = jnp.maximum(weight, 1e-8)
     grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
     norm = optax.tree.norm(grads)
@@ -156,17 +162,110 @@ def make_train_step(
           keep, update_targets(targets, params, state.step + 1), targets)
     metrics['train/grad_norm'] = norm
     metrics['train/skipped'] = 1.0 - finite.astype(jnp.float32)
-    return types.TrainState(
+    return state.replace(
         step=state.step + 1, params=params, opt_state=opt_state,
         key=jax.random.split(state.key)[0], targets=targets), metrics
 
   return step
 
 
+def minibatch_order(key: jax.Array, num_prompts: int, *, num_epochs: int,
+                    num_minibatches: int, repeats: int = 1) -> jax.Array:
+  """Which prompts each update of a rollout takes.
+
+  Args:
+    key: of the permutations, a fresh one for each epoch.
+    num_prompts: B, a multiple of `num_minibatches`.
+    num_epochs: passes over the rollout.
+    num_minibatches: updates of a pass.
+    repeats: updates in a row on the same minibatch.
+
+  Returns:
+    i32[num_epochs * num_minibatches * repeats, B / num_minibatches]; in each
+    epoch every prompt occurs `repeats` times.
+
+  Raises:
+    ValueError: B is no multiple of `num_minibatches`, or a count is below 1.
+  """
+  for name, value in dict(num_epochs=num_epochs, repeats=repeats,
+                          num_minibatches=num_minibatches).items():
+    if value < 1:
+      raise ValueError(f'{name} must be >= 1, got {value}.')
+  if num_prompts % num_minibatches:
+    raise ValueError(f'a rollout of {num_prompts} prompts cannot be cut into '
+                     f'num_minibatches={num_minibatches} equal parts.')
+  if num_minibatches == 1:  # an order within the batch would change nothing
+    order = jnp.tile(jnp.arange(num_prompts), (num_epochs, 1))
+  else:
+    order = jax.vmap(lambda k: jax.random.permutation(k, num_prompts))(
+        jax.random.split(key, num_epochs)).reshape(
+            num_epochs * num_minibatches, -1)
+  return jnp.repeat(order, repeats, axis=0)
+
+
+def make_updates(
+    step: Callable[..., tuple[types.TrainState, Metrics]],
+    *,
+    num_epochs: int = 1,
+    num_minibatches: int = 1,
+    repeats: int = 1,
+    penalty_target: float | None = None,
+) -> Callable[..., tuple[types.TrainState, Metrics]]:
+  """Returns updates(state, rollout, base=None) -> (state, metrics).
+
+  All optimizer steps on one rollout, as one program. PPO makes `num_epochs`
+  passes over it, each in a fresh order of the prompts; the K responses of a
+  prompt stay together. The code of Zhu et al. 2023 takes its 2 updates on a
+  minibatch one after the other instead: num_epochs=1, repeats=2.
+
+  Args:
+    step: of `make_train_step`.
+    num_epochs: of `minibatch_order`.
+    num_minibatches: of `minibatch_order`.
+    repeats: of `minibatch_order`.
+    penalty_target: in nats per token. After the updates the state's
+      'kl_penalty_coef' is halved or doubled by `ops.kl.doubling_coef` on the
+      mean 'policy/approx_kl' of the last epoch. None leaves it.
+
+  Returns:
+    The function, pure. Its metrics are those of the rollout, f32[], and those
+    of `step` with an axis of the updates, f32[U].
+
+  Raises:
+    ValueError: when traced, as `minibatch_order`.
+  """
+
+  def updates(state, rollout, base=None):
+    batch = rollout.batch.replace(member_scores=None)  # see `step`
+    order = minibatch_order(
+        jax.random.fold_in(state.key, 4), batch.tokens.shape[0],
+        num_epochs=num_epochs, num_minibatches=num_minibatches,
+        repeats=repeats)
+    state = state.replace(statistics=rollout.statistics)
+
+    def update(state, at):
+      part = batch if num_minibatches == 1 else jax.tree.map(
+          lambda x: x[at], batch)
+      return step(state, part, base)
+
+    state, metrics = jax.lax.scan(update, state, order)
+    if penalty_target is not None:
+      observed = jnp.mean(
+          metrics['policy/approx_kl'][-num_minibatches * repeats:])
+      coefficient = kl.doubling_coef(
+          state.statistics['kl_penalty_coef'], observed, target=penalty_target)
+      state = state.replace(statistics={
+          **state.statistics, 'kl_penalty_coef': coefficient})
+    return state, {**rollout.metrics, **metrics}
+
+  return updates
+
+
 def train(
     state: types.TrainState,
     frozen: types.Frozen,
-    source: Callable[[int, types.TrainState, types.Frozen], types.Batch],
+    source: Callable[[int, types.TrainState, types.Frozen],
+                     types.Batch | types.Rollout],
     step_fn: Callable[..., tuple[types.TrainState, Metrics]],
     *,
     start: int,
@@ -175,9 +274,10 @@ def train(
 ) -> Iterator[tuple[int, types.TrainState, Metrics]]:
   """Yields (steps taken, state, metrics) after each step.
 
-  The step number is passed to the source from the host, so that the next
-  batch is prepared while the device still works. `base` goes to `step_fn` as
-  it is, see `make_train_step`.
+  A step is one call of `step_fn`: an optimizer step on a batch, or all those
+  on a rollout. Its number is passed to the source from the host, so that the
+  next batch is prepared while the device still works. `base` goes to `step_fn`
+  as it is, see `make_train_step`.
 
   Raises:
     NumericsError: after `MAX_SKIPPED` steps in a row whose loss or gradient

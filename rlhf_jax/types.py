@@ -73,6 +73,8 @@ class TrainState:
   opt_state: Any
   key: jax.Array  # the key of the next step
   targets: Params | None = None  # slowly moving copy of a part of `params`
+  # What rollouts have seen, by name: see `running`.
+  statistics: dict[str, Any] | None = None
 
 
 @flax.struct.dataclass
@@ -81,3 +83,15 @@ class Frozen:
 
   reference: Params | None = None  # the initial policy
   reward: Params | None = None  # reward models, leaves [E, ...]
+  # 'mean' and 'std', f32[E]: of the members' scores on held-out responses.
+  reward_scale: dict[str, jax.Array] | None = None
+  base: Params | None = None  # what lies under the trained part of the policy
+
+
+@flax.struct.dataclass
+class Rollout:
+  """What an online source gives: the batch, and what was seen in making it."""
+
+  batch: Batch
+  statistics: dict[str, Any]  # of `TrainState`, with this rollout counted in
+  metrics: dict[str, jax.Array]  # f32[] each, over the whole rollout

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from rlhf_jax import algorithms
 from rlhf_jax import annotate
 from rlhf_jax import objectives
+from rlhf_jax import running
+from rlhf_jax import types
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 ROWS = algorithms.ALGORITHMS
@@ -36,10 +38,15 @@ def _models(example):
   def fill(field):
     return lambda batch, state, frozen: batch.replace(
         **{field: getattr(example, field)})
-  average = lambda batch, state, frozen: batch.replace(
-      advantages=batch.scores)
-  return {name: fill(field) for name, field in FILLED.items()} | {
-      'moving_average': average}
+  return {name: fill(field) for name, field in FILLED.items()}
+
+
+def _annotated(nodes, example, row):
+  """The batch of a row's source after these annotators."""
+  state = types.TrainState(step=0, params=None, opt_state=None, key=None,
+                           statistics=running.init(row.annotators))
+  chain = annotate.chain(nodes, _models(example))
+  return chain(_bare(example, row.source), state, None)[0]
 
 
 class AlgorithmsTest(parameterized.TestCase):
@@ -61,8 +68,7 @@ class AlgorithmsTest(parameterized.TestCase):
       self.assertEqual(name, 'best_of_n')
       return
     out, example = contract_test.example(row.objective['name'])
-    chain = annotate.chain(row.annotators, _models(example))
-    loss = row.bind()(out, chain(_bare(example, row.source), None, None))
+    loss = row.bind()(out, _annotated(row.annotators, example, row))
     self.assertEqual(loss.loss.ndim, UNITS[row.unit])
     self.assertGreater(loss.weight.sum(), 0)
     self.assertTrue(bool(jnp.all(jnp.isfinite(loss.loss))))
@@ -76,8 +82,7 @@ class AlgorithmsTest(parameterized.TestCase):
     out, example = contract_test.example(row.objective['name'])
 
     def loss(nodes):
-      chain = annotate.chain(nodes, _models(example))
-      found = row.bind()(out, chain(_bare(example, row.source), None, None))
+      found = row.bind()(out, _annotated(nodes, example, row))
       return found.loss, found.weight
 
     whole = loss(row.annotators)

@@ -1,5 +1,6 @@
 """Tests for rlhf_jax.annotate."""
 
+import dataclasses
 import functools
 
 from absl.testing import absltest
@@ -11,6 +12,7 @@ import numpy as np
 from rlhf_jax import annotate
 from rlhf_jax import policy
 from rlhf_jax import rewards
+from rlhf_jax import running
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
@@ -54,7 +56,8 @@ class AnnotateTest(parameterized.TestCase):
        lambda x: x.mean(0) - .3 * x.var(0)),
       (dict(kind='single', member=2), lambda x: x[2]))
   def test_scores(self, kwargs, combine):
-    batch = _annotate_scores(_batch(), CONFIG, _ensemble(), **kwargs)
+    batch = _annotate_scores(
+        _batch().replace(scores=None), CONFIG, _ensemble(), **kwargs)
     members = np.stack([
         _score(CONFIG, jax.tree.map(lambda x, i=i: x[i], _ensemble()),
                batch.tokens, batch.mask) for i in range(E)])
@@ -63,30 +66,39 @@ class AnnotateTest(parameterized.TestCase):
     np.testing.assert_allclose(batch.scores, combine(members), atol=1e-5)
     np.testing.assert_array_equal(batch.tokens, _batch().tokens)
 
-  def test_ref_logprobs(self):
+  def test_members_are_standardised_before_they_are_combined(self):
+    batch = _batch()
+    plain = _annotate_scores(batch.replace(scores=None), CONFIG, _ensemble())
+    scale = {'mean': jnp.array([5., -1., 0.]), 'std': jnp.array([2., .5, 0.])}
+    out = _annotate_scores(batch, CONFIG, _ensemble(), scale=scale, weight=.5,
+                           kind='worst_case')
+    members = np.stack([(plain.member_scores[0] - 5) / 2,
+                        (plain.member_scores[1] + 1) / .5,
+                        plain.member_scores[2]])  # a deviation of 0
+    np.testing.assert_allclose(out.member_scores, members, rtol=1e-5)
+    # Half of the minimum, on top of the scores that were there.
+    np.testing.assert_allclose(
+        out.scores, batch.scores + .5 * members.min(0), rtol=1e-5)
+    with self.assertRaises(AssertionError):
+      annotate.standardize_members(
+          plain.member_scores, {'mean': jnp.zeros(1), 'std': jnp.ones(1)})
+
+  @parameterized.parameters('ref_logprobs', 'old_logprobs')
+  def test_logprobs(self, name):
     params = jax.jit(transformer.init, static_argnums=0)(
         CONFIG, jax.random.key(0))
-    one = annotate.ref_logprobs(_batch(), CONFIG, params).ref_logprobs
+    fill = getattr(annotate, name)
+    read = lambda *args, **kwargs: getattr(fill(*args, **kwargs), name)
+    one = read(_batch(), CONFIG, params)
     np.testing.assert_allclose(
         one, policy.forward(CONFIG, params, _batch()).logprobs, atol=1e-6)
-    half = annotate.ref_logprobs(
-        _batch(), CONFIG, params, temperature=.5).ref_logprobs
+    half = read(_batch(), CONFIG, params, temperature=.5)
     np.testing.assert_allclose(half, policy.forward(
         CONFIG, params, _batch(), temperature=.5).logprobs, atol=1e-6)
     self.assertGreater(np.abs(one - half).max(), .1)
-    grads = jax.grad(lambda p: annotate.ref_logprobs(
-        _batch(), CONFIG, p).ref_logprobs.sum())(params)
+    grads = jax.grad(lambda p: read(_batch(), CONFIG, p).sum())(params)
     for leaf in jax.tree.leaves(grads):
       np.testing.assert_array_equal(leaf, 0)
-
-  def test_kl_scores(self):
-    batch = _batch()
-    gap = np.where(batch.mask, batch.old_logprobs - batch.ref_logprobs, 0)
-    out = annotate.kl_scores(batch, kl_coef=.7)
-    np.testing.assert_allclose(
-        out.scores, batch.scores - .7 * gap.sum(-1), rtol=1e-5)
-    np.testing.assert_array_equal(
-        annotate.kl_scores(batch, kl_coef=0.).scores, batch.scores)
 
   def test_leave_one_out(self):
     np.testing.assert_allclose(
@@ -103,24 +115,10 @@ class AnnotateTest(parameterized.TestCase):
     np.testing.assert_array_equal(out.tokens, batch.tokens)
     self.assertEqual(out.mask.dtype, bool)
 
-  def test_kl_rewards_sum_to_kl_scores(self):
-    batch = _batch()
-    out = annotate.kl_rewards(batch, kl_coef=.7)
-    self.assertEqual(out.rewards.shape, (B, K, T))
-    np.testing.assert_allclose(
-        out.rewards.sum(-1), annotate.kl_scores(batch, kl_coef=.7).scores,
-        rtol=1e-5)
-    np.testing.assert_array_equal(
-        np.where(batch.mask, 0, out.rewards), 0)
-    plain = annotate.kl_rewards(
-        batch.replace(old_logprobs=None, ref_logprobs=None), kl_coef=0.)
-    np.testing.assert_allclose(
-        plain.rewards.max(-1) + plain.rewards.min(-1), batch.scores)
-
   def test_gae_and_whiten(self):
     rng = np.random.default_rng(1)
-    batch = annotate.kl_rewards(_batch(), kl_coef=.1).replace(
-        old_values=jnp.asarray(rng.normal(size=(B, K, T)), jnp.float32))
+    normal = lambda: jnp.asarray(rng.normal(size=(B, K, T)), jnp.float32)
+    batch = _batch().replace(rewards=normal(), old_values=normal())
     out = annotate.gae(batch, discount=.9, gae_lambda=.8)
     found, returns = advantages.gae(
         batch.rewards, batch.old_values, batch.mask, discount=.9,
@@ -147,6 +145,13 @@ class AnnotateTest(parameterized.TestCase):
         CONFIG, params, _batch()).values, atol=1e-6)
     for leaf in jax.tree.leaves(jax.grad(lambda p: values(p).sum())(params)):
       np.testing.assert_array_equal(leaf, 0)
+    # A trunk of its own, and of another shape: rotations are a part of it.
+    other = dataclasses.replace(CONFIG, rope_theta=10.)
+    params['value_trunk'] = heads.trunk(params)
+    np.testing.assert_allclose(
+        annotate.old_values(_batch(), CONFIG, params, value_config=other
+                            ).old_values,
+        policy.forward(other, params, _batch()).values, atol=1e-6)
 
   def test_group_normalize(self):
     out = annotate.group_normalize(_batch(), scale=False)
@@ -218,20 +223,41 @@ class AnnotateTest(parameterized.TestCase):
     for leaf in jax.tree.leaves(grads):
       np.testing.assert_array_equal(leaf, 0)
 
-  def test_coefficients_may_be_traced(self):
-    batch = _batch()
-    for fn, field in ((annotate.kl_rewards, 'rewards'),
-                      (annotate.kl_scores, 'scores')):
-      traced = jax.jit(lambda b, c, fn=fn: fn(b, kl_coef=c))(
-          batch, jnp.float32(.7))
-      np.testing.assert_allclose(getattr(traced, field), getattr(
-          fn(batch, kl_coef=.7), field), rtol=1e-6)
+  def test_clip_scores(self):
+    np.testing.assert_array_equal(
+        annotate.clip_scores(_batch(), limit=3.).scores,
+        [[1, 3, 3], [3, 0, -3]])
+    with self.assertRaisesRegex(ValueError, 'limit must be > 0, got 0'):
+      annotate.clip_scores(_batch(), limit=0)
+
+  @parameterized.parameters(
+      (dict(penalty=1.5), [[1, 2.5, jnp.nan], [1.5, 0, -6]]),
+      (dict(value=-1.), [[1, -1, jnp.nan], [-1, 0, -6]]))
+  def test_missing_eos(self, kwargs, expected):
+    # Finished by its last token, not, missing; by padding alone and so not,
+    # by the first token, twice.
+    tokens = [[[3, 5, 1], [1, 1, 5], [1, 1, 1]],
+              [[3, 5, 1], [3, 1, 1], [3, 1, 1]]]
+    mask = [[[0, 1, 1], [0, 0, 1], [0, 0, 0]],
+            [[0, 1, 0], [0, 1, 0], [0, 1, 1]]]
+    batch = types.Batch(
+        tokens=jnp.array(tokens), mask=jnp.array(mask, bool),
+        scores=jnp.array([[1, 4, jnp.nan], [3, 0, -6.]]))
+    out = annotate.missing_eos(batch, eos_id=1, **kwargs)
+    np.testing.assert_array_equal(out.scores, expected)
+
+  def test_missing_eos_takes_one_rule(self):
+    for kwargs in ({}, dict(penalty=1., value=-1.)):
+      with self.assertRaisesRegex(ValueError, 'either penalty or value'):
+        annotate.missing_eos(_batch(), eos_id=1, **kwargs)
+    with self.assertRaisesRegex(ValueError, 'penalty must be >= 0, got -1'):
+      annotate.missing_eos(_batch(), eos_id=1, penalty=-1.)
 
   @parameterized.parameters(
       ('leave_one_out', {}, 'scores'), ('group_normalize', {}, 'scores'),
       ('keep_best', {}, 'scores'), ('standardize_scores', {}, 'scores'),
-      ('kl_scores', {'kl_coef': .1}, 'old_logprobs'),
-      ('kl_rewards', {'kl_coef': .1}, 'ref_logprobs'),
+      ('clip_scores', {'limit': 1.}, 'scores'),
+      ('missing_eos', {'eos_id': 1, 'value': 0.}, 'scores'),
       ('gae', {}, 'rewards'), ('gae', {}, 'old_values'),
       ('whiten', {}, 'advantages'), ('keep_positive', {}, 'advantages'),
       ('prompt_advantages', {}, 'prompt_values'))
@@ -258,19 +284,46 @@ class ChainTest(absltest.TestCase):
   def test_runs_in_order_with_models_and_arguments(self):
     def double(batch, state, frozen, *, times):
       return batch.replace(
-          scores=times * batch.scores + state + frozen)
-    chain = annotate.chain(
-        [{'name': 'double', 'times': 2}, {'name': 'leave_one_out'},
-         {'name': 'keep_best'}], {'double': double})
-    out = chain(_batch(), 10., 1.)
+          scores=times * batch.scores + state.params + frozen)
+    nodes = [{'name': 'double', 'times': 2}, {'name': 'leave_one_out'},
+             {'name': 'keep_best'}]
+    state = types.TrainState(step=0, params=10., opt_state=None, key=None)
+    out, after = annotate.chain(nodes, {'double': double})(_batch(), state, 1.)
     expected = annotate.keep_best(annotate.leave_one_out(
         _batch().replace(scores=2 * _batch().scores + 11)))
     np.testing.assert_array_equal(out.scores, expected.scores)
     np.testing.assert_array_equal(out.advantages, expected.advantages)
     np.testing.assert_array_equal(out.mask, expected.mask)
+    self.assertIs(after, state)
+
+  def test_the_state_goes_from_node_to_node(self):
+    nodes = [{'name': 'clip_scores', 'limit': 3.},
+             {'name': 'scale_scores', 'kind': 'first'},
+             {'name': 'score'}, {'name': 'moving_average', 'decay': .5}]
+    score = lambda batch, state, frozen: batch.replace(
+        scores=batch.scores + state.statistics['score_moments'].count)
+    state = types.TrainState(step=0, params=None, opt_state=None, key=None,
+                             statistics=running.init(nodes))
+    out, after = annotate.chain(nodes, {'score': score})(
+        _batch(), state, None)
+    clipped = np.array([[1, 3, 3], [3, 0, -3]])
+    expected = clipped / clipped.std(ddof=1) + 6
+    np.testing.assert_allclose(out.scores, expected, rtol=1e-6)
+    np.testing.assert_allclose(out.advantages, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        after.statistics['baseline']['mean'], expected.mean(), rtol=1e-6)
+    self.assertEqual(state.statistics['baseline']['mean'], 0)  # as it was
+
+  def test_a_bound_model_comes_before_ours(self):
+    mine = lambda batch, state, frozen: batch.replace(scores=None)
+    chain = annotate.chain([{'name': 'noise'}], {'noise': mine})
+    self.assertIsNone(chain(_batch(), None, None)[0].scores)
+
+  def test_names_are_of_one_kind(self):
+    self.assertNoCommonElements(annotate.ARITHMETIC, running.RUNNING)
 
   def test_unknown_name(self):
-    with self.assertRaisesRegex(ValueError, "'gaee'.*gae, .*scorer"):
+    with self.assertRaisesRegex(ValueError, "'gaee'.*gae, .*noise, .*scorer"):
       annotate.chain([{'name': 'gaee'}], {'scorer': None})
     with self.assertRaisesRegex(ValueError, "'scores'.*`models`"):
       annotate.chain([{'name': 'scores'}], {})
@@ -280,6 +333,8 @@ class ChainTest(absltest.TestCase):
       annotate.chain([{'name': 'gae', 'lam': .9}], {})
     with self.assertRaisesRegex(ValueError, "kl_scores: .*'kl_coef'"):
       annotate.chain([{'name': 'kl_scores'}], {})
+    with self.assertRaisesRegex(ValueError, "noise: .*'std'"):
+      annotate.chain([{'name': 'noise', 'sigma': 1., 'std': 1.}], {})
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 def _programs_fit_in_memory():
   """Forgets compiled programs, of which a long suite gathers gigabytes."""
   yield
+  workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
   pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
-  if pages * os.sysconf('SC_PAGE_SIZE') > 3 * 2**30:
+  if pages * os.sysconf('SC_PAGE_SIZE') > 3 * 2**30 / workers:
     jax.clear_caches()

@@ -1,5 +1,6 @@
 """Tests for rlhf_jax.data.corpus."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -84,6 +85,19 @@ class FilesTest(parameterized.TestCase):
     self.assertLen([1 for a, b in itertools.pairwise(pairs) if a != b], 14)
     np.testing.assert_array_equal(
         out.pair_prompts.lengths, [len(p) for p in pairs])
+
+  def test_held_out_completions_are_of_their_prompts(self):
+    out = corpus.load(self.config, 0)
+    rows, decode = out.eval_demonstrations, out.tokenizer.decode
+    self.assertEqual(rows.tokens.shape, (5, 1, 80))
+    for tokens, mask, prompt in zip(
+        rows.tokens[:, 0], rows.mask[:, 0], out.eval_prompts.tokens):
+      number = decode(tokens[mask]).removeprefix('it is ')
+      self.assertIn(f'count to {number}', decode(prompt))
+      self.assertEqual(decode(tokens[:mask.argmax()]), decode(prompt))
+    # Results on disk know the corpus by what it held before they were kept.
+    self.assertEqual(out.fingerprint(), dataclasses.replace(
+        out, eval_demonstrations=None).fingerprint())
 
   def test_rows_of_one_prompt_stay_on_one_side(self):
     pathlib.Path(self.path).write_text(json.dumps([
@@ -188,6 +202,12 @@ class ReviewsTest(absltest.TestCase):
       self.assertEqual(
           [world.tokenizer.decode(row[:8].tolist()) for row in tokens],
           prompts)
+    held_out = out.eval_demonstrations
+    _, texts = world.write(5, 32)
+    self.assertEqual(
+        [world.tokenizer.decode(tokens[mask]) for tokens, mask in zip(
+            held_out.tokens, held_out.mask)],
+        [' '.join(text.split()[:24]) for text in texts])
     ended = (out.demonstrations.mask & (
         out.demonstrations.tokens == out.tokenizer.eos_id)).any(axis=-1)
     self.assertAlmostEqual(

@@ -6,6 +6,7 @@ A config file that is added is found by itself.
 import atexit
 import csv
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -19,8 +20,14 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from experiments import base
+from rlhf_jax.studies import online
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FIGURE_3 = 'experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py'
+COSTE = 'coste2024_reward_model_ensembles'
+AHMADIAN = 'ahmadian2024_back_to_basics'
+ZHU = 'zhu2023_advantage_induced_policy_alignment'
+FIGURE_3 = f'experiments/{COSTE}/fig3_best_of_n.py'
 CONFIGS = sorted(str(path.relative_to(ROOT))
                  for path in (ROOT / 'experiments').glob('*/*.py'))
 SIZES = ('smoke', 'laptop', 'full')
@@ -58,40 +65,122 @@ def _smoke(config: str):
   return workdir, launch(f'{config}:smoke', workdir)
 
 
-# Loads and plans every size, and says what that imported or started.
+# Loads and plans every size and every option that a docstring names, and says
+# what that imported or started. One process, since imports take longest.
 LOAD = """
-import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location('loaded', sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-out = {'doc': module.__doc__, 'default': module.get_config().size,
-       'locked': {}, 'seeds': {}, 'names': {}, 'final': {}}
-configs = {size: module.get_config(size) for size in sys.argv[2:]}
-out['jax'] = sorted({'jax', 'rlhf_jax'} & set(sys.modules))
-from rlhf_jax import studies
-for size, config in configs.items():
-  study = studies.get(config.study)
-  out['locked'][size] = config.is_locked
-  out['seeds'][size] = list(config.seeds)
-  out['names'][size] = [s.name for s in study.plan(config.to_dict())]
-  out['final'][size] = study.final(config.to_dict())
-from jax._src import xla_bridge
-out['backends'] = sorted(xla_bridge._backends)
-try:
-  module.get_config('tiny')
-except ValueError as error:
-  out['unknown'] = str(error)
+import importlib.util, json, re, sys, traceback
+def load(path):
+  spec = importlib.util.spec_from_file_location('loaded', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  out = {'doc': module.__doc__, 'default': module.get_config().size,
+         'locked': {}, 'seeds': {}, 'names': {}, 'final': {}}
+  sizes = ['smoke', 'laptop', 'full', *re.findall(
+      r':((?:smoke|laptop|full),[\\w=.,]*\\w)', module.__doc__)]
+  configs = {size: module.get_config(size) for size in sizes}
+  out['jax'] = sorted({'jax', 'rlhf_jax'} & set(sys.modules))
+  try:
+    module.get_config('tiny')
+  except ValueError as error:
+    out['unknown'] = str(error)
+  return out, configs
+def plan(out, configs):
+  from rlhf_jax import studies
+  from jax._src import xla_bridge
+  for size, config in configs.items():
+    study = studies.get(config.study)
+    out['locked'][size] = config.is_locked
+    out['seeds'][size] = list(config.seeds)
+    out['names'][size] = [s.name for s in study.plan(config.to_dict())]
+    out['final'][size] = study.final(config.to_dict())
+  out['backends'] = sorted(xla_bridge._backends)
+found = {}
+for step in ('load', 'plan'):
+  for path in sys.argv[1:]:
+    try:
+      if step == 'load':
+        found[path] = load(path)
+      elif 'error' not in found[path][0]:
+        plan(*found[path])
+    except Exception:
+      found[path] = {'error': traceback.format_exc()}, None
+print(json.dumps({path: out for path, (out, _) in found.items()}))
+"""
+
+
+@functools.cache
+def _loaded() -> dict:
+  done = subprocess.run(
+      [sys.executable, '-c', LOAD, *CONFIGS], cwd=ROOT,
+      env=environment(), capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def loaded(config: str) -> dict:
+  out = _loaded()[config]
+  assert 'error' not in out, out['error']
+  return out
+
+
+# Runs the smoke studies one after the other, each with the stages of those
+# before. One process, so that none compiles what another has compiled.
+SMOKE = """
+import importlib.util, json, pathlib, sys, traceback
+from rlhf_jax import errors, studies, study
+root, first, *paths = sys.argv[1:]
+made, out = [first], {}
+for path in paths:
+  workdir = pathlib.Path(root, str(len(out)))
+  try:
+    spec = importlib.util.spec_from_file_location('smoked', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config('smoke').to_dict()
+    module = studies.get(config['study'])
+    study.run_study(module.plan(config), workdir, reuse=made,
+                    config=config | {'inputs': module.inputs(config)})
+    out[path] = {'workdir': str(workdir), **study.read_result(
+        workdir, module.final(config))}
+    made.append(workdir)
+  except errors.Interrupted:
+    raise
+  except Exception:
+    out[path] = {'error': traceback.format_exc()}
 print(json.dumps(out))
 """
 
 
 @functools.cache
-def loaded(config: str) -> dict:
-  done = subprocess.run(
-      [sys.executable, '-c', LOAD, config, *SIZES], cwd=ROOT,
-      env=environment(), capture_output=True, text=True, timeout=120)
+def _smokes() -> tuple[dict, str]:
+  """What became of every smoke study but that of figure 3, and stderr."""
+  first, done = smoke()
   assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)
+  root = tempfile.mkdtemp(prefix='rlhf_jax_smokes_')
+  atexit.register(shutil.rmtree, root, ignore_errors=True)
+  done = subprocess.run(
+      [sys.executable, '-c', SMOKE, root, str(first),
+       *(path for path in CONFIGS if path != FIGURE_3)],
+      cwd=ROOT, env=environment(), capture_output=True, text=True,
+      timeout=900)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def finished(config: str) -> tuple[pathlib.Path, pathlib.Path]:
+  """The workdir and the figure of a finished smoke study."""
+  if config == FIGURE_3:
+    workdir, done = smoke()
+    assert done.returncode == 0, done.stderr
+    return workdir, pathlib.Path(done.stdout.splitlines()[-1])
+  out = _smokes()[0][config]
+  assert 'error' not in out, out['error']
+  return pathlib.Path(out['workdir']), pathlib.Path(out['figure'])
+
+
+def read(path: pathlib.Path) -> list[dict[str, str]]:
+  with open(path, newline='') as stream:
+    return list(csv.DictReader(stream))
 
 
 class ExperimentsTest(parameterized.TestCase):
@@ -102,7 +191,8 @@ class ExperimentsTest(parameterized.TestCase):
   @parameterized.parameters(CONFIGS)
   def test_sizes_load_locked_and_without_jax(self, config):
     out = loaded(config)
-    self.assertEqual(out['locked'], dict.fromkeys(SIZES, True))
+    self.assertContainsSubset(SIZES, out['locked'])
+    self.assertTrue(all(out['locked'].values()))
     self.assertEqual(out['default'], 'laptop')
     self.assertEqual(out['jax'], [])
     for name in ('tiny', *SIZES):
@@ -112,8 +202,7 @@ class ExperimentsTest(parameterized.TestCase):
   def test_plans_touch_no_device(self, config):
     out = loaded(config)
     self.assertEqual(out['backends'], [])
-    for size in SIZES:
-      names = out['names'][size]
+    for size, names in out['names'].items():
       self.assertLen(set(names), len(names))
       self.assertEqual(names[-1], out['final'][size])
       for seed in out['seeds'][size]:
@@ -134,18 +223,131 @@ class ExperimentsTest(parameterized.TestCase):
 
   @parameterized.parameters(CONFIGS)
   def test_smoke_ends_in_a_figure(self, config):
-    workdir, done = smoke(config)
-    self.assertEqual(done.returncode, 0, done.stderr)
-    last = pathlib.Path(done.stdout.splitlines()[-1])
-    self.assertTrue(last.is_relative_to(workdir.resolve()), last)
-    self.assertEqual(last.read_bytes()[:8], b'\x89PNG\r\n\x1a\n')
-    self.assertNotIn('Warning', done.stderr)
-    self.assertNotIn('Traceback', done.stderr)
+    workdir, figure = finished(config)
+    self.assertTrue(figure.is_relative_to(workdir.resolve()), figure)
+    self.assertEqual(figure.read_bytes()[:8], b'\x89PNG\r\n\x1a\n')
     status = json.loads((workdir / 'status.json').read_text())
     self.assertEqual((status['state'], status['exit_code']), ('complete', 0))
     # What was read from outside is pinned with the config: here, nothing.
     written = json.loads((workdir / 'config.json').read_text())
     self.assertEqual(written['inputs'], {})
+    rows = read(figure.with_name('results.csv'))
+    self.assertNotEmpty(rows)
+    if written['study'] == 'online':  # one before training, and each rollout
+      self.assertEqual(
+          sorted((row['run'], int(row['step'])) for row in rows),
+          sorted((name, step)
+                 for name, run in online.make_runs(written).items()
+                 for step in range(run['num_steps'] + 1)))
+
+  def test_smokes_are_quiet(self):
+    for stderr in (smoke()[1].stderr, _smokes()[1]):
+      self.assertNotIn('Warning', stderr)
+      self.assertNotIn('Traceback', stderr)
+
+  def test_smokes_share_their_stages(self):
+    """Which a figure of its own would train again without a reason."""
+    logs = [(finished(config)[0] / 'log.txt').read_text()
+            for config in CONFIGS if config != FIGURE_3]
+    for log in logs:
+      self.assertRegex(log, r'(?m)seed_0/sft +reused from')
+      self.assertRegex(log, r'(?m)seed_0/gold +reused from')
+
+
+def get_config(config: str, size: str = 'laptop'):
+  path = ROOT / 'experiments' / config
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(size).to_dict()
+
+
+def policies(config: dict) -> list[dict]:
+  """What each run and its reward models are, however they are called."""
+  conditions = online.make_conditions(config)
+  return [{k: v for k, v in run.items() if k != 'labels'}
+          | {'condition': conditions[run['condition']]}
+          for run in online.make_runs(config).values()]
+
+
+class SharedTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (f'{COSTE}/table6_win_rates.py', f'{COSTE}/fig4_ppo.py'),
+      (f'{COSTE}/fig27_untruncated.py', f'{COSTE}/fig6_single_kl_sweep.py'),
+      (f'{COSTE}/fig6_single_kl_sweep.py', f'{COSTE}/fig7_kl_sweep.py'),
+      (f'{COSTE}/table7_win_rates.py', f'{COSTE}/fig8_model_size.py'),
+      (f'{AHMADIAN}/fig4_samples.py', f'{AHMADIAN}/fig3_rloo_raft.py'),
+      (f'{AHMADIAN}/table1_win_rates.py', f'{AHMADIAN}/fig2_methods.py'),
+      (f'{AHMADIAN}/table2_alignment_tax.py', f'{AHMADIAN}/fig2_methods.py'),
+  )
+  def test_policies_of_a_figure_are_those_of_another(self, one, other):
+    for size in ('laptop', 'full'):
+      known = policies(get_config(other, size))
+      for policy in policies(get_config(one, size)):
+        self.assertIn(policy, known)
+
+  def test_small_kl_coefficients(self):
+    """Figure 4 takes from figure 7 what the paper has chosen."""
+    known = policies(get_config(f'{COSTE}/fig7_kl_sweep.py'))
+    coefs = {}
+    for policy in policies(get_config(f'{COSTE}/fig4_ppo.py')):
+      noise = policy['condition']['label_noise']
+      kind = policy['reward']['aggregate']['kind']
+      coefs.setdefault((noise, kind), set()).add(policy['kl']['coef'])
+      self.assertEqual(policy in known, noise == 0.25)
+    self.assertEqual(coefs.pop((0.25, 'mean')), {0.1})
+    self.assertEqual(set.union(*coefs.values()), {0.01})
+
+  @parameterized.parameters(AHMADIAN, ZHU)
+  def test_budgets_are_comparable(self, folder):
+    """As many responses in a rollout, but where k is what is compared."""
+    for path in sorted((ROOT / 'experiments' / folder).glob('*.py')):
+      drawn = {run['rollout']['batch_size'] * run['rollout']['samples']
+               for run in policies(get_config(f'{folder}/{path.name}'))}
+      wide = path.name in ('fig3_rloo_raft.py', 'fig4_samples.py')
+      self.assertEqual(drawn, {64, 128} if wide else {64}, path.name)
+
+  def test_optimizer_steps_are_the_papers(self):
+    for config, steps in ((f'{COSTE}/fig4_ppo.py', 3_000),
+                          (f'{COSTE}/fig26_long_run.py', 10_000),
+                          (f'{ZHU}/fig3_apa_awr_ppo.py', 20_000)):
+      for run in policies(get_config(config, 'full')):
+        each = (run['updates']['num_epochs'] * run['updates']['repeats']
+                * run['updates']['num_minibatches'])
+        self.assertAlmostEqual(run['num_steps'] * each, steps, delta=each)
+
+  @parameterized.parameters(
+      'fig7_kl_sweep.py', 'fig8_model_size.py', 'fig9_data_size.py',
+      'fig11_ensemble_size.py', 'fig12_uncertainty_coef.py')
+  def test_a_twin_differs_in_the_noise_alone(self, name):
+    noisy = policies(get_config(f'{COSTE}/{name}'))
+    twin = policies(get_config(f'{COSTE}/{name}', 'laptop,noise=0'))
+    self.assertLen(twin, len(noisy))
+    for one, other in zip(twin, noisy):
+      self.assertEqual(one['condition']['label_noise'], 0)
+      self.assertEqual(other['condition']['label_noise'], 0.25)
+      # But for the mean, whose coefficient figure 4 chooses by the noise.
+      if one['reward']['aggregate']['kind'] != 'mean':
+        self.assertEqual(one['kl'], other['kl'])
+
+
+class BaseTest(absltest.TestCase):
+
+  def test_options(self):
+    choices = dict(noise=(0.25, 0.0), by=(None, 'size', 3))
+    self.assertEqual(base.options('full', **choices), ('full', 0.25, None))
+    self.assertEqual(base.options('full,by=3', **choices), ('full', 0.25, 3))
+    self.assertEqual(base.options('a,by=size,noise=0', **choices),
+                     ('a', 0.0, 'size'))
+    for argument in ('full,noise=1', 'full,noise', 'full,other=0'):
+      with self.assertRaisesRegex(
+          ValueError, 'does not exist; there are noise=0.25, noise=0, by=s'):
+        base.options(argument, **choices)
+
+  def test_tag(self):
+    self.assertEqual([base.tag(x) for x in (0.0, 0.01, 0.1, 1.0, 25.0)],
+                     ['0', '001', '01', '1', '25'])
 
 
 class DevicesTest(absltest.TestCase):
@@ -190,30 +392,51 @@ class ResultsTest(parameterized.TestCase):
 
   @parameterized.parameters(TABLES)
   def test_the_table_is_that_of_its_numbers(self, table):
-    """Recomputed from results.csv, seed by seed."""
-    folder = (ROOT / table).parent
-    with open(folder / 'results.csv') as stream:
-      rows = list(csv.DictReader(stream))
-    with open(folder / 'summary.csv') as stream:
-      summary = list(csv.DictReader(stream))
-    seeds = sorted({row['seed'] for row in rows})
+    self.check((ROOT / table).parent)
+
+  @parameterized.parameters(f'experiments/{COSTE}/fig4_ppo.py',
+                            f'experiments/{AHMADIAN}/fig2_methods.py')
+  def test_so_are_those_of_smokes(self, config):
+    self.check(finished(config)[1].parent)
+
+  def check(self, folder: pathlib.Path):
+    """Recomputes summary.csv from results.csv, seed by seed."""
+    summary, rows = (read(folder / f'{name}.csv')
+                     for name in ('summary', 'results'))
     for line in summary:
-      eos = str(line['EOS'] == 'forced')
-      noise = float(line['noise'].rstrip('%')) / 100
-      curves = [[float(r['gold']) for r in sorted(
-          (r for r in rows if r['seed'] == seed and r['force_eos'] == eos
-           and abs(float(r['label_noise']) - noise) < 1e-6
-           and r['method'] == line['method']), key=lambda r: int(r['n']))]
-                for seed in seeds]
-      final = [curve[-1] for curve in curves]
-      drop = [max(curve) - curve[-1] for curve in curves]
-      self.assertAlmostEqual(float(line['final']), np.mean(final), places=5)
-      self.assertAlmostEqual(float(line['drop']), np.mean(drop), places=5)
-      if len(seeds) > 1:
-        self.assertAlmostEqual(
-            float(line['drop_se']),
-            np.std(drop, ddof=1) / len(seeds) ** 0.5, places=5)
-      self.assertEqual(int(line['seeds']), len(seeds))
+      end, curves = (('final', self.best_of_n) if 'EOS' in line else
+                     ('gold', self.policies))
+      of_seeds = curves(line, rows)
+      final = [curve[-1] for curve in of_seeds]
+      drop = [max(curve) - curve[-1] for curve in of_seeds]
+      self.assertEqual(int(line['seeds']), len(of_seeds))
+      for name, values in ((end, final), ('drop', drop)):
+        self.assertAlmostEqual(float(line[name]), np.mean(values), places=5)
+        if len(values) > 1:
+          self.assertAlmostEqual(
+              float(line[f'{name}_se']),
+              np.std(values, ddof=1) / len(values) ** 0.5, places=5)
+
+  def best_of_n(self, line, rows) -> list[list[float]]:
+    """The gold curve of each seed."""
+    eos = str(line['EOS'] == 'forced')
+    noise = float(line['noise'].rstrip('%')) / 100
+    return [[float(r['gold']) for r in sorted(
+        (r for r in rows if r['seed'] == seed and r['force_eos'] == eos
+         and abs(float(r['label_noise']) - noise) < 1e-6
+         and r['method'] == line['method']), key=lambda r: int(r['n']))]
+            for seed in sorted({row['seed'] for row in rows})]
+
+  def policies(self, line, rows) -> list[list[float]]:
+    """The gold curve of each seed, a mean over members."""
+    names = list(line)
+    labels = names[1:names.index('seeds')]  # after 'run'
+    mine = [r for r in rows if all(r[k] == line[k] for k in labels)]
+    self.assertLen({r.get('member') for r in mine}, int(line['members']))
+    steps = sorted({int(r['step']) for r in mine})
+    return [[np.mean([float(r['gold']) for r in mine
+                      if (r['seed'], int(r['step'])) == (seed, step)])
+             for step in steps] for seed in sorted({r['seed'] for r in mine})]
 
 
 if __name__ == '__main__':

@@ -80,6 +80,11 @@ class TableTest(parameterized.TestCase):
         '| mean       | 0.46 +- 0.01 |',
         '| worst_case | -1.20        |']))
 
+  def test_digits(self):
+    row = {'kl': .0414, 'kl_se': .0026}
+    self.assertIn('| 0.041 +- 0.003 |', figures.table(
+        [row], ['kl'], [], digits=3))
+
   def test_over_seeds(self):
     # One seed keeps its own error; several are compared with each other:
     # s.d. of 1, 2, 3 is 1, over the root of 3; their own errors play no part.

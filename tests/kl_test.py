@@ -179,5 +179,46 @@ class DoublingCoefTest(parameterized.TestCase):
       kl.doubling_coef(.1, .3, target=target)
 
 
+
+class RefPenaltyTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.logprobs = jnp.float32([[-.7, -1.2, jnp.nan]])
+    self.ref = jnp.float32([[-1., -1., jnp.nan]])
+    self.mask = jnp.array([[True, True, False]])
+
+  @parameterized.parameters('k1', 'k2', 'k3')
+  def test_by_hand(self, kind):
+    penalty, metrics = kl.ref_penalty(
+        jnp.where(self.mask, self.logprobs, 0), self.ref, self.mask,
+        kl_coef=.5, kind=kind)
+    # [Ex 5.1], its first two tokens.
+    expected = np.float32([TWINS[kind](np.array([.3, -.2])).tolist() + [0]])
+    np.testing.assert_allclose(penalty, .5 * expected, atol=1e-6)
+    np.testing.assert_allclose(
+        metrics['policy/ref_kl'], expected, atol=1e-6)
+
+  def test_gradient_goes_to_the_policy_alone(self):
+    def total(logprobs, ref, coef):
+      return kl.ref_penalty(
+          logprobs, ref, self.mask, kl_coef=coef, kind='k2')[0].sum()
+
+    clean = [jnp.where(self.mask, x, 0) for x in (self.logprobs, self.ref)]
+    to_policy, to_ref, to_coef = jax.grad(total, (0, 1, 2))(
+        *clean, jnp.float32(2.))
+    np.testing.assert_allclose(to_policy, [[.6, -.4, 0]], atol=1e-6)
+    np.testing.assert_array_equal(to_ref, jnp.zeros((1, 3)))
+    self.assertEqual(to_coef, 0)
+
+  def test_without_a_penalty_nothing_is_read(self):
+    penalty, metrics = kl.ref_penalty(
+        self.logprobs, None, self.mask, kl_coef=0.)
+    np.testing.assert_array_equal(penalty, jnp.zeros((1, 3)))
+    self.assertEmpty(metrics)
+    with self.assertRaisesRegex(ValueError, 'kl_coef must be >= 0'):
+      kl.ref_penalty(self.logprobs, None, self.mask, kl_coef=-.1)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -17,6 +17,7 @@ from rlhf_jax import algorithms
 from rlhf_jax import annotate
 from rlhf_jax import policy
 from rlhf_jax import rewards
+from rlhf_jax import running
 from rlhf_jax import sampling
 from rlhf_jax import sources
 from rlhf_jax import train
@@ -24,7 +25,6 @@ from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.objectives import ppo
-from rlhf_jax.ops import advantages
 from rlhf_jax.ops import kl
 from rlhf_jax.ops import logprobs
 from rlhf_jax.ops import masked
@@ -68,10 +68,11 @@ def _prompts():
 
 
 @functools.partial(jax.jit, static_argnames='num_samples')
-def _sample(params, prompts, lengths, key, *, num_samples=4):
+def _sample(params, prompts, lengths, key, row_ids=None, *, num_samples=4):
   return sampling.sample(
       CONFIG, params, prompts, lengths, key, num_samples=num_samples,
-      max_new_tokens=N, eos_id=EOS, pad_id=PAD, force_eos=True)
+      max_new_tokens=N, eos_id=EOS, pad_id=PAD, force_eos=True,
+      row_ids=row_ids)
 
 
 def _reward(batch):
@@ -104,22 +105,6 @@ MODELS = {
     'prompt_values': lambda batch, state, frozen: batch.replace(
         prompt_values=jnp.repeat(_logged().scores.mean(1), 4)),
 }
-
-
-def _annotators(nodes):
-  """The chain of a row, jitted but for the moving average's own state."""
-  stateful = bool(nodes) and nodes[-1]['name'] == 'moving_average'
-  chain = jax.jit(annotate.chain(nodes[:-1] if stateful else nodes, MODELS))
-  seen = [jnp.float32(0), jnp.int32(0)]
-
-  def annotators(batch, state, frozen):
-    batch = chain(batch, state, frozen)
-    if stateful:
-      baseline, *seen[:] = advantages.moving_average(*seen, batch.scores)
-      batch = batch.replace(advantages=batch.scores - baseline)
-    return batch
-
-  return annotators
 
 
 @functools.cache
@@ -166,39 +151,35 @@ def _start(name, params, tx):
   return forward, train.init_state(params, tx, jax.random.key(0))
 
 
-def _repeat(source, updates):
-  """A source whose every batch serves `updates` steps."""
-  held = []
-  def again(step, state, frozen):
-    if step % updates == 0:
-      held[:] = [source(step, state, frozen)]
-    return held[0]
-  return again
-
-
 def _learn(name, num_steps=40, learning_rate=.02, updates=1, **changes):
   """Runs a row; the last parameters and the history of its metrics."""
   row = algorithms.ALGORITHMS[name].replace(**changes)
   tx = train.optimizer(learning_rate=learning_rate, num_steps=num_steps,
                        schedule='constant')
   forward, state = _start(name, _params(), tx)
+  state = state.replace(statistics=running.init(row.annotators))
   frozen = types.Frozen(reference=_params())
-  annotators = _annotators(row.annotators)
-  if row.source == 'prompts':
-    sampler = functools.partial(_sample, num_samples=SAMPLES[row.samples])
-    source = _repeat(sources.online(
-        *_prompts(), sampler, annotators, batch_size=ROWS, seed=0), updates)
-  else:
-    data = annotators(_data(row.source), state, frozen)
-    source = sources.offline(jax.device_get(data), batch_size=ROWS, seed=0)
+  annotators = annotate.chain(row.annotators, MODELS)
   polyak = functools.partial(q_learning.polyak_every, rate=.1, every=1)
-  step = jax.jit(train.make_train_step(
+  step = train.make_train_step(
       forward, row.bind(), tx,
       update_targets=(lambda targets, params, step: polyak(
-          targets, params['q_heads'], step)) if name == 'ilql' else None))
-  steps = list(train.train(
-      state, frozen, source, step, start=0, num_steps=num_steps))
-  return steps[-1][1], jax.device_get([metrics for _, _, metrics in steps])
+          targets, params['q_heads'], step)) if name == 'ilql' else None)
+  if row.source == 'prompts':
+    sampler = functools.partial(_sample, num_samples=SAMPLES[row.samples])
+    source = sources.online(
+        *_prompts(), sampler, jax.jit(sources.rollout(annotators)),
+        batch_size=ROWS, seed=0)
+    step = train.make_updates(step, num_epochs=updates)
+  else:
+    data, _ = jax.jit(annotators)(_data(row.source), state, frozen)
+    source = sources.offline(jax.device_get(data), batch_size=ROWS, seed=0)
+  steps = list(train.train(state, frozen, source, jax.jit(step), start=0,
+                           num_steps=num_steps // updates))
+  history = jax.device_get([metrics for _, _, metrics in steps])
+  return steps[-1][1], [  # one for each update, of what is measured at each
+      {k: np.ravel(x)[i] for k, x in metrics.items() if np.size(x) == updates}
+      for metrics in history for i in range(updates)]
 
 
 def _mean_of(history, name, part):

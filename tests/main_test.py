@@ -141,6 +141,10 @@ CASES = {
     'tokenizer': (files(ALPACA, f'--config.data.files.tokenizer=DIR/{HH}'), 3,
                   (f'DIR/{HH}', 'tokenizer.json')),
     'stage': ((CONFIG, '--stages=slf'), 2, ("'slf'", 'seed_0/sft')),
+    'reuse': ((CONFIG, '--reuse=DIR/owned'), 2, (
+        '--reuse=DIR/owned', 'no study', 'check the path')),
+    'no_reuse': ((CONFIG, '--reuse=DIR/none,DIR/owned'), 2, (
+        '--reuse=DIR/none', 'no study')),
     'locked': ((CONFIG, '--workdir=DIR/owned'), 7, (
         'DIR/owned', 'in use by pid 123', '--workdir')),
     'file': ((CONFIG, f'--workdir=DIR/{BAD}'), 4, (
@@ -150,8 +154,12 @@ CASES = {
 }
 CODES = {2: 'CONFIG', 3: 'DATA', 4: 'CHECKPOINT', 7: 'LOCKED'}
 FORKS = """
-import json, os, sys, tempfile, traceback
-from rlhf_jax import main
+import importlib, json, os, pkgutil, sys, tempfile, traceback
+from rlhf_jax import main, studies
+
+for module in pkgutil.iter_modules(studies.__path__):
+  # Or every fork would, for a second.
+  importlib.import_module(f'rlhf_jax.studies.{module.name}')
 
 def child(argv, streams):
   for number, stream in enumerate(streams, 1):
@@ -246,7 +254,7 @@ class FrontDoorTest(absltest.TestCase):
         [sys.executable, '-m', 'rlhf_jax.main', '--help'], text=True,
         cwd=experiments_test.ROOT, env=experiments_test.environment(),
         capture_output=True, timeout=120)
-    for part in ('--config', '--workdir', '--stages'):
+    for part in ('--config', '--workdir', '--stages', '--reuse'):
       self.assertIn(part, done.stdout)
     self.assertNotIn('Traceback', done.stderr)
 

@@ -25,7 +25,7 @@ class MutantsTest(absltest.TestCase):
     self.assertGreaterEqual(len(found), 60)
     self.assertLen(set(found), len(found))
     for path in mutants.MUTANTS:
-      test = f'{pathlib.Path(path).stem}_test.py'
+      test = mutants.test_of(path)
       self.assertTrue(pathlib.Path(__file__).with_name(test).exists(), test)
 
 

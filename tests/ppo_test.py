@@ -350,6 +350,16 @@ class ObjectiveTest(parameterized.TestCase):
         'policy/entropy': entropy})
     np.testing.assert_array_equal(out.weight, self.mask)
 
+  def test_penalty_towards_the_reference(self):
+    batch = self.batch.replace(ref_logprobs=self.batch.old_logprobs - .5)
+    plain = ppo.objective(self.out, batch)
+    out = ppo.objective(self.out, batch, kl_coef=.3, kl_kind='k2')
+    gap = np.where(
+        self.mask, (self.out.logprobs - batch.ref_logprobs)**2 / 2, 0)
+    np.testing.assert_allclose(out.loss, plain.loss + .3 * gap, rtol=1e-5)
+    np.testing.assert_allclose(out.metrics['policy/ref_kl'], gap, rtol=1e-5)
+    self.assertNotIn('policy/ref_kl', plain.metrics)
+
   def test_defaults(self):
     chex.assert_trees_all_equal(
         ppo.objective(self.out, self.batch),

@@ -53,6 +53,12 @@ def steps(workdir: pathlib.Path) -> dict[str, list[int]]:
       for p in sorted(workdir.rglob('metrics.jsonl'))}
 
 
+def without(others, found: dict) -> dict:
+  """Those of one condition: whose names hold none of `others`."""
+  return {name: value for name, value in found.items()
+          if not any(other in name for other in others)}
+
+
 def interrupt(workdir, number, ready, *arguments, delay=0.):
   """Starts the study, signals it once `ready()`; its code and its stderr."""
   process = subprocess.Popen(
@@ -98,29 +104,45 @@ class ResumeTest(absltest.TestCase):
     self.assertEqual((status['state'], status['exit_code']),
                      ('interrupted', 75))
 
+  def check_condition(self, *others, row):
+    """One condition alone gives what it gives beside `others`, in all bits."""
+    ours, whole = prints(self.workdir), prints(self.whole)
+    self.assertTrue(any('curves.npz' in name for name in ours))
+    self.assertEqual(ours, without(others, whole))
+    head, *rows = (self.whole / RESULTS).read_text().splitlines()
+    rows = [line for line in rows if line.startswith(row)]
+    self.assertEqual(
+        (self.workdir / RESULTS).read_text().splitlines(), [head, *rows])
+    # Of the same recipes, the report apart: it names its conditions.
+    for path in self.workdir.glob('seed_0/**/result.json'):
+      name = path.relative_to(self.workdir)
+      recipes = [files.read_json(root / name)['recipe']
+                 for root in (self.workdir, self.whole)]
+      self.assertEqual(*recipes, name)
+
   def test_killed_five_times(self):
     rng = random.Random(SEED)
-    names = [str(p.parent.relative_to(self.whole))
-             for p in self.whole.rglob('result.json')]
+    arguments = ('--config.label_noise=(0.,)', '--config.force_eos=(False,)')
+    others = ('forced_eos', 'noise_0.25')
+    names = without(others, {str(p.parent.relative_to(self.whole)): p
+                             for p in self.whole.rglob('result.json')})
     when = lambda name: (self.whole / name / 'result.json').stat().st_mtime_ns
     killed = 0
     for name in sorted(rng.sample(sorted(names), KILLS), key=when):
       delay = rng.uniform(0, .6)
       code, log = interrupt(self.workdir, signal.SIGKILL,
-                            (self.workdir / name).exists, delay=delay)
+                            (self.workdir / name).exists, *arguments,
+                            delay=delay)
       self.assertIn(code, (0, -9), f'{name} {delay}: {log}')
       killed += code == -9
     self.assertGreaterEqual(killed, KILLS - 1, f'seed {SEED}')
-    finish(self.workdir)
-    self.assertEqual(prints(self.workdir), prints(self.whole))
-    self.assertEqual(steps(self.workdir), steps(self.whole))
-    self.assertEqual((self.workdir / RESULTS).read_bytes(),
-                     (self.whole / RESULTS).read_bytes())
+    finish(self.workdir, *arguments)
+    self.check_condition(*others, row='0,False,0.0,')
+    self.assertEqual(steps(self.workdir), without(others, steps(self.whole)))
     partial = [p for p in self.workdir.rglob('*') if 'tmp' in p.name]
     self.assertEqual(partial, [])
 
   def test_interrupted_twice(self):
-    """And one condition alone gives what it gives beside the others."""
     arguments = ('--config.label_noise=(0.25,)', '--config.force_eos=(True,)')
     for name in ('seed_0/gold', 'seed_0/forced_eos/samples/shard_0000.npz'):
       code, log = interrupt(self.workdir, signal.SIGINT,
@@ -128,13 +150,7 @@ class ResumeTest(absltest.TestCase):
       self.check_interrupted(code, log)
       self.assertFalse((self.workdir / RESULTS).exists())
     finish(self.workdir, *arguments)
-    ours, whole = prints(self.workdir), prints(self.whole)
-    self.assertEqual(ours, {k: whole[k] for k in ours})
-    self.assertTrue(any('curves.npz' in name for name in ours))
-    head, *rows = (self.whole / RESULTS).read_text().splitlines()
-    rows = [row for row in rows if row.startswith('0,True,0.25,')]
-    self.assertEqual(
-        (self.workdir / RESULTS).read_text().splitlines(), [head, *rows])
+    self.check_condition('as_sampled', 'noise_0/', row='0,True,0.25,')
 
   def test_interrupted_and_killed_in_training(self):
     arguments = ('--config.policy.num_steps=400', '--stages=sft')

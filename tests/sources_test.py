@@ -2,9 +2,12 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import types
 from rlhf_jax.data import order
@@ -18,9 +21,9 @@ def _dataset():
                      gold_scores=tokens[..., 0] / 7)
 
 
-def _state(seed=0, params=3.):
-  return types.TrainState(step=0, params=params, opt_state=None,
-                          key=jax.random.key(seed))
+def _state(seed=0, scale=3.):
+  return types.TrainState(step=0, params={'scale': scale}, opt_state=None,
+                          key=jax.random.key(seed), statistics={'seen': 1})
 
 
 class OfflineTest(parameterized.TestCase):
@@ -59,35 +62,43 @@ class OnlineTest(absltest.TestCase):
     prompts = np.arange(ROWS * 2).reshape(ROWS, 2)
     calls = []
 
-    def sampler(params, prompts, lengths, key):
+    def sampler(params, prompts, lengths, key, row_ids):
+      np.testing.assert_array_equal(row_ids, [0, 1, 2])
       calls.append(key)
       noise = np.asarray(jax.random.uniform(key, (3, 2, 1)))
       return types.Batch(
           tokens=np.broadcast_to(prompts[:, None], (3, 2, 2)),
           mask=np.broadcast_to(lengths[:, None, None], (3, 2, 2)),
-          old_logprobs=noise * params)
+          old_logprobs=noise * params['scale'])
 
-    annotate = lambda batch, state, frozen: batch.replace(
-        scores=batch.old_logprobs[..., 0] + frozen.reward,
-        gold_scores=state.params)
-    return sources.online(prompts, np.arange(ROWS) + 1, sampler, annotate,
-                          batch_size=3, seed=2), calls
+    def annotators(batch, state, frozen):
+      scores = batch.old_logprobs[..., 0] + frozen.reward
+      return batch.replace(
+          scores=scores, gold_scores=state.params['scale']), state.replace(
+              statistics={'seen': state.statistics['seen'] + 1})
+
+    return sources.online(
+        prompts, np.arange(ROWS) + 1, sampler, sources.rollout(annotators),
+        batch_size=3, seed=2), calls
 
   def test_prompts_come_in_order_with_their_lengths(self):
     source, _ = self._source()
     frozen = types.Frozen(reward=10.)
     for step in (0, 1, 6):
-      batch = source(step, _state(), frozen)
-      at = order.indices(2, step, 3, ROWS)
+      rollout = source(step, _state(), frozen)
+      batch, at = rollout.batch, order.indices(2, step, 3, ROWS)
       np.testing.assert_array_equal(batch.tokens[:, 0, 0], at * 2)
       np.testing.assert_array_equal(batch.mask[:, 1, 1], at + 1)
       np.testing.assert_allclose(batch.scores - batch.old_logprobs[..., 0], 10)
-      self.assertEqual(batch.gold_scores, _state().params)
+      self.assertEqual(batch.gold_scores, 3)
+      self.assertEqual(rollout.statistics, {'seen': 2})
+      np.testing.assert_allclose(
+          rollout.metrics['rollout/score'], batch.scores.mean(), rtol=1e-6)
 
   def test_samples_with_the_parameters_and_the_key_of_the_state(self):
     source, _ = self._source()
     frozen = types.Frozen(reward=0.)
-    draw = lambda *args: source(0, _state(*args), frozen).scores
+    draw = lambda *args: source(0, _state(*args), frozen).batch.scores
     np.testing.assert_array_equal(draw(0), draw(0))
     self.assertGreater(np.abs(draw(0) - draw(1)).min(), 1e-4)
     np.testing.assert_allclose(draw(0, 6.), 2 * draw(0, 3.), rtol=1e-6)
@@ -102,6 +113,67 @@ class OnlineTest(absltest.TestCase):
       state = state.replace(key=jax.random.split(state.key)[0])
     used += [tuple(jax.random.key_data(key).tolist()) for key in calls]
     self.assertLen(set(used), 8)
+
+
+
+class CutTest(parameterized.TestCase):
+  """Chunks, devices and programmatic scores of a rollout."""
+
+  def _source(self, batch_size=8, **kwargs):
+    prompts = np.arange(ROWS * 2).reshape(ROWS, 2)
+
+    @jax.jit
+    def sampler(params, prompts, lengths, key, row_ids):
+      draw = lambda i: jax.random.uniform(jax.random.fold_in(key, i), (2, 2))
+      return types.Batch(
+          tokens=jnp.broadcast_to(prompts[:, None], (len(prompts), 2, 2)),
+          mask=jnp.ones((len(prompts), 2, 2), bool),
+          old_logprobs=params['scale'] * jax.vmap(draw)(row_ids))
+
+    def annotators(batch, state, frozen):
+      if batch.scores is None:
+        batch = batch.replace(scores=batch.old_logprobs.sum(axis=-1))
+      kept = batch.mask & (jnp.arange(2) == 0)[None, :, None]
+      return batch.replace(mask=kept), state
+
+    return sources.online(
+        prompts, np.arange(ROWS) + 1, sampler, sources.rollout(annotators),
+        batch_size=batch_size, seed=2, **kwargs)
+
+  @parameterized.parameters(dict(chunk_size=4), dict(chunk_size=1),
+                            dict(mesh=8), dict(chunk_size=4, mesh=4))
+  def test_samples_are_the_same(self, mesh=None, **kwargs):
+    if mesh:
+      kwargs['mesh'] = sharding.make_mesh(devices=jax.devices()[:mesh])
+    whole = self._source()(3, _state(), types.Frozen())
+    cut = self._source(**kwargs)(3, _state(), types.Frozen())
+    chex.assert_trees_all_equal(
+        jax.device_get(whole.batch), jax.device_get(cut.batch))
+    chex.assert_trees_all_close(whole.metrics, cut.metrics, rtol=1e-6)
+
+  def test_chunk_must_divide(self):
+    with self.assertRaisesRegex(ValueError, 'chunk_size must divide'):
+      self._source(chunk_size=3)
+
+  def test_base_and_state_make_the_policy(self):
+    state = _state().replace(params={})
+    frozen = types.Frozen(base={'scale': 3.})
+    chex.assert_trees_all_equal(
+        self._source()(0, state, frozen).batch,
+        self._source()(0, _state(scale=3.), types.Frozen()).batch)
+
+  def test_scores_of_texts_come_first(self):
+    score = lambda step, batch: step + batch.tokens[..., 0]
+    rollout = self._source(score=score)(3, _state(), types.Frozen())
+    np.testing.assert_array_equal(
+        rollout.batch.scores, 3 + rollout.batch.tokens[..., 0])
+
+  def test_metrics_are_of_all_that_was_sampled(self):
+    rollout = self._source()(3, _state(), types.Frozen())
+    self.assertFalse(rollout.batch.mask[:, 1].any())
+    np.testing.assert_allclose(rollout.metrics['rollout/score'],
+                               rollout.batch.scores.mean(), rtol=1e-6)
+    self.assertEqual(rollout.metrics['rollout/length'], 2)
 
 
 if __name__ == '__main__':

@@ -447,5 +447,112 @@ class DevicesTest(absltest.TestCase):
     chex.assert_trees_all_close(one.params, mapped, rtol=1e-5, atol=1e-6)
 
 
+
+class OrderTest(parameterized.TestCase):
+
+  def _order(self, num_prompts=12, key=0, **kwargs):
+    return np.asarray(train.minibatch_order(
+        jax.random.key(key), num_prompts, **kwargs))
+
+  @parameterized.parameters((1, 3), (3, 4), (2, 12))
+  def test_every_epoch_takes_every_prompt_once(self, epochs, parts):
+    order = self._order(num_epochs=epochs, num_minibatches=parts)
+    self.assertEqual(order.shape, (epochs * parts, 12 // parts))
+    passes = order.reshape(epochs, -1)
+    for one in passes:
+      np.testing.assert_array_equal(np.sort(one), np.arange(12))
+    self.assertLen({tuple(one) for one in passes}, epochs)
+
+  def test_repeats_follow_each_other(self):
+    once = self._order(num_epochs=2, num_minibatches=3)
+    twice = self._order(num_epochs=2, num_minibatches=3, repeats=2)
+    np.testing.assert_array_equal(twice[::2], once)
+    np.testing.assert_array_equal(twice[1::2], once)
+
+  def test_other_key_other_order(self):
+    first, second = (self._order(key=key, num_epochs=1, num_minibatches=2)
+                     for key in (0, 1))
+    self.assertTrue((first != second).any())
+
+  @parameterized.parameters(
+      (dict(num_epochs=0, num_minibatches=1), 'num_epochs'),
+      (dict(num_epochs=1, num_minibatches=5), 'num_minibatches=5'),
+      (dict(num_epochs=1, num_minibatches=1, repeats=0), 'repeats'))
+  def test_out_of_range(self, kwargs, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self._order(**kwargs)
+
+
+class UpdatesTest(parameterized.TestCase):
+
+  def _rollout(self, **statistics):
+    return types.Rollout(
+        batch=_batch(), statistics=statistics,
+        metrics={'rollout/score': jnp.float32(7)})
+
+  @parameterized.parameters((1, 1, 1), (1, 1, 3), (2, 4, 1), (2, 2, 2))
+  def test_equals_steps_in_that_order(self, epochs, parts, repeats):
+    tx = optax.sgd(.3)
+    step = train.make_train_step(_bigram, _weighted, tx)
+    counts = dict(num_epochs=epochs, num_minibatches=parts, repeats=repeats)
+    state = _state(tx)
+    found, metrics = jax.jit(train.make_updates(step, **counts))(
+        state, self._rollout(seen=jnp.float32(5)))
+    order = train.minibatch_order(
+        jax.random.fold_in(state.key, 4), B, **counts)
+    losses = []
+    for at in order:
+      state, one = step(state, jax.tree.map(lambda x, at=at: x[at], _batch()))
+      losses.append(one['train/loss'])
+    chex.assert_trees_all_close(found.params, state.params, rtol=1e-5)
+    np.testing.assert_allclose(metrics['train/loss'], losses, rtol=1e-5)
+    self.assertLen(losses, epochs * parts * repeats)
+    self.assertEqual(found.step, len(losses))
+    self.assertEqual(metrics['rollout/score'], 7)
+    self.assertEqual(found.statistics, {'seen': 5})
+    self.assertTrue((jax.random.key_data(found.key)
+                     == jax.random.key_data(state.key)).all())
+
+  def test_member_scores_fit_no_minibatch(self):
+    tx = optax.sgd(.3)
+    step = train.make_train_step(_bigram, _weighted, tx)
+    rollout = self._rollout()
+    rollout = rollout.replace(batch=rollout.batch.replace(
+        member_scores=jnp.ones((3, B, K))))
+    updates = train.make_updates(step, num_minibatches=4)
+    state, _ = updates(_state(tx), rollout)
+    other, _ = updates(_state(tx), self._rollout())
+    chex.assert_trees_all_equal(state.params, other.params)
+
+  def test_coefficient_comes_from_the_state(self):
+    def objective(out, batch, coef=1.):
+      loss = SFT(out, batch)
+      return loss.replace(loss=coef * loss.loss, metrics={})
+
+    tx = optax.sgd(.3)
+    plain = train.make_train_step(_bigram, objective, tx)
+    adapted = train.make_train_step(
+        _bigram, objective, tx, coefficient='coef')
+    state = _state(tx).replace(statistics={'coef': jnp.float32(2.5)})
+    np.testing.assert_allclose(
+        adapted(state, _batch())[1]['train/loss'],
+        2.5 * plain(state, _batch())[1]['train/loss'], rtol=1e-6)
+
+  @parameterized.parameters((1., .5), (.3, 1.), (.05, 2.))
+  def test_penalty_follows_the_last_epoch(self, target, factor):
+    # 'policy/approx_kl' counts the updates: 0, 1, 2, 3 tenths.
+    def step(state, batch, base=None):
+      del batch, base
+      kl = state.step / 10
+      return state.replace(step=state.step + 1), {'policy/approx_kl': kl}
+
+    updates = train.make_updates(
+        step, num_epochs=2, num_minibatches=2, penalty_target=target)
+    state, _ = updates(_state(optax.sgd(.3)), self._rollout(
+        kl_penalty_coef=jnp.float32(8), other=jnp.float32(1)))
+    self.assertEqual(state.statistics['kl_penalty_coef'], 8 * factor)
+    self.assertEqual(state.statistics['other'], 1)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -42,11 +42,15 @@ class Corpus:
   eval_prompts: Prompts
   max_response_length: int
   preferences: types.Batch | None = None  # [N, 2, T], chosen first
+  eval_demonstrations: types.Batch | None = None  # [N, 1, T], of eval_prompts
   world: reviews.Reviews | None = None  # the rule and the damage
   summary: dict = dataclasses.field(default_factory=dict)
 
   def fingerprint(self) -> str:
-    """SHA-256 of all tokens: the same texts, split and encoded alike."""
+    """SHA-256 of all tokens: the same texts, split and encoded alike.
+
+    Without the held-out completions, which nothing is trained on.
+    """
     held = (self.demonstrations.tokens, self.pair_prompts.tokens,
             self.eval_prompts.tokens)
     if self.preferences is not None:
@@ -92,11 +96,13 @@ def from_reviews(
         max_response_length=max_response_length)
 
   demonstrations = write(num_demonstrations, 0)
+  held_out = write(num_eval_prompts, 2)
   return Corpus(
       tokenizer=world.tokenizer,
       demonstrations=_single(demonstrations),
       pair_prompts=_prompts(write(num_pair_prompts, 1)),
-      eval_prompts=_prompts(write(num_eval_prompts, 2)),
+      eval_prompts=_prompts(held_out),
+      eval_demonstrations=_single(held_out),
       max_response_length=max_response_length,
       world=world,
       summary={
@@ -189,6 +195,7 @@ def from_files(
 
   demonstrations = encode(training)
   chosen, rejected = map(encode, sides)
+  held_out = encode(held_out)
   prompts = _prompts(demonstrations)
   # Repeats of a prompt are neighbours, so that pairs held out from the front
   # share at most one prompt with the rest.
@@ -200,7 +207,8 @@ def from_files(
       tokenizer=coder,
       demonstrations=_single(demonstrations),
       pair_prompts=Prompts(prompts.tokens[repeated], prompts.lengths[repeated]),
-      eval_prompts=_prompts(encode(held_out)),
+      eval_prompts=_prompts(held_out),
+      eval_demonstrations=_single(held_out),
       max_response_length=max_response_length,
       preferences=types.Batch(tokens=stack('tokens'), mask=stack('mask')),
       summary={

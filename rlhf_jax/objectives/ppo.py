@@ -7,6 +7,7 @@ detached, made and whitened by annotators:
   policy = -min(r A, clip(r, 1 - low, 1 + high) A) + coef * (r - 1 - log r)
   value = 1/2 max((V - G)^2, (clip(V, V_old +- value_clip) - G)^2)
   loss = policy + value_coef * value - entropy_coef * entropy
+       + kl_coef * KL(pi, reference), unless that is in the rewards
 
   row               arguments; gae_lambda is the annotator's
   PPO               the defaults, gae_lambda=.95; value_coef is 1 in trlX, .1
@@ -30,6 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import types
+from rlhf_jax.ops import kl
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import ratios
 
@@ -151,10 +153,13 @@ def add_value_loss(policy: types.LossOutput, out, batch, *, value_coef: float,
 
 def objective(out, batch, *, value_coef: float = 1.0,
               value_clip: float | None = 0.2, entropy_coef: float = 0.0,
+              kl_coef: float | jax.Array = 0.0, kl_kind: str = 'k3',
               **kwargs) -> types.LossOutput:
   """Binds `ppo_loss` and `value_loss` to a batch with token advantages.
 
   `value_coef` 0 reads no values, `entropy_coef` 0 no entropy; both are >= 0.
+  `kl_coef` and `kl_kind` are of `ops.kl.ref_penalty`, for a penalty towards
+  the reference in the loss; where it is in the rewards, leave it 0.
   """
   if not entropy_coef >= 0:
     raise ValueError(f'entropy_coef must be >= 0, got {entropy_coef}.')
@@ -162,6 +167,11 @@ def objective(out, batch, *, value_coef: float = 1.0,
                     batch.mask, **kwargs)
   total = add_value_loss(
       policy, out, batch, value_coef=value_coef, value_clip=value_clip)
+  penalty, ref_kl = kl.ref_penalty(
+      jnp.where(batch.mask, out.logprobs, 0), batch.ref_logprobs, batch.mask,
+      kl_coef=kl_coef, kind=kl_kind)
+  total = total.replace(
+      loss=total.loss + penalty, metrics={**total.metrics, **ref_kl})
   if entropy_coef == 0:
     return total
   entropy, = masked.clean(batch.mask, entropy=out.entropy)

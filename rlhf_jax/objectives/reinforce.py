@@ -78,15 +78,6 @@ def _per_response(metrics, mask):
   return {k: masked.masked_mean(x, mask, axis=-1) for k, x in metrics.items()}
 
 
-def _penalty(current, ref_logprobs, mask, kl_coef, kl_kind):
-  """The KL penalty of each token, [B, K, T], 0 in padding, and its metric."""
-  if isinstance(kl_coef, numbers.Real) and kl_coef == 0:
-    return jnp.zeros_like(current), {}
-  ref, = masked.clean(mask, ref_logprobs=ref_logprobs)
-  gap = kl.estimate(current, jax.lax.stop_gradient(ref), kind=kl_kind)
-  return jax.lax.stop_gradient(kl_coef) * gap, {'policy/ref_kl': gap}
-
-
 def reinforce_loss(
     logprobs: jax.Array,
     old_logprobs: jax.Array | None,
@@ -142,7 +133,8 @@ def reinforce_loss(
   advantages, = masked.clean(valid, advantages=advantages)
   advantages = jax.lax.stop_gradient(advantages)
   per_token = jnp.where(mask, advantages[..., None], 0)
-  penalty, ref_kl = _penalty(current, ref_logprobs, mask, kl_coef, kl_kind)
+  penalty, ref_kl = kl.ref_penalty(
+      current, ref_logprobs, mask, kl_coef=kl_coef, kind=kl_kind)
   terms, metrics = per_token * current, {}
   if ratio != 'none':
     old, = masked.clean(mask, old_logprobs=old_logprobs)

@@ -9,9 +9,13 @@ k1 and k3 are unbiased; k2 and k3 are never negative. trlX computes
 exp(d) - 1 - d on the same samples, which estimates chi2 - KL instead.
 """
 
+import numbers
+
 import chex
 import jax
 import jax.numpy as jnp
+
+from rlhf_jax.ops import masked
 
 KINDS = ('k1', 'k2', 'k3')
 LARGEST = 20.0  # nats; exp of more overflows sums long before float32 does
@@ -47,6 +51,40 @@ def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, *,
   # the gradient there would have the wrong sign.
   d = jnp.maximum(d, -LARGEST)
   return jnp.expm1(-d) + d
+
+
+def ref_penalty(
+    logprobs: jax.Array, ref_logprobs: jax.Array | None, mask: jax.Array, *,
+    kl_coef: float | jax.Array, kind: str = 'k3',
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """A KL penalty towards the reference in the loss, token by token.
+
+  On the policy's own samples k3 has, on average, the gradient of
+  KL(ref || pi), k2 that of KL(pi || ref), k1 none.
+
+  Args:
+    logprobs: float[..., T], current policy, in nats; it carries the gradient.
+    ref_logprobs: float[..., T], frozen reference; not read, and may be None,
+      with kl_coef=0.
+    mask: bool[..., T], true on response tokens.
+    kl_coef: loss units per nat, >= 0; f32[] when a controller adapts it.
+    kind: of `estimate`.
+
+  Returns:
+    f32[..., T], 0 in padding, and the metric 'policy/ref_kl' of that shape,
+    in nats; no metric with kl_coef=0.
+
+  Raises:
+    ValueError: if `kl_coef` is negative or `kind` unknown.
+  """
+  if isinstance(kl_coef, numbers.Real):
+    if not kl_coef >= 0:
+      raise ValueError(f'kl_coef must be >= 0, got {kl_coef}.')
+    if kl_coef == 0:
+      return jnp.zeros_like(logprobs), {}
+  ref, = masked.clean(mask, ref_logprobs=ref_logprobs)
+  gap = estimate(logprobs, jax.lax.stop_gradient(ref), kind=kind)
+  return jax.lax.stop_gradient(kl_coef) * gap, {'policy/ref_kl': gap}
 
 
 def adaptive_coef(kl_coef: jax.Array, observed_kl: jax.Array, *,

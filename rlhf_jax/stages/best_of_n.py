@@ -10,35 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import files
-from rlhf_jax import rewards
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.ops import best_of_n
 from rlhf_jax.ops import ensembles
 from rlhf_jax.stages import common
+from rlhf_jax.stages import scores
 
 
-def _grid(num_samples: int) -> list[int]:
+def grid(num_samples: int) -> list[int]:
   """1, 2, 4, ... and N itself."""
-  grid = [2**i for i in range(num_samples.bit_length())]
-  return [n for n in grid if n < num_samples] + [num_samples]
-
-
-def _score(context, config, params, samples, eos_id):
-  """Gathers the shards: member scores [E, B, N] and what else is known."""
-  parts = []
-  for path in sorted(context.directory_of(samples).glob('shard_*.npz')):
-    context.stop.check(f'the start of {context.directory.name}')
-    arrays = files.load_arrays(path)
-    tokens, mask = arrays.pop('tokens').astype(np.int32), arrays.pop('mask')
-    arrays['members'] = np.moveaxis(
-        rewards.score_rows(config, params, tokens, mask), 0, 1)
-    arrays['length'] = mask.sum(axis=-1).astype(np.float32)
-    arrays['unfinished'] = 1.0 - common.finished(tokens, mask, eos_id)
-    parts.append(arrays)
-  known = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-  known['members'] = np.moveaxis(known['members'], 1, 0)
-  return known
+  powers = [2**i for i in range(num_samples.bit_length())]
+  return [n for n in powers if n < num_samples] + [num_samples]
 
 
 def run(context, *, seed: int, data: dict, samples: str, proxies: str,
@@ -62,19 +45,18 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
   corpus = corpus_lib.load(data, seed)
   config = pretrained.config(model, corpus.tokenizer.vocab_size)
   params = common.load_members(context, proxies, config, num_members)
-  known = _score(context, config, params, samples, corpus.tokenizer.eos_id)
+  known = scores.gather(
+      context, config, params, samples, corpus.tokenizer.eos_id)
   members = known.pop('members')
   if standardize:
-    scale = files.load_arrays(context.directory_of(proxies) / 'scale.npz')
-    members = ((members - scale['mean'][:, None, None])
-               / scale['std'][:, None, None])
+    members = scores.standardized(context, proxies, members)
   singles = {f'single_{m}': dict(kind='single', member=m)
              for m in range(num_members)}
   methods = singles | {k: dict(v) for k, v in methods.items()}
   aggregated = {name: np.asarray(ensembles.aggregate(members, **kwargs))
                 for name, kwargs in methods.items()}
 
-  gold = known['gold_scores']
+  gold = known['gold']
   watched = {  # what is followed as the proxy is optimised
       'gold': (gold - gold.mean()) / gold.std(),
       'unfinished': known['unfinished'],
@@ -83,7 +65,7 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
   if 'rule' in known:
     rule = known['rule']
     watched['rule'] = (rule - rule.mean()) / rule.std()
-  ns = _grid(gold.shape[1])
+  ns = grid(gold.shape[1])
   curves = {}
   for name, proxy in aggregated.items():
     proxy = (proxy - proxy.mean()) / proxy.std()

@@ -1,6 +1,7 @@
 """What stages share: training that resumes, and what others have trained."""
 
 from collections.abc import Callable
+import contextlib
 import pathlib
 import time
 from typing import Any
@@ -24,6 +25,45 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 
 
+class _Log:
+  """The metrics of a training; of policies also updates and evaluations."""
+
+  def __init__(self, directory: pathlib.Path, evaluate: Callable | None):
+    self._evaluate = evaluate
+    self._stack = contextlib.ExitStack()
+    names = ['metrics'] + ['updates', 'evaluation'] * (evaluate is not None)
+    self._writers = {
+        name: self._stack.enter_context(
+            metrics.MetricsWriter(directory / f'{name}.jsonl'))
+        for name in names}
+
+  def __enter__(self) -> '_Log':
+    return self
+
+  def __exit__(self, *unused_exc):
+    self._stack.close()
+
+  def truncate(self, step: int):
+    for writer in self._writers.values():
+      writer.truncate(step)
+
+  def step(self, step: int, current: train.Metrics) -> dict[str, float]:
+    """Writes and returns the means of a step's metrics, over its updates."""
+    current = {k: np.asarray(v) for k, v in current.items()}
+    means = {k: float(v.mean()) for k, v in current.items()}
+    self._writers['metrics'].write(step, means)
+    if 'updates' in self._writers:
+      each = {k: v for k, v in current.items() if v.ndim}
+      for update in range(len(each['train/loss'])):
+        self._writers['updates'].write(
+            step, {'update': update} | {k: v[update] for k, v in each.items()})
+    return means
+
+  def evaluation(self, step: int, state: types.TrainState):
+    if self._evaluate is not None:
+      self._writers['evaluation'].write(step, self._evaluate(step, state))
+
+
 def fit(
     context: Any,
     state: types.TrainState,
@@ -36,14 +76,19 @@ def fit(
     save_every: int = 200,
     log_every: int = 20,
     tokens_per_step: int = 0,
+    evaluate: Callable[[int, types.TrainState], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    folder: str = 'checkpoints',
 ) -> tuple[types.TrainState, dict[str, float]]:
   """Runs a stage's training from where it was left, over all devices.
 
   Parameters are replicated and the prompts of a batch are split over a mesh
-  of all devices; the step is the same on one.
+  of all devices; the step is the same on one. A rollout is left as its source
+  has placed it.
 
-  Checkpoints go to `directory/checkpoints`, metrics to
-  `directory/metrics.jsonl`, in which each logged step occurs once. After
+  Checkpoints go to `directory/<folder>`, metrics to
+  `directory/metrics.jsonl`, in which each logged step occurs once, and those
+  of the several updates of a rollout to `directory/updates.jsonl`. After
   `num_steps` the last checkpoint holds the result.
 
   Args:
@@ -57,6 +102,11 @@ def fit(
     save_every: steps between checkpoints.
     log_every: steps between lines of metrics.
     tokens_per_step: for the rate that is reported.
+    evaluate: (steps taken, state) -> numbers, for a line of
+      `directory/evaluation.jsonl`.
+    evaluate_every: steps between evaluations; there is one before the first
+      step and one after the last.
+    folder: of the checkpoints.
 
   Returns:
     The final state, and the last metrics with 'seconds' and
@@ -69,17 +119,24 @@ def fit(
   """
   def as_training(state):
     fields = {'opt_state': state.opt_state, 'key': state.key,
-              'step': state.step, 'targets': state.targets}
+              'step': state.step, 'targets': state.targets,
+              'statistics': state.statistics or None}
     return {k: v for k, v in fields.items() if v is not None}
 
   mesh = sharding.make_mesh()
-  state, base = sharding.shard_params((state, base), mesh)
+  state, base, frozen = sharding.shard_params(
+      (state, base, frozen or types.Frozen()), mesh)
   member_axes = state.step.ndim
-  spread = lambda *args: sharding.shard_batch(
-      source(*args), mesh, axis=member_axes)
+
+  def spread(*args):
+    found = source(*args)
+    return found if isinstance(found, types.Rollout) else (
+        sharding.shard_batch(found, mesh, axis=member_axes))
+
   last, before = {}, 0.0
-  with (checkpoint.Checkpointer(context.directory / 'checkpoints') as saver,
-        metrics.MetricsWriter(context.directory / 'metrics.jsonl') as writer):
+  name = context.directory.name
+  with (checkpoint.Checkpointer(context.directory / folder) as saver,
+        _Log(context.directory, evaluate) as log):
     restored = saver.restore_latest(state.params, as_training(state))
     start = 0
     if restored:
@@ -87,19 +144,22 @@ def fit(
       last, before = meta['last'], meta['seconds']
       state = types.TrainState(params=params, **training)
       context.log(f'goes on at step {start} of {num_steps}')
-    writer.truncate(start)
-    name = context.directory.name
+    log.truncate(start if restored else -1)
     began = time.monotonic()
+    if not restored:
+      log.evaluation(0, state)
     with metrics.progress(num_steps, start, name) as bar:
       for step, new_state, current in train.train(
-          state, frozen or types.Frozen(), spread, step_fn, start=start,
+          state, frozen, spread, step_fn, start=start,
           num_steps=num_steps, base=base):
         state = new_state
         bar.update(1)
         stopping = context.stop.requested()
         if step % log_every == 0 or step == num_steps or stopping:
-          last = {k: float(jax.numpy.mean(v)) for k, v in current.items()}
-          writer.write(step, last)
+          last = log.step(step, current)
+        if evaluate_every and (
+            step % evaluate_every == 0 or step == num_steps):
+          log.evaluation(step, state)
         if step % save_every == 0 or step == num_steps or stopping:
           spent = before + time.monotonic() - began
           saver.save(step, state.params, as_training(state),
@@ -152,6 +212,28 @@ def sample_rows(context: Any, corpus: corpus_lib.Corpus,
 def finished(tokens: np.ndarray, mask: np.ndarray, eos_id: int) -> np.ndarray:
   """bool[...]: whether each response [..., T] ends in an EOS."""
   return (mask & (tokens == eos_id)).any(axis=-1)
+
+
+def score_scales(context: Any, corpus: corpus_lib.Corpus, pairs: str
+                 ) -> tuple[tuple[float, float], tuple[float, float] | None]:
+  """The zero and the unit in which policies are compared.
+
+  Args:
+    context: of the stage that asks.
+    corpus: with the rule.
+    pairs: stage whose responses are of the SFT policy.
+
+  Returns:
+    (mean, standard deviation) of the gold scores of those responses, and of
+    the rule, None where there is none.
+  """
+  result = context.result_of(pairs)
+  gold = result['gold_mean'], result['gold_std']
+  if corpus.world is None:
+    return gold, None
+  arrays = files.load_arrays(context.directory_of(pairs) / 'pairs.npz')
+  rule = corpus.world.rule(arrays['tokens'], arrays['mask'])
+  return gold, (float(rule.mean()), float(rule.std()))
 
 
 def load_corpus(context: Any, data: dict, seed: int,
@@ -229,6 +311,22 @@ def load_members(context: Any, stage: str, config: transformer.Config,
       which is then added.
   """
   return restore_members(context.directory_of(stage), config, num_members)
+
+
+def save_policy(context: Any, step: int, params: types.Params):
+  """Leaves what `load_policy` reads, of a stage that trains more than that.
+
+  Args:
+    context: of the stage; `checkpoints` is written, once.
+    step: that the parameters are of.
+    params: what the stage has trained; the value function is left out.
+  """
+  if (context.directory / 'checkpoints' / str(step)).exists():
+    return
+  kept = {k: v for k, v in params.items()
+          if k not in ('value_head', 'value_trunk')}
+  with checkpoint.Checkpointer(context.directory / 'checkpoints') as saver:
+    saver.save(step, kept)
 
 
 def restore_members(directory: pathlib.Path, config: transformer.Config,

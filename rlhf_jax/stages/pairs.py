@@ -1,13 +1,16 @@
-"""Preference pairs: two responses of the policy to each prompt, gold scores.
+"""Preference pairs: two responses of a policy to each prompt, gold scores.
 
 The labels are not made here: every ensemble of a study flips its own share of
 them (`stages.proxies`), and the texts and their gold scores are shared.
 """
 
+import dataclasses
+
 import jax
 
 from rlhf_jax import files
 from rlhf_jax import rewards
+from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.stages import common
 
@@ -15,8 +18,9 @@ CHUNK = 256  # prompts sampled at a time
 
 
 def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
-        gold: str, gold_model: dict, force_eos: bool,
-        sampler: dict) -> dict:
+        gold: str, gold_model: dict, force_eos: bool, sampler: dict,
+        sampled_from: str | None = None, first: int = 0,
+        num_pairs: int | None = None) -> dict:
   """Samples and scores; `pairs.npz` then holds tokens, mask, gold_scores.
 
   Args:
@@ -29,15 +33,24 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     gold_model: its shape.
     force_eos: see `sampling.sample`.
     sampler: temperature, top_k, top_p.
+    sampled_from: stage of another policy that answers; None: the SFT policy.
+    first: the pair prompt that is answered first.
+    num_pairs: prompts answered from there on; None: all.
   """
   corpus = common.load_corpus(context, data, seed, policy)
   coder = corpus.tokenizer
+  prompts = corpus.pair_prompts
+  at = slice(first, None if num_pairs is None else first + num_pairs)
+  corpus = dataclasses.replace(corpus, pair_prompts=corpus_lib.Prompts(
+      prompts.tokens[at], prompts.lengths[at]))
   config, params = common.load_policy(
-      context, policy, policy_model, coder.vocab_size)
+      context, sampled_from or policy, policy_model, coder.vocab_size)
+  key = jax.random.fold_in(jax.random.key(seed), 1)
+  if first:  # other prompts, other noise
+    key = jax.random.fold_in(key, first)
   gold_config = pretrained.config(gold_model, coder.vocab_size)
   tokens, mask = common.sample_rows(
-      context, corpus, config, params,
-      jax.random.fold_in(jax.random.key(seed), 1),
+      context, corpus, config, params, key,
       num_prompts=len(corpus.pair_prompts.tokens), num_samples=2,
       chunk_size=CHUNK, force_eos=force_eos, **sampler)
   members = common.load_members(context, gold, gold_config, None)

@@ -5,6 +5,7 @@ flipped labels; they differ in the initialisation of the head and in the order
 of the data.
 """
 
+from collections.abc import Sequence
 import functools
 
 import jax
@@ -31,6 +32,31 @@ def _chosen_first(arrays, preferred) -> types.Batch:
   return types.Batch(tokens=take(arrays['tokens']), mask=take(arrays['mask']))
 
 
+def _load(context, pairs, key, label_noise, held_out, num_pairs):
+  """Training rows, validation rows, and the share of labels flipped."""
+  parts = [files.load_arrays(context.directory_of(stage) / 'pairs.npz')
+           for stage in ([pairs] if isinstance(pairs, str) else pairs)]
+  arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+  scores = arrays['gold_scores']
+  preferred = (scores[:, 1] > scores[:, 0]).astype(np.int32)
+  total = len(scores) if num_pairs is None else held_out + num_pairs
+  ends = np.minimum(np.cumsum([len(p['gold_scores']) for p in parts]), total)
+  noisy, start = [], held_out
+  # Each stage has its own noise, so that a label given once stays as it is.
+  for index, end in enumerate(ends):
+    own = key if index == 0 else jax.random.fold_in(key, index)
+    if end > start:
+      noisy.append(labels_lib.flip(own, preferred[start:end],
+                                   rate=label_noise))
+      start = end
+  noisy = np.concatenate(noisy)
+  part = lambda at: {k: v[at] for k, v in arrays.items()}
+  at = slice(held_out, total)
+  return (_chosen_first(part(at), noisy),
+          _chosen_first(part(slice(held_out)), preferred[:held_out]),
+          float(np.mean(noisy != preferred[at])))
+
+
 def _init(context, model, config, keys, trunks, head_scale):
   """Members on one shared SFT trunk, or each on one of its own."""
   load = lambda name: common.load_policy(
@@ -43,47 +69,72 @@ def _init(context, model, config, keys, trunks, head_scale):
   return jax.tree.map(lambda *x: jnp.stack(x), *members)
 
 
-def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
-        model: dict, num_members: int, label_noise: float, num_epochs: int,
-        batch_size: int, optimizer: dict, held_out: int,
-        head_scale: float = 1.0, num_microbatches: int = 1,
+def _quality(config, params, validation) -> tuple[np.ndarray, ...]:
+  """Scores [E, N, 2] of held-out pairs; Bradley-Terry loss, accuracy [E]."""
+  scores = rewards.score_rows(
+      config, params, validation.tokens, validation.mask)
+  loss = np.logaddexp(0, scores[..., 1] - scores[..., 0]).mean(axis=-1)
+  return scores, loss, evaluate.pair_accuracy(scores)
+
+
+def _validation(config, rows, validation, batch_size):
+  """Arguments of `common.fit` that validate after every epoch."""
+  def row(step, state):
+    _, loss, accuracy = _quality(config, state.params, validation)
+    found = {'epoch': step * batch_size / len(rows.tokens),
+             'loss': loss.mean(), 'accuracy': accuracy.mean()}
+    for member in range(len(loss)):
+      found |= {f'loss_{member}': loss[member],
+                f'accuracy_{member}': accuracy[member]}
+    return found
+  return {'evaluate': row, 'evaluate_every': -(-len(rows.tokens) // batch_size)}
+
+
+def run(context, *, seed: int, data: dict, pairs: str | Sequence[str],
+        trunks: list[str], model: dict, num_members: int, label_noise: float,
+        num_epochs: int, batch_size: int, optimizer: dict, held_out: int,
+        num_pairs: int | None = None, head_scale: float = 1.0,
+        num_microbatches: int = 1, validate: bool = False,
         training: dict | None = None) -> dict:
   """Trains the members by one vmapped step.
 
   `checkpoints` then holds leaves [E, ...], and `scale.npz` each member's mean
-  and standard deviation on the held-out responses.
+  and standard deviation on the held-out responses. With `validate`, a line of
+  `evaluation.jsonl` holds the epoch, the Bradley-Terry loss (nats) and the
+  accuracy on the held-out pairs, means over members, and those of each,
+  `loss_0` and so on.
 
   Args:
     context: of the stage.
     seed: of the noise, the heads and the orders.
     data: config node of the corpus.
-    pairs: stage that holds the pairs.
+    pairs: stage that holds the pairs, or several, whose pairs are all of
+      them in this order.
     trunks: stages that hold SFT trunks: one shared, or one for each member.
     model: shape of the trunk.
     num_members: E.
-    label_noise: exact share of the training labels that is flipped.
+    label_noise: exact share of the training labels of each stage that is
+      flipped.
     num_epochs: over the training pairs.
     batch_size: pairs a step and member.
     optimizer: of `train.optimizer`.
-    held_out: pairs kept, with clean labels, for validation.
+    held_out: pairs kept, with clean labels, for validation: the first.
+    num_pairs: training pairs used, the first of the others (Coste et al.
+      2024, figure 9); None: all.
     head_scale: see `rewards.init`.
     num_microbatches: see `train.make_train_step`.
+    validate: before training and after each epoch (Coste et al. 2024, figure
+      15).
     training: save_every and log_every of `common.fit`.
   """
   corpus = corpus_lib.load(data, seed)
   config = pretrained.config(model, corpus.tokenizer.vocab_size)
-  arrays = files.load_arrays(context.directory_of(pairs) / 'pairs.npz')
-  scores = arrays['gold_scores']
-  preferred = (scores[:, 1] > scores[:, 0]).astype(np.int32)
   noise_key, head_key, key = jax.random.split(
       jax.random.fold_in(jax.random.key(seed), 2), 3)
-  noisy = np.asarray(labels_lib.flip(
-      noise_key, preferred[held_out:], rate=label_noise))
-  part = lambda at: {k: v[at] for k, v in arrays.items()}
-  rows = _chosen_first(part(slice(held_out, None)), noisy)
-  validation = _chosen_first(part(slice(held_out)), preferred[:held_out])
+  rows, validation, flipped = _load(
+      context, pairs, noise_key, label_noise, held_out, num_pairs)
 
-  num_steps = num_epochs * len(noisy) // batch_size
+  num_steps = num_epochs * len(rows.tokens) // batch_size
   tx = train.optimizer(num_steps=num_steps, **optimizer)
   params = _init(context, model, config,
                  jax.random.split(head_key, num_members), trunks, head_scale)
@@ -99,17 +150,16 @@ def run(context, *, seed: int, data: dict, pairs: str, trunks: list[str],
   state, last = common.fit(
       context, state, source, jax.jit(step_fn, donate_argnums=0),
       num_steps=num_steps, **(training or {}),
+      **(_validation(config, rows, validation, batch_size) if validate else {}),
       tokens_per_step=int(
           num_members * batch_size * 2 * rows.mask.sum(axis=-1).mean()))
 
   common.write_model(context, 'reward', model, corpus.tokenizer,
                      num_members=num_members)
-  held = rewards.score_rows(
-      config, state.params, validation.tokens, validation.mask)
+  held, _, accuracy = _quality(config, state.params, validation)
   every = held.reshape(num_members, -1)
   files.save_arrays(context.directory / 'scale.npz',
                     mean=every.mean(axis=1), std=every.std(axis=1))
-  accuracy = evaluate.pair_accuracy(held)  # [E, held_out, 2]
   return {'accuracy': float(accuracy.mean()),
           'accuracies': [float(a) for a in accuracy],
-          'flipped': float(np.mean(noisy != preferred[held_out:])), **last}
+          'flipped': flipped, **last}

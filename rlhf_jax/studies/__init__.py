@@ -19,10 +19,12 @@ def get(name: str):
     ConfigError: there is no such study.
   """
   try:
-    return importlib.import_module(f'rlhf_jax.studies.{name}')
+    module = importlib.import_module(f'rlhf_jax.studies.{name}')
   except ModuleNotFoundError as error:
     if error.name != f'rlhf_jax.studies.{name}':
       raise
+    module = None
+  if not hasattr(module, 'plan'):
     raise errors.ConfigError(
-        f'config.study is {name!r}, which is no module of rlhf_jax.studies'
-    ) from None
+        f'config.study is {name!r}, which is no study of rlhf_jax.studies')
+  return module

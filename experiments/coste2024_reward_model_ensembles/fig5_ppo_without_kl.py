@@ -1,0 +1,28 @@
+r"""Coste et al. 2024, figure 5: PPO against ensembles, without a KL penalty.
+
+Claim: without a penalty worst-case and uncertainty-weighted ensembles
+overoptimise less than a single model and than the mean, but they do.
+
+Run:      python -m rlhf_jax.main --workdir=runs/fig5 \
+            --config=experiments/coste2024_reward_model_ensembles/fig5_ppo_without_kl.py:laptop
+Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
+Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Measured: not yet run.
+Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
+          says.
+"""
+
+from experiments import base
+from experiments import coste2024
+
+
+def get_config(size: str = 'laptop'):
+  """The config of one size."""
+  config = coste2024.online(size, 'PPO without a KL penalty')
+  for noise in (0.0, 0.25):
+    condition = coste2024.condition(config, noise)
+    for method in coste2024.METHODS:
+      coste2024.add(config, method, condition, kl_coef=0.0)
+  config.figure = coste2024.curves(
+      panel=('label_noise',), baseline=dict(method='single'))
+  return base.finish(config, smoke=('single_0_noise_25_kl_0',))

@@ -1,0 +1,27 @@
+r"""Coste et al. 2024, figure 6: single reward models under KL penalties.
+
+Claim: at 25 % label noise a single model stops overoptimising only at a KL
+coefficient of .2, 20 times that of the ensembles, and ends lower for it.
+
+Run:      python -m rlhf_jax.main --workdir=runs/fig6 \
+            --config=experiments/coste2024_reward_model_ensembles/fig6_single_kl_sweep.py:laptop
+Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
+Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Measured: not yet run.
+Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
+          says.
+"""
+
+from experiments import base
+from experiments import coste2024
+
+
+def get_config(size: str = 'laptop'):
+  """The config of one size."""
+  config = coste2024.online(size, 'PPO against single reward models')
+  condition = coste2024.condition(config, 0.25)
+  for kl_coef in coste2024.KL_COEFS:
+    coste2024.add(config, 'single', condition, kl_coef=kl_coef)
+  config.figure = coste2024.curves(line=('kl_coef',))
+  return base.finish(config, smoke=(
+      'single_0_noise_25_kl_0', 'single_0_noise_25_kl_001'))

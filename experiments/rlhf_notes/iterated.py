@@ -1,0 +1,51 @@
+r"""RLHF in rounds (notes, section 0.1.3; Christiano et al.; Ziegler et al.).
+
+Claim: a reward model knows the responses it was trained on. When the policy
+has moved away from the SFT policy, labels of its own responses help the next
+reward model more than as many labels of the SFT policy's, so a policy that is
+labelled anew in every round (`collect` 'current') ends with a higher gold
+score than one whose labels are all of the SFT policy ('initial').
+
+Run:      python -m rlhf_jax.main --workdir=runs/iterated \
+            --config=experiments/rlhf_notes/iterated.py:laptop
+Sizes:    :smoke (CI, under a minute)  :laptop (2 cores, minutes)  :full
+Hardware: laptop: 2 CPU cores. full: one accelerator. Neither has been run.
+Measured: README.md beside this file: not yet run.
+Differs:  the notes report no experiment. Labels come from a gold model
+          trained on the rule of a small world, not from people; a fixed share
+          of them is flipped. A comparison is between two responses (Ziegler
+          et al. have four). Reward models are ensembles, used by their mean,
+          trained from the SFT trunk again in each round on all labels so far.
+          Both ways of collecting have the same prompts, as many labels and as
+          many rollouts.
+"""
+
+from ml_collections import config_dict
+
+from experiments import base
+
+
+def get_config(size: str = 'laptop') -> config_dict.ConfigDict:
+  """The config of one size."""
+  config = base.get_config(size)
+  base.world(config)
+  config.study = 'iterated'
+  config.title = 'Labels of the current policy, or of the SFT policy'
+  config.force_eos = False
+  config.label_noise = 0.25
+  config.rounds = 2 if size == 'smoke' else 4
+  config.collect = ('current', 'initial')
+  config.online = base.online()
+  del config.online['condition']  # there is one ensemble a round
+  config.online.num_steps = 25
+  config.online.kl.coef = 0.01
+  config.online.evaluation.every = 5
+  config.figure = dict(
+      kind='final', x='round', y=('gold', 'proxy'), line=('collect',),
+      baseline=dict(collect='initial'), paired_by=('round',))
+  if size == 'smoke':
+    config.online.update(num_steps=2)
+    config.online.rollout.update(batch_size=4)
+    config.online.evaluation.update(every=1, num_prompts=4, texts=1)
+    config.training.update(log_every=1)
+  return config.lock()

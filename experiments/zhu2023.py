@@ -1,0 +1,80 @@
+"""Zhu et al. 2023: what the configs of its figures share.
+
+PPO, AWR and APA against one reward model, set as in the released code or as
+in the text. Figures that show one policy describe it by the same run, so that
+with --reuse it is trained once. https://arxiv.org/abs/2306.02231
+"""
+
+from ml_collections import config_dict
+
+from experiments import base
+
+SETTINGS = ('code', 'text')  # an option of every figure
+COLUMNS = ('proxy', 'gold', 'rule', 'kl_k1', 'unfinished', 'length')
+
+
+def _settings(config: config_dict.ConfigDict, settings: str):
+  """How long, how fast and with which seeds every policy is trained."""
+  online = config.online
+  # The code updates twice on a minibatch before it goes on to the next.
+  online.updates.update(num_epochs=1 if settings == 'code' else 2,
+                        repeats=2 if settings == 'code' else 1,
+                        num_minibatches=2 if config.size == 'smoke' else 8)
+  if config.size == 'laptop':
+    config.seeds = (1, 2, 3)
+    online.num_steps = 40
+    online.evaluation.every = 5
+    online.optimizer.learning_rate = 3e-4
+  elif config.size == 'full':  # that of 125M parameters
+    config.seeds = (0, 100, 1000)
+    online.num_steps = 1_250  # 20,000 optimizer steps, 16 a rollout
+    online.optimizer.update(learning_rate=8e-6, schedule='constant',
+                            weight_decay=1e-6)
+    online.evaluation.update(every=50, num_prompts=280)
+  config.training.log_every = 1
+
+
+def online(size: str, title: str, settings: str) -> config_dict.ConfigDict:
+  """A study without runs and figure: one reward model, no label noise."""
+  config = base.online_config(size)
+  config.title = f'{title}, as in the {settings}'
+  config.conditions.clean = dict(num_members=1)
+  _settings(config, settings)
+  return config
+
+
+def add_ppo(config: config_dict.ConfigDict, settings: str, *,
+            adaptive: bool = True, **labels):
+  """Adds PPO with the adaptive KL controller of Ziegler et al., or no KL."""
+  kl = dict(coef=0.05, target=6.0, horizon=10_000) if adaptive else dict(
+      coef=0.0)
+  run = dict(algorithm='ppo', kl=kl, labels=labels)
+  if settings == 'text':
+    run['value'] = dict(trunk='separate')
+  else:
+    run['reward'] = dict(scale='running')
+  config.runs['ppo' if adaptive else 'ppo_without_kl'] = run
+
+
+def add_regression(config: config_dict.ConfigDict, settings: str,
+                   algorithm: str, *, beta: float, **labels):
+  """Adds 'apa' or 'awr', whose value network is its own.
+
+  Args:
+    config: of `online`.
+    settings: one of `SETTINGS`; the code whitens advantages, and divides
+      scores by their running deviation before it clips them at 100.
+    algorithm: 'apa' or 'awr'.
+    beta: lambda of the paper.
+    **labels: of the run.
+  """
+  run = dict(
+      algorithm=algorithm, labels=labels, value=dict(trunk='separate'),
+      arguments={algorithm: dict(beta=beta)})
+  if settings == 'text':
+    run['arguments']['whiten'] = dict(drop=True)
+  else:
+    run['reward'] = dict(scale='running', clip=100.0)
+    if config.size == 'full':
+      run['optimizer'] = dict(learning_rate=1e-6)
+  config.runs[f'{algorithm}_{base.tag(beta)}'] = run

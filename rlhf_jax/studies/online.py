@@ -1,0 +1,295 @@
+r"""Policies trained online, by any method, against any reward models.
+
+  sft ---------+--> gold --> pairs --> proxies --> policies --> report
+  trunk (SFT) -+       \__________________|________/
+                        \--> samples --> scores (of best-of-n)
+
+Figures 4 to 14 of Coste et al. 2024, and those of Ahmadian et al. 2024 and
+Zhu et al. 2023. A config lists conditions, which differ in the reward models,
+and runs, which differ in how a policy is optimised against them; each run is
+a change of the node `online`, and each is made for every seed. Best-of-n is
+one of them: it trains nothing, and reads of the node only `condition` and, of
+`reward`, `aggregate`, `standardize` and `weight`.
+"""
+
+import functools
+
+from rlhf_jax import errors
+from rlhf_jax import programmatic
+from rlhf_jax import study
+from rlhf_jax import train
+from rlhf_jax.data import corpus
+from rlhf_jax.stages import best_of_n_policy
+from rlhf_jax.stages import policy
+from rlhf_jax.stages import policy_report
+from rlhf_jax.stages import samples
+from rlhf_jax.stages import scores
+from rlhf_jax.stages import win_rates
+from rlhf_jax.studies import common
+
+inputs = common.inputs
+final = common.report_name
+# Of a seed, beside which each condition has a directory.
+STAGES = ('sft', 'trunk', 'gold', 'pairs', 'samples', 'policies')
+# Arguments that belong to a name or kind, so that a run replaces them whole.
+OPEN = ('arguments', 'aggregate', 'functions', 'labels')
+BEST_OF_N = 'best_of_n'  # an `algorithm` that trains nothing
+
+
+def merge(base: dict, changes: dict, where: str) -> dict:
+  """`base` with nested changes.
+
+  Raises:
+    ConfigError: naming a field that `base` does not have.
+  """
+  merged = dict(base)
+  for name, value in changes.items():
+    if name not in base:
+      raise errors.ConfigError(f'config.{where}.{name} is no field; there are '
+                               f'{", ".join(sorted(base))}')
+    if isinstance(base[name], dict) and name not in OPEN:
+      if not isinstance(value, dict):
+        raise errors.ConfigError(f'config.{where}.{name} is {value!r}; give '
+                                 'changes of its fields')
+      value = merge(base[name], value, f'{where}.{name}')
+    merged[name] = value
+  return merged
+
+
+def make_conditions(config: dict) -> dict[str, dict]:
+  """The `proxy` node and `label_noise` of each condition."""
+  base = {'label_noise': 0.0, **config['proxy']}
+  return {name: merge(base, changes, f'conditions.{name}')
+          for name, changes in config['conditions'].items()}
+
+
+def make_runs(config: dict) -> dict[str, dict]:
+  """What each run is, labels included."""
+  base = {'labels': {}, **config['online']}
+  return {name: merge(base, changes, f'runs.{name}')
+          for name, changes in config['runs'].items()}
+
+
+def _check_conditions(config: dict, conditions: dict):
+  for name, proxy in conditions.items():
+    if name in STAGES or name.startswith('trunk_'):
+      raise errors.ConfigError(f'config.conditions.{name} has the name of a '
+                               'stage; choose another')
+    noise = proxy['label_noise']
+    if not 0 <= noise <= 1:
+      raise errors.ConfigError(f'config.conditions.{name}.label_noise is '
+                               f'{noise}; shares lie in [0, 1]')
+    proxy = {k: v for k, v in proxy.items() if k != 'label_noise'}
+    try:
+      common.check({**config, 'proxy': proxy})
+    except errors.ConfigError as error:
+      raise errors.ConfigError(
+          f'config.conditions.{name}: {error}') from None
+
+
+def check_samples(config: dict):
+  """Raises ConfigError for what the samples of best-of-n would fail at."""
+  require, drawn = common.requirement(config), config['best_of_n']
+  for name, least in (('num_samples', 2), ('samples_per_call', 1),
+                      ('shard_prompts', 1)):
+    require(drawn[name] >= least, f'best_of_n.{name}', f'give at least {least}')
+  require(drawn['num_samples'] % min(
+      drawn['samples_per_call'], drawn['num_samples']) == 0,
+          'best_of_n.num_samples', 'give a multiple of '
+          f'best_of_n.samples_per_call {drawn["samples_per_call"]}')
+
+
+def _check_best_of_n(where: str, run: dict, require):
+  """Refuses what best-of-n would not do, though the run asks for it."""
+  reward, kl = run['reward'], run['kl']
+  for field, wrong in (
+      ('reward.noise', reward['noise']),
+      ('reward.functions', reward['functions']),
+      ('reward.eos.penalty', reward['eos']['penalty'] is not None),
+      ('reward.eos.value', reward['eos']['value'] is not None),
+      ('kl.coef', kl['coef']), ('kl.target', kl['target'] is not None)):
+    require(not wrong, f'{where}.{field}', "algorithm='best_of_n' takes the "
+            "ensemble's highest score as it is; leave this out")
+
+
+def check_run(where: str, run: dict, conditions: dict):
+  """Raises ConfigError for what the stage of a run would fail at.
+
+  Args:
+    where: of the run in the config, such as 'runs.ppo'.
+    run: of `make_runs`.
+    conditions: of `make_conditions`.
+  """
+  require = common.requirement(functools.reduce(
+      lambda node, name: {name: node}, reversed(where.split('.')), run))
+  require(run['condition'] in conditions, f'{where}.condition',
+          f'there are {", ".join(conditions)}')
+  proxy = conditions[run['condition']]
+  reward, rollout, updates = run['reward'], run['rollout'], run['updates']
+  common.check_aggregate(f'{where}.reward.aggregate', reward['aggregate'],
+                         proxy['num_members'])
+  if _is_best_of_n(run):
+    return _check_best_of_n(where, run, require)
+  common.try_to_make(where, _make_row, run)
+  common.try_to_make(f'{where}.optimizer', functools.partial(
+      train.optimizer, num_steps=1), run['optimizer'])
+  for field, value in (
+      ('num_steps', run['num_steps']),
+      *((f'rollout.{k}', rollout[k]) for k in ('batch_size', 'samples')),
+      *((f'updates.{k}', updates[k]) for k in (
+          'num_epochs', 'num_minibatches', 'repeats', 'num_microbatches')),
+      *((f'evaluation.{k}', run['evaluation'][k])
+        for k in ('every', 'num_prompts'))):
+    require(isinstance(value, int) and value >= 1, f'{where}.{field}',
+            'give at least 1')
+  size, chunk = rollout['batch_size'], rollout['chunk_size'] or 1
+  require(size % chunk == 0, f'{where}.rollout.chunk_size',
+          f'must divide rollout.batch_size {size}')
+  parts = updates['num_minibatches'] * updates['num_microbatches']
+  require(size % parts == 0, f'{where}.updates.num_minibatches',
+          f'times num_microbatches must divide rollout.batch_size {size}')
+  require(rollout['temperature'] > 0, f'{where}.rollout.temperature',
+          'a policy must explore; give more than 0')
+  require(0 < rollout['top_p'] <= 1, f'{where}.rollout.top_p', 'in (0, 1]')
+  require(rollout['top_k'] >= 0, f'{where}.rollout.top_k', 'give 0 or more')
+  require(reward['noise'] >= 0, f'{where}.reward.noise', 'give 0 or more')
+  require(reward['scale'] in (None, 'running', 'first'),
+          f'{where}.reward.scale', "None, 'running' or 'first'")
+  require(reward['clip'] is None or reward['clip'] > 0,
+          f'{where}.reward.clip', 'give None or more than 0')
+  require(run['value']['trunk'] in ('shared', 'separate', 'reward'),
+          f'{where}.value.trunk', "'shared', 'separate' or 'reward'")
+  if reward['functions']:
+    common.try_to_make(
+        f'{where}.reward.functions_pool', functools.partial(
+            programmatic.check, reward['functions']), reward['functions_pool'])
+
+
+def _is_best_of_n(run: dict) -> bool:
+  return run['algorithm'] == BEST_OF_N
+
+
+def _make_row(algorithm, arguments, kl, rollout, **unused):
+  row = policy.make_row(algorithm, arguments, kl)
+  row.bind()
+  if kl['target'] is not None and not policy.initial_kl_coef(row) > 0:
+    raise ValueError('kl.target adapts a coefficient, which must begin above '
+                     '0; set kl.coef')
+  if row.samples.startswith('k >=') and rollout['samples'] < 2:
+    raise ValueError(f'{row.title} needs rollout.samples >= 2')
+  if row.samples == '1' and rollout['samples'] != 1:
+    raise ValueError(f'{row.title} takes rollout.samples=1')
+
+
+def _check(config: dict) -> tuple[dict, dict]:
+  """The conditions and the runs, checked."""
+  common.check(config)
+  require = common.requirement(config)
+  for field in ('conditions', 'runs'):
+    require(config[field], field, 'give at least one')
+  conditions, runs = make_conditions(config), make_runs(config)
+  _check_conditions(config, conditions)
+  held_out = config['data']['num_eval_prompts']
+  for name, run in runs.items():
+    check_run(f'runs.{name}', run, conditions)
+    common.requirement({'runs': {name: run}})(
+        run['evaluation']['num_prompts'] <= held_out,
+        f'runs.{name}.evaluation.num_prompts',
+        f'there are data.num_eval_prompts {held_out}')
+  if any(map(_is_best_of_n, runs.values())):
+    check_samples(config)
+  policy_report.check(config['figure'], [run['labels'] for run in
+                                         runs.values()])
+  return conditions, runs
+
+
+def _best_of_n_stages(config, made, runs, given):
+  """Samples, scores and curves of the runs that ask for them: their stages."""
+  asked = {name: run for name, run in runs.items() if _is_best_of_n(run)}
+  if not asked:
+    return {}
+  drawn = made.add('samples', samples.run, force_eos=config['force_eos'],
+                   **config['best_of_n'], **made.shared)
+  known, stages = {}, {}
+  for name, run in asked.items():
+    condition = run['condition']
+    proxies, proxy = given['proxies'][condition], given['conditions'][condition]
+    if condition not in known:
+      known[condition] = made.add(
+          f'{condition}/scores', scores.run, samples=drawn, proxies=proxies,
+          model=proxy['model'], num_members=proxy['num_members'])
+    reward = {k: run['reward'][k]
+              for k in ('aggregate', 'weight', 'standardize')}
+    stages[name] = made.add(
+        f'policies/{name}', best_of_n_policy.run, pairs=given['pairs'],
+        policy=made.shared['policy'], scores=known[condition],
+        proxies=proxies, **reward)
+  return stages
+
+
+def _seed_stages(config, data, seed, conditions, runs):
+  """The stages of one seed, and the stage of each run."""
+  made, proxies, trunks = common.Seed(config, data, seed), {}, {}
+  pairs = made.add_pairs('pairs', force_eos=config['force_eos'])
+  same = lambda a, b: all(a[k] == b[k] for k in ('model', 'sft', 'trunk'))
+  used = dict.fromkeys(run['condition'] for run in runs.values())
+  for name in used:
+    proxy = dict(conditions[name])
+    noise = proxy.pop('label_noise')
+    known = [k for k in trunks if same(conditions[k], proxy)]
+    if same(config['proxy'], proxy) and proxy['trunk'] == 'shared':
+      trunks[name] = made.trunks
+    elif known:
+      trunks[name] = trunks[known[0]]
+    else:
+      trunks[name] = made.add_trunks(proxy, prefix=f'{name}/')
+    proxies[name] = made.add_proxies(
+        f'{name}/proxies', proxy, pairs=pairs, trunks=trunks[name],
+        label_noise=noise)
+  given = {'pairs': pairs, 'proxies': proxies, 'conditions': conditions}
+  stages = _best_of_n_stages(config, made, runs, given)
+  shared = {k: v for k, v in made.shared.items() if k != 'sampler'}
+  for name, run in runs.items():
+    if name in stages:
+      continue
+    run = {k: v for k, v in run.items() if k not in ('labels', 'condition')}
+    condition = runs[name]['condition']
+    proxy = conditions[condition]
+    stages[name] = made.add(
+        f'policies/{name}', policy.run, **shared, **run, pairs=pairs,
+        proxies=proxies[condition], proxy_model=proxy['model'],
+        num_members=proxy['num_members'], sampler=config['sampler'],
+        training=config['training'])
+  return made.stages, stages
+
+
+def plan(config: dict) -> list[study.Stage]:
+  """The stages of all seeds and the report.
+
+  Raises:
+    ConfigError: a field is out of range; nothing has been touched.
+    DataError: a file it names is missing or malformed.
+  """
+  conditions, runs = _check(config)
+  data = common.data_config(config)
+  corpus.check(data)
+  common.check_tokens(config, data)
+  common.check_gold(config, data)
+  config = common.absolute(config)
+  stages, made = [], []
+  for seed in config['seeds']:
+    of_seed, names = _seed_stages(config, data, seed, conditions, runs)
+    stages += of_seed
+    made += [{'stage': names[name], 'seed': seed, 'run': name,
+              'labels': runs[name]['labels']} for name in runs]
+  if config['judge']['against'] is not None:
+    judge = dict(config['judge'])
+    answered = [one for one in made if not _is_best_of_n(runs[one['run']])]
+    win_rates.check(answered, judge['against'], judge['judge'])
+    name = final(config).replace('report', 'win_rates', 1)
+    stages.append(study.Stage(name, functools.partial(
+        win_rates.run, policies=answered, **judge)))
+  stages.append(study.Stage(final(config), functools.partial(
+      policy_report.run, policies=made, stages=[s.name for s in stages],
+      title=config['title'], figure=config['figure'])))
+  return stages
