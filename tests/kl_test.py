@@ -194,7 +194,7 @@ class RefPenaltyTest(parameterized.TestCase):
         jnp.where(self.mask, self.logprobs, 0), self.ref, self.mask,
         kl_coef=.5, kind=kind)
     # [Ex 5.1], its first two tokens.
-    expected = np.float32([TWINS[kind](np.array([.3, -.2])).tolist() + [0]])
+    expected = np.float32([[*TWINS[kind](np.array([.3, -.2])), 0]])
     np.testing.assert_allclose(penalty, .5 * expected, atol=1e-6)
     np.testing.assert_allclose(
         metrics['policy/ref_kl'], expected, atol=1e-6)
