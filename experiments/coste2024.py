@@ -54,13 +54,16 @@ def condition(config: config_dict.ConfigDict, noise: float, name: str = '',
 
 
 def model_condition(config: config_dict.ConfigDict, noise: float, size: str
-                    ) -> str:
-  """Reward models 'small', 'medium' (the usual) or 'large' (the policy's)."""
+                    ) -> tuple[str, int]:
+  """Reward models 'small', 'medium' (the usual) or 'large' (the policy's).
+
+  Their name, and their width.
+  """
   if size == 'medium':
-    return condition(config, noise)
+    return condition(config, noise), config.proxy.model.hidden_size
   shape = _shape(config.size, size)
   return condition(config, noise, size, model=dict(
-      shape, path=config_dict.placeholder(str)))
+      shape, path=config_dict.placeholder(str))), shape['hidden_size']
 
 
 def _shape(size: str, name: str) -> dict:

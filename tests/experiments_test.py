@@ -404,13 +404,17 @@ class ResultsTest(parameterized.TestCase):
     summary, rows = (read(folder / f'{name}.csv')
                      for name in ('summary', 'results'))
     for line in summary:
-      end, curves = (('final', self.best_of_n) if 'EOS' in line else
-                     ('gold', self.policies))
-      of_seeds = curves(line, rows)
-      final = [curve[-1] for curve in of_seeds]
-      drop = [max(curve) - curve[-1] for curve in of_seeds]
+      if 'EOS' in line:
+        end, of_seeds = 'final', self.best_of_n(line, rows)
+      else:
+        end = list(line)[list(line).index('members') + 1]
+        end = 'gold' if 'gold' in line else end
+        of_seeds = self.policies(line, rows, end)
+      checked = {end: [curve[-1] for curve in of_seeds]}
+      if end in ('final', 'gold'):  # of which the drop is
+        checked['drop'] = [max(curve) - curve[-1] for curve in of_seeds]
       self.assertEqual(int(line['seeds']), len(of_seeds))
-      for name, values in ((end, final), ('drop', drop)):
+      for name, values in checked.items():
         self.assertAlmostEqual(float(line[name]), np.mean(values), places=5)
         if len(values) > 1:
           self.assertAlmostEqual(
@@ -427,14 +431,14 @@ class ResultsTest(parameterized.TestCase):
          and r['method'] == line['method']), key=lambda r: int(r['n']))]
             for seed in sorted({row['seed'] for row in rows})]
 
-  def policies(self, line, rows) -> list[list[float]]:
-    """The gold curve of each seed, a mean over members."""
+  def policies(self, line, rows, column) -> list[list[float]]:
+    """The curve of each seed, a mean over members."""
     names = list(line)
     labels = names[1:names.index('seeds')]  # after 'run'
     mine = [r for r in rows if all(r[k] == line[k] for k in labels)]
     self.assertLen({r.get('member') for r in mine}, int(line['members']))
     steps = sorted({int(r['step']) for r in mine})
-    return [[np.mean([float(r['gold']) for r in mine
+    return [[np.mean([float(r[column]) for r in mine
                       if (r['seed'], int(r['step'])) == (seed, step)])
              for step in steps] for seed in sorted({r['seed'] for r in mine})]
 

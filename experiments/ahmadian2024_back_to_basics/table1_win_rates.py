@@ -8,7 +8,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_table1 \
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,judge=http asks a language model
 Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           layers from scratch, one reward model on clean pairs. Batch size,
           learning rate, number of steps and the KL coefficient (.1) are ours,
@@ -17,7 +17,8 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           (:laptop,judge=http, with --config.judge.judge.endpoint, .model and
           .key_variable, the name of an environment variable). Responses are
           sampled, not greedy. DPO, which is offline, is not trained here. Win
-          rates are in win_rates/win_rates.csv; the figure shows gold scores.
+          rates are in win_rates_seeds_*/win_rates.csv; the figure shows gold
+          scores.
 """
 
 from ml_collections import config_dict

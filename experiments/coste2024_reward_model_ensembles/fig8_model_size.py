@@ -37,13 +37,13 @@ def get_config(size: str = 'laptop'):
   config = coste2024.online(size, 'Final gold score over the size of the '
                             'reward models')
   for model in coste2024.SIZES:
-    condition = coste2024.model_condition(config, noise, model)
+    condition, width = coste2024.model_condition(config, noise, model)
     longer = 2 * config.online.num_steps if model == 'large' else None
     for method in coste2024.METHODS:
       coste2024.add(
-          config, method, condition, size=model, num_steps=longer,
+          config, method, condition, model_width=width, num_steps=longer,
           kl_coef=coste2024.small_kl_coef(method, noise))
-  config.figure = coste2024.final('size', paired_by=('size',))
+  config.figure = coste2024.final('model_width', paired_by=('model_width',))
   name = base.tag(100 * noise)
   return base.finish(config, smoke=(
       f'single_0_noise_{name}_kl_001', f'single_0_noise_{name}_large_kl_001'))

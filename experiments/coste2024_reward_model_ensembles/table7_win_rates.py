@@ -25,15 +25,15 @@ def get_config(size: str = 'laptop'):
   if size == 'full':
     config.seeds = (1, 2, 3)
   for model in ('small', 'large'):
-    condition = coste2024.model_condition(config, 0.25, model)
+    condition, width = coste2024.model_condition(config, 0.25, model)
     longer = 2 * config.online.num_steps if model == 'large' else None
     for method in coste2024.METHODS:
       coste2024.add(
-          config, method, condition, size=model, num_steps=longer,
+          config, method, condition, model_width=width, num_steps=longer,
           kl_coef=coste2024.small_kl_coef(method, 0.25))
   config.figure = dict(
       kind='win_rates', against=dict(method='single'), line=('method',),
-      panel=('size',), columns=coste2024.COLUMNS)
+      panel=('model_width',), columns=coste2024.COLUMNS)
   return base.finish(config, smoke=(
       'single_0_noise_25_large_kl_001',
       'uncertainty_weighted_noise_25_large_kl_001'))

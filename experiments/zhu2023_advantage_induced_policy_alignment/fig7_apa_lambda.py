@@ -8,7 +8,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/zhu_fig7 \
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,settings=text is as in the text, :laptop as in the code
 Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           layers from scratch, one reward model on clean pairs. With
           settings=code advantages are whitened (by the mask and the whole
@@ -33,5 +33,5 @@ def get_config(size: str = 'laptop'):
                            method=f'APA, lambda {beta:g}')
   config.figure = dict(
       kind='curves', x='step', y=('proxy', 'kl_k1'), line=('method',),
-      columns=zhu2023.COLUMNS, baseline=dict(method='APA, lambda 0.1'))
-  return base.finish(config, smoke=('apa_01',))
+      columns=zhu2023.COLUMNS, baseline=dict(method='APA, lambda 1'))
+  return base.finish(config, smoke=('apa_01', 'apa_1'))

@@ -1,0 +1,147 @@
+"""The verdicts in the experiments' READMEs, recomputed from their results.
+
+A number that decides a claim and stands in no summary.md is computed here,
+from results.csv, and must be in the README as it is.
+"""
+
+import collections
+import csv
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1] / 'experiments'
+AHMADIAN = 'ahmadian2024_back_to_basics'
+COSTE = 'coste2024_reward_model_ensembles'
+ZHU = 'zhu2023_advantage_induced_policy_alignment'
+SIGMAS = (1, 3, 5)
+
+
+def number(text: str) -> float:
+  return float(text) if text else float('nan')
+
+
+def read(paper: str, figure: str, name: str = 'results'):
+  """{run: {seed: {column: values in order}}} of a table of one figure."""
+  runs = collections.defaultdict(dict)
+  path = ROOT / paper / 'results' / figure / f'{name}.csv'
+  with open(path, newline='') as stream:
+    for row in csv.DictReader(stream):
+      columns = runs[row['run']].setdefault(
+          row['seed'], collections.defaultdict(list))
+      for column, text in row.items():
+        try:
+          columns[column].append(number(text))
+        except ValueError:
+          continue
+  return runs
+
+
+def over_seeds(values, digits: int = 2) -> str:
+  """Mean and standard error as the READMEs write them."""
+  values = np.asarray(list(values), float)
+  error = values.std(ddof=1) / len(values) ** .5
+  return f'{values.mean():.{digits}f} +- {error:.{digits}f}'
+
+
+def less(runs, first: str, second: str, column: str, at: int = -1):
+  """The difference of two runs in each seed."""
+  return [runs[first][seed][column][at] - runs[second][seed][column][at]
+          for seed in runs[first]]
+
+
+def noise_losses():
+  """Per sigma: what RAFT loses by noise, less what RLOO loses, by seed."""
+  runs, losses = read(AHMADIAN, 'fig6_noise'), {}
+  for sigma in SIGMAS:
+    raft, rloo = (less(runs, f'{name}_2_sigma_{sigma}', f'{name}_2_sigma_0',
+                       'proxy') for name in ('raft', 'rloo'))
+    losses[sigma] = np.subtract(raft, rloo)
+  return losses
+
+
+def at_responses(first: str, second: str, count: int = 5120):
+  """The difference in proxy score after so many responses, by seed."""
+  runs = read(AHMADIAN, 'fig4_samples')
+  proxy = lambda x: np.interp(count, x['samples'], x['proxy'])
+  return [proxy(runs[first][seed]) - proxy(runs[second][seed])
+          for seed in runs[first]]
+
+
+def at_equal_kl(run: str, nats: float):
+  """Proxy score where the KL first reaches a value, less PPO's, by seed."""
+  runs = read(ZHU, 'fig3_apa_awr_ppo')
+
+  def proxy(name, seed):
+    kl, score = (np.array(runs[name][seed][column])
+                 for column in ('kl_k1', 'proxy'))
+    at = int(np.argmax(kl >= nats))
+    assert kl[at] >= nats, (name, seed)
+    return np.interp(nats, kl[at - 1:at + 1], score[at - 1:at + 1])
+
+  return [proxy(run, seed) - proxy('ppo', seed) for seed in runs[run]]
+
+
+def variance_growth(run: str):
+  """Ensemble variance after training over that before, by seed."""
+  runs = read(COSTE, 'fig10_ensemble_variance')
+  return [columns['ensemble_variance'][-1] / columns['ensemble_variance'][0]
+          for columns in runs[run].values()]
+
+
+def claims():
+  """(paper, what the README says) of every number that is made here."""
+  fig1 = read(AHMADIAN, 'fig1_gae_and_clipping', 'training')
+  clipped = [100 * np.nanmean(x['policy/clip_fraction'])
+             for x in fig1['lambda_1'].values()]
+  yield AHMADIAN, f'{over_seeds(clipped, 1)} %'
+  fig3 = read(AHMADIAN, 'fig3_rloo_raft')
+  for first, second in (('rloo_2', 'raft_4_prompts_32'), ('rloo_2', 'raft_2'),
+                        ('rloo_4_prompts_32', 'raft_4_prompts_32')):
+    yield AHMADIAN, over_seeds(less(fig3, first, second, 'proxy'))
+  for k in ('2', '4_prompts_32'):
+    yield AHMADIAN, over_seeds(at_responses(f'rloo_{k}', f'raft_{k}'))
+  losses = noise_losses()
+  for sigma in SIGMAS:
+    yield AHMADIAN, over_seeds(losses[sigma])
+  yield AHMADIAN, over_seeds(np.mean(list(losses.values()), axis=0))
+  fig5 = read(AHMADIAN, 'fig5_kl_coef')
+  for coefficient in ('01', '025', '05', '1'):
+    for column in ('proxy', 'kl_k1'):
+      yield AHMADIAN, over_seeds(less(
+          fig5, f'raft_2_kl_{coefficient}', f'rloo_2_kl_{coefficient}',
+          column))
+  table1 = read(AHMADIAN, 'table1_win_rates', 'win_rates')
+  for run, seeds in table1.items():
+    yield AHMADIAN, f'| {run} | ' + over_seeds(
+        100 * x['win_rate'][0] for x in seeds.values())
+  for run in ('rloo_4', 'reinforce'):
+    yield AHMADIAN, over_seeds(
+        100 * x for x in less(table1, run, 'ppo', 'win_rate'))
+  table2 = read(AHMADIAN, 'table2_alignment_tax')
+  for first, second in (('rloo_2', 'raft_2'), ('rloo_4', 'raft_4'),
+                        ('reinforce', 'vanilla_pg')):
+    yield AHMADIAN, over_seeds(less(table2, first, second, 'reward_variance'))
+  for run in ('apa_01', 'awr_2'):
+    for nats in (2, 4):
+      yield ZHU, over_seeds(at_equal_kl(run, nats))
+  for run in ('mean_noise_0_kl_0', 'mean_noise_25_kl_0',
+              'uncertainty_weighted_noise_0_kl_0',
+              'uncertainty_weighted_noise_25_kl_0', 'mean_noise_25_kl_001',
+              'uncertainty_weighted_noise_25_kl_001'):
+    yield COSTE, over_seeds(variance_growth(run))
+
+
+class ClaimsTest(parameterized.TestCase):
+
+  def test_the_readmes_say_it(self):
+    found = list(claims())
+    self.assertGreater(len(found), 30)
+    for paper, text in found:
+      self.assertIn(text, (ROOT / paper / 'README.md').read_text())
+
+
+if __name__ == '__main__':
+  absltest.main()
