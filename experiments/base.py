@@ -201,7 +201,10 @@ def online_config(size: str) -> config_dict.ConfigDict:
   config.runs = dict()
   config.online = online()
   config.best_of_n = samples(size)  # of runs with algorithm='best_of_n'
-  config.judge = dict(against=config_dict.placeholder(str))
+  config.judge = dict(
+      against=config_dict.placeholder(str),  # 'reference', or a run
+      num_prompts=config_dict.placeholder(int), show_reference=False,
+      judge=dict(kind='gold', margin=0.0))
   if size == 'smoke':
     config.online.update(num_steps=2)
     config.online.rollout.update(batch_size=4)

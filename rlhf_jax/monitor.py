@@ -376,7 +376,7 @@ class Monitor:
       return members
     mean, std = (np.asarray(self.reward_scale[k], np.float64)[:, None]
                  for k in ('mean', 'std'))
-    return (members - mean) / std
+    return (members - mean) / np.where(std == 0, 1, std)
 
   def _proxy(self, members, prompts, responses, step) -> np.ndarray:
     """f64[B]."""

@@ -7,7 +7,7 @@ number as soon as masks are ragged.) Under jit over a mesh the same two sums
 are all-reduced by the compiler.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
@@ -79,7 +79,7 @@ def make_train_step(
     num_microbatches: int = 1,
     update_targets: Callable[..., types.Params] | None = None,
     dropout: bool = False,
-    coefficient: str | None = None,
+    coefficients: Sequence[str] = (),
 ) -> Callable[..., tuple[types.TrainState, Metrics]]:
   """Returns step(state, batch, base=None) -> (state, metrics), ready for jit.
 
@@ -94,8 +94,8 @@ def make_train_step(
       counts it. None leaves them as they are.
     dropout: whether `forward` gets a key of its own for each step and
       micro-batch.
-    coefficient: an argument of `objective` that a controller adapts; it is
-      then given state.statistics[coefficient].
+    coefficients: arguments of `objective` that are data, not program, because
+      a controller adapts them: each is given state.statistics[name].
 
   Returns:
     The step, pure. Metrics are f32[] means over the batch: those of the
@@ -143,8 +143,7 @@ def make_train_step(
     batch = batch.replace(member_scores=None)
     # Of the children of a key, 0 is the next step's and 1 the source's.
     dropout_key = jax.random.fold_in(state.key, 2)
-    adapted = {} if coefficient is None else {
-        coefficient: state.statistics[coefficient]}
+    adapted = {name: state.statistics[name] for name in coefficients}
     grads, (sums, weight) = accumulate(
         state.params, batch, base, state.targets, dropout_key, adapted)
     weight = jnp.maximum(weight, 1e-8)

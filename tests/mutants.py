@@ -148,8 +148,8 @@ MUTANTS = {
     'monitor.py': [
         ('self._logprobs(params, chosen, 1.0)',
          'self._logprobs(params, chosen, temperature)'),
-        ('    return (members - mean) / std\n',
-         '    return members\n'),
+        ('return (members - mean) / np.where(std == 0, 1, std)',
+         'return members'),
         ("{'sqrt_kl': math.sqrt(row['kl_k2'])}",
          "{'sqrt_kl': math.sqrt(abs(row['kl_k1']))}"),
         ('prompts.lengths[at], at)',

@@ -177,5 +177,88 @@ class BestOfNTest(absltest.TestCase):
     self.assertTrue((finished() / 'report_seeds_0/figure.png').exists())
 
 
+
+def policies(**changes):
+  """A smoke study of one policy."""
+  made = base.online_config('smoke')
+  made.title = 'test'
+  made.conditions.clean = dict()
+  made.runs.one = dict(labels=dict(method='one')) | changes
+  made.figure = dict(kind='table', columns=('gold',))
+  return made
+
+
+class MistakesTest(parameterized.TestCase):
+  """What a policy stage would fail at is one line, before anything runs."""
+
+  @parameterized.parameters(
+      (dict(algorithm='sfa'), "algorithm is 'sfa'"),
+      (dict(algorithm='dpo'), "'dpo' does not sample"),
+      (dict(condition='dirty'), 'runs.one.condition is'),
+      (dict(arguments=dict(gae=dict(lamda=.9))), 'lamda'),
+      (dict(arguments=dict(gae=dict(gae_lambda=2.))), 'gae_lambda'),
+      (dict(arguments=dict(ppo=dict(clip=1.))), 'clip'),
+      (dict(arguments=dict(ppo=dict(clip_ratio=-1.))), 'clip_ratio'),
+      (dict(arguments=dict(gae=dict(drop=True))), 'advantages'),
+      (dict(arguments=dict(whiten=False)), 'arguments.whiten is False'),
+      (dict(arguments=dict(scores=dict(kind='mean'))), 'reward.aggregate'),
+      (dict(kl=dict(coef=-.1)), 'KL coefficient is -0.1'),
+      (dict(kl=dict(target=-6., coef=.1)), 'kl.target is -6.0'),
+      (dict(kl=dict(target=6., coef=0.)), 'set kl.coef'),
+      (dict(kl=dict(place='loss', coef=.1), algorithm='apa'), 'kl_coef'),
+      (dict(kl=dict(place='loss')), 'no KL in the loss'),
+      (dict(arguments=dict(ppo=dict(kl_coef=.1))), 'in the reward and in the'),
+      (dict(reward=dict(eos=dict(penalty=-1.))), 'penalty'),
+      (dict(reward=dict(aggregate=dict(kind='best'))), 'reward.aggregate.kind'),
+      (dict(reward=dict(functions=dict(a=dict(function='nowhere:f')))),
+       'nowhere'),
+      (dict(rollout=dict(chunk_size=-4)), 'chunk_size is -4'),
+      (dict(rollout=dict(samples=2)), 'samples=1'),
+      (dict(rollout=dict(samples=1), algorithm='rloo'), 'samples >= 2'),
+      (dict(updates=dict(num_minibatches=3)), 'num_minibatches is 3'),
+      (dict(updates=dict(penalty_target=.01)), 'penalty_target'),
+      (dict(updates=dict(penalty_target=.01, num_epochs=1),
+            algorithm='ppo_kl_penalty'), 'num_epochs >= 2'),
+      (dict(evaluation=dict(num_prompts=999)), 'num_prompts is 999'),
+      (dict(value=dict(trunk='none')), "value.trunk is 'none'"),
+      (dict(num_step=3), 'runs.one.num_step is no field'))
+  def test_of_a_run(self, changes, message):
+    with self.assertRaisesRegex(errors.ConfigError, message) as caught:
+      online.plan(policies(**changes).to_dict())
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_judge(self):
+    made = policies()
+    made.judge.against = 'reference'
+    with self.assertRaisesRegex(errors.ConfigError, 'judge.num_prompts is'):
+      online.plan(made.to_dict())
+    made.judge.num_prompts = 4
+    names = [stage.name for stage in online.plan(made.to_dict())]
+    self.assertEqual(names[-2:], ['win_rates_seeds_0', 'report_seeds_0'])
+
+  def test_condition_with_the_name_of_a_stage(self):
+    made = policies(condition='gold')
+    made.conditions.gold = dict()
+    with self.assertRaisesRegex(errors.ConfigError, 'conditions.gold has the'):
+      online.plan(made.to_dict())
+
+  def test_members_with_trunks_of_their_own_share_none(self):
+    made = policies(condition='two')
+    made.conditions.clean.update(trunk='member', num_members=1)
+    made.conditions.two = dict(trunk='member', num_members=2)
+    made.runs.other = dict(condition='clean', labels=dict(method='other'))
+    names = [stage.name for stage in online.plan(made.to_dict())]
+    self.assertContainsSubset(
+        [f'seed_0/{x}' for x in ('two/trunk_0', 'two/trunk_1',
+                                 'clean/trunk_0')], names)
+
+  def test_code_of_a_reward_function_is_an_input(self):
+    made = policies(reward=dict(functions=dict(
+        a=dict(function='textwrap:dedent'))))
+    found = online.inputs(made.to_dict())
+    self.assertLen(found['reward.functions.textwrap'], 64)
+    self.assertEmpty(online.inputs(policies().to_dict()))
+
+
 if __name__ == '__main__':
   absltest.main()

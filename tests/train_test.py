@@ -532,7 +532,7 @@ class UpdatesTest(parameterized.TestCase):
     tx = optax.sgd(.3)
     plain = train.make_train_step(_bigram, objective, tx)
     adapted = train.make_train_step(
-        _bigram, objective, tx, coefficient='coef')
+        _bigram, objective, tx, coefficients=('coef',))
     state = _state(tx).replace(statistics={'coef': jnp.float32(2.5)})
     np.testing.assert_allclose(
         adapted(state, _batch())[1]['train/loss'],

@@ -1,7 +1,8 @@
 """What stages share: training that resumes, and what others have trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
+import json
 import pathlib
 import time
 from typing import Any
@@ -43,9 +44,11 @@ class _Log:
   def __exit__(self, *unused_exc):
     self._stack.close()
 
-  def truncate(self, step: int):
-    for writer in self._writers.values():
-      writer.truncate(step)
+  def truncate(self, step: int, evaluated: int | None = None):
+    """Drops what comes after a step, or after an evaluated one."""
+    for name, writer in self._writers.items():
+      late = name == 'evaluation' and evaluated is not None
+      writer.truncate(evaluated if late else step)
 
   def step(self, step: int, current: train.Metrics) -> dict[str, float]:
     """Writes and returns the means of a step's metrics, over its updates."""
@@ -58,6 +61,17 @@ class _Log:
         self._writers['updates'].write(
             step, {'update': update} | {k: v[update] for k, v in each.items()})
     return means
+
+  def check(self, steps: Sequence[int]):
+    """Raises CheckpointError unless these steps have been evaluated."""
+    writer = self._writers['evaluation']
+    found = {json.loads(line)['step']
+             for line in writer.path.read_text().splitlines()}
+    missing = [step for step in steps if step not in found]
+    if missing:
+      raise errors.CheckpointError(
+          f'{writer.path} lacks step {missing[0]}; delete '
+          f'{writer.path.parent} to train again')
 
   def evaluation(self, step: int, state: types.TrainState):
     if self._evaluate is not None:
@@ -148,6 +162,11 @@ def fit(
     began = time.monotonic()
     if not restored:
       log.evaluation(0, state)
+    elif evaluate is not None:
+      log.check(range(0, start, evaluate_every))
+      if start == num_steps:  # what else it wrote may have been lost
+        log.truncate(start, start - 1)
+        log.evaluation(start, state)
     with metrics.progress(num_steps, start, name) as bar:
       for step, new_state, current in train.train(
           state, frozen, spread, step_fn, start=start,

@@ -41,9 +41,9 @@ def make_row(algorithm: str, arguments: dict[str, dict],
   Args:
     algorithm: a key of `algorithms.ALGORITHMS` whose source is 'prompts'.
     arguments: of `Algorithm.replace`; {'drop': True} takes an annotator out.
-    kl: 'coef', None for the row's own; 'place' 'reward' or 'loss'; 'target'
-      and 'horizon' of the adaptive controller, target None for a fixed
-      coefficient.
+    kl: 'coef', None for the row's own in that place; 'place' 'reward' or
+      'loss'; 'target' and 'horizon' of the adaptive controller, target None
+      for a fixed coefficient.
 
   Raises:
     ValueError: an argument is unknown or does not fit the algorithm.
@@ -52,6 +52,8 @@ def make_row(algorithm: str, arguments: dict[str, dict],
     raise ValueError(f'algorithm is {algorithm!r}; there are '
                      f'{", ".join(names())}.')
   row = algorithms.ALGORITHMS[algorithm]
+  if 'scores' in arguments:
+    raise ValueError("arguments of 'scores' are given as reward.aggregate.")
   if row.source != 'prompts' or row.objective is None:
     raise ValueError(f'algorithm {algorithm!r} does not sample; there are '
                      f'{", ".join(names())}.')
@@ -63,17 +65,32 @@ def make_row(algorithm: str, arguments: dict[str, dict],
   row = row.without(*dropped)
   shaped = [node['name'] for node in row.annotators
             if node['name'] in KL_NODES]
-  if kl['place'] == 'loss':
-    row = row.replace(**{row.objective['name']: {'kl_coef': kl['coef'] or 0.}},
-                      **{name: {'kl_coef': 0.} for name in shaped})
-  elif kl['place'] != 'reward':
+  if kl['place'] not in ('reward', 'loss'):
     raise ValueError(f"kl.place is {kl['place']!r}; 'reward' or 'loss'.")
+  if kl['place'] == 'loss':
+    own = kl['coef'] if kl['coef'] is not None else row.objective.get('kl_coef')
+    if own is None:
+      raise ValueError(f'{row.title} has no KL in the loss; set kl.coef.')
+    row = row.replace(**{row.objective['name']: {'kl_coef': own}},
+                      **{name: {'kl_coef': 0.} for name in shaped})
   elif kl['coef'] is not None:
     if not shaped:
       raise ValueError(f'{row.title} has no KL in the reward; leave kl.coef '
                        "or set kl.place='loss'.")
     row = row.replace(**{name: {'kl_coef': kl['coef']} for name in shaped})
+  _check_coefficients(row)
   return row
+
+
+def _check_coefficients(row):
+  """At most one KL to the reference, and none below 0."""
+  found = [node['kl_coef'] for node in (*row.annotators, row.objective)
+           if node.get('kl_coef')]
+  if len(found) > 1:
+    raise ValueError(f'{row.title} has a KL coefficient in the reward and in '
+                     f'the loss, {found}; set one of them to 0.')
+  if any(not coefficient > 0 for coefficient in found):
+    raise ValueError(f'a KL coefficient is {found[0]}; give 0 or more.')
 
 
 def names() -> list[str]:
@@ -150,7 +167,11 @@ def _programs(config, value_config, reward_config, tokens, spec) -> _Programs:
         eos_id=eos_id, pad_id=pad_id, num_tokens=vocab_size)
 
   whole = lambda state, frozen: {**(frozen.base or {}), **state.params}
+  if config.dtype != 'float32':  # the sampler's own are a hundredth off
+    nodes.insert(0, {'name': 'old_logprobs'})
   annotators = annotate.chain(nodes, {
+      'old_logprobs': lambda batch, state, frozen: annotate.old_logprobs(
+          batch, config, whole(state, frozen), temperature=temperature),
       'scores': lambda batch, state, frozen, **kwargs: annotate.scores(
           batch, reward_config, frozen.reward, scale=frozen.reward_scale,
           **kwargs),
@@ -163,19 +184,22 @@ def _programs(config, value_config, reward_config, tokens, spec) -> _Programs:
   forward = functools.partial(
       policy_lib.forward, config, temperature=temperature,
       value_config=value_config)
-  adaptive = row.objective.get('kl_coef') and 'kl_coef'
   target = spec['updates'].pop('penalty_target')
-  if target is not None:
-    adaptive = 'kl_penalty_coef'
   parts = spec['updates'].pop('num_microbatches')
   step = train.make_train_step(
       forward, row.bind(), tx, num_microbatches=parts,
-      coefficient=adaptive or None,
+      coefficients=_coefficients(row, target),
       dropout=bool(config.dropout or config.adapter_dropout))
   updates = train.make_updates(
       step, penalty_target=target, **spec['updates'])
   return _Programs(sampler, jax.jit(sources.rollout(annotators)),
                    jax.jit(updates, donate_argnums=0), tx)
+
+
+def _coefficients(row, penalty_target) -> tuple[str, ...]:
+  """What the objective is given from the statistics."""
+  return (('kl_coef',) * bool(row.objective.get('kl_coef'))
+          + ('kl_penalty_coef',) * (penalty_target is not None))
 
 
 def _value(value, trainable, reference, members, reward_config, config, key):
@@ -191,6 +215,56 @@ def _value(value, trainable, reference, members, reward_config, config, key):
   first = jax.tree.map(lambda x: x[0], members)  # Stiennon et al. 2020
   return {**trainable, 'value_head': first['head'],
           'value_trunk': first['trunk']}, reward_config
+
+
+def try_out(row: algorithms.Algorithm, reward: dict[str, Any],
+            kl: dict[str, Any], updates: dict[str, Any], samples: int):
+  """Traces annotators and objective of a run on shapes; touches no device.
+
+  Args:
+    row: of `make_row`.
+    reward: of `make_nodes`.
+    kl: of `make_nodes`.
+    updates: of `run`.
+    samples: K.
+
+  Raises:
+    ValueError: an argument is unknown, missing or out of range.
+  """
+  target = updates['penalty_target']
+  if target is not None:
+    if not target > 0 or not row.objective.get('kl_penalty_coef'):
+      raise ValueError('updates.penalty_target must be > 0 and needs the '
+                       f'KL-penalty form of PPO, got {target} and {row.title}.')
+    if updates['num_epochs'] * updates['repeats'] < 2:
+      raise ValueError('updates.penalty_target sees how far a second update on '
+                       'a minibatch has come; set updates.num_epochs >= 2.')
+  chain = annotate.chain(nodes := make_nodes(row, reward, kl, 0), {
+      'scores': lambda batch, *unused, **kwargs: batch.replace(
+          scores=jnp.zeros(shape[:2]),
+          member_scores=jnp.zeros((2, *shape[:2]))),
+      'ref_logprobs': lambda batch, *unused: batch.replace(
+          ref_logprobs=jnp.zeros(shape)),
+      'old_values': lambda batch, *unused: batch.replace(
+          old_values=jnp.zeros(shape))})
+  shape = (2, samples, 4)
+
+  def whole():
+    zeros = jnp.zeros(shape)
+    batch = types.Batch(tokens=jnp.zeros(shape, jnp.int32), old_logprobs=zeros,
+                        mask=jnp.ones(shape, bool))
+    state = types.TrainState(
+        step=jnp.int32(0), params={}, opt_state=(), key=jax.random.key(0),
+        statistics=_statistics(nodes, row, updates))
+    batch, state = chain(batch, state, None)
+    out = types.PolicyOutput(logprobs=zeros, entropy=zeros, values=zeros)
+    return row.bind()(out, batch, **{
+        name: state.statistics[name] for name in _coefficients(row, target)})
+
+  try:
+    jax.eval_shape(whole)
+  except (AssertionError, AttributeError, KeyError) as error:
+    raise ValueError(str(error).partition('\n')[0]) from error
 
 
 def _functions(reward) -> programmatic.Functions | None:
@@ -271,7 +345,8 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
   key = jax.random.fold_in(jax.random.key(seed), 5)
   init_key, monitor_key, key = jax.random.split(key, 3)
   if part:  # evaluations stay comparable
-    key = jax.random.fold_in(key, part)
+    key = jax.random.fold_in(
+        jax.random.fold_in(jax.random.key(seed), 6), part)
 
   made = common.restore_trained(
       context.directory_of(start or policy), policy_model, vocab_size)
@@ -338,15 +413,19 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
             reference=reference, reward=members, reward_scale=scale,
             base=made.base),
         evaluate=evaluate, evaluate_every=evaluation['every'],
-        tokens_per_step=number * corpus.max_response_length,
         folder='training', **(training or {}))
     common.save_policy(context, num_steps, state.params)
   finally:
     if functions is not None:
       functions.close()
-  return {'rollouts': num_steps, 'updates': num_steps * per_rollout,
+  logged = [json.loads(line) for line in (
+      context.directory / 'metrics.jsonl').read_text().splitlines()]
+  tokens = number * num_steps * np.mean(
+      [row['rollout/length'] for row in logged])
+  return {**last, 'rollouts': num_steps, 'updates': num_steps * per_rollout,
           'responses': num_steps * number,
-          'responses_per_second': num_steps * number / last['seconds'], **last}
+          'responses_per_second': num_steps * number / last['seconds'],
+          'tokens_per_second': float(tokens / last['seconds'])}
 
 
 def _statistics(nodes, row, updates):

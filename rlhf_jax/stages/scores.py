@@ -61,8 +61,8 @@ def standardized(context: Any, proxies: str, members: np.ndarray
     members: of `gather`.
   """
   scale = files.load_arrays(context.directory_of(proxies) / 'scale.npz')
-  return ((members - scale['mean'][:, None, None])
-          / scale['std'][:, None, None])
+  mean, std = (scale[name][:, None, None] for name in ('mean', 'std'))
+  return (members - mean) / np.where(std == 0, 1, std)
 
 
 def run(context, *, seed: int, data: dict, samples: str, proxies: str,

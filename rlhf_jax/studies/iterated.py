@@ -65,7 +65,7 @@ def _check(config: dict):
     raise errors.ConfigError("config.online.algorithm is 'best_of_n', which "
                              'trains no policy to go on with')
   online.check_run('online', {**config['online'], 'condition': 'proxy'},
-                   {'proxy': proxy})
+                   {'proxy': proxy}, config['data']['num_eval_prompts'])
   policy_report.check(config['figure'],
                       [_labels(*run) for run in _runs(config)])
 

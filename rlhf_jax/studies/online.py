@@ -13,12 +13,15 @@ one of them: it trains nothing, and reads of the node only `condition` and, of
 """
 
 import functools
+import importlib.util
 
 from rlhf_jax import errors
+from rlhf_jax import files
 from rlhf_jax import programmatic
 from rlhf_jax import study
 from rlhf_jax import train
 from rlhf_jax.data import corpus
+from rlhf_jax.models import pretrained
 from rlhf_jax.stages import best_of_n_policy
 from rlhf_jax.stages import policy
 from rlhf_jax.stages import policy_report
@@ -27,7 +30,6 @@ from rlhf_jax.stages import scores
 from rlhf_jax.stages import win_rates
 from rlhf_jax.studies import common
 
-inputs = common.inputs
 final = common.report_name
 # Of a seed, beside which each condition has a directory.
 STAGES = ('sft', 'trunk', 'gold', 'pairs', 'samples', 'policies')
@@ -68,6 +70,20 @@ def make_runs(config: dict) -> dict[str, dict]:
   base = {'labels': {}, **config['online']}
   return {name: merge(base, changes, f'runs.{name}')
           for name, changes in config['runs'].items()}
+
+
+def inputs(config: dict) -> dict:
+  """As `common.inputs`, with the models of conditions and reward functions."""
+  found = common.inputs(config)
+  for name, proxy in make_conditions(config).items():
+    if proxy['model'] != config['proxy']['model']:
+      found[f'conditions.{name}.model'] = pretrained.fingerprint(proxy['model'])
+  for run in make_runs(config).values():
+    for node in run['reward']['functions'].values():
+      module = node['function'].partition(':')[0]
+      path = importlib.util.find_spec(module).origin
+      found[f'reward.functions.{module}'] = files.fingerprint(path, ())
+  return {field: value for field, value in found.items() if value}
 
 
 def _check_conditions(config: dict, conditions: dict):
@@ -112,13 +128,14 @@ def _check_best_of_n(where: str, run: dict, require):
             "ensemble's highest score as it is; leave this out")
 
 
-def check_run(where: str, run: dict, conditions: dict):
+def check_run(where: str, run: dict, conditions: dict, num_eval_prompts: int):
   """Raises ConfigError for what the stage of a run would fail at.
 
   Args:
     where: of the run in the config, such as 'runs.ppo'.
     run: of `make_runs`.
     conditions: of `make_conditions`.
+    num_eval_prompts: of the data.
   """
   require = common.requirement(functools.reduce(
       lambda node, name: {name: node}, reversed(where.split('.')), run))
@@ -130,6 +147,12 @@ def check_run(where: str, run: dict, conditions: dict):
                          proxy['num_members'])
   if _is_best_of_n(run):
     return _check_best_of_n(where, run, require)
+  require(isinstance(reward['functions'], dict), f'{where}.reward.functions',
+          'give {name: {function, weight}}')
+  target = run['kl']['target']
+  require(target is None or target > 0, f'{where}.kl.target',
+          'give None or more than 0 nats')
+  require(run['kl']['horizon'] > 0, f'{where}.kl.horizon', 'give more than 0')
   common.try_to_make(where, _make_row, run)
   common.try_to_make(f'{where}.optimizer', functools.partial(
       train.optimizer, num_steps=1), run['optimizer'])
@@ -142,8 +165,12 @@ def check_run(where: str, run: dict, conditions: dict):
         for k in ('every', 'num_prompts'))):
     require(isinstance(value, int) and value >= 1, f'{where}.{field}',
             'give at least 1')
-  size, chunk = rollout['batch_size'], rollout['chunk_size'] or 1
-  require(size % chunk == 0, f'{where}.rollout.chunk_size',
+  require(run['evaluation']['num_prompts'] <= num_eval_prompts,
+          f'{where}.evaluation.num_prompts',
+          f'there are data.num_eval_prompts {num_eval_prompts}')
+  size, chunk = rollout['batch_size'], rollout['chunk_size']
+  require(chunk is None or (chunk >= 1 and size % chunk == 0),
+          f'{where}.rollout.chunk_size',
           f'must divide rollout.batch_size {size}')
   parts = updates['num_minibatches'] * updates['num_microbatches']
   require(size % parts == 0, f'{where}.updates.num_minibatches',
@@ -169,9 +196,11 @@ def _is_best_of_n(run: dict) -> bool:
   return run['algorithm'] == BEST_OF_N
 
 
-def _make_row(algorithm, arguments, kl, rollout, **unused):
+def _make_row(algorithm, arguments, reward, kl, rollout, updates, **unused):
+  for name, node in arguments.items():
+    if not isinstance(node, dict):
+      raise ValueError(f'arguments.{name} is {node!r}; give arguments by name.')
   row = policy.make_row(algorithm, arguments, kl)
-  row.bind()
   if kl['target'] is not None and not policy.initial_kl_coef(row) > 0:
     raise ValueError('kl.target adapts a coefficient, which must begin above '
                      '0; set kl.coef')
@@ -179,6 +208,7 @@ def _make_row(algorithm, arguments, kl, rollout, **unused):
     raise ValueError(f'{row.title} needs rollout.samples >= 2')
   if row.samples == '1' and rollout['samples'] != 1:
     raise ValueError(f'{row.title} takes rollout.samples=1')
+  policy.try_out(row, reward, kl, updates, rollout['samples'])
 
 
 def _check(config: dict) -> tuple[dict, dict]:
@@ -191,11 +221,7 @@ def _check(config: dict) -> tuple[dict, dict]:
   _check_conditions(config, conditions)
   held_out = config['data']['num_eval_prompts']
   for name, run in runs.items():
-    check_run(f'runs.{name}', run, conditions)
-    common.requirement({'runs': {name: run}})(
-        run['evaluation']['num_prompts'] <= held_out,
-        f'runs.{name}.evaluation.num_prompts',
-        f'there are data.num_eval_prompts {held_out}')
+    check_run(f'runs.{name}', run, conditions, held_out)
   if any(map(_is_best_of_n, runs.values())):
     check_samples(config)
   policy_report.check(config['figure'], [run['labels'] for run in
@@ -231,7 +257,9 @@ def _seed_stages(config, data, seed, conditions, runs):
   """The stages of one seed, and the stage of each run."""
   made, proxies, trunks = common.Seed(config, data, seed), {}, {}
   pairs = made.add_pairs('pairs', force_eos=config['force_eos'])
-  same = lambda a, b: all(a[k] == b[k] for k in ('model', 'sft', 'trunk'))
+  parts = lambda x: ('model', 'sft', 'trunk') + (
+      ('num_members',) * (x['trunk'] == 'member'))
+  same = lambda a, b: all(a[k] == b[k] for k in parts(a))
   used = dict.fromkeys(run['condition'] for run in runs.values())
   for name in used:
     proxy = dict(conditions[name])
@@ -270,12 +298,13 @@ def plan(config: dict) -> list[study.Stage]:
     ConfigError: a field is out of range; nothing has been touched.
     DataError: a file it names is missing or malformed.
   """
+  config = common.absolute(config)
   conditions, runs = _check(config)
   data = common.data_config(config)
   corpus.check(data)
-  common.check_tokens(config, data)
+  for proxy in conditions.values():
+    common.check_tokens({**config, 'proxy': proxy}, data)
   common.check_gold(config, data)
-  config = common.absolute(config)
   stages, made = [], []
   for seed in config['seeds']:
     of_seed, names = _seed_stages(config, data, seed, conditions, runs)
@@ -285,6 +314,12 @@ def plan(config: dict) -> list[study.Stage]:
   if config['judge']['against'] is not None:
     judge = dict(config['judge'])
     answered = [one for one in made if not _is_best_of_n(runs[one['run']])]
+    fewest = min((runs[one['run']]['evaluation']['num_prompts']
+                  for one in answered), default=0)
+    common.requirement(config)(
+        judge['num_prompts'] is not None
+        and 1 <= judge['num_prompts'] <= fewest, 'judge.num_prompts',
+        f'give 1 to {fewest}, the prompts that every run answers')
     win_rates.check(answered, judge['against'], judge['judge'])
     name = final(config).replace('report', 'win_rates', 1)
     stages.append(study.Stage(name, functools.partial(
