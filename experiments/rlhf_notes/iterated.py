@@ -9,8 +9,8 @@ score than one whose labels are all of the SFT policy ('initial').
 Run:      python -m rlhf_jax.main --workdir=runs/iterated \
             --config=experiments/rlhf_notes/iterated.py:laptop
 Sizes:    :smoke (CI, under a minute)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator. Neither has been run.
-Measured: README.md beside this file: not yet run.
+Hardware: laptop: 2 CPU cores, 4 minutes. full: one accelerator; not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the notes report no experiment. Labels come from a gold model
           trained on the rule of a small world, not from people; a fixed share
           of them is flipped. A comparison is between two responses (Ziegler
@@ -30,6 +30,8 @@ def get_config(size: str = 'laptop') -> config_dict.ConfigDict:
   config = base.get_config(size)
   base.world(config)
   config.study = 'iterated'
+  if size != 'smoke':
+    config.seeds = (1, 2, 3)
   config.title = 'Labels of the current policy, or of the SFT policy'
   config.force_eos = False
   config.label_noise = 0.25
