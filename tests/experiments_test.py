@@ -239,6 +239,10 @@ class ExperimentsTest(parameterized.TestCase):
           sorted((name, step)
                  for name, run in online.make_runs(written).items()
                  for step in range(run['num_steps'] + 1)))
+    if written['study'] in ('online', 'iterated'):
+      for row in rows:  # the first policy of every method is the reference
+        if row['step'] == '0' and row.get('round', '0') == '0':
+          self.assertAlmostEqual(float(row['kl_k1']), 0, delta=1e-5)
 
   def test_smokes_are_quiet(self):
     for stderr in (smoke()[1].stderr, _smokes()[1]):
