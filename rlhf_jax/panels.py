@@ -30,6 +30,9 @@ AXES = {
     'perplexity': 'perplexity per token',
     'reward_variance': 'variance of the proxy score',
     'entropy': 'entropy, nats',
+    'epoch': 'epochs',  # these of reward models
+    'loss': 'loss on held-out pairs, nats',
+    'accuracy': 'accuracy on held-out pairs',
 }
 _DERIVED = {
     'peak': 'peak of the gold score, s.d. of SFT samples',

@@ -25,7 +25,7 @@ KINDS = {
     'table': {},
     'win_rates': {'against': REQUIRED, 'line': ('method',), 'panel': ()},
 }
-X_AXES = {'evaluation': ('sqrt_kl', 'kl_k1', 'step', 'samples'),
+X_AXES = {'evaluation': ('sqrt_kl', 'kl_k1', 'step', 'samples', 'epoch'),
           'training': ('step',)}
 DERIVED = ('peak', 'peak_step', 'drop')
 LABELS = ('line', 'panel', 'paired_by')

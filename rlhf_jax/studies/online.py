@@ -86,7 +86,8 @@ def inputs(config: dict) -> dict:
   return {field: value for field, value in found.items() if value}
 
 
-def _check_conditions(config: dict, conditions: dict):
+def check_conditions(config: dict, conditions: dict):
+  """Raises ConfigError for reward models that could not be trained."""
   for name, proxy in conditions.items():
     if name in STAGES or name.startswith('trunk_'):
       raise errors.ConfigError(f'config.conditions.{name} has the name of a '
@@ -218,7 +219,7 @@ def _check(config: dict) -> tuple[dict, dict]:
   for field in ('conditions', 'runs'):
     require(config[field], field, 'give at least one')
   conditions, runs = make_conditions(config), make_runs(config)
-  _check_conditions(config, conditions)
+  check_conditions(config, conditions)
   held_out = config['data']['num_eval_prompts']
   for name, run in runs.items():
     check_run(f'runs.{name}', run, conditions, held_out)
@@ -253,16 +254,23 @@ def _best_of_n_stages(config, made, runs, given):
   return stages
 
 
-def _seed_stages(config, data, seed, conditions, runs):
-  """The stages of one seed, and the stage of each run."""
-  made, proxies, trunks = common.Seed(config, data, seed), {}, {}
-  pairs = made.add_pairs('pairs', force_eos=config['force_eos'])
+def add_conditions(config: dict, made: common.Seed, conditions: dict,
+                   pairs: str, **changes) -> dict[str, str]:
+  """Adds the reward models of each condition; their stages.
+
+  Args:
+    config: of the study.
+    made: the stages so far.
+    conditions: of `make_conditions`.
+    pairs: stage that holds the pairs.
+    **changes: of every `proxy` node.
+  """
+  proxies, trunks = {}, {}
   parts = lambda x: ('model', 'sft', 'trunk') + (
       ('num_members',) * (x['trunk'] == 'member'))
   same = lambda a, b: all(a[k] == b[k] for k in parts(a))
-  used = dict.fromkeys(run['condition'] for run in runs.values())
-  for name in used:
-    proxy = dict(conditions[name])
+  for name, condition in conditions.items():
+    proxy = dict(condition, **changes)
     noise = proxy.pop('label_noise')
     known = [k for k in trunks if same(conditions[k], proxy)]
     if same(config['proxy'], proxy) and proxy['trunk'] == 'shared':
@@ -274,6 +282,16 @@ def _seed_stages(config, data, seed, conditions, runs):
     proxies[name] = made.add_proxies(
         f'{name}/proxies', proxy, pairs=pairs, trunks=trunks[name],
         label_noise=noise)
+  return proxies
+
+
+def _seed_stages(config, data, seed, conditions, runs):
+  """The stages of one seed, and the stage of each run."""
+  made = common.Seed(config, data, seed)
+  pairs = made.add_pairs('pairs', force_eos=config['force_eos'])
+  used = dict.fromkeys(run['condition'] for run in runs.values())
+  proxies = add_conditions(
+      config, made, {name: conditions[name] for name in used}, pairs)
   given = {'pairs': pairs, 'proxies': proxies, 'conditions': conditions}
   stages = _best_of_n_stages(config, made, runs, given)
   shared = {k: v for k, v in made.shared.items() if k != 'sampler'}

@@ -1,0 +1,31 @@
+r"""Coste et al. 2024, figure 15: validation loss of the reward models.
+
+Claim: the loss on held-out pairs falls in the first epochs and does not tell
+which reward model will be overoptimised.
+
+Run:      python -m rlhf_jax.main --workdir=runs/fig15 \
+            --config=experiments/coste2024_reward_model_ensembles/fig15_validation_loss.py:laptop
+Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
+Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Measured: README.md beside this file (laptop).
+Differs:  the world and the models (fig3_best_of_n.py); the mean over members
+          is drawn, those of each member are in results.csv.
+"""
+
+from experiments import base
+from experiments import coste2024
+
+
+def get_config(size: str = 'laptop'):
+  """The config of one size."""
+  config = base.get_config(size)
+  base.world(config)
+  config.study = 'reward_models'
+  config.title = 'Held-out loss of the reward models'
+  config.force_eos = False
+  config.seeds = (0,) if size == 'smoke' else (1, 2, 3)
+  config.conditions = dict()
+  coste2024.condition(config, 0.0)
+  config.figure = dict(kind='curves', x='epoch', y=('loss', 'accuracy'),
+                       line=('condition',), columns=('loss', 'accuracy'))
+  return config.lock()
