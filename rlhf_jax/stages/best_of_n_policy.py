@@ -4,13 +4,13 @@ Coste et al. 2024, section 5.1 and equations 1, 7 and 8. Nothing is trained or
 sampled here, so runs that differ in their aggregate share samples and scores.
 """
 
-import json
 import math
 
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import evaluate
+from rlhf_jax import figures
 from rlhf_jax import files
 from rlhf_jax import metrics
 from rlhf_jax.ops import best_of_n
@@ -101,7 +101,7 @@ def run(context, *, seed: int, data: dict, policy: str, pairs: str,
     for i, n in enumerate(ns):
       row = _row(n, {name: curve[:, i] for name, curve in curves.items()})
       writer.write(n, row)
-  rows = _final_rows(corpus, {k: curve[:, -1] for k, curve in curves.items()})
-  files.write_text(context.directory / 'final.jsonl', ''.join(
-      json.dumps(files.jsonable(x)) + '\n' for x in rows))
+  figures.write_jsonl(
+      context.directory / 'final.jsonl',
+      _final_rows(corpus, {k: curve[:, -1] for k, curve in curves.items()}))
   return {'gold': row['gold'], 'proxy': row['proxy'], 'n': ns[-1]}

@@ -16,6 +16,7 @@ import numpy as np
 
 from rlhf_jax import algorithms
 from rlhf_jax import annotate
+from rlhf_jax import figures
 from rlhf_jax import files
 from rlhf_jax import monitor
 from rlhf_jax import policy as policy_lib
@@ -396,8 +397,8 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
       texts = watch.texts(found, evaluation['texts'])
       files.write_json(context.directory / 'texts' / f'{step:06d}.json', texts)
       if step == num_steps:
-        files.write_text(context.directory / 'final.jsonl', ''.join(
-            json.dumps(x) + '\n' for x in watch.final_rows(found)))
+        figures.write_jsonl(
+            context.directory / 'final.jsonl', watch.final_rows(found))
       return {'updates': step * per_rollout, 'samples': step * number,
               **found.row}
 

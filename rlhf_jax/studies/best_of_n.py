@@ -27,9 +27,7 @@ def _check(config: dict):
   common.check(config)
   common.check_shares(config, 'label_noise')
   require, bon = common.requirement(config), config['best_of_n']
-  require(config['force_eos'], 'force_eos', 'give at least one value')
-  require(len(set(config['force_eos'])) == len(config['force_eos']),
-          'force_eos', 'give each value once')
+  common.check_values(config, 'force_eos')
   require(all(isinstance(x, bool) for x in config['force_eos']), 'force_eos',
           'give True, False or both')
   for name, least in (('num_samples', 2), ('samples_per_call', 1),

@@ -59,12 +59,18 @@ def requirement(config: dict) -> Callable[[bool, str, str], None]:
   return require
 
 
+def check_values(config: dict, field: str):
+  """Raises ConfigError unless `field` holds values, each of them once."""
+  require = requirement(config)
+  require(config[field], field, 'give at least one value')
+  require(len(set(config[field])) == len(config[field]), field,
+          'give each value once')
+
+
 def check(config: dict):
   """Raises ConfigError for what the first stages would fail at later."""
   require = requirement(config)
-  require(config['seeds'], 'seeds', 'give at least one value')
-  require(len(set(config['seeds'])) == len(config['seeds']), 'seeds',
-          'give each value once')
+  check_values(config, 'seeds')
   require(all(isinstance(x, int) and x >= 0 for x in config['seeds']),
           'seeds', 'seeds are integers >= 0')
   require(config['proxy']['num_members'] >= 1, 'proxy.num_members',
@@ -99,12 +105,10 @@ def check(config: dict):
 
 def check_shares(config: dict, field: str):
   """Raises ConfigError unless `field` holds different shares in [0, 1]."""
-  require = requirement(config)
-  require(config[field], field, 'give at least one value')
-  require(len(set(config[field])) == len(config[field]), field,
-          'give each value once')
-  require(all(isinstance(x, int | float) and 0 <= x <= 1
-              for x in config[field]), field, 'shares lie in [0, 1]')
+  check_values(config, field)
+  requirement(config)(
+      all(isinstance(x, int | float) and 0 <= x <= 1 for x in config[field]),
+      field, 'shares lie in [0, 1]')
 
 
 def _check_models(config: dict, require):
