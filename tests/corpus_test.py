@@ -160,6 +160,19 @@ class FilesTest(parameterized.TestCase):
     self.assertEqual(before['preferences'], after['preferences'])
     self.assertEqual(corpus.fingerprints({'name': 'reviews'}), {})
 
+  def test_fingerprint_of_a_directory(self):
+    data = self.directory / 'data'
+    (data / 'part').mkdir(parents=True)
+    config = {'name': 'logged', 'path': str(data)}
+    found = []
+    for name, text in (('part/a.jsonl', 'x'), ('part/a.jsonl', 'y'),
+                       ('part/.cache', 'z'), ('b.jsonl', 'y')):
+      (data / name).write_text(text)
+      found.append(corpus.fingerprints(config)['path'])
+    self.assertNotEqual(found[0], found[1])
+    self.assertEqual(found[1], found[2])  # hidden
+    self.assertNotEqual(found[2], found[3])
+
   def test_check(self):
     corpus.check(self.config)
     corpus.check(WORLD)
@@ -208,6 +221,8 @@ class ReviewsTest(absltest.TestCase):
         [world.tokenizer.decode(tokens[mask]) for tokens, mask in zip(
             held_out.tokens, held_out.mask)],
         [' '.join(text.split()[:24]) for text in texts])
+    self.assertEqual(out.eval_splits, tuple(reviews.split_of(
+        world.write(5, 32)[0])))
     ended = (out.demonstrations.mask & (
         out.demonstrations.tokens == out.tokenizer.eos_id)).any(axis=-1)
     self.assertAlmostEqual(
@@ -225,8 +240,14 @@ class LoadTest(absltest.TestCase):
         WORLD | dict(sentences=(.45, .52, .03)), 0), weights)
     self.assertIsNot(corpus.load(WORLD, 1), first)
 
+  def test_nodes_can_be_frozen(self):
+    self.assertEqual(
+        corpus.freeze({'b': [1, {'c': [2]}], 'a': None}),
+        (('a', None), ('b', (1, (('c', (2,)),)))))
+
   def test_unknown_name(self):
-    with self.assertRaisesRegex(errors.ConfigError, "'x'.*files, reviews"):
+    with self.assertRaisesRegex(
+        errors.ConfigError, "'x'.*files, logged, reviews"):
       corpus.load(dict(name='x'), 0)
 
 

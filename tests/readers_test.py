@@ -14,6 +14,7 @@ from absl.testing import parameterized
 
 from rlhf_jax import errors
 from rlhf_jax.data import readers
+from rlhf_jax.data import tables
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = pathlib.Path(
@@ -153,7 +154,7 @@ class BadRowsTest(FileTestCase):
     if name.endswith('gz'):
       content = gzip.compress(content)
     path = self.write(content, name)
-    with mock.patch.object(readers, 'MAX_LINE_BYTES', 100):
+    with mock.patch.object(tables, 'MAX_LINE_BYTES', 100):
       self.assertIn(f'{path}:1: is over 100 bytes', self.error(path))
       read = readers.read_alpaca(path, max_bad_rows=2)
     self.assertLen(read.rows, 1)
@@ -225,6 +226,16 @@ class AlpacaTest(FileTestCase):
     unique = readers.read_alpaca(path, dedup=True)
     self.assertEqual(''.join(r.output for r in unique.rows), 'abc')
     self.assertEqual((kept.duplicates, unique.duplicates), (3, 3))
+
+  def test_csv_and_a_split_of_a_directory(self):
+    path = self.write(b'instruction,output\ni,"o\no"\nj,\n,p\n', 'dev.csv')
+    self.assertIn(f"{path}:5: field 'instruction' is blank", self.error(path))
+    (path.parent / 'train.jsonl').write_bytes(GOOD)
+    path.unlink()
+    (path.parent / 'test.jsonl').write_bytes(GOOD + b'\n' + GOOD)
+    self.assertIn('has the splits test, train', self.error(path.parent))
+    read = readers.read_alpaca(path.parent, split='test')
+    self.assertLen(read.rows, 2)
 
   def test_rows_are_frozen(self):
     row = readers.read_alpaca(self.write(GOOD)).rows[0]

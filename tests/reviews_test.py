@@ -193,6 +193,32 @@ class WriteTest(parameterized.TestCase):
       reviews.valences(344)
 
 
+class SubjectTest(absltest.TestCase):
+
+  def test_split_of(self):
+    prompts = [f'review the {thing} and its price :' for thing in (
+        'phone', 'song', 'hotel', 'sofa')]
+    self.assertEqual(reviews.split_of(prompts), [
+        'electronics', 'media', 'travel', 'household'])
+    things = ' '.join(reviews._GROUPS.values()).split()
+    self.assertCountEqual(things, reviews._THINGS)  # each in one group
+    with self.assertRaisesRegex(ValueError, "this world, got 'moon'"):
+      reviews.split_of([PROMPT, PROMPT.replace('phone', 'moon')])
+
+  def test_subject(self):
+    self.assertEqual(reviews.subject(f'{PROMPT} no . {PROMPT} '.replace(
+        'price', 'style', 1)), ('phone', 'price'))  # the last request
+    with self.assertRaisesRegex(ValueError, 'ask for a review'):
+      reviews.subject('review the phone')
+
+  def test_words_and_modifiers(self):
+    world = _world(typo_rate=.1)
+    self.assertLen(world.words, world.tokenizer.vocab_size - 3)
+    self.assertEqual(world.tokenizer.encode([world.words[7]]), [[10]])
+    self.assertEqual(reviews.MODIFIERS, {*BOOSTS, 'not', 'never'})
+    self.assertLen(reviews.valences(reviews.MOST_ADJECTIVES), 342)
+
+
 class CorruptTest(absltest.TestCase):
 
   def setUp(self):

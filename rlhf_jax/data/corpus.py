@@ -5,11 +5,12 @@ pairs, prompts held out for evaluation, and what the gold reward model learns
 from: the world's rule, or human preferences.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,18 @@ class Prompts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Log:
+  """N prompts with up to K logged responses each, the best one first."""
+
+  tokens: np.ndarray  # i32[N, K, T]
+  mask: np.ndarray  # bool[N, K, T]; false throughout a missing response
+  group: np.ndarray  # i32[N, K], index into `groups`; -1: missing
+  groups: tuple[str, ...]  # such as 'chosen' and 'rejected'
+  scores: dict[str, np.ndarray]  # f32[N, K] each, NaN where there is none
+  references: tuple[str, ...] | None = None  # right answer of each prompt
+
+
+@dataclasses.dataclass(frozen=True)
 class Corpus:
   """Everything a study reads; T = prompt length + response length."""
 
@@ -44,6 +57,9 @@ class Corpus:
   preferences: types.Batch | None = None  # [N, 2, T], chosen first
   eval_demonstrations: types.Batch | None = None  # [N, 1, T], of eval_prompts
   world: reviews.Reviews | None = None  # the rule and the damage
+  eval_splits: tuple[str, ...] | None = None  # a name for each eval prompt
+  log: Log | None = None  # of training prompts alone
+  log_target: str | None = None  # score of the log that gold is fitted to
   summary: dict = dataclasses.field(default_factory=dict)
 
   def fingerprint(self) -> str:
@@ -55,14 +71,19 @@ class Corpus:
             self.eval_prompts.tokens)
     if self.preferences is not None:
       held += (self.preferences.tokens,)
+    if self.log is not None:
+      held += (self.log.tokens, self.log.mask, self.log.group,
+               *(self.log.scores[name] for name in sorted(self.log.scores)))
     return files.digest([files.array_digest(x) for x in held])
 
 
-def _prompts(rows: tokenizer_lib.EncodedRows) -> Prompts:
+def as_prompts(rows: tokenizer_lib.EncodedRows) -> Prompts:
+  """The prompts of encoded rows."""
   return Prompts(rows.prompts, rows.prompt_lengths)
 
 
-def _single(rows: tokenizer_lib.EncodedRows) -> types.Batch:
+def single(rows: tokenizer_lib.EncodedRows) -> types.Batch:
+  """Encoded rows as a batch of one sample per prompt, [N, 1, T]."""
   return types.Batch(tokens=rows.tokens[:, None], mask=rows.mask[:, None])
 
 
@@ -93,18 +114,19 @@ def from_reviews(
     prompts, texts = world.write(count, seed * 10 + part)
     return world.tokenizer.encode_rows(
         prompts, texts, max_prompt_length=max_prompt_length,
-        max_response_length=max_response_length)
+        max_response_length=max_response_length), prompts
 
-  demonstrations = write(num_demonstrations, 0)
-  held_out = write(num_eval_prompts, 2)
+  demonstrations, _ = write(num_demonstrations, 0)
+  held_out, prompts = write(num_eval_prompts, 2)
   return Corpus(
       tokenizer=world.tokenizer,
-      demonstrations=_single(demonstrations),
-      pair_prompts=_prompts(write(num_pair_prompts, 1)),
-      eval_prompts=_prompts(held_out),
-      eval_demonstrations=_single(held_out),
+      demonstrations=single(demonstrations),
+      pair_prompts=as_prompts(write(num_pair_prompts, 1)[0]),
+      eval_prompts=as_prompts(held_out),
+      eval_demonstrations=single(held_out),
       max_response_length=max_response_length,
       world=world,
+      eval_splits=tuple(reviews.split_of(prompts)),
       summary={
           'demonstrations': num_demonstrations,
           'vocabulary': world.tokenizer.vocab_size,
@@ -113,10 +135,16 @@ def from_reviews(
       })
 
 
-def _split(texts: list[tuple[str, str]], seed: int, num_eval_prompts: int):
+def split_by_prompt(texts: list[tuple], seed: int, num_eval_prompts: int
+                    ) -> tuple[list[tuple], list[tuple]]:
   """Training texts, and one text for each held-out prompt.
 
   By prompt, because a prompt may have several rows.
+
+  Args:
+    texts: tuples whose first entry is the prompt.
+    seed: of the order.
+    num_eval_prompts: prompts held out.
   """
   order = np.random.Generator(np.random.Philox(seed)).permutation(len(texts))
   by_prompt = {}
@@ -176,7 +204,7 @@ def from_files(
   rows, pairs = _read(path, preferences, max_bad_rows, num_eval_prompts)
   write = formats.get(format)
   texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
-  training, held_out = _split(texts, seed, num_eval_prompts)
+  training, held_out = split_by_prompt(texts, seed, num_eval_prompts)
   training = training[:num_demonstrations]
   pair = formats.get(_preference_format(format, preference_format))
   sides = [[pair(p.prompt, getattr(p, side)) for p in pairs.rows]
@@ -184,7 +212,7 @@ def from_files(
   if tokenizer is not None:
     coder = load_tokenizer(tokenizer, pad, bos, eos, control)
   else:
-    coder = _train_tokenizer(
+    coder = train_tokenizer(
         [*training, *sides[0], *sides[1]], vocab_size, control)
 
   def encode(texts):
@@ -196,7 +224,7 @@ def from_files(
   demonstrations = encode(training)
   chosen, rejected = map(encode, sides)
   held_out = encode(held_out)
-  prompts = _prompts(demonstrations)
+  prompts = as_prompts(demonstrations)
   # Repeats of a prompt are neighbours, so that pairs held out from the front
   # share at most one prompt with the rest.
   repeated = np.sort(np.resize(np.arange(len(training)), num_pair_prompts))
@@ -205,10 +233,10 @@ def from_files(
   share = lambda x: float(x.truncated_responses / len(x.tokens))
   return Corpus(
       tokenizer=coder,
-      demonstrations=_single(demonstrations),
+      demonstrations=single(demonstrations),
       pair_prompts=Prompts(prompts.tokens[repeated], prompts.lengths[repeated]),
-      eval_prompts=_prompts(held_out),
-      eval_demonstrations=_single(held_out),
+      eval_prompts=as_prompts(held_out),
+      eval_demonstrations=single(held_out),
       max_response_length=max_response_length,
       preferences=types.Batch(tokens=stack('tokens'), mask=stack('mask')),
       summary={
@@ -230,20 +258,33 @@ def _preference_format(format, preference_format):
 
 
 def num_preferences(config: dict) -> int:
-  """Usable pairs in the file of a node whose name is 'files'."""
+  """Usable pairs of a node whose name is 'files' or 'logged'."""
+  if config['name'] == 'logged':
+    return _logs().num_preferences(config)
   return len(_read(config['path'], config['preferences'],
                    config.get('max_bad_rows', 0),
                    config['num_eval_prompts'])[1].rows)
 
 
 def _check_formats(config, coder, rows, pairs):
-  """ValueError or ConfigError if a row has no form in its format."""
   name = config.get('format') or 'alpaca'
   write = formats.get(name)
   pair = formats.get(_preference_format(name, config.get('preference_format')))
   texts = [write(r.instruction, r.output, r.input) for r in rows.rows]
   texts += [pair(p.prompt, side) for p in pairs.rows
             for side in (p.chosen, p.rejected)]
+  check_texts(config, coder, texts)
+
+
+def check_texts(config: dict, coder: tokenizer_lib.Tokenizer | None,
+                texts: list[tuple[formats.Text, formats.Text]]):
+  """ValueError or ConfigError if prompts and responses cannot be encoded.
+
+  Args:
+    config: node of the corpus.
+    coder: its tokenizer; None: one that is to be trained on the texts.
+    texts: in their format; the first and the last are tried.
+  """
   names = tuple(config.get('control') or ())
   if coder is not None:
     for prompt, response in (texts[0], texts[-1]):
@@ -259,7 +300,10 @@ def _check_formats(config, coder, rows, pairs):
                      f'tokens), got {config["vocab_size"]}')
 
 
-def _train_tokenizer(rows, vocab_size, control):
+def train_tokenizer(
+    rows: Iterable[tuple[formats.Text, formats.Text]], vocab_size: int,
+    control: Sequence[str],
+) -> tokenizer_lib.Tokenizer:
   """A BPE of the texts, with the control tokens that their format needs."""
   texts, names = [], dict.fromkeys(control)
   for text in itertools.chain.from_iterable(rows):
@@ -326,12 +370,19 @@ def _read(path: str, preferences: str, max_bad_rows: int,
   return rows, pairs
 
 
-@functools.lru_cache(maxsize=2)
+def _logs():
+  """The module of logged responses, which builds on this one."""
+  from rlhf_jax.data import logs
+  return logs
+
+
+@functools.lru_cache(maxsize=4)  # a study compares up to three logs
 def _load(seed: int, items: tuple) -> Corpus:
   kwargs = dict(items)
   name = kwargs.pop('name')
   builders: dict[str, Callable[..., Corpus]] = {
-      'reviews': from_reviews, 'files': from_files}
+      'reviews': from_reviews, 'files': from_files,
+      'logged': _logs().from_logged}
   if name not in builders:
     raise errors.ConfigError(f'config.data.name is {name!r}; there are '
                              f'{", ".join(sorted(builders))}')
@@ -344,20 +395,38 @@ def load(config: dict, seed: int) -> Corpus:
   Fields that are None are left out. The stages of a study ask for the same
   corpus one after the other, and it is a pure function of its arguments.
   """
-  freeze = lambda v: tuple(v) if isinstance(v, list) else v
-  items = tuple(sorted((k, freeze(v)) for k, v in config.items()
-                       if v is not None))
-  return _load(seed, items)
+  return _load(seed, freeze(
+      {k: v for k, v in config.items() if v is not None}))
+
+
+def freeze(value: Any) -> Any:
+  """A config's value that can be hashed: lists and nodes become tuples."""
+  if isinstance(value, Mapping):
+    return tuple(sorted((k, freeze(v)) for k, v in value.items()))
+  if isinstance(value, list | tuple):
+    return tuple(freeze(v) for v in value)
+  return value
 
 
 def fingerprints(config: dict) -> dict[str, str]:
   """SHA-256 of the content of each file that `config` names."""
   found = {}
   for field in FILES:
-    if config.get(field):
-      found[field] = files.fingerprint(
-          config[field], ('.json', '.txt', '.model'))
+    path = config.get(field)
+    if path and field == 'path' and pathlib.Path(path).is_dir():
+      found[field] = _directory_fingerprint(pathlib.Path(path))
+    elif path:
+      found[field] = files.fingerprint(path, ('.json', '.txt', '.model'))
   return found
+
+
+def _directory_fingerprint(path: pathlib.Path) -> str:
+  """SHA-256 of a directory of data, hidden files and caches left out."""
+  names = [file.relative_to(path) for file in path.rglob('*')
+           if file.is_file()]
+  return files.digest({
+      name.as_posix(): files.fingerprint(path / name) for name in names
+      if not any(part.startswith('.') for part in name.parts)})
 
 
 def check(config: dict):
@@ -369,7 +438,8 @@ def check(config: dict):
   """
   for field in FILES:
     path = config.get(field)
-    exists = path and (pathlib.Path.exists if field == 'tokenizer'
+    directory = field == 'tokenizer' or config['name'] == 'logged'
+    exists = path and (pathlib.Path.exists if directory
                        else pathlib.Path.is_file)(pathlib.Path(path))
     if path and not exists:
       raise errors.DataError(
@@ -383,6 +453,9 @@ def check(config: dict):
       reviews.Reviews(**{k: v for k, v in config.items() if k in (
           'num_adjectives', 'zipf', 'typo_rate', 'advert_rate',
           'sentences')})
+      return
+    if config['name'] == 'logged':
+      _logs().check(config)
       return
     coder = named_tokenizer(config)
     rows, pairs = _read(

@@ -1,4 +1,4 @@
-"""Demonstrations and preferences from JSON and JSON lines files.
+"""Demonstrations and preferences from files of any kind `tables` reads.
 
 A file is validated to its end before anything is returned, so that a bad
 row stops a run in its first second and not in its third hour. Three kinds of
@@ -13,21 +13,17 @@ rows are told apart, and each is counted:
 Fields other than those of the row type are ignored, `status` included.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Sequence
 import dataclasses
-import gzip
-import json
 import os
 import pathlib
 from typing import Any
-import zlib
 
 from rlhf_jax import errors
+from rlhf_jax.data import fields
+from rlhf_jax.data import tables
 
-MAX_LINE_BYTES = 16 * 2**20
-MAX_GZIP_RATIO = 200  # text compresses 3 to 20 times; a bomb, 1000 times
 _LISTED = 10
-_BOM = b'\xef\xbb\xbf'
 _HUMAN = '\n\nHuman:'
 _ASSISTANT = '\n\nAssistant:'
 
@@ -51,28 +47,45 @@ class Preference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Logged:
+  """One response that somebody, or some model, gave to a prompt."""
+
+  prompt: str  # as the prompt format takes it; a dialogue for HH
+  response: str
+  example: int  # rows of one example answer one prompt, best first
+  group: str = ''  # such as 'chosen' or 'rejected', 'up' or 'down'
+  input: str = ''  # second text of the format: knowledge, relation
+  history: tuple[str, ...] = ()  # utterances before the prompt
+  scores: tuple[tuple[str, float], ...] = ()  # named, finite
+  split: str = ''  # part of the data, such as 'helpful-base'
+  reference: str = ''  # the right answer, where there is one
+
+
+@dataclasses.dataclass(frozen=True)
 class Read:
   """The rows of one file, in its order, and what was found beside them."""
 
-  rows: list[Any]  # Demonstration or Preference
+  rows: list[Any]  # Demonstration, Preference or Logged
   bad: list[str]  # 'file:line: reason', dropped
   empty: int  # rows dropped because an output or response was blank
   duplicates: int  # repeats of an earlier row; kept unless dedup was set
-
-
-class _BadRowError(Exception):
-  """Why this row cannot be used."""
+  skipped: int = 0  # responses that a kind of log leaves out by its rule
 
 
 def read_alpaca(
-    path: str | os.PathLike, *, max_bad_rows: int = 0, dedup: bool = False
+    path: str | os.PathLike,
+    *,
+    max_bad_rows: int = 0,
+    dedup: bool = False,
+    split: str | None = None,
 ) -> Read:
   """Reads instruction, input (optional or null) and output.
 
   Args:
-    path: a JSON array (.json) or JSON lines (.jsonl, .jsonl.gz), in UTF-8.
+    path: JSON, JSON lines, CSV, TSV, parquet or a directory, see `tables`.
     max_bad_rows: how many bad rows to drop before it becomes an error.
     dedup: whether to drop repeats of an earlier row.
+    split: which split of a directory that has several.
 
   Returns:
     A `Read` of `Demonstration`s, at least one.
@@ -80,11 +93,16 @@ def read_alpaca(
   Raises:
     DataError: the file cannot be read, or has too many bad rows.
   """
-  return _read(path, _demonstration, max_bad_rows, dedup)
+  return collect(path, _demonstration, max_bad_rows=max_bad_rows,
+                 dedup=dedup, split=split)
 
 
 def read_hh(
-    path: str | os.PathLike, *, max_bad_rows: int = 0, dedup: bool = False
+    path: str | os.PathLike,
+    *,
+    max_bad_rows: int = 0,
+    dedup: bool = False,
+    split: str | None = None,
 ) -> Read:
   r"""Reads Anthropic HH pairs: two dialogues, chosen and rejected.
 
@@ -93,9 +111,10 @@ def read_hh(
   their responses then hold the further turns, as the annotator saw them.
 
   Args:
-    path: JSON lines (.jsonl, .jsonl.gz) or a JSON array (.json), in UTF-8.
+    path: JSON, JSON lines, CSV, TSV, parquet or a directory, see `tables`.
     max_bad_rows: how many bad rows to drop before it becomes an error.
     dedup: whether to drop repeats of an earlier row.
+    split: which split of a directory that has several.
 
   Returns:
     A `Read` of `Preference`s, at least one.
@@ -103,82 +122,93 @@ def read_hh(
   Raises:
     DataError: the file cannot be read, or has too many bad rows.
   """
-  return _read(path, _preference, max_bad_rows, dedup)
+  return collect(path, _preference, max_bad_rows=max_bad_rows,
+                 dedup=dedup, split=split)
 
 
 def _demonstration(entry: dict) -> Demonstration | None:
-  instruction = _text(entry, 'instruction')
-  if not instruction.strip():
-    raise _BadRowError("field 'instruction' is blank")
-  no_input = entry.get('input') is None
-  input_ = '' if no_input else _text(entry, 'input')
-  output = _text(entry, 'output')
+  instruction = fields.filled(entry, 'instruction')
+  input_ = fields.optional(entry, 'input')
+  output = fields.text(entry, 'output')
   if not output.strip():
     return None
   return Demonstration(instruction, input_, output)
 
 
 def _preference(entry: dict) -> Preference | None:
-  chosen = _text(entry, 'chosen')
-  rejected = _text(entry, 'rejected')
+  pair = split_pair(entry)
+  blank = not pair.chosen.strip() or not pair.rejected.strip()
+  return None if blank else pair
+
+
+def split_pair(entry: dict) -> Preference:
+  """An Anthropic HH pair as prompt and responses, blank ones too.
+
+  Args:
+    entry: with the dialogues 'chosen' and 'rejected', see `read_hh`.
+
+  Raises:
+    BadRowError: it is none.
+  """
+  chosen = fields.text(entry, 'chosen')
+  rejected = fields.text(entry, 'rejected')
   for name, dialogue in (('chosen', chosen), ('rejected', rejected)):
     if not dialogue.startswith(_HUMAN):
-      raise _BadRowError(f'field {name!r} does not start with {_HUMAN!r}')
+      raise tables.BadRowError(f'field {name!r} does not start with {_HUMAN!r}')
     if _ASSISTANT not in dialogue:
-      raise _BadRowError(f'field {name!r} has no {_ASSISTANT!r} turn')
+      raise tables.BadRowError(f'field {name!r} has no {_ASSISTANT!r} turn')
   common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - texts
   start = common.rfind(_ASSISTANT)
   if start < 0:
-    raise _BadRowError('chosen and rejected share no prompt')
+    raise tables.BadRowError('chosen and rejected share no prompt')
   start += len(_ASSISTANT)
   pair = Preference(chosen[:start], chosen[start:], rejected[start:])
   # White space at the ends does not survive the format. Such a pair would
   # cost log 2 for ever.
   if pair.chosen.strip() == pair.rejected.strip():
-    raise _BadRowError('chosen and rejected are the same')
-  if not pair.chosen.strip() or not pair.rejected.strip():
-    return None
+    raise tables.BadRowError('chosen and rejected are the same')
   return pair
 
 
-def _text(entry: dict, name: str) -> str:
-  if name not in entry:
-    raise _BadRowError(f'field {name!r} is missing')
-  value = entry[name]
-  if not isinstance(value, str):
-    kind = type(value).__name__
-    raise _BadRowError(f'field {name!r} must be a string, got {kind}')
-  try:
-    value.encode()
-  except UnicodeEncodeError:
-    # JSON can spell half of a surrogate pair; no tokenizer can take it.
-    raise _BadRowError(f'field {name!r} has a lone surrogate') from None
-  return value
-
-
-def _read(
+def collect(
     path: str | os.PathLike,
-    parse: Callable[[dict], Any],
-    max_bad_rows: int,
-    dedup: bool,
+    parse: Callable[[dict], Hashable | None],
+    *,
+    max_bad_rows: int = 0,
+    dedup: bool = False,
+    split: str | None = None,
+    columns: Sequence[str] = (),
 ) -> Read:
-  """Parses every entry of the file, then judges the file as a whole."""
+  """Parses every entry of the file, then judges the file as a whole.
+
+  Args:
+    path: see `tables`.
+    parse: entry -> row, None if it is empty; raises BadRowError.
+    max_bad_rows: how many bad rows to drop before it becomes an error.
+    dedup: whether to drop repeats of an earlier row.
+    split: as of `tables.entries`.
+    columns: as of `tables.entries`.
+
+  Raises:
+    DataError: the file cannot be read, or has too many bad rows.
+    ValueError: if max_bad_rows is negative.
+  """
   if max_bad_rows < 0:
     raise ValueError(f'max_bad_rows must be >= 0, got {max_bad_rows}')
   path = pathlib.Path(path)
   rows, bad, seen = [], [], set()
   total = empty = duplicates = 0
-  for where, entry in _entries(path):
+  for where, entry in tables.entries(path, split=split, columns=columns):
     total += 1
     try:
-      if isinstance(entry, _BadRowError):
+      if isinstance(entry, tables.BadRowError):
         raise entry
       if not isinstance(entry, dict):
         kind = type(entry).__name__
-        raise _BadRowError(f'must be a JSON object, got {kind}')
+        raise tables.BadRowError(f'must be a JSON object, got {kind}')
       row = parse(entry)
-    except _BadRowError as error:
-      bad.append(f'{path}:{where}: {error}')
+    except tables.BadRowError as error:
+      bad.append(f'{where}: {error}')
       continue
     if row is None:
       empty += 1
@@ -202,92 +232,3 @@ def _read(
         f'{path}: no usable row of {total}: {len(bad)} bad, {empty} empty'
     )
   return Read(rows, bad, empty, duplicates)
-
-
-def _entries(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-  """Yields ('line' or 'row N', JSON value or _BadRowError)."""
-  if not path.exists():
-    raise errors.DataError(f'{path}: there is no such file')
-  if not path.is_file():  # a pipe would hang, a directory fail obscurely
-    kind = 'a directory' if path.is_dir() else 'not a regular file'
-    raise errors.DataError(f'{path}: is {kind}, expected a file')
-  name = path.name.lower()
-  if not name.endswith(('.json', '.jsonl', '.jsonl.gz')):
-    raise errors.DataError(
-        f'{path}: must end in .json, .jsonl or .jsonl.gz'
-    )
-  try:
-    yield from _array(path) if name.endswith('.json') else _json_lines(path)
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise errors.DataError(f'{path}: unreadable gzip: {error}') from error
-  except OSError as error:
-    raise errors.DataError(
-        f'{path}: cannot be read: {error.strerror or error}'
-    ) from error
-
-
-def _array(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-  raw = path.read_bytes()
-  if not raw.removeprefix(_BOM).strip():
-    return
-  try:
-    entries = _parse(raw, 0)
-  except _BadRowError as error:
-    raise errors.DataError(f'{path}: {error}') from None
-  if not isinstance(entries, list):
-    kind = type(entries).__name__
-    raise errors.DataError(
-        f'{path}: a .json file must hold one array, got {kind}'
-    )
-  for number, entry in enumerate(entries, 1):
-    yield f'row {number}', entry
-
-
-def _json_lines(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-  opener = gzip.open if path.name.lower().endswith('.gz') else open
-  limit = MAX_LINE_BYTES + MAX_GZIP_RATIO * path.stat().st_size
-  offset = number = 0
-  with opener(path, 'rb') as file:
-    # Files opened as bytes break at b'\n' alone; U+2028 stays in its line.
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-      number += 1
-      start, offset = offset, offset + len(raw)
-      too_long = len(raw) > MAX_LINE_BYTES
-      while too_long and not raw.endswith(b'\n') and offset <= limit:
-        raw = file.readline(MAX_LINE_BYTES)
-        if not raw:
-          break
-        offset += len(raw)
-      if offset > limit:
-        raise errors.DataError(
-            f'{path}: unpacks to over {MAX_GZIP_RATIO} times its size'
-        )
-      if too_long:
-        yield f'{number}', _BadRowError(f'is over {MAX_LINE_BYTES} bytes')
-      elif raw.removeprefix(_BOM if number == 1 else b'').strip():
-        try:
-          yield f'{number}', _parse(raw, start)
-        except _BadRowError as error:
-          cut = '' if raw.endswith(b'\n') else ', the last line is cut'
-          yield f'{number}', _BadRowError(f'{error}{cut}')
-
-
-def _parse(raw: bytes, offset: int) -> Any:
-  """Parses JSON in UTF-8 that starts `offset` bytes into its file."""
-  if offset == 0 and raw.startswith(_BOM):
-    raw, offset = raw[len(_BOM):], len(_BOM)
-  try:
-    return json.loads(raw.decode())
-  except UnicodeDecodeError as error:
-    raise _BadRowError(
-        f'invalid UTF-8 at byte {offset + error.start} of the file'
-    ) from None
-  except json.JSONDecodeError as error:
-    line = f'line {error.lineno} ' if error.lineno > 1 else ''
-    raise _BadRowError(
-        f'malformed JSON at {line}column {error.colno}: {error.msg}'
-    ) from None
-  except RecursionError:
-    raise _BadRowError('malformed JSON: nested too deeply') from None
-  except ValueError as error:  # an integer of over 4300 digits
-    raise _BadRowError(f'malformed JSON: {error}') from None

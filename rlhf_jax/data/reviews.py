@@ -15,9 +15,11 @@ reads, and takes points off for what is wrong with the text.
          - 4 if it advertises
 """
 
+from collections.abc import Sequence
 import functools
 import itertools
 import random
+import re
 
 import numpy as np
 from vaderSentiment import vaderSentiment
@@ -32,6 +34,11 @@ _ASPECTS = (
     'price sound staff plot screen fabric light style engine battery frame '
     'voice cast story strap seat taste coffee lesson zip service design view '
     'paper signal lining colour finish handle tone').split()
+_GROUPS = {  # of things; parts of an evaluation, as 'helpful-base' is of HH
+    'electronics': 'phone camera laptop watch printer radio kettle',
+    'media': 'book film novel song play game course guitar',
+    'travel': 'hotel car bike cafe tent train boat garden',
+    'household': 'coat lamp chair meal jacket sofa mirror'}
 _PEOPLE = 'friend sister neighbour teacher doctor cousin boss uncle'.split()
 _FUNCTION = (
     'review the and its : . was is it i found we think a my says felt '
@@ -40,6 +47,8 @@ _BOOSTS = {  # VADER's boosters add .293; a factor reads the same and scales
     'extremely': 1.6, 'really': 1.4, 'very': 1.4, 'quite': 1.2,
     'rather': 0.9, 'somewhat': 0.7, 'slightly': 0.6, 'barely': 0.4}
 _NEGATIONS = {'not': -0.74, 'never': -0.74}  # VADER's N_SCALAR
+MODIFIERS = frozenset({*_BOOSTS, *_NEGATIONS})  # of an adjective
+MOST_ADJECTIVES = 342  # of `valences`
 _SUFFIXES = ('ful', 'less', 'ous', 'ive', 'able', 'ible')
 # {t} thing, {s} aspect, {p} person, {n} optional negation, {a} adjective with
 # an optional intensifier, {b} the bare adjective.
@@ -60,6 +69,7 @@ _ADVERTS = (
     'order now and save money .',
 )
 _PROMPT = 'review the {t} and its {s} :'
+_REQUEST = re.compile(r'review the (\S+) and its (\S+) :')
 PROMPT_LENGTH = 8  # BOS and seven words
 
 
@@ -84,6 +94,43 @@ def valences(num_adjectives: int) -> dict[str, float]:
   return {w: lexicon[w] for pair in zip(*sides) for w in pair}
 
 
+def subject(prompt: str) -> tuple[str, str]:
+  """The thing and the aspect that the last request of a prompt names.
+
+  Args:
+    prompt: text that has 'review the <thing> and its <aspect> :' in it.
+
+  Raises:
+    ValueError: it has not.
+  """
+  found = _REQUEST.findall(prompt)
+  if not found:
+    raise ValueError('prompt must ask for a review of a thing and its aspect, '
+                     f'got {prompt[-80:]!r}')
+  return found[-1]
+
+
+def split_of(prompts: Sequence[str]) -> list[str]:
+  """The group that the thing of each prompt belongs to.
+
+  Args:
+    prompts: N texts, see `subject`.
+
+  Returns:
+    N names: 'electronics', 'media', 'travel' or 'household'.
+
+  Raises:
+    ValueError: a prompt names no thing of this world.
+  """
+  group = {thing: name for name, things in _GROUPS.items()
+           for thing in things.split()}
+  things = [subject(prompt)[0] for prompt in prompts]
+  unknown = next((thing for thing in things if thing not in group), None)
+  if unknown is not None:
+    raise ValueError(f'prompts must name things of this world, got {unknown!r}')
+  return [group[thing] for thing in things]
+
+
 def _misspelt(word: str) -> str:
   """Swaps two inner letters: 'wonderful' -> 'wodnerful'."""
   if len(word) < 4:
@@ -96,6 +143,7 @@ class Reviews:
 
   Attributes:
     tokenizer: one token for each word.
+    words: the vocabulary without special tokens, in the order of its ids.
   """
 
   def __init__(self, *, num_adjectives: int = 240, zipf: float = 1.0,
@@ -133,7 +181,8 @@ class Reviews:
       known += [w for w in dict.fromkeys(' '.join(_ADVERTS).split())
                 if w not in known]
     typos = [w for w in dict.fromkeys(self._typos.values()) if w not in known]
-    self.tokenizer = tokenizer_lib.Tokenizer.word_level([*known, *typos])
+    self.words = [*known, *typos]
+    self.tokenizer = tokenizer_lib.Tokenizer.word_level(self.words)
     self._valence_of = self._table(self._valence, 0.0)
     self._factor_of = self._table(_BOOSTS | _NEGATIONS, 1.0)
     self._is_thing = self._table(dict.fromkeys(_THINGS, 1.0), 0.0) > 0

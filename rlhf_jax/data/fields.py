@@ -1,0 +1,114 @@
+"""Typed fields of an entry of a data file; each error names its field."""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+from rlhf_jax.data import tables
+
+
+def value(entry: Mapping, name: str, types: type | tuple[type, ...],
+          expected: str) -> Any:
+  """Field `name`, which has to be of one of `types`."""
+  if name not in entry:
+    raise tables.BadRowError(f'field {name!r} is missing')
+  found = entry[name]
+  if not isinstance(found, types):
+    kind = type(found).__name__
+    raise tables.BadRowError(f'field {name!r} must be {expected}, got {kind}')
+  return found
+
+
+def text(entry: Mapping, name: str) -> str:
+  """A string."""
+  return _encodable(value(entry, name, str, 'a string'), name)
+
+
+def nullable(entry: Mapping, name: str) -> str:
+  """A string; '' if it is null."""
+  found = value(entry, name, (str, type(None)), 'a string')
+  return '' if found is None else _encodable(found, name)
+
+
+def optional(entry: Mapping, name: str) -> str:
+  """A string; '' if it is null or not there."""
+  return nullable(entry, name) if name in entry else ''
+
+
+def filled(entry: Mapping, name: str) -> str:
+  """A string with more in it than white space."""
+  found = text(entry, name)
+  if not found.strip():
+    raise tables.BadRowError(f'field {name!r} is blank')
+  return found
+
+
+def objects(entry: Mapping, name: str, kind: type, expected: str) -> list:
+  """A list of values of one type."""
+  found = value(entry, name, list, 'a list')
+  for item in found:
+    if not isinstance(item, kind):
+      got = type(item).__name__
+      raise tables.BadRowError(
+          f'field {name!r} must be a list of {expected}, got {got} in it')
+  return found
+
+
+def texts(entry: Mapping, name: str) -> list[str]:
+  """A list of strings."""
+  return [_encodable(item, name)
+          for item in objects(entry, name, str, 'strings')]
+
+
+def number(entry: Mapping, name: str, low: float = -math.inf,
+           high: float = math.inf) -> float:
+  """A finite number in [low, high], or a string that spells one (CSV)."""
+  return _number(value(entry, name, object, ''), name, low, high)
+
+
+def numbers(entry: Mapping, name: str) -> list[float]:
+  """A list of finite numbers."""
+  return [_number(item, name)
+          for item in objects(entry, name, (int, float), 'numbers')]
+
+
+def flag(entry: Mapping, name: str) -> bool:
+  """True or false, also as 1 or 0."""
+  found = value(entry, name, (bool, int), 'true or false')
+  if found not in (0, 1):
+    raise tables.BadRowError(
+        f'field {name!r} must be true or false, got {found}')
+  return bool(found)
+
+
+def first(entry: Mapping, names: Sequence[str]) -> str | None:
+  """The first of `names` that is a field and not null."""
+  return next((name for name in names if entry.get(name) is not None), None)
+
+
+def _encodable(found: str, name: str) -> str:
+  try:
+    found.encode()
+  except UnicodeEncodeError:
+    # JSON can spell half of a surrogate pair; no tokenizer can take it.
+    raise tables.BadRowError(
+        f'field {name!r} has a lone surrogate') from None
+  return found
+
+
+def _number(found: Any, name: str, low: float = -math.inf,
+            high: float = math.inf) -> float:
+  try:
+    if isinstance(found, bool) or not isinstance(found, int | float | str):
+      raise TypeError
+    got = float(found)
+  except (TypeError, ValueError, OverflowError):
+    kind = repr(found)[:40]
+    raise tables.BadRowError(
+        f'field {name!r} must be a number, got {kind}') from None
+  if not math.isfinite(got):
+    raise tables.BadRowError(f'field {name!r} must be finite, got {got}')
+  if not low <= got <= high:
+    raise tables.BadRowError(
+        f'field {name!r} must be in [{low:g}, {high:g}], got {got:g}')
+  return got
