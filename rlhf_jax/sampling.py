@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import types
+from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
+from rlhf_jax.ops import q_learning
 
 
 def filter_logits(logits: jax.Array, *, top_k: int = 0,
@@ -102,12 +104,27 @@ def _contiguous(tokens, prompts, prompt_lengths, logprobs, lengths, pad_id):
   return row, mask, logprobs
 
 
+def _shift(params, hidden, logits, beta):
+  """Logits [B, V] shifted by the heads that read hidden [B, D], normalised.
+
+  V of the state is left at 0: all tokens share it, and the softmax drops it.
+  """
+  def q_values(head):
+    states, weight, bias = heads.q_map(head, hidden)
+    out = jnp.einsum('...d,vd->...v', states, weight.astype(states.dtype),
+                     preferred_element_type=jnp.float32)
+    return out if bias is None else out + jnp.broadcast_to(bias, out.shape)
+  return q_learning.shift_logits(
+      logits, tuple(map(q_values, params['target_q_heads'])),
+      jnp.zeros(len(logits)), beta=beta)
+
+
 @functools.partial(jax.jit, static_argnames=(
     'config', 'num_samples', 'max_new_tokens', 'temperature', 'top_k', 'top_p',
-    'eos_id', 'pad_id', 'force_eos', 'num_tokens'))
+    'eos_id', 'pad_id', 'force_eos', 'num_tokens', 'value_shift'))
 def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
             num_samples, max_new_tokens, temperature, top_k, top_p, eos_id,
-            pad_id, force_eos, num_tokens):
+            pad_id, force_eos, num_tokens, value_shift):
   width = prompts.shape[1]
   num_slots = width + max_new_tokens
   layers = transformer.unstack(config, params)
@@ -123,8 +140,10 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
       slots < width, slots, slots - width + lengths[:, None])
 
   def pick(t, hidden, done):
-    logits = transformer.project(
-        params, transformer.finish(config, params, hidden))
+    hidden = transformer.finish(config, params, hidden)
+    logits = transformer.project(params, hidden)
+    if value_shift is not None:
+      logits = _shift(params, hidden, logits, value_shift)
     scaled = logits / (temperature or 1.0)
     allowed = scaled
     if num_tokens < config.vocab_size:
@@ -165,6 +184,16 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
   return _contiguous(tokens, prompts, lengths, logprobs, count, pad_id)
 
 
+def _check_shift(params, value_shift):
+  """ValueError unless `params` can be sampled from with `value_shift`."""
+  if not 0 <= value_shift < float('inf'):
+    raise ValueError(
+        f'value_shift must be >= 0 and finite, got {value_shift}.')
+  if 'target_q_heads' not in params:
+    raise ValueError("params must hold 'target_q_heads' with value_shift, got "
+                     f'{", ".join(sorted(params))}.')
+
+
 def sample(
     config: transformer.Config,
     params: types.Params,
@@ -182,12 +211,14 @@ def sample(
     force_eos: bool = False,
     num_tokens: int | None = None,
     row_ids: jax.Array | None = None,
+    value_shift: float | None = None,
 ) -> types.Batch:
   """Samples `num_samples` responses to each prompt.
 
   Args:
     config: shape of the policy.
-    params: its parameters.
+    params: its parameters; with `value_shift` also 'target_q_heads' (of
+      `heads.init_q`). Other heads are not read.
     prompts: i32[B, P], right-padded.
     prompt_lengths: i32[B], tokens, >= 1.
     key: the only source of randomness; the same key gives the same rows.
@@ -204,18 +235,24 @@ def sample(
       may have padded embeddings, are never drawn. None: all may be.
     row_ids: i32[B], identity of each prompt in the whole data set. Batches
       cut differently then draw the same samples. Default: arange(B).
+    value_shift: beta of `q_learning.shift_logits`, which every step's logits
+      then go through before top-k and temperature, as ILQL samples (Snell et
+      al. 2023; objectives.md 8.6), in nats per unit of value, >= 0; 0 is the
+      language model. V is not needed: it cancels. None: no shift.
 
   Returns:
     Batch [B, K, P + N] with `tokens`, `mask` and `old_logprobs`: the log
     probability of each sampled token, in nats, under the softmax of
     logits / temperature (of the logits where it is 0), before top-k and
-    top-p, 0 off the mask. `policy.forward` with the same temperature gives
-    the same numbers to 1e-5 in float32. In bfloat16 it does not: 0.012 off
-    (rms; 0.045 at most of 1,450 tokens, 4 layers of 128 features, CPU), which
-    is as far as bfloat16 is from float32; recompute them before ratios.
+    top-p, 0 off the mask. With `value_shift` these are the shifted logits,
+    which `policy.forward` does not give; without, at the same temperature, it
+    gives the same numbers to 1e-5 in float32. In bfloat16 it does not: 0.012
+    off (rms; 0.045 at most of 1,450 tokens, 4 layers of 128 features, CPU),
+    which is as far as bfloat16 is from float32; recompute them before ratios.
 
   Raises:
-    ValueError: if a number is out of range.
+    ValueError: if a number is out of range, or `params` lack what
+      `value_shift` needs.
   """
   if num_samples < 1 or max_new_tokens < 1:
     raise ValueError('num_samples and max_new_tokens must be >= 1, got '
@@ -226,6 +263,8 @@ def sample(
     raise ValueError(f'top_k must be >= 0, got {top_k}.')
   if not 0 < top_p <= 1:
     raise ValueError(f'top_p must be in (0, 1], got {top_p}.')
+  if value_shift is not None:
+    _check_shift(params, value_shift)
   prompts = jnp.asarray(prompts)
   prompt_lengths = jnp.asarray(prompt_lengths)
   chex.assert_rank([prompts, prompt_lengths], [2, 1])
@@ -252,7 +291,8 @@ def sample(
       num_samples=num_samples, max_new_tokens=max_new_tokens,
       temperature=float(temperature), top_k=top_k, top_p=float(top_p),
       eos_id=eos_id, pad_id=pad_id, force_eos=force_eos,
-      num_tokens=num_tokens)
+      num_tokens=num_tokens,
+      value_shift=None if value_shift is None else float(value_shift))
   tokens, mask, logprobs = (
       x.reshape(len(prompts), num_samples, -1) for x in rows)
   return types.Batch(tokens=tokens, mask=mask, old_logprobs=logprobs)

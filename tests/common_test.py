@@ -107,6 +107,34 @@ class CommonTest(parameterized.TestCase):
         {k: v for k, v in again.items() if k.startswith('train/')})
     self.assertGreaterEqual(again['seconds'], metrics['seconds'] * 0.5)
 
+  def test_a_step_of_one_update_writes_no_updates(self):
+    """A policy on logged responses is evaluated; its metrics are scalars."""
+    evaluate = lambda step, state: {'gold': float(step)}
+    context = self._context('offline')
+    self._fit(context, 1, num_steps=3, log_every=1, evaluate=evaluate,
+              evaluate_every=2)
+    read = lambda name: [json.loads(line) for line in (
+        context.directory / f'{name}.jsonl').read_text().splitlines()]
+    self.assertEqual([row['step'] for row in read('metrics')], [1, 2, 3])
+    self.assertEqual([row['gold'] for row in read('evaluation')], [0, 2, 3])
+    self.assertFalse((context.directory / 'updates.jsonl').exists())
+
+  def test_updates_of_a_rollout_survive_a_resumption_once(self):
+    metrics = lambda: {'train/loss': np.float32([1, 2]), 'x': np.float32(5)}
+    context = self._context('online')
+    for start, stop in ((1, 5), (3, 6)):  # restored at step 2
+      with common._Log(context.directory, lambda *_: {}) as log:
+        log.truncate(start - 1)
+        for step in range(start, stop):
+          self.assertEqual(log.step(step, metrics()),
+                           {'train/loss': 1.5, 'x': 5})
+    rows = [json.loads(line) for line in (
+        context.directory / 'updates.jsonl').read_text().splitlines()]
+    self.assertEqual(
+        [(r['step'], r['update'], r['train/loss']) for r in rows],
+        [(step, i, i + 1) for step in range(1, 6) for i in range(2)])
+    self.assertNotIn('x', rows[0])
+
   def test_another_corpus_is_refused(self):
     context = self._context('gold')
     config = dict(name='reviews', num_demonstrations=4, num_pair_prompts=4,

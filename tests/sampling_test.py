@@ -12,6 +12,7 @@ import numpy as np
 from rlhf_jax import policy
 from rlhf_jax import sampling
 from rlhf_jax import sharding
+from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import kl
 from rlhf_jax.ops import logprobs
@@ -62,6 +63,19 @@ def _sample(prompts=PROMPTS, lengths=LENGTHS, seed=0, *, config=LLAMA,
 @functools.cache
 def _rollout(**kwargs):
   return _sample(**kwargs)
+
+
+@functools.cache
+def _with_heads(config, mlp):
+  """The policy with ILQL's target heads and value, of the scale of logits."""
+  keys = jax.random.split(jax.random.key(5))
+  q_heads = heads.init_q(keys[0], 16, V, scale=.5, mlp=mlp)
+  if mlp:
+    for i, head in enumerate(q_heads):
+      head['bias'] = jnp.cos(3 * i + jnp.arange(V))
+  return _params(config) | {
+      'target_q_heads': q_heads,
+      'value_head': heads.init_scalar(keys[1], 16, mlp=mlp)}
 
 
 _hidden = jax.jit(transformer.hidden_states, static_argnums=0)
@@ -353,6 +367,86 @@ class SampleTest(parameterized.TestCase):
                              (PROMPTS.astype('f'), LENGTHS)):
       with self.assertRaises(AssertionError):
         _sample(prompts, lengths)
+
+
+def _shifted(config, params, tokens, beta):
+  """f64[..., T, V]: log pi + beta (min Q' - V), one forward pass, in NumPy."""
+  rows = tokens.reshape(-1, tokens.shape[-1])
+  params = jax.device_get(params)
+  states = np.asarray(_hidden(config, params, rows), np.float64)
+
+  def read(head):
+    if not isinstance(head, dict):
+      return states @ head.T
+    x = states
+    if 'features' in head:
+      layer = head['features']
+      x = np.maximum(x @ layer['kernel'] + layer['bias'], 0)
+    return x @ head['weight'].T + head['bias']
+
+  logits = states @ params['unembed'].T + params.get('unembed_bias', 0.)
+  logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  smallest = np.minimum(*map(read, params['target_q_heads']))
+  out = logits + beta * (smallest - read(params['value_head'])[..., None])
+  return out.reshape(*tokens.shape, V)
+
+
+class ValueShiftTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ('mlp_heads', 'gptj', True, dict(temperature=.5, top_k=3)),
+      ('linear_heads', 'llama', False, dict(top_k=1)))
+  def test_as_one_forward_pass(self, family, mlp, kwargs):
+    config = CONFIGS[family]
+    params = _with_heads(config, mlp)
+    batch = _sample(config=config, params=params, value_shift=4., **kwargs)
+    temperature, top_k = kwargs.get('temperature', 1.), kwargs['top_k']
+    logits, plain = (  # of the token after each
+        _shifted(config, params, batch.tokens, beta)[:, :, :-1] / temperature
+        for beta in (4., 0.))
+    drawn = batch.tokens[:, :, 1:, None]
+    take = lambda x: np.take_along_axis(x, drawn, axis=-1)[..., 0]
+    mask = batch.mask[:, :, 1:]
+    expected = take(logits) - np.log(np.exp(logits).sum(axis=-1))
+    np.testing.assert_allclose(
+        batch.old_logprobs[:, :, 1:][mask], expected[mask], atol=1e-5)
+    np.testing.assert_array_equal(batch.old_logprobs[~batch.mask], 0)
+    # Of the largest shifted logits; those of the language model are others.
+    rank = lambda x: (x > take(x)[..., None]).sum(axis=-1)[mask]
+    self.assertLess(rank(logits).max(), top_k)
+    self.assertGreater((rank(plain) >= top_k).mean(), .05)
+
+  def test_shift_of_0_is_the_language_model(self):
+    params = _with_heads(LLAMA, True)
+    one, other = _sample(params=params, value_shift=0., top_k=3), _sample(
+        top_k=3)
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_allclose(
+        one.old_logprobs, other.old_logprobs, atol=1e-5)
+
+  def test_heads_are_not_read_without_a_shift(self):
+    jax.tree.map(np.testing.assert_array_equal,
+                 _sample(params=_with_heads(LLAMA, True)), _rollout())
+
+  def test_by_hand(self):
+    """[Ex 8.6] in the first feature; the second is not seen."""
+    logits = np.float32([[0, .5]])
+    params = {'target_q_heads': [jnp.array([[.35, 1.], [0, 1.]]),
+                                 jnp.array([[.25, 1.], [.3, 1.]])]}
+    out = sampling._shift(params, jnp.array([[1., 0.]]), logits, 4.)
+    np.testing.assert_allclose(
+        jax.nn.softmax(out), [[.622459, .377541]], atol=1e-6)
+
+  @parameterized.parameters(-1., float('nan'), float('inf'))
+  def test_rejects_shifts(self, shift):
+    with self.assertRaisesRegex(
+        ValueError, f'value_shift must be >= 0 and finite, got {shift}'):
+      _sample(params=_with_heads(LLAMA, True), value_shift=shift)
+
+  def test_rejects_parameters_without_heads(self):
+    with self.assertRaisesRegex(
+        ValueError, "must hold 'target_q_heads' .*got embed, layers, norm"):
+      _sample(value_shift=1.)
 
 
 class FilterTest(parameterized.TestCase):

@@ -30,19 +30,27 @@ class _Log:
   """The metrics of a training; of policies also updates and evaluations."""
 
   def __init__(self, directory: pathlib.Path, evaluate: Callable | None):
+    self._directory = directory
     self._evaluate = evaluate
     self._stack = contextlib.ExitStack()
-    names = ['metrics'] + ['updates', 'evaluation'] * (evaluate is not None)
-    self._writers = {
-        name: self._stack.enter_context(
-            metrics.MetricsWriter(directory / f'{name}.jsonl'))
-        for name in names}
+    self._writers = {}
+    self._open('metrics')
+    if evaluate is not None:
+      self._open('evaluation')
+      if (directory / 'updates.jsonl').exists():  # of a training that goes on
+        self._open('updates')
 
   def __enter__(self) -> '_Log':
     return self
 
   def __exit__(self, *unused_exc):
     self._stack.close()
+
+  def _open(self, name: str) -> metrics.MetricsWriter:
+    if name not in self._writers:
+      self._writers[name] = self._stack.enter_context(
+          metrics.MetricsWriter(self._directory / f'{name}.jsonl'))
+    return self._writers[name]
 
   def truncate(self, step: int, evaluated: int | None = None):
     """Drops what comes after a step, or after an evaluated one."""
@@ -55,10 +63,11 @@ class _Log:
     current = {k: np.asarray(v) for k, v in current.items()}
     means = {k: float(v.mean()) for k, v in current.items()}
     self._writers['metrics'].write(step, means)
-    if 'updates' in self._writers:
-      each = {k: v for k, v in current.items() if v.ndim}
+    each = {k: v for k, v in current.items() if v.ndim}
+    # A step on logged responses is one update, and its metrics are scalars.
+    if self._evaluate is not None and each:
       for update in range(len(each['train/loss'])):
-        self._writers['updates'].write(
+        self._open('updates').write(
             step, {'update': update} | {k: v[update] for k, v in each.items()})
     return means
 
@@ -102,8 +111,9 @@ def fit(
 
   Checkpoints go to `directory/<folder>`, metrics to
   `directory/metrics.jsonl`, in which each logged step occurs once, and those
-  of the several updates of a rollout to `directory/updates.jsonl`. After
-  `num_steps` the last checkpoint holds the result.
+  of the several updates of a rollout, where a step has them, to
+  `directory/updates.jsonl`. After `num_steps` the last checkpoint holds the
+  result.
 
   Args:
     context: of the stage.
@@ -338,12 +348,12 @@ def save_policy(context: Any, step: int, params: types.Params):
   Args:
     context: of the stage; `checkpoints` is written, once.
     step: that the parameters are of.
-    params: what the stage has trained; the value function is left out.
+    params: what the stage has trained; value and Q functions are left out.
   """
   if (context.directory / 'checkpoints' / str(step)).exists():
     return
   kept = {k: v for k, v in params.items()
-          if k not in ('value_head', 'value_trunk')}
+          if k not in ('value_head', 'value_trunk', 'q_heads')}
   with checkpoint.Checkpointer(context.directory / 'checkpoints') as saver:
     saver.save(step, kept)
 

@@ -2,7 +2,8 @@
 
 In the small world it is regressed on the rule, over clean, damaged and
 sampled texts, so that it knows what is wrong with a text as well as what is
-said in it. On real data it learns from human preferences.
+said in it. On real data it is regressed on a score that logged responses
+have, votes or a probability, or else learns from human preferences.
 """
 
 import functools
@@ -40,6 +41,39 @@ def _rule_rows(corpus, sampled, seed, held_out):
           jax.tree.map(lambda x: x[:held_out], rows))
 
 
+def _log_rows(corpus, seed, held_out):
+  """Logged responses and their standardised scores: training, held-out, scale.
+
+  Whole examples are held out, in all at least `held_out` responses, so that
+  no example has responses on both sides.
+  """
+  log, target = corpus.log, corpus.log_target
+  if target not in log.scores:
+    raise errors.ConfigError(
+        f'config.data.target is {target!r}; the log has '
+        f'{", ".join(sorted(log.scores)) or "no scores"}')
+  scores = log.scores[target]
+  present = log.mask.any(axis=-1) & np.isfinite(scores)  # [N, K]
+  known = scores[present].astype(np.float64)
+  if len(np.unique(known)) < 2:
+    raise errors.DataError(
+        f'the {len(known)} logged responses that have {target!r} do not '
+        'differ in it; choose another config.data.target')
+  mean, std = float(known.mean()), float(known.std())
+  order = np.random.Generator(np.random.Philox(seed)).permutation(len(scores))
+  count = np.cumsum(present[order].sum(axis=1))
+  cut = np.searchsorted(count, held_out) + 1
+
+  def rows(examples):
+    at = present[examples]
+    take = lambda x: x[examples][at][:, None]
+    return types.Batch(
+        tokens=take(log.tokens), mask=take(log.mask),
+        targets=((take(scores) - mean) / std).astype(np.float32))
+  return (rows(order[cut:]), rows(order[:cut]),
+          {'target_mean': mean, 'target_std': std})
+
+
 def _preference_rows(corpus, seed, held_out):
   rows = corpus.preferences
   order = np.random.Generator(np.random.Philox(seed)).permutation(
@@ -49,7 +83,7 @@ def _preference_rows(corpus, seed, held_out):
 
 
 def _quality(config, params, rows) -> dict[str, float]:
-  """Correlation with the rule, or accuracy on pairs, on held-out rows."""
+  """Correlation with the target, or accuracy on pairs, on held-out rows."""
   stacked = jax.tree.map(lambda x: x[None], params)
   scores = rewards.score_rows(config, stacked, rows.tokens, rows.mask)[0]
   if rows.targets is None:
@@ -64,6 +98,10 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
         training: dict | None = None) -> dict:
   """Trains the gold model; `checkpoints` then holds its parameters.
 
+  Where it is regressed on a score of the log, `target_mean` and `target_std`
+  of the result say in which units: its own times `target_std`, plus
+  `target_mean`, are those of the score.
+
   Args:
     context: of the stage.
     seed: of the initialisation, the samples and the data order.
@@ -75,14 +113,14 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     policy: stage that holds the SFT policy.
     policy_model: its shape.
     sampler: temperature, top_k, top_p of the texts it is trained on.
-    held_out: rows kept for validation.
+    held_out: rows kept for validation; of a log at least so many.
     num_microbatches: see `train.make_train_step`.
     training: save_every and log_every of `common.fit`.
   """
   corpus = common.load_corpus(context, data, seed, policy)
   vocab_size = corpus.tokenizer.vocab_size
   init_key, key = jax.random.split(jax.random.key(seed + 1))
-  config, trunk = pretrained.config(model, vocab_size), None
+  config, trunk, scale = pretrained.config(model, vocab_size), None, {}
   if pretrained.source(model) is not None:
     trunk = pretrained.init(model, vocab_size, init_key).trainable
   if corpus.world is not None:
@@ -97,6 +135,9 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
         chunk_size=chunk, **sampler)
     sampled = [x.reshape(-1, x.shape[-1]) for x in sampled]
     rows, validation = _rule_rows(corpus, sampled, seed, held_out)
+    objective = objectives.get('value_regression')
+  elif corpus.log_target is not None:
+    rows, validation, scale = _log_rows(corpus, seed, held_out)
     objective = objectives.get('value_regression')
   else:
     rows, validation = _preference_rows(corpus, seed, held_out)
@@ -117,4 +158,4 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
       **(training or {}), tokens_per_step=int(batch_size * np.mean(
           rows.mask.any(axis=1).sum(axis=-1))))
   common.write_model(context, 'reward', model, corpus.tokenizer)
-  return {**_quality(config, state.params, validation), **last}
+  return {**_quality(config, state.params, validation), **scale, **last}
