@@ -9,16 +9,16 @@ length, variance); Baheti et al. 2024, https://arxiv.org/abs/2305.14718
 (distinct-n); objectives.md, sections 5.1 and 11.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import errors
+from rlhf_jax import columns
+from rlhf_jax import components as components_lib
 from rlhf_jax import evaluate
 from rlhf_jax import files
 from rlhf_jax import policy
@@ -30,11 +30,10 @@ from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import ensembles
-from rlhf_jax.ops import kl
-from rlhf_jax.ops import masked
 from rlhf_jax.ops import texts as texts_lib
 
-_HEADS = ('value_head', 'value_trunk', 'reward_head', 'q_heads')
+_HEADS = ('value_head', 'value_trunk', 'reward_head', 'q_heads',
+          'target_q_heads')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Evaluation:
   proxy: np.ndarray  # f64[B]
   rule: np.ndarray | None  # f64[B], where there is a rule
   length: np.ndarray  # i64[B], tokens without EOS
+  components: dict[str, np.ndarray] | None = None  # f32[B] by name
 
 
 def decode(tokenizer: tokenizer_lib.Tokenizer, tokens: np.ndarray,
@@ -74,62 +74,6 @@ def _logprobs(config, params, batch, temperature):
       config, params, batch, temperature=temperature).logprobs
 
 
-@jax.jit
-def _divergences(logprobs, reference, mask):
-  """Each estimate f32[B], summed over the tokens of a response."""
-  return {kind: masked.masked_sum(
-      kl.estimate(logprobs, reference, kind=kind), mask, axis=-1)
-          for kind in kl.KINDS}
-
-
-def _finite(name: str, scores: Any, count: int, what: str) -> np.ndarray:
-  """Scores f64[B]; a RewardError says which of them is no number."""
-  scores = np.asarray(scores, np.float64)
-  if scores.shape != (count,):
-    raise errors.RewardError(
-        f'{name} gave scores of shape {scores.shape} for {count} evaluation '
-        f'prompts ({what}); it has to give one number for each')
-  bad = np.flatnonzero(~np.isfinite(scores))
-  if bad.size:
-    raise errors.RewardError(
-        f'{name} gave {scores[bad[0]]} for evaluation prompt {bad[0]} '
-        f'({what}; {bad.size} of {count} are not finite); mend it, train it '
-        'again, or choose another')
-  return scores
-
-
-def _with_error(name: str, values: np.ndarray) -> dict[str, float]:
-  """Mean over prompts and its standard error, NaN for one prompt."""
-  return {name: float(values.mean()),
-          f'{name}_se': float(evaluate.standard_error(values))}
-
-
-def _divergence(logprobs, reference, mask) -> dict[str, float]:
-  """KL from the reference by all estimators, from [B, T], in nats."""
-  sums = {kind: np.asarray(x, np.float64)
-          for kind, x in _divergences(logprobs, reference, mask).items()}
-  row = {f'kl_{kind}': float(sums[kind].mean()) for kind in kl.KINDS}
-  return row | {'sqrt_kl': math.sqrt(row['kl_k2'])}
-
-
-def _disagreement(members: np.ndarray) -> dict[str, float]:
-  """Each member's mean, and the variance over members, from [E, B]."""
-  row = {f'member_{i}': float(x.mean()) for i, x in enumerate(members)}
-  for ddof, name in enumerate(
-      ('ensemble_variance', 'ensemble_variance_unbiased')):
-    row[name] = float(np.asarray(
-        ensembles.variance(members, ddof=ddof), np.float64).mean())
-  return row
-
-
-def _variety(responses: Sequence[str]) -> dict[str, float]:
-  """Distinct-n of all responses, n-gram diversity within each."""
-  return {f'distinct_{n}': texts_lib.distinct(responses, n)
-          for n in (1, 2, 3)} | {
-              f'diversity_{n}': texts_lib.ngram_diversity(responses, n)
-              for n in (1, 2)}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Monitor:
   """Evaluates a policy, (params, step=...) -> Evaluation, always alike.
@@ -141,21 +85,28 @@ class Monitor:
   there is what they need, `_se` the standard error of the mean:
 
     proxy, proxy_se: what training maximises, without noise, KL penalty or
-      clipping: `weight` times the aggregate of the members, and `functions`.
+      clipping: `weight` times the aggregate of the members, and `functions`;
+      the total of `components` where there are any.
     [member_0, ...]: each reward model, standardised if they are.
     [ensemble_variance, ensemble_variance_unbiased]: over these members, ddof
       0 and 1 (Coste et al. 2024, Fig. 10).
+    [component_<name>, component_<name>_se]: each of `components`, in its
+      range, before its weight.
     gold, gold_se, [rule, rule_se]: in standard deviations of the SFT policy's
       samples, from their mean.
+    [gold_split_<split>, proxy_split_<split>, and their errors]: of the prompts
+      of each of `corpus.eval_splits`, with `components` only.
     kl_k1, kl_k2, kl_k3: KL from the reference by `ops.kl.estimate`, summed
       over response tokens, in nats. Under the softmax at the sampler's
-      temperature, at 1 if it is greedy, before top-k and top-p.
+      temperature, at 1 if it is greedy, before top-k and top-p; with
+      `value_shift`, of the shifted distribution that sampled.
     sqrt_kl: of kl_k2 (Coste et al. 2024, equation 10).
     length: response tokens without EOS.
+    [words]: of a response (Baheti et al. 2024), with `components` only.
     unfinished: share of responses without EOS.
     distinct_1 to distinct_3, diversity_1, diversity_2: see `ops.texts`.
     [perplexity]: of the chosen completions of the same prompts, per token, at
-      temperature 1.
+      temperature 1; not with `value_shift`.
     reward_variance: of the proxy, the population's.
 
   diversity_n is NaN where every response is shorter than n words, standard
@@ -180,6 +131,11 @@ class Monitor:
     functions: programmatic rewards, with a method (prompts, responses, step)
       -> f[B] named `score`, or None.
     weight: of the ensemble beside `functions`.
+    components: the rewards by which the policies of a study are compared,
+      whatever each maximises; their references are the chosen completions.
+      None: `reward` and `functions` are.
+    value_shift: of `sampling.sample`, as ILQL samples (objectives.md 8.6);
+      None: samples are the language model's.
     chunk_size: responses computed at a time, rounded up to the devices.
 
   Raises:
@@ -203,6 +159,8 @@ class Monitor:
   key: jax.Array
   functions: Any = None
   weight: float = 1.0
+  components: components_lib.Components | None = None
+  value_shift: float | None = None
   chunk_size: int = 256
 
   def __post_init__(self):
@@ -218,51 +176,64 @@ class Monitor:
           np.isfinite(scale).all() and scale[1] > 0):
         raise ValueError(f'{name} must be a finite mean and a standard '
                          f'deviation > 0, got {scale}.')
-    if self.reward is None and self.functions is None:
-      raise ValueError('reward or functions must be given, got neither.')
+    if (self.reward, self.functions, self.components) == (None,) * 3:
+      raise ValueError('reward, functions or components must be given, got '
+                       'none.')
 
   def __call__(self, params: types.Params, *, step: int) -> Evaluation:
     """Samples, scores and measures.
 
     Args:
-      params: of the policy; heads beside the decoder are not read.
-      step: rollouts so far, for `functions` and for messages.
+      params: of the policy; heads beside the decoder are not read, but with
+        `value_shift` 'target_q_heads' and 'value_head'.
+      step: rollouts or optimizer steps so far, for rewards and messages.
 
     Raises:
-      RewardError: a reward model, or `functions`, gives a score that is not
-        finite, or not one for each prompt.
+      RewardError: a reward model, `functions` or a component gives a score
+        that is not finite, or not one for each prompt.
+      ValueError: `params` lack what `value_shift` needs.
     """
-    # Without their heads, policies of all methods run the same programs.
-    params = {k: v for k, v in params.items() if k not in _HEADS}
-    temperature = float(self.sampler.get('temperature', 1.0) or 1.0)
+    if self.value_shift is None:
+      # Without their heads, policies of all methods run the same programs.
+      params = {k: v for k, v in params.items() if k not in _HEADS}
     batch = self._sample(params)
     tokens, mask = batch.tokens[:, 0], batch.mask[:, 0]
     prompts, responses = decode(self.corpus.tokenizer, tokens, mask)
     gold = self._gold(tokens, mask, f'response at step {step}')
     rule = self._rule(tokens, mask)
     members = self._members(tokens, mask, step)
-    proxy = self._proxy(members, prompts, responses, step)
-    row = _with_error('proxy', proxy)
+    parts = None
+    if self.components is None:
+      proxy = self._proxy(members, prompts, responses, step)
+    else:
+      parts = self.components(
+          tokens, mask, prompts, responses, step=step,
+          references=self._references).values
+      proxy = self.components.total(parts).astype(np.float64)
+    row = columns.with_error('proxy', proxy)
     if members is not None:
-      row |= _disagreement(members)
-    row |= _with_error('gold', gold)
+      row |= columns.disagreement(members)
+    row |= columns.parts(parts or {})
+    row |= columns.with_error('gold', gold)
     if rule is not None:
-      row |= _with_error('rule', rule)
-    row |= _divergence(
-        *(self._logprobs(p, batch, temperature)
-          for p in (params, self.reference)), mask)
+      row |= columns.with_error('rule', rule)
+    if parts is not None and self._splits is not None:
+      row |= columns.by_split(self._splits, gold=gold, proxy=proxy)
+    row |= self._divergence(params, batch)
     eos_id = self.corpus.tokenizer.eos_id
     length = evaluate.response_lengths(tokens, mask, eos_id=eos_id)
     ended = (mask & (tokens == eos_id)).any(axis=-1)
-    row |= {'length': float(length.mean()),
-            'unfinished': float(1 - ended.mean())}
-    row |= _variety(responses)
+    row['length'] = float(length.mean())
+    if parts is not None:
+      row['words'] = texts_lib.mean_words(responses)
+    row['unfinished'] = float(1 - ended.mean())
+    row |= columns.variety(responses)
     chosen = self._chosen()
-    if chosen is not None:
+    if chosen is not None and self.value_shift is None:
       row['perplexity'] = evaluate.perplexity(
           self._logprobs(params, chosen, 1.0), chosen.mask[:, 0])
     row['reward_variance'] = evaluate.reward_variance(proxy)
-    return Evaluation(row, tokens, mask, gold, proxy, rule, length)
+    return Evaluation(row, tokens, mask, gold, proxy, rule, length, parts)
 
   def texts(self, evaluation: Evaluation, count: int) -> list[dict[str, Any]]:
     """The first responses, to be read: prompt, response, gold, proxy.
@@ -287,24 +258,28 @@ class Monitor:
     Returns:
       For each prompt: prompt, response, reference (the chosen completion),
       gold, reference_gold (the gold score of the reference, on the same
-      scale), proxy, rule, length in tokens. None where there is none.
+      scale), proxy, rule, length in tokens; None where there is none. With
+      `components` also component_<name> of each, and split.
 
     Raises:
       RewardError: the gold reward model's score of a reference is not finite.
     """
     absent = [None] * len(evaluation.tokens)
-    references, reference_gold = absent, absent
+    found = {'reference': self._references or absent,
+             'reference_gold': absent,
+             'rule': absent if evaluation.rule is None else evaluation.rule,
+             'length': evaluation.length}
     chosen = self._chosen()
     if chosen is not None:
-      rows = chosen.tokens[:, 0], chosen.mask[:, 0]
-      references = decode(self.corpus.tokenizer, *rows)[1]
-      reference_gold = self._gold(*rows, 'chosen completion')
-    rule = absent if evaluation.rule is None else evaluation.rule
-    columns = {'reference': references, 'reference_gold': reference_gold,
-               'rule': rule, 'length': evaluation.length}
+      found['reference_gold'] = self._gold(
+          chosen.tokens[:, 0], chosen.mask[:, 0], 'chosen completion')
+    if evaluation.components is not None:
+      found |= {f'component_{name}': values
+                for name, values in evaluation.components.items()}
+      found['split'] = self._splits or absent
     rows = self.texts(evaluation, len(absent))
-    return [files.jsonable(row | dict(zip(columns, values, strict=True)))
-            for row, *values in zip(rows, *columns.values(), strict=True)]
+    return [files.jsonable(row | dict(zip(found, values, strict=True)))
+            for row, *values in zip(rows, *found.values(), strict=True)]
 
   def _by_chunk(self, function: Callable, *arrays: np.ndarray) -> Any:
     """`function` of all rows, chunk by chunk on all devices, to the host."""
@@ -328,10 +303,19 @@ class Monitor:
           self.config, params, prompts, lengths, key, num_samples=1,
           max_new_tokens=corpus.max_response_length, eos_id=coder.eos_id,
           pad_id=coder.pad_id, num_tokens=coder.vocab_size, row_ids=row_ids,
-          **self.sampler)
+          value_shift=self.value_shift, **self.sampler)
     at = np.arange(self.num_prompts)
     prompts = corpus.eval_prompts
     return self._by_chunk(draw, prompts.tokens[at], prompts.lengths[at], at)
+
+  def _divergence(self, params, batch) -> dict[str, float]:
+    """KL from the reference, of the distribution that has sampled."""
+    temperature = float(self.sampler.get('temperature', 1.0) or 1.0)
+    logprobs = (
+        batch.old_logprobs[:, 0] if self.value_shift is not None
+        else self._logprobs(params, batch, temperature))
+    reference = self._logprobs(self.reference, batch, temperature)
+    return columns.divergence(logprobs, reference, batch.mask[:, 0])
 
   def _logprobs(self, params, batch, temperature) -> np.ndarray:
     """f32[B, T] of each token of `batch` [B, 1, T], in nats."""
@@ -347,12 +331,26 @@ class Monitor:
       return None
     return jax.tree.map(lambda x: x[:self.num_prompts], rows)
 
+  @functools.cached_property
+  def _references(self) -> list[str] | None:
+    """Their texts."""
+    chosen = self._chosen()
+    if chosen is None:
+      return None
+    return decode(self.corpus.tokenizer, chosen.tokens, chosen.mask)[1]
+
+  @property
+  def _splits(self) -> tuple[str, ...] | None:
+    """The part of the data that each prompt is of."""
+    splits = self.corpus.eval_splits
+    return None if splits is None else tuple(splits[:self.num_prompts])
+
   def _gold(self, tokens, mask, what) -> np.ndarray:
     """f64[B], in standard deviations of the SFT policy's samples."""
     scores = rewards.score_rows(self.gold_config, self.gold, tokens, mask,
                                 chunk_size=self.chunk_size)[0]
     mean, std = self.gold_scale
-    return (_finite('the gold reward model', scores, len(tokens), what)
+    return (columns.finite('the gold reward model', scores, len(tokens), what)
             - mean) / std
 
   def _rule(self, tokens, mask) -> np.ndarray | None:
@@ -370,7 +368,7 @@ class Monitor:
     scores = rewards.score_rows(self.reward_config, self.reward, tokens, mask,
                                 chunk_size=self.chunk_size)
     members = np.stack([
-        _finite(f'reward model member_{i}', x, len(tokens),
+        columns.finite(f'reward model member_{i}', x, len(tokens),
                 f'response at step {step}') for i, x in enumerate(scores)])
     if self.reward_scale is None:
       return members
@@ -385,7 +383,7 @@ class Monitor:
       proxy += self.weight * np.asarray(
           ensembles.aggregate(members, **self.aggregate), np.float64)
     if self.functions is not None:
-      proxy += _finite(
+      proxy += columns.finite(
           'the reward functions',
           self.functions.score(prompts, responses, step), len(prompts),
           f'response at step {step}')

@@ -1,7 +1,8 @@
-"""Figures of policies: panels of curves, of points and of bars."""
+"""Figures of policies: panels of curves, of points, bars and violins."""
 
 from collections.abc import Mapping, Sequence
 import os
+import re
 import textwrap
 from typing import Any
 
@@ -24,6 +25,7 @@ AXES = {
     'ensemble_variance': 'ensemble variance',
     'ensemble_variance_unbiased': 'ensemble variance (ddof 1)',
     'length': 'length, tokens',
+    'words': 'length, words',
     'unfinished': 'share of unfinished responses',
     **{f'distinct_{n}': f'distinct-{n}' for n in (1, 2, 3)},
     **{f'diversity_{n}': f'diversity-{n}' for n in (1, 2)},
@@ -33,6 +35,13 @@ AXES = {
     'epoch': 'epochs',  # these of reward models
     'loss': 'loss on held-out pairs, nats',
     'accuracy': 'accuracy on held-out pairs',
+}
+# The same of columns that have a name, or number, in them.
+_OPEN = {
+    r'member_(\d+)': 'member {}',
+    r'component_(\w+)': '{} (component)',
+    r'gold_split_(.+)': 'gold score of {}, s.d.',
+    r'proxy_split_(.+)': 'proxy score of {}',
 }
 _DERIVED = {
     'peak': 'peak of the gold score, s.d. of SFT samples',
@@ -77,9 +86,19 @@ def name_of(labels: Mapping[str, Any], *, of_members: bool = False) -> str:
   return name + _MEMBERS * (of_members and bool(name))
 
 
+def column_name(column: str) -> str | None:
+  """What an axis says of a column; None where no evaluation has it."""
+  for pattern, text in _OPEN.items():
+    found = re.fullmatch(pattern, column)
+    if found and not column.endswith('_se'):
+      return text.format(found[1].replace('_', ' '))
+  return AXES.get(column)
+
+
 def _axis_name(column: str) -> str:
   base = column.removesuffix('_above')
-  name = (AXES | _DERIVED).get(base, base.replace('_', ' '))
+  name = (column_name(base) or _DERIVED.get(base)
+          or base.replace('_', ' '))
   return name if base == column else f'{name},\nabove the baseline'
 
 
@@ -96,6 +115,25 @@ def _colours(names: Sequence[str]) -> dict[str, Any]:
   if len(rest) > len(free):
     free = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(rest)))
   return known | dict(zip(rest, free))
+
+
+def _colours_apart(rows: Sequence[Row]) -> dict[str, Any] | None:
+  """Colours that differ within each panel, where no more can be told apart.
+
+  None where few lines need no more than `_colours`, or a panel has too many.
+  """
+  lines, found = _unique(rows, 'line'), {}
+  if len(lines) <= len(_PALETTE):
+    return None
+  pairs = dict.fromkeys((row['panel'], row['line']) for row in rows)
+  for line in lines:
+    where = {panel for panel, other in pairs if other == line}
+    taken = {found.get(other) for panel, other in pairs if panel in where}
+    free = [colour for colour in _PALETTE if colour not in taken]
+    if not free:
+      return None
+    found[line] = free[0]
+  return found
 
 
 def _canvas(num_rows: int, panels: Sequence[str], *, height: float = 3.3,
@@ -170,12 +208,13 @@ def _track(axis, rows: Sequence[Row], x: str, y: str, colours, *,
 
 
 def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
-           x: str, y: Sequence[str]):
+           x: str, y: Sequence[str], x_name: str | None = None):
   """Draws columns over `x`: a line for each name, a panel for each condition.
 
   Where both are asked for, gold is solid on the left axis and proxy dashed on
   the right, in the manner of Coste et al. 2024, Fig. 4; any other column has a
-  row of panels of its own. Bands are one standard error.
+  row of panels of its own. Bands are one standard error. Many lines, few of
+  them in a panel, get a legend in each.
 
   Args:
     rows: points in order, each with 'panel', 'line', `x`, and for each column
@@ -184,23 +223,30 @@ def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
     title: above the panels.
     x: column of the common axis.
     y: columns.
+    x_name: what that axis is called, where not as ever.
   """
   twin = {'gold', 'proxy'} <= set(y)
   tracks = [name for name in y if not (twin and name == 'proxy')]
-  panels, colours = _unique(rows, 'panel'), _colours(_unique(rows, 'line'))
+  panels, apart = _unique(rows, 'panel'), _colours_apart(rows)
+  colours = apart or _colours(_unique(rows, 'line'))
   figure, axes = _canvas(len(tracks), panels, sharex=True)
   handles, rights = {}, []
   for line, column in zip(axes, tracks):
+    twinned = twin and column == 'gold'
     for axis, panel in zip(line, panels):
       part = [row for row in rows if row['panel'] == panel]
-      handles |= _track(axis, part, x, column, colours, dashed=False)
+      drawn = _track(axis, part, x, column, colours, dashed=False)
+      if apart is None:
+        handles |= drawn
+      elif column == tracks[0]:
+        axis.legend(drawn.values(), drawn.keys(), fontsize=8, framealpha=0.6)
       if column == tracks[-1]:
-        axis.set_xlabel(_axis_name(x))
+        axis.set_xlabel(x_name or _axis_name(x))
         axis.tick_params(labelbottom=True)  # a folded row has two last ones
       if axis.get_subplotspec().is_first_col():
         axis.set_ylabel(_axis_name(column).replace(
-            ' score', ' score (solid)' if twin else ' score'))
-      if not (twin and column == 'gold'):
+            ' score', ' score (solid)' if twinned else ' score'))
+      if not twinned:
         continue
       right = axis.twinx()
       right.spines['top'].set_visible(False)
@@ -308,3 +354,47 @@ def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
       axis.tick_params(labelbottom=True)
   axes[0, 0].set_ylim(len(at) - 0.5, -0.5)  # the first on top
   _save(figure, handles, colours, path, title)
+
+
+def violins(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *,
+            title: str, x_name: str):
+  """Draws distributions, one above the other, a panel for each component.
+
+  In the manner of Baheti et al. 2024, Fig. 5. A violin reaches from the least
+  value to the largest; the bar in it holds the middle half, the stroke is the
+  median and the point the mean.
+
+  Args:
+    rows: each with 'panel', 'x' (text), 'values' (f[N], finite, N >= 1) and
+      'logged', whether they were given and not sampled: those are grey.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+    x_name: what the values are.
+  """
+  panels, at = _unique(rows, 'panel'), _unique(rows, 'x')
+  grey = {row['x']: '0.6' for row in rows if row['logged']}
+  colours = _colours([x for x in at if x not in grey]) | grey
+  figure, axes = _canvas(1, panels, height=max(2.0, 0.8 + 0.42 * len(at)))
+  for axis, panel in zip(axes[0], panels):
+    for row in rows:
+      if row['panel'] == panel:
+        _violin(axis, at.index(row['x']), row['values'], colours[row['x']])
+    axis.set_yticks(range(len(at)), at, fontsize=9)
+    axis.set_xlabel(x_name)
+    axis.tick_params(labelbottom=True)
+  axes[0, 0].set_ylim(len(at) - 0.4, -0.6)  # the first on top
+  _save(figure, {}, (), path, title)
+
+
+def _violin(axis, where: float, values: np.ndarray, colour):
+  """One distribution, lying."""
+  if np.ptp(values) > 1e-6:  # a single value has no density
+    body, = axis.violinplot(
+        [values], [where], orientation='horizontal', widths=0.85,
+        showextrema=False)['bodies']
+    body.set(facecolor=colour, alpha=0.45, linewidth=0)
+  low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+  axis.plot([low, high], [where, where], color=colour, linewidth=4,
+            solid_capstyle='butt')
+  axis.plot(median, where, color='0.1', marker='|', markersize=9)
+  axis.plot(np.mean(values), where, color='0.1', marker='o', markersize=3)

@@ -14,8 +14,8 @@ LAYERS = [
     ['objectives', 'models', 'sharding'],
     ['policy', 'sampling', 'rewards', 'data', 'programmatic', 'workdirs'],
     ['algorithms', 'annotate', 'running', 'sources', 'train', 'evaluate',
-     'monitor', 'calibration', 'judging', 'checkpoint', 'metrics',
-     'recipes'],
+     'columns', 'components', 'monitor', 'calibration', 'judging',
+     'checkpoint', 'metrics', 'recipes'],
     ['figures', 'study', 'http_judge'],
     ['panels'],
     ['stages'],
@@ -26,8 +26,9 @@ RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Of one layer, but one forward pass, or one check, serves them.
 ALLOWED = {('sampling', 'policy'), ('rewards', 'policy'),
            ('rewards', 'data'), ('calibration', 'evaluate'),
-           ('monitor', 'evaluate'), ('annotate', 'running'),
-           ('sources', 'running')}
+           ('monitor', 'evaluate'), ('monitor', 'components'),
+           ('monitor', 'columns'), ('columns', 'evaluate'),
+           ('annotate', 'running'), ('sources', 'running')}
 ROOT = pathlib.Path(rlhf_jax.__path__[0])
 EXPERIMENTS = ROOT.parent / 'experiments'
 

@@ -11,12 +11,14 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from rlhf_jax import components
 from rlhf_jax import errors
 from rlhf_jax import monitor
 from rlhf_jax import rewards
 from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 
 B, E, PADDED = 11, 3, 5
@@ -218,6 +220,109 @@ class RowTest(parameterized.TestCase):
                                    [r['response'] for r in rows]))
 
 
+class ComponentsTest(absltest.TestCase):
+
+  def _changed(self, nodes, **changes):
+    models = {'gold': lambda tokens, mask: mask.sum(axis=-1) - 4.}
+    named = components.Components(nodes, models=models)
+    splits = (*('abc' * 4), 'last')
+    corpus = dataclasses.replace(_corpus(), eval_splits=splits)
+    return _changed(components=named, corpus=corpus, **changes)
+
+  def test_columns_and_total(self):
+    watch = self._changed({'votes': {'kind': 'gold', 'weight': 2.},
+                           'long': {'kind': 'length', 'target': 4}})
+    out = watch(_policy(1), step=3)
+    votes = 1 / (1 + np.exp(4. - out.mask.sum(axis=-1)))
+    words = np.array([len(row['response'].split())
+                      for row in watch.texts(out, B)])
+    long = np.minimum(words / 4, 1)
+    for name, expected in (('votes', votes), ('long', long)):
+      np.testing.assert_allclose(out.components[name], expected, rtol=1e-6)
+      column = f'component_{name}'
+      self.assertAlmostEqual(out.row[column], expected.mean(), 6)
+      self.assertAlmostEqual(
+          out.row[f'{column}_se'], expected.std(ddof=1) / B**.5, 6)
+    np.testing.assert_allclose(out.proxy, 2 * votes + long, rtol=1e-6)
+    self.assertAlmostEqual(out.row['reward_variance'], out.proxy.var(), 5)
+    self.assertAlmostEqual(out.row['words'], words.mean())
+    # The reward models are still followed, and nothing else has changed.
+    for name in COLUMNS:
+      if not name.startswith(('proxy', 'reward_variance')):
+        self.assertEqual(out.row[name], _evaluation().row[name], name)
+    self.assertCountEqual(out.row, [
+        *COLUMNS, 'component_votes', 'component_votes_se', 'component_long',
+        'component_long_se', 'words', *(
+            f'{score}_split_{split}{se}' for score in ('gold', 'proxy')
+            for split in 'abc' for se in ('', '_se'))])
+    json.dumps(out.row, allow_nan=False)
+
+  def test_splits_by_hand(self):
+    out = self._changed({'long': {'kind': 'length', 'target': 4}})(
+        _policy(1), step=0)
+    for i, split in enumerate('abc'):
+      for name in ('gold', 'proxy'):
+        values = getattr(out, name)[i::3]  # of the first eleven prompts
+        self.assertAlmostEqual(out.row[f'{name}_split_{split}'], values.mean())
+        self.assertAlmostEqual(out.row[f'{name}_split_{split}_se'],
+                               values.std(ddof=1) / len(values)**.5)
+
+  def test_final_rows_and_references(self):
+    same = self._changed({'same': {'kind': 'exact_match'}}, reward=None)
+    chosen = _corpus().eval_demonstrations
+    with mock.patch.object(
+        monitor.Monitor, '_sample', lambda self, params: types.Batch(
+            chosen.tokens[:B], chosen.mask[:B])):
+      out = same(_policy(1), step=0)
+    np.testing.assert_array_equal(out.proxy, np.ones(B))
+    self.assertNotIn('member_0', out.row)
+    rows = same.final_rows(out)
+    json.dumps(rows, allow_nan=False)
+    self.assertEqual([row['split'] for row in rows], list('abcabcabcab'))
+    self.assertEqual([row['component_same'] for row in rows], [1.] * B)
+
+  def test_a_component_fails(self):
+    watch = self._changed({'votes': {
+        'kind': 'gold', 'squash': 'none', 'range': (-10, 3)}})
+    with self.assertRaisesRegex(
+        errors.RewardError, r"component 'votes' \(gold\) gave 4 at step 20"):
+      watch(_policy(1), step=20)
+
+
+class ValueShiftTest(absltest.TestCase):
+
+  def _heads(self, scale):
+    key = jax.random.key(0)
+    init = lambda: heads.init_q(key, 8, _config().vocab_size)
+    return {'target_q_heads': _random(init, 7, scale), 'value_head': _random(
+        lambda: heads.init_scalar(key, 8), 8, scale)}
+
+  def test_columns(self):
+    """The KL is of the distribution that has sampled."""
+    watch = _changed(value_shift=3.)
+    out = watch(_policy(0) | self._heads(1.), step=3)
+    self.assertEqual([k for k in COLUMNS if k not in out.row], ['perplexity'])
+    self.assertGreater((out.tokens != _evaluation().tokens).sum(), B)
+    self.assertGreater(out.row['kl_k3'], .5)
+    batch = watch._sample(_policy(0) | self._heads(1.))
+    np.testing.assert_array_equal(batch.tokens[:, 0], out.tokens)
+    d = np.where(out.mask, batch.old_logprobs[:, 0]
+                 - _logprobs(0, out.tokens, .7), 0)
+    np.testing.assert_allclose(out.row['kl_k1'], d.sum(-1).mean(), rtol=1e-4)
+
+  def test_without_advantages_it_is_the_language_model(self):
+    out = _changed(value_shift=3.)(
+        _policy(1) | self._heads(0.) | {'q_heads': np.float32(np.nan)}, step=3)
+    np.testing.assert_array_equal(out.tokens, _evaluation().tokens)
+    for name, value in out.row.items():
+      np.testing.assert_allclose(
+          value, _evaluation().row[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+  def test_heads_are_needed(self):
+    with self.assertRaisesRegex(ValueError, 'target_q_heads'):
+      _changed(value_shift=3.)(_policy(0), step=0)
+
+
 class SameTest(absltest.TestCase):
 
   def _assert_same(self, found, **tolerance):
@@ -235,7 +340,8 @@ class SameTest(absltest.TestCase):
 
   def test_heads_are_not_read(self):
     heads = {k: np.float32(np.nan) for k in (
-        'value_head', 'value_trunk', 'reward_head', 'q_heads')}
+        'value_head', 'value_trunk', 'reward_head', 'q_heads',
+        'target_q_heads')}
     self._assert_same(_monitor()(_policy(1) | heads, step=3), rtol=0)
 
   def test_chunks_and_devices(self):
@@ -327,7 +433,7 @@ class ErrorsTest(parameterized.TestCase):
       (dict(chunk_size=0), 'chunk_size must be >= 1'),
       (dict(gold_scale=(0., 0.)), 'gold_scale must be'),
       (dict(rule_scale=(np.nan, 1.)), 'rule_scale must be'),
-      (dict(reward=None), 'reward or functions'))
+      (dict(reward=None), 'reward, functions or components'))
   def test_fields_out_of_range(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       _changed(**changes)

@@ -130,6 +130,27 @@ class PanelsTest(parameterized.TestCase):
          for bar in handles['']],
         [figures.STYLE[name][0] for name in ('mean', 'single')])
 
+  def test_colours_differ_within_panels(self):
+    given = [row | {'panel': panel} for panel, lines in (
+        ('a', ['all', 'a1', 'a2', 'a3']), ('b', ['b1', 'b2', 'all']),
+        ('c', ['c1', 'all', 'c2'])) for row in rows(lines, 'x')]
+    figure, handles = self.drawn(panels.curves, given, x='step', y=('length',))
+    self.assertEmpty(handles)
+    for axis, names in zip(figure.axes, (['all', 'a1', 'a2', 'a3'],
+                                         ['all', 'b1', 'b2'],
+                                         ['all', 'c1', 'c2'])):
+      texts = [text.get_text() for text in axis.get_legend().get_texts()]
+      self.assertCountEqual(texts, names)
+      shown = [line.get_color() for line in axis.get_legend().get_lines()]
+      self.assertLen(set(shown), len(names))
+      self.assertEqual(shown[texts.index('all')], panels._PALETTE[0])
+    # A panel of eight, and a few lines, have one legend for all.
+    for lines in ('abcdefgh', 'abcd'):
+      figure, handles = self.drawn(
+          panels.curves, rows(lines, 'x'), x='step', y=('length',))
+      self.assertLen(handles, len(lines))
+      self.assertIsNone(figure.axes[0].get_legend())
+
   @parameterized.parameters(1, 3, 7, 9, 30)
   def test_colours_differ(self, count):
     names = ['ensemble mean', *(f'line {i}' for i in range(count - 1))]
@@ -138,6 +159,52 @@ class PanelsTest(parameterized.TestCase):
     self.assertEqual(found['ensemble mean'], figures.STYLE['mean'][0])
     self.assertLen({matplotlib.colors.to_hex(c) for c in found.values()},
                    count)
+
+  def test_names_of_columns(self):
+    figure, _ = self.drawn(
+        panels.curves, rows(component_on_topic=1., component_on_topic_se=NAN),
+        x='step', x_name='optimizer steps',
+        y=('gold', 'component_on_topic', 'proxy'))
+    self.assertEqual([axis.get_ylabel() for axis in figure.axes[::2]], [
+        'gold score (solid), s.d. of SFT samples', 'on topic (component)',
+        ''])
+    self.assertEqual(figure.axes[2].get_xlabel(), 'optimizer steps')
+    for column, name in (
+        ('gold_split_helpful-base', 'gold score of helpful-base, s.d.'),
+        ('proxy_split_a', 'proxy score of a'), ('member_12', 'member 12'),
+        ('words', 'length, words'), ('component_', None),
+        ('component_a_se', None), ('member_x', None), ('glod', None)):
+      self.assertEqual(panels.column_name(column), name)
+
+  def test_violins(self):
+    values = np.linspace(0, 1, 9)**2
+    given = [{'panel': panel, 'x': x, 'logged': x == 'log',
+              'values': values * scale}
+             for panel in ('fluent', 'safe')
+             for x, scale in (('log', 1.), ('A-LOL', .5), ('constant', 0.))]
+    given.pop()
+    figure, _ = self.drawn(panels.violins, given, x_name='reward')
+    fluent, safe = figure.axes
+    self.assertEqual([axis.get_title() for axis in figure.axes],
+                     ['fluent', 'safe'])
+    self.assertEqual([t.get_text() for t in fluent.get_yticklabels()],
+                     ['log', 'A-LOL', 'constant'])
+    self.assertEqual(safe.get_xlabel(), 'reward')
+    self.assertGreater(*fluent.get_ylim())  # the first on top
+    # No density of a single value, nothing where there are no values.
+    self.assertLen(fluent.collections, 2)
+    self.assertLen(fluent.get_lines(), 9)
+    self.assertLen(safe.get_lines(), 6)
+    quartiles, median, mean = fluent.get_lines()[3:6]
+    np.testing.assert_allclose(quartiles.get_xdata(), [1 / 32, 9 / 32])
+    np.testing.assert_array_equal(quartiles.get_ydata(), [1, 1])
+    np.testing.assert_allclose(median.get_xdata(), [1 / 8])
+    np.testing.assert_allclose(mean.get_xdata(), [204 / 64 / 9 / 2])
+    self.assertEqual(fluent.get_lines()[0].get_color(), '0.6')
+    self.assertNotEqual(quartiles.get_color(), '0.6')
+    reach = fluent.collections[1].get_paths()[0].vertices
+    np.testing.assert_allclose(
+        [reach[:, 0].min(), reach[:, 0].max()], [0, .5], atol=1e-12)
 
   @parameterized.parameters(
       ({'method': 'single'}, 'single model'),

@@ -12,6 +12,14 @@ RUNS = [{'method': method, 'noise': noise, **member}
         for method, member in (('single', {'member': 0}),
                                ('single', {'member': 1}), ('mean', {}))]
 CURVES = {'kind': 'curves', 'panel': ('noise',)}
+GROUPS = [{'method': 'nll'}, *(
+    {'method': m, 'family': f} for m, f in (
+        ('dpo', 'preference'), ('a_lol', 'reward'), ('r_lol', 'reward')))]
+FIG2 = {'kind': 'curves', 'x': 'step', 'y': ('component_safe',),
+        'panel': ('family',), 'everywhere': {'method': 'nll'},
+        'x_name': 'optimizer steps'}
+FIG5 = {'kind': 'distributions', 'components': ('safe', 'long'),
+        'logs': ('up',)}
 SWEEP = [{'method': m, 'kl_coef': k} for m in ('mean', 'single')
          for k in (0., .1)]
 
@@ -33,7 +41,12 @@ class CheckTest(parameterized.TestCase):
           'gold', 'drop', 'gold_above'), 'baseline': SWEEP[0]}, SWEEP),
       ({'kind': 'table'}, RUNS),
       ({'kind': 'win_rates', 'against': {'method': 'single'},
-        'panel': ('noise',)}, RUNS))
+        'panel': ('noise',)}, RUNS),
+      (FIG2, GROUPS),
+      (FIG2 | {'x': 'updates', 'y': ('gold_split_a-b', 'words')}, GROUPS),
+      ({'kind': 'distributions', 'components': ['safe']}, GROUPS),
+      ({'kind': 'distributions', 'components': ['safe'], 'line': ('noise',),
+        'runs': {'method': 'mean'}}, RUNS))
   def test_sound(self, figure, labels):
     full = policy_figure.check(figure, labels)
     self.assertEqual({k: full[k] for k in figure}, figure)
@@ -47,7 +60,8 @@ class CheckTest(parameterized.TestCase):
         ())
 
   @parameterized.parameters(
-      ({}, r'figure.kind is None; there are curves, final, table, win_rates'),
+      ({}, r'figure.kind is None; there are curves, final, table, win_rates, '
+       'distributions'),
       (CURVES | {'legend': 1}, r"legend is 1; 'curves' has x, y, line"),
       ({'kind': 'final'}, r"x is 'absent'; 'final' needs it"),
       (CURVES | {'y': 'gold'}, r"y is 'gold'; give a list of names"),
@@ -86,9 +100,39 @@ class CheckTest(parameterized.TestCase):
     self.assertNotIn('\n', str(raised.exception))
 
   @parameterized.parameters(
+      (FIG2 | {'everywhere': {'method': 'ppo'}}, 'everywhere .*; no run has'),
+      (FIG2 | {'everywhere': {'family': 'reward'}, 'line': ('family',),
+               'panel': ('method',)},
+       'these lines have the name of others in a panel'),
+      (FIG2 | {'everywhere': {'method': 'a_lol'}, 'line': ('family',),
+               'panel': ('method',)},
+       'these lines have the name of others in a panel; add to it, or to line'),
+      (FIG2 | {'x_name': 3}, 'x_name is 3; give text, or None'),
+      (FIG2 | {'y': ('component_save',)},
+       "no 'component_save'; .* component_safe, component_long, gold_"),
+      (FIG5 | {'components': ()}, r'components is \(\); give at least one'),
+      (FIG5 | {'components': 'safe'}, "components is 'safe'; give a list"),
+      (FIG5 | {'components': ('save',)},
+       "components is .*; there is no 'save'; there are safe, long"),
+      (FIG5 | {'logs': ('down',)}, "no 'down'; there are up"),
+      (FIG5 | {'runs': {'method': 'ppo'}}, "runs is .*; no run has these"),
+      (FIG5 | {'line': ('family',)}, 'they differ in method; add'),
+      (FIG5 | {'y': ('safe',)}, "y is .*; 'distributions' has components"))
+  def test_components(self, figure, message):
+    with self.assertRaisesRegex(errors.ConfigError, message):
+      policy_figure.check(figure, GROUPS, logs=['up'],
+                          components=['safe', 'long'])
+
+  def test_every_line_is_everywhere(self):
+    with self.assertRaisesRegex(
+        errors.ConfigError, 'everywhere is .*; every run has these labels'):
+      policy_figure.check(FIG2 | {'panel': ()}, GROUPS[:1])
+
+  @parameterized.parameters(
       ([{'a': 1}, {'a': 1}], 'two runs have the same labels'),
       ([{'seed': 1}], "the label 'seed', which names a column of results.csv"),
       ([{'gold': 1}], "the label 'gold', which names a column"),
+      ([{'component_x': 1}], "the label 'component_x', which names"),
       ([{'rule_se': 1}], "the label 'rule_se', which names a column"),
       ([{'a': (1, 2)}], r"the label 'a': \(1, 2\); give text or a number"))
   def test_labels(self, labels, message):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from rlhf_jax import figures
 from rlhf_jax import files
 from rlhf_jax import panels
+from rlhf_jax.stages import policy_distributions
 from rlhf_jax.stages import policy_figure
 from rlhf_jax.stages import policy_results as results
 
@@ -110,14 +111,21 @@ def _draw(context, groups: Sequence[Sequence[results.Policy]],
           summary: Sequence[Mapping], figure: Mapping, title: str):
   """Writes figure.png."""
   kind, rows = figure['kind'], []
-  for group, row, place in zip(groups, summary,
-                               _places(groups, summary, figure)):
+  places = _places(groups, summary, figure)
+  everywhere = lambda group: figure.get('everywhere') and results.matches(
+      group[0].labels, figure['everywhere'])
+  all_panels = dict.fromkeys(
+      place['panel'] for group, place in zip(groups, places)
+      if not everywhere(group))
+  for group, row, place in zip(groups, summary, places):
     labels = group[0].labels
     if kind == 'curves':
       points = results.curve(
           group, (figure['x'], *figure['y']), source=figure['source'],
           limit_kl=figure['limit_kl'])
-      rows += [place | dict(zip(points, values))
+      rows += [place | {'panel': panel} | dict(zip(points, values))
+               for panel in (all_panels if everywhere(group)
+                             else (place['panel'],))
                for values in zip(*points.values())]
     elif kind == 'final':
       rows.append(row | place | {'x': labels.get(figure['x'])})
@@ -129,7 +137,8 @@ def _draw(context, groups: Sequence[Sequence[results.Policy]],
   shared = {'rows': rows, 'path': context.directory / 'figure.png',
             'title': title}
   if kind == 'curves':
-    panels.curves(**shared, x=figure['x'], y=figure['y'])
+    panels.curves(**shared, x=figure['x'], y=figure['y'],
+                  x_name=figure['x_name'])
   elif kind == 'table':
     panels.bars(**shared, y=figure['columns'][:1])
   elif kind == 'win_rates':
@@ -145,7 +154,8 @@ def _draw(context, groups: Sequence[Sequence[results.Policy]],
 
 
 def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
-        title: str, figure: Mapping) -> dict:
+        title: str, figure: Mapping,
+        logs: Mapping[str, Sequence[Mapping]] | None = None) -> dict:
   """Writes results.csv and .jsonl, summary.csv and .md, stages.jsonl and
   figure.png.
 
@@ -154,7 +164,8 @@ def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
   ensemble, with the last value of each column, and its standard
   error over seeds; see `policy_results.measure` for the rest. With the figure
   of a source 'training', training.csv holds its smoothed curves, and with
-  'win_rates', win_rates.csv those of each policy.
+  'win_rates', win_rates.csv those of each policy; with 'distributions',
+  distributions.csv holds `policy_distributions.table`.
 
   Args:
     context: of the stage.
@@ -162,13 +173,16 @@ def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
     stages: all stages before this one, whose numbers are kept.
     title: of the figure.
     figure: see `policy_figure.check`.
+    logs: {'stage', 'seed'} of each log by name, as `stages.logged` writes
+      them; read for 'distributions' only.
 
   Raises:
     ConfigError: the figure cannot be drawn from these runs.
     CheckpointError: a stage is not complete, or its files are damaged.
   """
   figure = check(figure, list(
-      {one['run']: one['labels'] for one in policies}.values()))
+      {one['run']: one['labels'] for one in policies}.values()),
+                 logs=list(logs or {}))
   found = results.read(context, policies, figure)
   groups = results.groups(found, policy_figure.apart(figure))
   summary = _summary(groups, found, figure)
@@ -188,7 +202,13 @@ def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
        **context.result_of(name)} for name in stages])
   files.write_text(context.directory / 'summary.md',
                    _table(figure, summary, _shown(figure)) + '\n')
-  _draw(context, groups, summary, figure, title)
+  if figure['kind'] == 'distributions':
+    shown = policy_distributions.read(context, groups, logs or {}, figure)
+    write('distributions', policy_distributions.table(shown))
+    policy_distributions.draw(
+        shown, context.directory / 'figure.png', title=title)
+  else:
+    _draw(context, groups, summary, figure, title)
   names = _names(figure, _columns(figure))
   short = [names[0], 'drop', *(n for n in names if n.endswith('_above'))][:4]
   short += [name for name in ('win_rate', 'win_rate_sd') if name in names]

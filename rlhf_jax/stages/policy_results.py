@@ -34,8 +34,12 @@ class Policy:
   gold: np.ndarray  # f64[B], of its responses
 
 
-def _rows(path: pathlib.Path) -> list[dict]:
-  """The objects of a file of JSON lines, at least one."""
+def read_rows(path: pathlib.Path) -> list[dict]:
+  """The objects of a file of JSON lines, at least one.
+
+  Raises:
+    CheckpointError: it is missing, damaged or empty.
+  """
   try:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     if not rows:
@@ -77,15 +81,15 @@ def read(context, policies: Sequence[Mapping], figure: Mapping
   found = []
   for one in policies:
     directory = context.directory_of(one['stage'])
-    rows = _rows(directory / 'evaluation.jsonl')
+    rows = read_rows(directory / 'evaluation.jsonl')
     training, final = {}, []
     if figure.get('source') == 'training':
-      training = _columns(_rows(directory / 'metrics.jsonl'),
+      training = _columns(read_rows(directory / 'metrics.jsonl'),
                           ('step', *figure['y']))
       training |= {name: smooth(training[name], figure['window'])
                    for name in figure['y']}
     if figure['kind'] == 'win_rates':
-      final = _rows(directory / 'final.jsonl')
+      final = read_rows(directory / 'final.jsonl')
     found.append(Policy(
         directory, one['seed'], one['run'], dict(one['labels']), rows,
         _columns(rows, dict.fromkeys(k for row in rows for k in row)),
