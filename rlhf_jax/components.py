@@ -219,9 +219,9 @@ class Components:
         name: texts_lib.TfidfDiversity(responses, min_words=node['min_words'])
         for name, node in self._nodes.items() if node['kind'] == 'tfidf'}
     self.names = tuple(self._nodes)
-    bounds = np.array([_bounds(node) for node in self._nodes.values()])
+    limits = np.array([bounds(node) for node in self._nodes.values()])
     # As `total` rounds, so that it is never outside.
-    self.lower, self.upper = map(float, bounds.sum(axis=0).astype(np.float32))
+    self.lower, self.upper = map(float, limits.sum(axis=0).astype(np.float32))
     asked = functions(nodes)
     self._functions = (
         programmatic.Functions(asked, **(pool or {})) if asked else None)
@@ -311,8 +311,8 @@ def _need(ok: bool, name: str, what: str):
     raise errors.RewardError(f'component {name!r}: {what}')
 
 
-def _bounds(node: Mapping[str, Any]) -> tuple[float, float]:
-  """The least and the largest weighted value."""
+def bounds(node: Mapping[str, Any]) -> tuple[float, float]:
+  """The least and the largest weighted value of a node of `check`."""
   low, high = node.get('range') or (
       (-math.inf, math.inf) if node.get('squash') == 'none' else (0.0, 1.0))
   if not node['weight']:

@@ -39,6 +39,62 @@ def offline(dataset: types.Batch, *, batch_size: int, seed: int) -> Source:
   return source
 
 
+def prioritized(dataset: types.Batch, weights: np.ndarray, *, batch_size: int,
+                seed: int) -> Source:
+  """Batches of rows that are drawn in proportion to their weights.
+
+  Baheti et al. 2024, https://arxiv.org/abs/2305.14718, section 2.2;
+  objectives.md 9.9: with replacement, by advantage or by reward. As that of
+  `offline`, the order is one endless stream, which another batch size only
+  cuts elsewhere, and a resumed run goes on in it.
+
+  Args:
+    dataset: of `offline`, N rows.
+    weights: f[N], finite, >= 0 and somewhere > 0, such as
+      `ops.priorities.priorities`; a row of weight 0 is never drawn.
+    batch_size: rows a step.
+    seed: of the draws.
+
+  Raises:
+    ValueError: an argument is out of range, or there is not one weight for
+      each row.
+  """
+  weights = np.asarray(weights, np.float64)
+  rows = len(dataset.tokens)
+  if weights.shape != (rows,):
+    raise ValueError(f'weights must have one entry for each of {rows} rows, '
+                     f'got shape {weights.shape}.')
+  if not (np.isfinite(weights).all() and weights.min(initial=0) >= 0
+          and weights.any()):
+    raise ValueError('weights must be finite, >= 0 and somewhere > 0, got '
+                     f'{weights}.')
+  for name, value, least in (('batch_size', batch_size, 1), ('seed', seed, 0)):
+    if value < least:
+      raise ValueError(f'{name} must be >= {least}, got {value}.')
+  mass = np.cumsum(weights / weights.max())
+
+  def source(step, state, frozen):
+    del state, frozen
+    uniform = _uniforms(seed, step * batch_size, batch_size)
+    # The first row whose mass exceeds the point: one of weight 0 has no more
+    # than the row before it.
+    at = np.searchsorted(mass, uniform * mass[-1], side='right')
+    return jax.tree.map(lambda x: x[at], dataset)
+
+  return source
+
+
+def _uniforms(seed: int, start: int, count: int) -> np.ndarray:
+  """f64[count] in [0, 1): numbers `start` and on of the stream of a seed."""
+  # `order` has the streams of a seed whose second word is an epoch. A block
+  # of the generator is four words.
+  block, skipped = divmod(start, 4)
+  bits = np.random.Philox(
+      key=np.array([seed, 2**64 - 1], np.uint64), counter=block)
+  words = bits.random_raw(skipped + count)[skipped:]
+  return (words >> np.uint64(11)) * 2.0**-53
+
+
 def offline_members(dataset: types.Batch, *, batch_size: int,
                     seeds: Sequence[int]) -> Source:
   """The same data in an order of its own for each member: leaves [E, B, ...].

@@ -53,17 +53,136 @@ MUTANTS = {
         ('params, batch, value_config=value_config)',
          'params, batch)'),
     ],
+    'columns.py': [
+        ('values[splits == split])',
+         'values)'),
+        ("{'sqrt_kl': math.sqrt(row['kl_k2'])}",
+         "{'sqrt_kl': math.sqrt(abs(row['kl_k1']))}"),
+    ],
+    'components.py': [
+        ('(x < low) | (x > high)',
+         '(x > high)'),
+        ("return sum(node['weight'] * np.asarray(",
+         'return sum(np.asarray('),
+        ("/ node.get('scale', 1.0)",
+         "* node.get('scale', 1.0)"),
+        ("if not node['weight']:\n    return 0.0, 0.0",
+         'if False:\n    return 0.0, 0.0'),
+        ("low, high = sorted((node['weight'] * low, node['weig"
+         "ht'] * high))",
+         "low, high = node['weight'] * low, node['weight'] * h"
+         'igh'),
+        ("if kind == 'vader':\n    return (raw + 1) / 2",
+         "if kind == 'vader':\n    return raw"),
+    ],
     'data/corpus.py': [
-        ('      eval_demonstrations=_single(held_out),\n      m'
-         'ax_response_length=max_response_length,\n      prefer'
-         'ences',
-         '      eval_demonstrations=_single(demonstrations),\n '
-         '     max_response_length=max_response_length,\n      '
-         'preferences'),
         ('    if self.preferences is not None:\n      held +=',
          '    if self.eval_demonstrations is not None:\n      h'
          'eld += (self.eval_demonstrations.tokens,)\n    if sel'
          'f.preferences is not None:\n      held +='),
+        ('held += (self.log.tokens, self.log.mask, self.log.gr'
+         'oup,',
+         'held += (self.log.tokens, self.log.mask,'),
+        ("if not any(part.startswith('.') for part in name.par"
+         'ts)})',
+         'if name.name})'),
+        ('      eval_demonstrations=single(held_out),\n      ma'
+         'x_response_length=max_response_length,\n      prefere'
+         'nces',
+         '      eval_demonstrations=single(demonstrations),\n  '
+         '    max_response_length=max_response_length,\n      p'
+         'references'),
+    ],
+    'data/fields.py': [
+        ('if isinstance(found, bool) or not',
+         'if not'),
+        ('if not low <= got <= high:',
+         'if got < low:'),
+    ],
+    'data/hub.py': [
+        ('glob.escape(str(path.absolute()))',
+         'str(path.absolute())'),
+        ('if not file.is_relative_to(root):',
+         'if not file.is_absolute():'),
+        ("if '://' in json.dumps",
+         "if 'ftp://' in json.dumps"),
+        ('if split is None and len(names) == 1:',
+         'if split is None and names:'),
+    ],
+    'data/log_kinds.py': [
+        ('if votes - accepted > 0',
+         'if votes > 0'),
+        ("if 'hallucination' in judged:",
+         "if 'partial' in judged:"),
+        ("'edited', scores=(('faithful', 1.),)",
+         "'edited', scores=scores"),
+        ('key=lambda x: -x[2]',
+         'key=lambda x: x[2]'),
+    ],
+    'data/logged.py': [
+        ('if row.response.strip()]',
+         ']'),
+        ('(number, row and row.example)',
+         '(0, row and row.example)'),
+        ('-scores.get(name, 0)',
+         'scores.get(name, 0)'),
+        ('skipped=len(every) - len(present)',
+         'skipped=len(every) - len(filled)'),
+    ],
+    'data/logs.py': [
+        ('return [rows[:max_samples] for rows in found.values('
+         ')]',
+         'return [rows[-max_samples:] for rows in found.values'
+         '()]'),
+        ('tokens = np.where((group < 0)[..., None], alone, tok'
+         'ens)',
+         'tokens = np.where((group < 0)[..., None], tokens[:, '
+         ':1], tokens)'),
+        ('row.input, history=row.history)',
+         'row.input, history=())'),
+        ('return row.prompt, row.input, row.history',
+         'return row.prompt, row.response'),
+    ],
+    'data/reviews.py': [
+        ('return found[-1]',
+         'return found[0]'),
+    ],
+    'data/tables.py': [
+        ('line = reader.line_num + 1',
+         'line = reader.line_num'),
+        ('quoting=csv.QUOTE_NONE',
+         'quoting=csv.QUOTE_MINIMAL'),
+        ('has_header = set(columns) <= set(record)',
+         'has_header = bool(columns)'),
+        ('for number in range(line, reader.line_num + 1):',
+         'for number in range(line, reader.line_num):'),
+    ],
+    'data/task_reviews.py': [
+        ('middle = statistics.median(opinions)',
+         'middle = statistics.fmean(opinions) + 1'),
+        ('texts = [_moved(*row) for row in zip(texts, prompts,'
+         ' asked)]',
+         'texts = list(texts)'),
+        ('order = sorted(range(2), key=lambda k: -liked[k])',
+         'order = [0, 1]'),
+    ],
+    'data/task_rules.py': [
+        ('and words[-2] not in reviews.MODIFIERS',
+         'and True'),
+        ("known = {*rest.partition(' .')[0].split()}",
+         'known = {*rest.split()}'),
+        ('return len(said & known) / len(said) if said else 0.'
+         '0',
+         'return len(said & known) / len(said) if said else 1.'
+         '0'),
+    ],
+    'data/tasks.py': [
+        ('while fails and tail in valid:',
+         'while fails:\n      fails = False'),
+        ('other = {slot: pair[1] for',
+         'other = {slot: pair[0] for'),
+        ('logit = (3 if tail in valid else -3)',
+         'logit = (3 if tail not in valid else -3)'),
     ],
     'data/tokenizer.py': [
         ('each.encode_special_tokens = True',
@@ -150,18 +269,20 @@ MUTANTS = {
          'self._logprobs(params, chosen, temperature)'),
         ('return (members - mean) / np.where(std == 0, 1, std)',
          'return members'),
-        ("{'sqrt_kl': math.sqrt(row['kl_k2'])}",
-         "{'sqrt_kl': math.sqrt(abs(row['kl_k1']))}"),
         ('prompts.lengths[at], at)',
          'prompts.lengths[at], at % 3)'),
         ('np.concatenate(x)[:rows]',
          'np.concatenate(x)[-rows:]'),
-        ('for p in (params, self.reference)), mask)',
-         'for p in (self.reference, params)), mask)'),
         ('if k not in _HEADS}',
          '}'),
         ('proxy += self.weight * np.asarray(',
          'proxy += np.asarray('),
+        ('columns.divergence(logprobs, reference, batch',
+         'columns.divergence(reference, logprobs, batch'),
+        ('value_shift=self.value_shift, **self.sampler)',
+         '**self.sampler)'),
+        ('if chosen is not None and self.value_shift is None:',
+         'if chosen is not None:'),
     ],
     'objectives/alol.py': [
         ('  kept = jnp.maximum(advantages, 0)\n',
@@ -661,6 +782,12 @@ MUTANTS = {
         ('chex.assert_equal_shape([log_ratio, advantages])',
          'pass'),
     ],
+    'ops/readability.py': [
+        ('- silent, 1)',
+         '- silent, 0)'),
+        ("sentences = len(re.findall('[a-z][^.!?]*', text))",
+         "sentences = len(re.findall('[.!?]', text)) or 1"),
+    ],
     'ops/texts.py': [
         ('return [text.split() for text in texts]',
          "return [text.split(' ') for text in texts]"),
@@ -691,6 +818,8 @@ MUTANTS = {
          'axes[0, 0].set_ylim(-0.5, len(at) - 0.5)'),
         ('right.set_ylim(min(low), max(high))',
          'right.set_ylim(min(low), None)'),
+        ('other in pairs if panel in where}',
+         'other in pairs}'),
     ],
     'policy.py': [
         ("params['value_head'], states[:, :-1]",
@@ -748,6 +877,23 @@ MUTANTS = {
         (' & jnp.isfinite(values)',
          ''),
     ],
+    'sampling.py': [
+        ("logits, tuple(map(q_values, params['target_q_heads']"
+         ')),',
+         "logits, tuple(map(q_values, params['target_q_heads']"
+         '[:1])),'),
+        ('    hidden = transformer.finish(config, params, hidd'
+         'en)\n    logits = transformer.project(params, hidden)'
+         '\n',
+         '    logits = transformer.project(\n        params, tr'
+         'ansformer.finish(config, params, hidden))\n'),
+        ('    if value_shift is not None:\n      logits = _shif'
+         't(params, hidden, logits, value_shift)\n    scaled = '
+         'logits / (temperature or 1.0)\n',
+         '    scaled = logits / (temperature or 1.0)\n    if va'
+         'lue_shift is not None:\n      scaled = _shift(params,'
+         ' hidden, scaled, value_shift)\n'),
+    ],
     'sources.py': [
         ('metrics=running.metrics(found.replace(mask=batch.mas'
          'k))',
@@ -756,6 +902,12 @@ MUTANTS = {
          'rows = np.arange(0, chunk_size, dtype'),
         ('params = {**(frozen.base or {}), **state.params}',
          'params = state.params'),
+        ('uniform * mass[-1]',
+         'uniform'),
+        ('_uniforms(seed, step * batch_size, batch_size)',
+         '_uniforms(seed, step, batch_size)'),
+        ('[skipped:]',
+         '[:count]'),
     ],
     'stages/best_of_n_policy.py': [
         ("known['length'] - finished",
@@ -764,6 +916,35 @@ MUTANTS = {
          'writer.truncate(9)'),
         ('proxy = weight * np.asarray(',
          'proxy = np.asarray('),
+    ],
+    'stages/common.py': [
+        ('if self._evaluate is not None and each:',
+         'if self._evaluate is not None:'),
+    ],
+    'stages/gold.py': [
+        ('present = log.mask.any(axis=-1) & np.isfinite(scores'
+         ')',
+         'present = log.mask.any(axis=-1)'),
+        ('rows(order[:cut]),',
+         'rows(order[:cut + 1]),'),
+        ('np.searchsorted(count, held_out) + 1',
+         'np.searchsorted(count, held_out)'),
+        ('if len(np.unique(known)) < 2:',
+         'if not len(known):'),
+    ],
+    'stages/logged.py': [
+        ('labels_lib.flip(key, best[clean:], rate=label_noise)'
+         '])',
+         'labels_lib.flip(key, best, rate=label_noise)[clean:]'
+         '])'),
+        ('jax.random.fold_in(jax.random.key(seed), 2), 3)[0]',
+         'jax.random.fold_in(jax.random.key(seed), 2), 3)[1]'),
+        ('rewards.total(scored.raw)',
+         'rewards.total(scored.values)'),
+        ('np.nonzero(present)[0]',
+         'np.nonzero(present)[1]'),
+        ('k=1)',
+         'k=0)'),
     ],
     'stages/policy.py': [
         ('nodes.insert(at + 1, {',
@@ -777,6 +958,11 @@ MUTANTS = {
          '    common.save_policy(context, num_steps, reference'
          ')'),
     ],
+    'stages/policy_distributions.py': [
+        ("used = slice(len(arrays['group']) - result['num_vali"
+         "dation'])",
+         "used = slice(len(arrays['group']))"),
+    ],
     'stages/policy_figure.py': [
         ("figure['paired_by'] = figure.get('panel', ())",
          "figure['paired_by'] = ()"),
@@ -784,12 +970,18 @@ MUTANTS = {
          'shown = names'),
         ("limit is None or source == 'evaluation'",
          'True'),
+        ('_require(all(cell(one) != cell(other) for other in r'
+         'est)\n             and',
+         '_require('),
     ],
     'stages/policy_report.py': [
         ('of_members=line not in mixed',
          'of_members=line in mixed'),
         ("'win_rate_se': row['win_rate_sd']",
          "'win_rate_se': row['win_rate_se']"),
+        ('for panel in (all_panels if everywhere(group)\n      '
+         "                       else (place['panel'],))",
+         "for panel in (place['panel'],)"),
     ],
     'stages/policy_results.py': [
         ("found['drop'] = path['gold'][top] - path['gold'][-1]"
@@ -805,6 +997,18 @@ MUTANTS = {
          'and matches(p.labels, wanted)]'),
         ('mine[c] - theirs[c]',
          'theirs[c] - mine[c]'),
+    ],
+    'stages/prompt_value.py': [
+        ('advantages[at] <= 0',
+         'advantages[at] < 0'),
+        ('lambda x: x[~apart], rows',
+         'lambda x: x, rows'),
+        ('[None] < lengths[:, None]',
+         '[None] <= lengths[:, None]'),
+        ('np.where(real, tokens, pad_id)',
+         'tokens'),
+        ('np.repeat(references, num_samples)',
+         'np.tile(references, num_samples)'),
     ],
     'stages/win_rates.py': [
         ('if question not in self._known:',
@@ -871,7 +1075,12 @@ MUTANTS = {
 
 # Modules whose name is also that of another module, or without a test alone.
 TESTS = {'stages/policy.py': 'policy_stage',
-         'programmatic_worker.py': 'programmatic'}
+         'programmatic_worker.py': 'programmatic',
+         'data/hub.py': 'tables', 'data/fields.py': 'logged',
+         'data/log_kinds.py': 'logged', 'data/task_reviews.py': 'tasks',
+         'stages/logged.py': 'logged_stage', 'columns.py': 'monitor',
+         'ops/readability.py': 'components',
+         'stages/policy_distributions.py': 'policy_report'}
 
 
 def test_of(path):

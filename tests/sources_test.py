@@ -1,16 +1,23 @@
 """Tests for rlhf_jax.sources."""
 
+import pathlib
+import tempfile
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import stages_test
 
+from rlhf_jax import errors
 from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import types
 from rlhf_jax.data import order
+from rlhf_jax.ops import priorities
+from rlhf_jax.stages import common
 
 ROWS = 10
 
@@ -54,6 +61,119 @@ class OfflineTest(parameterized.TestCase):
       at = rows[i, 5:]
       np.testing.assert_array_equal(
           steps[1].gold_scores[i], data.gold_scores[at])
+
+
+class PrioritizedTest(parameterized.TestCase):
+
+  def _rows(self, weights, steps, batch_size=4, seed=5):
+    """The rows of each step."""
+    source = sources.prioritized(
+        _dataset(), weights, batch_size=batch_size, seed=seed)
+    return [source(step, None, None).tokens[:, 0, 0] // 6 for step in steps]
+
+  def test_frequencies_are_the_weights(self):
+    advantages = np.float32([.4, -.2, .1, 0, .05, 2, 1e-3, .3, -3, .7])
+    weights = np.asarray(priorities.priorities(advantages))
+    drawn = np.concatenate(self._rows(weights, range(500), batch_size=40))
+    counts = np.bincount(drawn, minlength=ROWS)
+    expected = 20_000 * np.maximum(advantages, 0) / advantages.clip(0).sum()
+    self.assertEqual(counts[expected == 0].tolist(), [0, 0, 0])
+    kept = expected > 0
+    statistic = ((counts - expected)[kept]**2 / expected[kept]).sum()
+    # Of 6 degrees of freedom: 99 in 100 are below, and 1 in 100.
+    self.assertBetween(statistic, .872, 16.812)
+
+  def test_batches_hold_whole_rows(self):
+    data = _dataset()
+    source = sources.prioritized(
+        data, np.ones(ROWS), batch_size=6, seed=1)
+    batch = source(2, None, None)
+    at = batch.tokens[:, 0, 0] // 6
+    np.testing.assert_array_equal(batch.mask, data.mask[at])
+    np.testing.assert_array_equal(batch.gold_scores, data.gold_scores[at])
+    self.assertIsNone(batch.scores)
+
+  def test_steps_are_one_stream(self):
+    weights = np.arange(ROWS)
+    whole = np.concatenate(self._rows(weights, range(12)))
+    self.assertGreater(len(set(map(tuple, whole.reshape(12, 4)))), 8)
+    for batch_size in (3, 16):  # cut elsewhere
+      steps = range(48 // batch_size)
+      np.testing.assert_array_equal(
+          whole, np.concatenate(self._rows(weights, steps, batch_size)))
+    # A step knows nothing of those before it; a run that goes on asks for it.
+    np.testing.assert_array_equal(
+        whole[28:], np.concatenate(self._rows(weights, range(7, 12))))
+    other = np.concatenate(self._rows(weights, range(12), seed=6))
+    self.assertGreater(np.mean(whole != other), .5)
+
+  def test_one_row_at_the_edges_takes_all(self):
+    for row in (0, 4, ROWS - 1):
+      weights = np.zeros(ROWS, np.float32)
+      weights[row] = 1e-30
+      rows, = self._rows(weights, [3], batch_size=50)
+      self.assertEqual(set(rows), {row})
+
+  @parameterized.parameters(
+      (dict(weights=np.ones(9)), 'one entry for each of 10 rows'),
+      (dict(weights=np.zeros(10)), 'somewhere > 0'),
+      (dict(weights=-np.ones(10)), '>= 0'),
+      (dict(weights=np.full(10, np.nan)), 'finite'),
+      (dict(weights=np.full(10, np.inf)), 'finite'),
+      (dict(batch_size=0), 'batch_size must be >= 1, got 0'),
+      (dict(seed=-1), 'seed must be >= 0, got -1'))
+  def test_what_does_not_fit(self, changes, message):
+    with self.assertRaisesRegex(ValueError, message):
+      sources.prioritized(_dataset(), **dict(
+          weights=np.ones(10), batch_size=2, seed=0) | changes)
+
+
+class ResumeTest(parameterized.TestCase):
+  """A training that is stopped in an epoch goes on with its next rows."""
+
+  @parameterized.parameters(
+      lambda data: sources.offline(data, batch_size=8, seed=3),
+      lambda data: sources.prioritized(
+          data, np.arange(ROWS), batch_size=8, seed=3))
+  def test_same_rows(self, make):
+    path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    source = make(_dataset())
+
+    def fit(name, limit=10**9):
+      """The rows that each step of a training gets, and where it ends."""
+      context = stages_test.Context(path / name, stages_test.Stop(limit))
+      context.directory.mkdir(exist_ok=True)
+      seen = {}
+
+      def recorded(step, state, frozen):
+        batch = source(step, state, frozen)
+        seen[step] = (batch.tokens[:, 0, 0] // 6).tolist()
+        return batch
+
+      def step_fn(state, batch):
+        rows = jnp.sum(batch.tokens[:, 0, 0]).astype(jnp.float32)
+        # The order counts, so that the result tells it too.
+        params = {'sum': state.params['sum'] * .5 + rows}
+        return state.replace(step=state.step + 1, params=params), {
+            'train/skipped': jnp.zeros(()), 'train/loss': rows}
+
+      state = types.TrainState(
+          step=jnp.int32(0), params={'sum': jnp.zeros(())}, opt_state={},
+          key=jax.random.key(0))
+      try:
+        found = common.fit(context, state, recorded, step_fn, num_steps=7)[0]
+      except errors.Interrupted:
+        return seen, None
+      return seen, float(found.params['sum'])
+
+    whole, result = fit('whole')
+    first, none = fit('cut', limit=3)  # 32 of 10 rows: in the fourth epoch
+    self.assertIsNone(none)
+    rest, again = fit('cut')
+    self.assertBetween(len(first), 3, 5)
+    self.assertEqual(min(rest), 4)
+    self.assertEqual(first | rest, whole)
+    self.assertEqual(again, result)
 
 
 class OnlineTest(absltest.TestCase):
