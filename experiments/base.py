@@ -119,6 +119,15 @@ def _laptop(config):
                  format='alpaca', control=(),
                  preference_format=none(), tokenizer=none(),
                  **{token: none() for token in ('pad', 'bos', 'eos')}),
+      logged=dict(kind=none(), path=none(), task=none(),
+                  num_rows=config_dict.placeholder(int),
+                  noise=config_dict.placeholder(float),
+                  max_prompt_length=64, max_response_length=48,
+                  max_samples=2, target=none(),
+                  demonstrations=config_dict.placeholder(tuple),
+                  vocab_size=4096, max_bad_rows=0, format=none(), control=(),
+                  tokenizer=none(),
+                  **{token: none() for token in ('pad', 'bos', 'eos')}),
   )
   config.policy = dict(
       model=model(family='llama', hidden_size=64, num_layers=2,
@@ -240,3 +249,67 @@ def online() -> dict:
       num_steps=100,
       optimizer=optimizer(1e-3, warmup_steps=0, b2=0.95),
       evaluation=dict(every=10, num_prompts=128, texts=4))
+
+
+def offline_config(size: str) -> config_dict.ConfigDict:
+  """A study `offline` without runs and figure: one log, of preference pairs.
+
+  Its reward model learns from the labels of the log; runs that sample (PPO)
+  change the node `online`, all others `offline`.
+  """
+  config = online_config(size)
+  config.study = 'offline'
+  del config.best_of_n
+  config.pool = dict(timeout=60.0, num_workers=2, chunk_size=256)
+  config.conditions.clean = dict(num_members=1)
+  config.log = log()
+  config.logs = dict()
+  config.offline = offline()
+  if size == 'smoke':
+    config.log.num_validation = 32
+    config.log.value.update(num_samples=1, num_steps=2, batch_size=8,
+                            num_heads=2)
+    config.offline.update(num_steps=2, batch_size=8)
+    config.offline.evaluation.update(every=1, num_prompts=4, texts=1)
+  return config
+
+
+def log() -> dict:
+  """Logged responses and their rewards, unless one of `logs` says otherwise.
+
+  The value head is that of Baheti et al. 2024, of 8 attention heads; it
+  learns from samples, not from greedy text. With a reward model of the same
+  condition `num_validation` is its `held_out`, so that labels agree.
+  """
+  return dict(
+      source='pairs',  # of the SFT policy; 'corpus': the file of data.logged
+      condition='clean',  # whose label noise the pairs have
+      num_validation=512,
+      components=dict(reward=dict(kind='proxy')),
+      value=dict(num_samples=4, temperature=1.0, num_heads=8, batch_size=64,
+                 num_steps=300, held_out=0.2,
+                 optimizer=optimizer(1e-3, schedule='constant')))
+
+
+def offline() -> dict:
+  """How a policy learns from a log unless a run says otherwise: A-LOL.
+
+  From the better response of each pair, each drawn once in an epoch; set
+  priority='advantage' to draw them as Baheti et al. 2024 do.
+  ILQL as in trlX, whose linear layers start with deviation .58 / sqrt(inputs).
+  """
+  return dict(
+      algorithm='a_lol',
+      log='pairs',
+      arguments=dict(),
+      use='first',
+      filtered=False,
+      priority='none',
+      batch_size=64,
+      num_microbatches=1,
+      num_steps=400,
+      scale_steps=False,
+      optimizer=optimizer(1e-3, warmup_steps=0, schedule='constant'),
+      value=dict(trunk='separate', mlp=True, scale=0.0),
+      q=dict(mlp=True, scale=0.58, rate=0.001, every=5, shift=4.0, top_k=20),
+      evaluation=dict(every=40, num_prompts=128, texts=4))

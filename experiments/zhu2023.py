@@ -78,3 +78,31 @@ def add_regression(config: config_dict.ConfigDict, settings: str,
     if config.size == 'full':
       run['optimizer'] = dict(learning_rate=1e-6)
   config.runs[f'{algorithm}_{base.tag(beta)}'] = run
+
+
+def offline(size: str, title: str) -> config_dict.ConfigDict:
+  """A study of logged pairs, both responses of each, without runs and figure.
+
+  Rewards are the raw scores of a reward model, standardised by the rows of
+  the algorithms over the log (appendix D.3).
+  """
+  config = base.offline_config(size)
+  config.title = title
+  config.logs.pairs = dict(
+      source='pairs', components=dict(reward=dict(kind='proxy',
+                                                  squash='none')))
+  config.offline.update(use='all')
+  if size == 'laptop':
+    config.seeds = (1, 2, 3)
+    config.data.num_pair_prompts = 10_000
+    config.offline.optimizer.learning_rate = 3e-4
+    config.offline.evaluation.every = 25
+    # In a fiftieth of the steps, targets that move fifty times as fast.
+    config.offline.q.rate = 0.05
+  elif size == 'full':
+    config.seeds = (0, 100, 1000)
+    config.offline.update(num_steps=20_000, batch_size=8)
+    config.offline.optimizer.learning_rate = 1e-6
+    config.offline.evaluation.update(every=500, num_prompts=280)
+  config.training.log_every = 10
+  return config

@@ -19,7 +19,8 @@ the part as a column only. The kinds and their other fields:
   readability: `ops.readability.flesch_reading_ease` / 100, clipped to [0, 1].
   length: words / `target`, clipped to 1.
   exact_match: 1 where the response is the reference, up to white space; with
-    `extract` 'final_answer', where the final answers of both agree.
+    `extract` 'final_answer', where the final answers of both agree. Of kind
+    'gsm8k' the reference is a final answer alone, which needs the latter.
   function: `function` of texts, see `programmatic`; a value outside `range`,
     (0, 1) if none is given, is an error.
 
@@ -285,7 +286,7 @@ class Components:
       columns = rows['columns']
       _need(node['column'] in columns, name, f'the log has no column '
             f'{node["column"]!r}; there are {", ".join(columns) or "none"}')
-      return columns[node['column']]
+      return _logged(columns[node['column']], name, node['column'])
     if kind in ('gold', 'proxy', 'file'):
       model = kind if kind != 'file' else f'file:{node["column"]}'
       _need(model in self._models, name, 'responses that are not logged need '
@@ -309,6 +310,17 @@ class Components:
 def _need(ok: bool, name: str, what: str):
   if not ok:
     raise errors.RewardError(f'component {name!r}: {what}')
+
+
+def _logged(column: np.ndarray, name: str, what: str) -> np.ndarray:
+  """A column of the log; RewardError if a response has no such score."""
+  missing = np.flatnonzero(np.isnan(column))
+  if missing.size:
+    raise errors.RewardError(
+        f'component {name!r}: logged response {missing[0]} has no score '
+        f'{what!r} ({missing.size} of {len(column)} have none); choose a '
+        'column that all rows of the file have')
+  return column
 
 
 def bounds(node: Mapping[str, Any]) -> tuple[float, float]:

@@ -132,8 +132,9 @@ class Monitor:
       -> f[B] named `score`, or None.
     weight: of the ensemble beside `functions`.
     components: the rewards by which the policies of a study are compared,
-      whatever each maximises; their references are the chosen completions.
-      None: `reward` and `functions` are.
+      whatever each maximises; their references are the right answers of
+      `corpus.eval_references`, or else the chosen completions. None: `reward`
+      and `functions` are.
     value_shift: of `sampling.sample`, as ILQL samples (objectives.md 8.6);
       None: samples are the language model's.
     chunk_size: responses computed at a time, rounded up to the devices.
@@ -185,7 +186,8 @@ class Monitor:
 
     Args:
       params: of the policy; heads beside the decoder are not read, but with
-        `value_shift` 'target_q_heads' and 'value_head'.
+        `value_shift` 'target_q_heads'. (The value that ILQL takes from Q is
+        the same for every token, so that the softmax does not see it.)
       step: rollouts or optimizer steps so far, for rewards and messages.
 
     Raises:
@@ -208,7 +210,7 @@ class Monitor:
     else:
       parts = self.components(
           tokens, mask, prompts, responses, step=step,
-          references=self._references).values
+          references=self._answers).values
       proxy = self.components.total(parts).astype(np.float64)
     row = columns.with_error('proxy', proxy)
     if members is not None:
@@ -338,6 +340,13 @@ class Monitor:
     if chosen is None:
       return None
     return decode(self.corpus.tokenizer, chosen.tokens, chosen.mask)[1]
+
+  @property
+  def _answers(self) -> list[str] | None:
+    """What the responses of the prompts are compared with."""
+    answers = self.corpus.eval_references
+    return (self._references if answers is None
+            else list(answers[:self.num_prompts]))
 
   @property
   def _splits(self) -> tuple[str, ...] | None:

@@ -242,7 +242,7 @@ class ErrorsTest(parameterized.TestCase):
       ({'kind': 'file', 'column': 'ups'}, {'columns': {'x': [1, 2, 3]}},
        "the log has no column 'ups'; there are x"),
       ({'kind': 'file', 'column': 'x'}, {'columns': {'x': [1, np.nan, 3]}},
-       r'\(file\) gave nan at step 4, row 1 \(1 of 3 are not finite\)'),
+       r"logged response 1 has no score 'x' \(1 of 3 have none\); choose a"),
       ({'kind': 'file', 'column': 'x'}, {'columns': {'x': [1, 2, 1e39]}},
        r'gave 1e\+39 at step 4, row 2'),
       ({'kind': 'file', 'column': 'x'}, {'columns': {'x': [1, 2]}},

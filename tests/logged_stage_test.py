@@ -86,7 +86,8 @@ def make_world():
   keys = jax.random.split(jax.random.key(0))
   save('sft', {'corpus': corpus().fingerprint()},
        transformer.init(config(), keys[0]))
-  save('gold', {}, rewards.init(config(), keys[1]))
+  save('gold', {'target_mean': 0., 'target_std': 1.},
+       rewards.init(config(), keys[1]))
   rows = corpus().demonstrations
   first = rows.tokens[:, 0], rows.mask[:, 0]
   tokens, mask = (np.stack(x, axis=1) for x in zip(first, cut(*first, 3)))

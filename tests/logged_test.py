@@ -217,8 +217,10 @@ class VotesTest(LoggedTestCase):
                      {**REDDIT, 'text': ' '}, {**REDDIT, 'parent_text': ''},
                      name='log.csv')
     self.assertEqual(read.rows[:2], [
-        logged.Logged('who ?', 'I do', 0, 'down', scores=(('votes', -7.0),)),
-        logged.Logged('who ?', 'I do', 1, 'up', scores=(('votes', 66.0),))])
+        logged.Logged('who ?', 'I do', 0, 'down',
+                      scores=(('votes', -7.0), ('up', 0.0))),
+        logged.Logged('who ?', 'I do', 1, 'up',
+                      scores=(('votes', 66.0), ('up', 1.0)))])
     self.assertEqual((len(read.rows), read.skipped, read.empty), (3, 2, 2))
     self.assertLen(self.rows('reddit', REDDIT, max_words=2), 1)
     with self.assertRaisesRegex(errors.DataError, '1 blank or left out'):
@@ -360,8 +362,11 @@ class Gsm8kTest(LoggedTestCase):
 
   @parameterized.parameters(
       ('so 2\n#### 1,080', '1080'), ('A: $18 ', '18'), ('A: 1\nA: 2', '2'),
-      ('a #### 3', None), ('', None), ('####', None),
+      ('a #### 3', '3'), ('', None), ('####', None),
       ('#### \n5', None), ('####5\nso', '5'),
+      # Lines go first; without them the last after white space counts.
+      ('#### 5\nso A: 6', '5'), ('A: 1 A: 2', '2'), ('so A: 4 .\nend', '4 .'),
+      ('USA: 5', None), ('it A:', None),
   )
   def test_final_answer(self, text, want):
     self.assertEqual(logged.final_answer(text), want)

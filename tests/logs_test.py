@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from rlhf_jax import components
 from rlhf_jax import errors
 from rlhf_jax.data import corpus
 from rlhf_jax.data import logged
@@ -260,6 +261,28 @@ class TaskTest(parameterized.TestCase):
       self.assertGreater(np.std(found), .2)
       np.testing.assert_array_equal(found[score > .5], 1)
       self.assertLess(found[score <= .5].max(), 1)
+
+  def test_right_answers(self):
+    out = corpus.load(_task('gsm8k', max_samples=4), 1)
+    for answer, tokens in zip(
+        out.eval_references, out.eval_prompts.tokens, strict=True):
+      words = out.tokenizer.decode(tokens).split()
+      a, b = (int(word) for word in words if word.isdigit())
+      self.assertEqual(int(answer), a + b if 'gets' in words else a - b)
+    other = dataclasses.replace(out, eval_references=None)
+    self.assertEqual(other.fingerprint(), out.fingerprint())
+    self.assertIsNone(corpus.load(_task('comet'), 1).eval_references)
+    # Decoded, an answer is no line of its own any more.
+    rows = [x.reshape(-1, x.shape[-1]) for x in (out.log.tokens, out.log.mask)]
+    texts = [_texts(out, *row)[1] for row in zip(*rows)]
+    self.assertNotIn('\n', ''.join(texts))
+    with components.Components({'right': {
+        'kind': 'exact_match', 'extract': 'final_answer'}}) as rewards:
+      found = rewards(*rows, texts, texts, references=np.repeat(
+          out.log.references, 4).tolist())
+    correct = out.log.scores['correct'].ravel()
+    np.testing.assert_array_equal(found.values['right'], correct)
+    self.assertBetween(correct.mean(), .2, .8)
 
   @parameterized.parameters(
       (dict(num_rows=None), "num_rows must be given for task 'comet'"),

@@ -281,6 +281,23 @@ class ComponentsTest(absltest.TestCase):
     self.assertEqual([row['split'] for row in rows], list('abcabcabcab'))
     self.assertEqual([row['component_same'] for row in rows], [1.] * B)
 
+  def test_right_answers_go_before_chosen_completions(self):
+    named = components.Components({'same': {'kind': 'exact_match'}})
+    chosen = _corpus().eval_demonstrations
+    mine = _monitor()._references
+    answers = tuple(text if i % 2 else 'other' for i, text in enumerate(
+        mine + ['not asked'] * 2))
+    watch = _changed(
+        components=named, reward=None,
+        corpus=dataclasses.replace(_corpus(), eval_references=answers))
+    with mock.patch.object(
+        monitor.Monitor, '_sample', lambda self, params: types.Batch(
+            chosen.tokens[:B], chosen.mask[:B])):
+      out = watch(_policy(1), step=0)
+    np.testing.assert_array_equal(out.proxy, np.arange(B) % 2)
+    self.assertEqual(
+        [row['reference'] for row in watch.final_rows(out)], mine)
+
   def test_a_component_fails(self):
     watch = self._changed({'votes': {
         'kind': 'gold', 'squash': 'none', 'range': (-10, 3)}})

@@ -74,6 +74,8 @@ MUTANTS = {
          'igh'),
         ("if kind == 'vader':\n    return (raw + 1) / 2",
          "if kind == 'vader':\n    return raw"),
+        ('  if missing.size:\n',
+         '  if missing.size > 1:\n'),
     ],
     'data/corpus.py': [
         ('    if self.preferences is not None:\n      held +=',
@@ -118,6 +120,10 @@ MUTANTS = {
          "'edited', scores=scores"),
         ('key=lambda x: -x[2]',
          'key=lambda x: x[2]'),
+        ('_FINAL.split(lines[-1] if lines else text)',
+         "_FINAL.split(lines[-1] if lines else '')"),
+        ('(?<!\\S)(?:####',
+         '(?:####'),
     ],
     'data/logged.py': [
         ('if row.response.strip()]',
@@ -142,6 +148,8 @@ MUTANTS = {
          'row.input, history=())'),
         ('return row.prompt, row.input, row.history',
          'return row.prompt, row.response'),
+        ('answers if all(answers) else None',
+         'answers'),
     ],
     'data/reviews.py': [
         ('return found[-1]',
@@ -283,6 +291,8 @@ MUTANTS = {
          '**self.sampler)'),
         ('if chosen is not None and self.value_shift is None:',
          'if chosen is not None:'),
+        ('references=self._answers).values',
+         'references=self._references).values'),
     ],
     'objectives/alol.py': [
         ('  kept = jnp.maximum(advantages, 0)\n',
@@ -946,6 +956,14 @@ MUTANTS = {
         ('k=1)',
          'k=0)'),
     ],
+    'stages/offline_data.py': [
+        ('present &= present.cumsum(axis=1) == 1',
+         'present &= np.arange(present.shape[1]) == 0'),
+        ('sides.any(axis=-1).all(axis=1)',
+         'sides.any(axis=-1).any(axis=1)'),
+        ("sided = row.source == 'preferences' and",
+         'sided ='),
+    ],
     'stages/policy.py': [
         ('nodes.insert(at + 1, {',
          'nodes.insert(len(nodes), {'),
@@ -957,6 +975,8 @@ MUTANTS = {
          'ams)',
          '    common.save_policy(context, num_steps, reference'
          ')'),
+        ('pools.callback(functions.close)',
+         'pass'),
     ],
     'stages/policy_distributions.py': [
         ("used = slice(len(arrays['group']) - result['num_vali"
@@ -1009,6 +1029,10 @@ MUTANTS = {
          'tokens'),
         ('np.repeat(references, num_samples)',
          'np.tile(references, num_samples)'),
+    ],
+    'stages/rewarding.py': [
+        ('if corpus.world is not None:',
+         'if corpus.world is None:'),
     ],
     'stages/win_rates.py': [
         ('if question not in self._known:',

@@ -360,6 +360,30 @@ class FunctionsTest(absltest.TestCase):
     self.assertEmpty(list((path / 'training').glob('[0-9]*')))
 
 
+  def test_no_process_is_left_if_the_components_fail(self):
+    functions, pair = mock.Mock(), (mock.MagicMock(), mock.MagicMock())
+    world = mock.MagicMock(**{'load_policy.return_value': pair,
+                              'score_scales.return_value': pair})
+    parts = ('pretrained', 'policy_parts', 'train', 'make_row', 'make_nodes',
+             '_programs', '_statistics')
+    with (mock.patch.multiple(policy, common=world, **{
+              name: mock.MagicMock() for name in parts}),
+          mock.patch.object(policy, '_functions', return_value=functions),
+          mock.patch.object(policy.rewarding, 'of_log',
+                            side_effect=errors.ConfigError('no score')),
+          self.assertRaisesRegex(errors.ConfigError, 'no score')):
+      policy.run(
+          mock.MagicMock(), seed=0, data={}, policy='sft', policy_model={},
+          gold='gold', gold_model={}, pairs='pairs', proxies='proxies',
+          proxy_model={}, num_members=1, algorithm='rloo', arguments={},
+          reward=dict(standardize=False, functions_pool={}), kl=dict(coef=0.),
+          rollout=dict(batch_size=1, samples=1), value={}, num_steps=1,
+          updates=dict(num_epochs=1, num_minibatches=1, repeats=1),
+          optimizer={}, evaluation={}, sampler={}, logged='logged',
+          components={'votes': {'kind': 'file', 'column': 'votes'}})
+    functions.close.assert_called_once_with()
+
+
 class PolicyLoadsTest(absltest.TestCase):
 
   def test_decoder_is_restored_as_a_policy(self):

@@ -58,6 +58,7 @@ class Corpus:
   eval_demonstrations: types.Batch | None = None  # [N, 1, T], of eval_prompts
   world: reviews.Reviews | None = None  # the rule and the damage
   eval_splits: tuple[str, ...] | None = None  # a name for each eval prompt
+  eval_references: tuple[str, ...] | None = None  # right answers, likewise
   log: Log | None = None  # of training prompts alone
   log_target: str | None = None  # score of the log that gold is fitted to
   summary: dict = dataclasses.field(default_factory=dict)
@@ -65,7 +66,8 @@ class Corpus:
   def fingerprint(self) -> str:
     """SHA-256 of all tokens: the same texts, split and encoded alike.
 
-    Without the held-out completions, which nothing is trained on.
+    Without the held-out completions and right answers, which nothing is
+    trained on.
     """
     held = (self.demonstrations.tokens, self.pair_prompts.tokens,
             self.eval_prompts.tokens)

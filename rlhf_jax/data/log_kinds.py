@@ -22,7 +22,8 @@ Responses = list[Logged | None]
 _TAGS = {'<|prompter|>': 'Human', '<|assistant|>': 'Assistant'}
 _VOTES = ('votes', 'upvotes', 'score', 'pm_score')
 _ACCEPTED = ('accepted', 'selected', 'is_accepted')
-_FINAL = re.compile(r'^(?:####|A:)[ \t]*(.*)$', re.MULTILINE)
+_FINAL = re.compile(r'(?<!\S)(?:####|A:)')
+_FINAL_LINE = re.compile(rf'^{_FINAL.pattern}.*$', re.MULTILINE)
 _ROW = ('prompt', 'response', 'reward', 'group', 'split', 'prompt_id',
         'reference')
 
@@ -122,8 +123,8 @@ def reddit(entry: Mapping, *, max_words: int = 100) -> Responses:
   collapsed, and a pair is left out if either has more than `max_words` words.
   (They also replace web addresses, which stay here.)
 
-  Fields: 'parent_text', the prompt; 'text'; 'score', votes, not 0: 'up' if
-  positive.
+  Fields: 'parent_text', the prompt; 'text'; 'score', votes, not 0: group 'up'
+  if positive. Scores 'votes', and 'up', 1 or 0, which a model can learn.
   """
   votes = fields.number(entry, 'score')
   if not votes:
@@ -135,7 +136,7 @@ def reddit(entry: Mapping, *, max_words: int = 100) -> Responses:
   if max(len(text.split()) for text in (prompt, response)) > max_words:
     return [None]
   return [Logged(prompt, response, 0, 'up' if votes > 0 else 'down',
-                 scores=(('votes', votes),))]
+                 scores=(('votes', votes), ('up', float(votes > 0))))]
 
 
 def grounded_dialogue(entry: Mapping) -> Responses:
@@ -281,13 +282,17 @@ def gsm8k(entry: Mapping) -> Responses:
 def final_answer(text: str) -> str | None:
   """What the last line that starts with '####' or 'A:' says, None if none.
 
-  Thousands separators and a dollar sign are taken away: '#### 1,080' and
-  'A: $1080' give '1080'.
+  Where no line starts with either, as in a text whose tokens are words, the
+  last one after white space counts, to the end of its line. Thousands
+  separators and a dollar sign are taken away: '#### 1,080' and 'A: $1080'
+  give '1080'.
   """
-  found = _FINAL.findall(text)
-  if not found:
+  lines = _FINAL_LINE.findall(text)
+  found = _FINAL.split(lines[-1] if lines else text)
+  if len(found) < 2:
     return None
-  return found[-1].strip().removeprefix('$').replace(',', '') or None
+  answer = found[-1].partition('\n')[0].strip()
+  return answer.removeprefix('$').replace(',', '') or None
 
 
 def rows(entry: Mapping, *, columns: Mapping[str, str] | None = None

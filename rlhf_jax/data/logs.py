@@ -86,9 +86,10 @@ def from_logged(
 
   Returns:
     A corpus with `log`; its `preferences` are the examples that have a
-    'chosen' and a 'rejected' row, and `eval_splits` the parts of the data if
-    it names several. For task 'reddit' these are `reviews.split_of`, and with
-    the task's own tokenizer `world` is that of the reviews.
+    'chosen' and a 'rejected' row, `eval_splits` the parts of the data if it
+    names several, and `eval_references` the right answers if every held-out
+    prompt has one. For task 'reddit' the splits are `reviews.split_of`, and
+    with the task's own tokenizer `world` is that of the reviews.
 
   Raises:
     DataError: a file is missing or malformed, or holds too few prompts.
@@ -132,6 +133,7 @@ def from_logged(
       np.sort(np.resize(np.arange(len(training)), num_pair_prompts))]
   best = encode([_demonstration(example, demonstrations) or example[0]
                  for example in held_out])
+  answers = tuple(example[0].reference for example in held_out)
   return corpus_lib.Corpus(
       tokenizer=coder,
       demonstrations=single,
@@ -143,6 +145,7 @@ def from_logged(
       preferences=_preferences(log),
       world=world,
       eval_splits=_splits(held_out, task),
+      eval_references=answers if all(answers) else None,
       log=log,
       log_target=target,
       summary={
@@ -183,15 +186,37 @@ def check(config: dict):
   corpus_lib.check_texts(config, coder, texts)
 
 
-def num_preferences(config: dict, seed: int = 0) -> int:
-  """Chosen and rejected pairs of training prompts, with the split of a seed."""
+def training(config: dict, seed: int = 0) -> list[Example]:
+  """The examples of training prompts, with the split of a seed.
+
+  Args:
+    config: node {name, **kwargs}, as for `check`, which it has passed.
+    seed: of the study.
+  """
   node, read = _bind(config, seed)
   examples = _examples(read, node['max_samples'])
-  training, _ = corpus_lib.split_by_prompt(
+  kept, _ = corpus_lib.split_by_prompt(
       [(_prompt(example[0]), example) for example in examples], seed,
       node['num_eval_prompts'])
+  return [example for _, example in kept]
+
+
+def num_preferences(config: dict, seed: int = 0) -> int:
+  """Chosen and rejected pairs of training prompts."""
   return sum({'chosen', 'rejected'} <= {row.group for row in example}
-             for _, example in training)
+             for example in training(config, seed))
+
+
+def num_scored(config: dict, seed: int = 0) -> int:
+  """Responses to training prompts that have the score `target`."""
+  return sum(config['target'] in dict(row.scores)
+             for example in training(config, seed) for row in example)
+
+
+def group_names(config: dict, seed: int = 0) -> tuple[str, ...]:
+  """The groups of the responses to training prompts."""
+  return _groups([row for example in training(config, seed)
+                  for row in example])
 
 
 def _bind(config: dict, seed: int = 0) -> tuple[dict, readers.Read]:

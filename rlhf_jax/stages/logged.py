@@ -76,8 +76,9 @@ def _load(context, corpus, pairs, source, seed, label_noise, num_validation
   log, flipped = _chosen_first(
       context, pairs, seed, label_noise, num_validation)
   rest = len(log.tokens) - num_validation
-  # Repeats of a prompt are neighbours, so that the pairs at the front share
-  # at most one prompt with the others.
+  # Those at the front, as `proxies` holds them out, with right labels. (Of
+  # files they share at most one prompt with the others; the small world has
+  # so few prompts that most of them recur.)
   return log, np.concatenate([
       num_validation + order.indices(seed, 0, rest, rest),
       np.arange(num_validation)]), flipped
@@ -119,7 +120,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
         pool: dict | None = None) -> dict:
   """Scores the log; `logged.npz` then holds N examples of K responses.
 
-  In a seeded order, the `num_validation` examples that nothing is trained on
+  In a seeded order, the `num_validation` examples that no policy learns from
   last: tokens, mask [N, K, T]; group i32[N, K], an index into `groups` of the
   result, -1 where there is no response; example i64[N], where it was in the
   source; scores f32[N, K], the weighted sum of the components; raw_scores

@@ -6,6 +6,7 @@ updated one or more times on each such rollout. Every method runs through
 here; what differs is the row and its arguments.
 """
 
+import contextlib
 import functools
 import json
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ import numpy as np
 
 from rlhf_jax import algorithms
 from rlhf_jax import annotate
-from rlhf_jax import figures
 from rlhf_jax import files
 from rlhf_jax import monitor
 from rlhf_jax import policy as policy_lib
@@ -27,9 +27,10 @@ from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
-from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.stages import common
+from rlhf_jax.stages import policy_parts
+from rlhf_jax.stages import rewarding
 
 MODELS = ('scores', 'ref_logprobs', 'old_values')  # read parameters
 KL_NODES = ('kl_scores', 'kl_rewards')
@@ -203,21 +204,6 @@ def _coefficients(row, penalty_target) -> tuple[str, ...]:
           + ('kl_penalty_coef',) * (penalty_target is not None))
 
 
-def _value(value, trainable, reference, members, reward_config, config, key):
-  """Adds a value head, and a trunk of its own if asked for; its config."""
-  head = heads.init_scalar(
-      key, config.hidden_size, scale=value['scale'], mlp=value['mlp'])
-  if value['trunk'] == 'shared':
-    return {**trainable, 'value_head': head}, None
-  if value['trunk'] == 'separate':
-    # A copy: the train step donates its state, and must not the reference.
-    return {**trainable, 'value_head': head, 'value_trunk': jax.tree.map(
-        jnp.copy, heads.trunk(reference))}, config
-  first = jax.tree.map(lambda x: x[0], members)  # Stiennon et al. 2020
-  return {**trainable, 'value_head': first['head'],
-          'value_trunk': first['trunk']}, reward_config
-
-
 def try_out(row: algorithms.Algorithm, reward: dict[str, Any],
             kl: dict[str, Any], updates: dict[str, Any], samples: int):
   """Traces annotators and objective of a run on shapes; touches no device.
@@ -290,7 +276,8 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
         reward: dict, kl: dict, rollout: dict, updates: dict, value: dict,
         num_steps: int, optimizer: dict, evaluation: dict,
         sampler: dict, start: str | None = None, part: int = 0,
-        training: dict | None = None) -> dict:
+        training: dict | None = None, components: dict | None = None,
+        logged: str | None = None) -> dict:
   """Trains, evaluates on the way, and writes what a report reads.
 
   `evaluation.jsonl` has a line for every evaluation, `metrics.jsonl` for
@@ -332,6 +319,9 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     part: which of several trainings of one seed; each has prompts in an order
       of its own, and noise.
     training: save_every and log_every of `common.fit`.
+    components: of `rewarding.build`, by which the policy is compared with
+      those that learn offline, in place of what it maximises itself.
+    logged: stage that holds the logged responses, for `components`.
   """
   corpus = common.load_corpus(context, data, seed, policy)
   coder = corpus.tokenizer
@@ -354,8 +344,9 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
   row = make_row(algorithm, arguments, kl)
   trainable, value_config = made.trainable, None
   if any(node['name'] == 'old_values' for node in row.annotators):
-    trainable, value_config = _value(
-        value, trainable, reference, members, reward_config, config, init_key)
+    trainable, value_config = policy_parts.add_value_head(
+        trainable, value, config, init_key, reference=reference,
+        reward=members, reward_config=reward_config)
 
   number = int(rollout['batch_size'] * rollout['samples'])
   per_rollout = (updates['num_epochs'] * updates['num_minibatches']
@@ -378,10 +369,16 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
   gold_scale, rule_scale = common.score_scales(context, corpus, pairs)
   common.write_model(context, 'policy', policy_model, coder)
 
-  (context.directory / 'texts').mkdir(exist_ok=True)
-  functions = _functions(reward)
-  try:
+  with contextlib.ExitStack() as pools:
+    functions = _functions(reward)
+    if functions is not None:
+      pools.callback(functions.close)
+    named = components and pools.enter_context(rewarding.of_log(
+        context, components, logged, reward['functions_pool'], corpus=corpus,
+        gold=gold, gold_model=gold_model, pairs=pairs, proxies=proxies,
+        proxy_model=proxy_model, num_members=num_members))
     watch = monitor.Monitor(
+        components=named,
         config=made.config, reference=reference, reward_config=reward_config,
         reward=members, reward_scale=scale, aggregate=reward['aggregate'],
         weight=reward['weight'], functions=functions,
@@ -392,16 +389,11 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
         num_prompts=evaluation['num_prompts'], sampler=sampler,
         key=monitor_key, chunk_size=rollout['chunk_size'] or 256)
 
-    def evaluate(step, state):
-      found = watch({**(made.base or {}), **state.params}, step=step)
-      texts = watch.texts(found, evaluation['texts'])
-      files.write_json(context.directory / 'texts' / f'{step:06d}.json', texts)
-      if step == num_steps:
-        figures.write_jsonl(
-            context.directory / 'final.jsonl', watch.final_rows(found))
-      return {'updates': step * per_rollout, 'samples': step * number,
-              **found.row}
-
+    evaluate = policy_parts.evaluator(
+        context, watch, texts=evaluation['texts'], num_steps=num_steps,
+        params=lambda state: {**(made.base or {}), **state.params},
+        counts=lambda step: {'updates': step * per_rollout,
+                             'samples': step * number})
     source = sources.online(
         corpus.pair_prompts.tokens, corpus.pair_prompts.lengths,
         programs.sampler, programs.annotated,
@@ -416,13 +408,10 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
         evaluate=evaluate, evaluate_every=evaluation['every'],
         folder='training', **(training or {}))
     common.save_policy(context, num_steps, state.params)
-  finally:
-    if functions is not None:
-      functions.close()
-  logged = [json.loads(line) for line in (
+  rollouts = [json.loads(line) for line in (
       context.directory / 'metrics.jsonl').read_text().splitlines()]
   tokens = number * num_steps * np.mean(
-      [row['rollout/length'] for row in logged])
+      [row['rollout/length'] for row in rollouts])
   return {**last, 'rollouts': num_steps, 'updates': num_steps * per_rollout,
           'responses': num_steps * number,
           'responses_per_second': num_steps * number / last['seconds'],

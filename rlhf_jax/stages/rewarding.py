@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import components
+from rlhf_jax import errors
 from rlhf_jax import files
 from rlhf_jax import monitor
 from rlhf_jax import rewards
@@ -71,10 +72,16 @@ def build(context: Any, nodes: Mapping[str, Mapping[str, Any]], *,
     num_members: E.
     pool: of `programmatic.Functions`.
     log: tokens i32[..., T] and mask bool[..., T] of the logged responses, on
-      which TF-IDF is fitted; rows without a response are left out.
+      which TF-IDF is fitted: on all that are given, those of validation
+      examples too (objectives.md 11.8 has the training responses). Rows
+      without a response are left out.
 
   Returns:
     The components; close them.
+
+  Raises:
+    ConfigError: kind 'file' is asked for, and the gold model has learned no
+      score of a file.
   """
   models, asked = {}, kinds(nodes)
   if asked & {'gold', 'file'}:
@@ -82,6 +89,8 @@ def build(context: Any, nodes: Mapping[str, Mapping[str, Any]], *,
     (mean, std), _ = common.score_scales(context, corpus, pairs)
     models['gold'] = lambda *rows: (score(*rows) - mean) / std
     learned = context.result_of(gold)
+    if 'file' in asked and 'target_mean' not in learned:
+      raise errors.ConfigError(_not_learned(corpus))
     if 'target_mean' in learned:
       unit = learned['target_mean'], learned['target_std']
       models[f'file:{corpus.log_target}'] = (
@@ -99,9 +108,23 @@ def build(context: Any, nodes: Mapping[str, Mapping[str, Any]], *,
       nodes, models=models, responses=responses, pool=pool or {})
 
 
+def _not_learned(corpus: corpus_lib.Corpus) -> str:
+  """Why new responses have no score of a file, and what to do."""
+  what = "kind 'file' scores new responses by the gold model, which "
+  if corpus.world is not None:
+    return what + ("of task 'reddit' learns the rule of the small world; use "
+                   "kind 'gold', or give data.logged.path")
+  return what + ('learned no score of the log; set data.logged.target to the '
+                 'column')
+
+
 def of_log(context: Any, nodes: Mapping[str, Mapping[str, Any]], logged: str,
            pool: Mapping[str, Any], **models) -> components.Components:
-  """As `build`, with TF-IDF of the responses of a stage `logged`."""
+  """As `build`, with TF-IDF of the responses of a stage `logged`, all of them.
+
+  Raises:
+    ConfigError: as `build`.
+  """
   arrays = files.load_arrays(context.directory_of(logged) / 'logged.npz')
   return build(context, nodes, pool=pool,
                log=(arrays['tokens'], arrays['mask']), **models)

@@ -17,6 +17,7 @@ from rlhf_jax import files
 from rlhf_jax import study
 from rlhf_jax import train
 from rlhf_jax.data import corpus
+from rlhf_jax.data import logs
 from rlhf_jax.models import pretrained
 from rlhf_jax.ops import ensembles
 from rlhf_jax.stages import gold
@@ -28,25 +29,41 @@ PARTS = ('policy', 'proxy', 'gold')  # of a config, with a model each
 
 
 def data_config(config: dict) -> dict:
-  """The corpus node: real files if `data.path` is given, else the world."""
+  """The corpus node: logged responses, real files, or the world.
+
+  By `data.logged.kind`, or `data.path`; the world where neither is given.
+  """
   data = dict(config['data'])
   of_files, of_world = data.pop('files'), data.pop('world')
+  of_log = data.pop('logged')
   path, preferences = data.pop('path'), data.pop('preferences')
   if (path is None) != (preferences is None):
     raise errors.ConfigError(
         'config.data.path (demonstrations) and config.data.preferences '
         '(human pairs for the gold model) must be given together')
+  if of_log['kind'] is not None:
+    if path is not None:
+      raise errors.ConfigError(
+          f'config.data.path is {path!r}, but config.data.logged.kind '
+          f'{of_log["kind"]!r} is a whole corpus; give one of them')
+    del data['num_demonstrations']  # its log has as many as it has
+    if of_log['path'] is not None:  # the real thing, where it can be had
+      of_log = dict(of_log, task=None, num_rows=None, noise=None)
+    return {'name': 'logged', **data, **_paths(config, of_log)}
   if path is None:
     return {'name': 'reviews', **data, **of_world}
-  named = of_files | {'path': path, 'preferences': preferences}
-  # A loaded policy comes with its tokenizer.
+  return {'name': 'files', **data, **_paths(
+      config, of_files | {'path': path, 'preferences': preferences})}
+
+
+def _paths(config: dict, named: dict) -> dict:
+  """Absolute paths, and the tokenizer that a loaded policy comes with."""
   loaded = pretrained.source(config['policy']['model'])
   if (named['tokenizer'] is None and loaded is not None
       and loaded.suffix != '.bin'):
-    named['tokenizer'] = str(loaded)
-  named |= {field: str(pathlib.Path(named[field]).absolute())
-            for field in corpus.FILES if named[field] is not None}
-  return {'name': 'files', **data, **named}
+    named = named | {'tokenizer': str(loaded)}
+  return named | {field: str(pathlib.Path(named[field]).absolute())
+                  for field in corpus.FILES if named.get(field) is not None}
 
 
 def requirement(config: dict) -> Callable[[bool, str, str], None]:
@@ -148,14 +165,16 @@ def check_model(part: str, config: dict):
     raise type(error)(f'config.{part}.model: {error}') from None
   if not loaded:
     return
-  if config['data']['path'] is None:
+  if config['data']['path'] is None and (
+      config['data']['logged']['path'] is None):
     raise errors.ConfigError(
         f'config.{part}.model is loaded; give config.data.path and '
-        'config.data.preferences, text in a language that it knows')
+        'config.data.preferences, or config.data.logged.path: text in a '
+        'language that it knows')
   if data_config(config)['tokenizer'] is None:
     raise errors.ConfigError(
-        f'config.{part}.model is loaded; give config.data.files.tokenizer, '
-        'the tokens that it knows')
+        f'config.{part}.model is loaded; give config.data.files.tokenizer (or '
+        'data.logged.tokenizer), the tokens that it knows')
 
 
 def check_tokens(config: dict, data: dict):
@@ -170,7 +189,7 @@ def check_tokens(config: dict, data: dict):
     except errors.UserError as error:
       raise type(error)(f'config.{part}.model: {error}') from None
     path = pretrained.source(model)
-    if path is None or str(path.absolute()) == data['tokenizer']:
+    if path is None or str(path.absolute()) == data.get('tokenizer'):
       continue
     try:
       own = corpus.load_tokenizer(str(path))
@@ -184,15 +203,27 @@ def check_tokens(config: dict, data: dict):
           'have one vocabulary')
 
 
+def has_rule(data: dict) -> bool:
+  """Whether a corpus has the rule of the small world to learn from."""
+  return data['name'] == 'reviews' or (
+      data.get('task') == 'reddit' and not data.get('tokenizer'))
+
+
 def check_gold(config: dict, data: dict):
-  """On files, the gold model must have pairs to train on."""
-  if data['name'] != 'files':
+  """On files, the gold model must have pairs or scores to train on."""
+  if has_rule(data):
     return
-  gold = config['gold']
-  count = corpus.num_preferences(data)
-  if count - gold['held_out'] < gold['batch_size']:
+  gold, scored = config['gold'], bool(data.get('target'))
+  count = logs.num_scored(data) if scored else corpus.num_preferences(data)
+  if not count:
     raise errors.ConfigError(
-        f'config.gold.held_out is {gold["held_out"]} of {count} pairs, which '
+        'config.data.logged.target is None, but the log has no chosen and '
+        'rejected responses that the gold model could learn from; name a '
+        'score of the log')
+  if count - gold['held_out'] < gold['batch_size']:
+    what = 'scored responses' if scored else 'pairs'
+    raise errors.ConfigError(
+        f'config.gold.held_out is {gold["held_out"]} of {count} {what}, which '
         f'leaves fewer than config.gold.batch_size {gold["batch_size"]}; '
         'lower one of them')
 

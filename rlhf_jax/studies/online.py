@@ -32,9 +32,9 @@ from rlhf_jax.studies import common
 
 final = common.report_name
 # Of a seed, beside which each condition has a directory.
-STAGES = ('sft', 'trunk', 'gold', 'pairs', 'samples', 'policies')
+STAGES = ('sft', 'trunk', 'gold', 'pairs', 'samples', 'logs', 'policies')
 # Arguments that belong to a name or kind, so that a run replaces them whole.
-OPEN = ('arguments', 'aggregate', 'functions', 'labels')
+OPEN = ('arguments', 'aggregate', 'components', 'functions', 'labels')
 BEST_OF_N = 'best_of_n'  # an `algorithm` that trains nothing
 
 
@@ -79,11 +79,16 @@ def inputs(config: dict) -> dict:
     if proxy['model'] != config['proxy']['model']:
       found[f'conditions.{name}.model'] = pretrained.fingerprint(proxy['model'])
   for run in make_runs(config).values():
-    for node in run['reward']['functions'].values():
-      module = node['function'].partition(':')[0]
-      path = importlib.util.find_spec(module).origin
-      found[f'reward.functions.{module}'] = files.fingerprint(path, ())
+    found |= function_inputs(run['reward']['functions'])
   return {field: value for field, value in found.items() if value}
+
+
+def function_inputs(nodes: dict[str, dict]) -> dict[str, str]:
+  """SHA-256 of the modules of reward functions, but for our own."""
+  modules = {node['function'].partition(':')[0] for node in nodes.values()}
+  return {f'reward.functions.{module}': files.fingerprint(
+      importlib.util.find_spec(module).origin, ())
+          for module in sorted(modules) if not module.startswith('rlhf_jax.')}
 
 
 def check_conditions(config: dict, conditions: dict):
@@ -309,6 +314,31 @@ def _seed_stages(config, data, seed, conditions, runs):
   return made.stages, stages
 
 
+def judge_stages(config: dict, made: list[dict], runs: dict
+                 ) -> list[study.Stage]:
+  """The stage that has policies judged, where the config asks for one.
+
+  Args:
+    config: of the study.
+    made: {'stage', 'seed', 'run', 'labels'} of each policy.
+    runs: of `make_runs`.
+  """
+  judge = dict(config['judge'])
+  if judge['against'] is None:
+    return []
+  answered = [one for one in made if not _is_best_of_n(runs[one['run']])]
+  fewest = min((runs[one['run']]['evaluation']['num_prompts']
+                for one in answered), default=0)
+  common.requirement(config)(
+      judge['num_prompts'] is not None
+      and 1 <= judge['num_prompts'] <= fewest, 'judge.num_prompts',
+      f'give 1 to {fewest}, the prompts that every run answers')
+  win_rates.check(answered, judge['against'], judge['judge'])
+  name = final(config).replace('report', 'win_rates', 1)
+  return [study.Stage(name, functools.partial(
+      win_rates.run, policies=answered, **judge))]
+
+
 def plan(config: dict) -> list[study.Stage]:
   """The stages of all seeds and the report.
 
@@ -329,19 +359,7 @@ def plan(config: dict) -> list[study.Stage]:
     stages += of_seed
     made += [{'stage': names[name], 'seed': seed, 'run': name,
               'labels': runs[name]['labels']} for name in runs]
-  if config['judge']['against'] is not None:
-    judge = dict(config['judge'])
-    answered = [one for one in made if not _is_best_of_n(runs[one['run']])]
-    fewest = min((runs[one['run']]['evaluation']['num_prompts']
-                  for one in answered), default=0)
-    common.requirement(config)(
-        judge['num_prompts'] is not None
-        and 1 <= judge['num_prompts'] <= fewest, 'judge.num_prompts',
-        f'give 1 to {fewest}, the prompts that every run answers')
-    win_rates.check(answered, judge['against'], judge['judge'])
-    name = final(config).replace('report', 'win_rates', 1)
-    stages.append(study.Stage(name, functools.partial(
-        win_rates.run, policies=answered, **judge)))
+  stages += judge_stages(config, made, runs)
   stages.append(study.Stage(final(config), functools.partial(
       policy_report.run, policies=made, stages=[s.name for s in stages],
       title=config['title'], figure=config['figure'])))
