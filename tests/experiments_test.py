@@ -301,6 +301,17 @@ class SharedTest(parameterized.TestCase):
       for policy in policies(get_config(one, size)):
         self.assertIn(policy, known)
 
+  @parameterized.parameters('table2_methods.py', 'table3_win_rates.py')
+  def test_offline_policies_are_those_of_figure_2(self, name):
+    folder = 'baheti2024_leftover_lunch'
+    for size in ('laptop', 'full'):
+      one, other = (get_config(f'{folder}/{x}', size)
+                    for x in (name, 'fig2_validation_reward.py'))
+      known, made = map(offline.make_runs, (other, one))
+      self.assertEqual(*map(offline.make_logs, (one, other)))
+      for run in known.keys() & made.keys():
+        self.assertEqual(made[run], known[run])
+
   def test_small_kl_coefficients(self):
     """Figure 4 takes from figure 7 what the paper has chosen."""
     known = policies(get_config(f'{COSTE}/fig7_kl_sweep.py'))
@@ -317,8 +328,11 @@ class SharedTest(parameterized.TestCase):
   def test_budgets_are_comparable(self, folder):
     """As many responses in a rollout, but where k is what is compared."""
     for path in sorted((ROOT / 'experiments' / folder).glob('*.py')):
+      config = get_config(f'{folder}/{path.name}')
+      if config['study'] != 'online':
+        continue
       drawn = {run['rollout']['batch_size'] * run['rollout']['samples']
-               for run in policies(get_config(f'{folder}/{path.name}'))}
+               for run in policies(config)}
       wide = path.name in ('fig3_rloo_raft.py', 'fig4_samples.py')
       self.assertEqual(drawn, {64, 128} if wide else {64}, path.name)
 
