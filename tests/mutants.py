@@ -963,6 +963,27 @@ MUTANTS = {
          'sides.any(axis=-1).any(axis=1)'),
         ("sided = row.source == 'preferences' and",
          'sided ='),
+        ("scores = 'raw_scores' if row.source == 'rankings' el"
+         "se 'scores'",
+         "scores = 'scores'"),
+        ('at = np.flatnonzero(present.all(axis=1))',
+         'at = np.flatnonzero(present.any(axis=1))'),
+        ('left = found.mask.any(axis=(1, 2))',
+         'left = np.ones(len(found.mask), bool)'),
+        ("    present &= log['group'] == groups.index(use)",
+         "    present &= log['group'] != groups.index(use)"),
+    ],
+    'stages/offline_policy.py': [
+        ("len(log['tokens']) - result['num_validation']",
+         "len(log['tokens'])"),
+        ('np.maximum(weights, 0)',
+         'np.ones_like(weights)'),
+        ('math.ceil(num_steps * kept)',
+         'max(math.ceil(num_steps * kept), 1)'),
+        ("targets, params['q_heads'], step, rate",
+         'targets, targets, step, rate'),
+        ("value_shift=q['shift'] if targets else None",
+         'value_shift=0.0 if targets else None'),
     ],
     'stages/policy.py': [
         ('nodes.insert(at + 1, {',
@@ -993,6 +1014,14 @@ MUTANTS = {
         ('_require(all(cell(one) != cell(other) for other in r'
          'est)\n             and',
          '_require('),
+    ],
+    'stages/policy_parts.py': [
+        ('jnp.copy, heads.trunk(reference))',
+         'jnp.asarray, heads.trunk(reference))'),
+        ('if step == num_steps:',
+         'if step:'),
+        ('lambda x: x[0], reward',
+         'lambda x: x[1], reward'),
     ],
     'stages/policy_report.py': [
         ('of_members=line not in mixed',
@@ -1033,6 +1062,12 @@ MUTANTS = {
     'stages/rewarding.py': [
         ('if corpus.world is not None:',
          'if corpus.world is None:'),
+        ('(score(*rows) - mean) / std',
+         'score(*rows) / std'),
+        ('np.where(std == 0, 1, std)).mean(axis=0)',
+         'np.where(std == 0, 1, std)).min(axis=0)'),
+        ('unit[0] + unit[1] * score(*rows)',
+         "unit[0] + unit[1] * models['gold'](*rows)"),
     ],
     'stages/win_rates.py': [
         ('if question not in self._known:',
@@ -1051,6 +1086,25 @@ MUTANTS = {
          'current'),
         ('start=current',
          'start=None'),
+    ],
+    'studies/offline.py': [
+        ('if checks.needs_values(name, runs):',
+         'if True:'),
+        ("'label_noise': conditions[condition]['label_noise']",
+         "'label_noise': 0.0"),
+        ("'components': log['components'], 'sampler'",
+         "'components': config['log']['components'], 'sampler'"),
+        ("return of_models(log['condition']) if asked else {}",
+         "return of_models(log['condition'])"),
+    ],
+    'studies/offline_checks.py': [
+        ("or run['condition'] == log['condition'], f'{where}",
+         "or run['condition'] in conditions, f'{where}"),
+        ("      _of_components(f'logs.{name}', prompt_value.ch"
+         'eck, log)',
+         '      pass'),
+        ("require(run['use'] in known,",
+         "require(run['use'],"),
     ],
     'studies/online.py': [
         ("('kl.coef', kl['coef']), ",
@@ -1103,6 +1157,7 @@ TESTS = {'stages/policy.py': 'policy_stage',
          'data/hub.py': 'tables', 'data/fields.py': 'logged',
          'data/log_kinds.py': 'logged', 'data/task_reviews.py': 'tasks',
          'stages/logged.py': 'logged_stage', 'columns.py': 'monitor',
+         'studies/offline_checks.py': 'offline',
          'ops/readability.py': 'components',
          'stages/policy_distributions.py': 'policy_report'}
 
