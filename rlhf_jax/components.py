@@ -330,7 +330,7 @@ def bounds(node: Mapping[str, Any]) -> tuple[float, float]:
   if not node['weight']:
     return 0.0, 0.0
   low, high = sorted((node['weight'] * low, node['weight'] * high))
-  return low, high
+  return low + 0.0, high + 0.0  # no -0
 
 
 def _finite(given: Any, count: int, where: str, step: int) -> np.ndarray:

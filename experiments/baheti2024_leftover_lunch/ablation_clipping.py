@@ -33,4 +33,4 @@ def get_config(size: str = 'laptop'):
   config.figure = dict(kind='final', x='clip', y=('proxy', 'gold'),
                        line=('method',), columns=baheti2024.COLUMNS)
   return base.finish(
-      config, smoke=('a_lol_ref_free', 'a_lol_02', 'a_lol_unclipped'))
+      config, smoke=('a_lol_ref_free', 'a_lol_unclipped'))

@@ -30,4 +30,4 @@ def get_config(size: str = 'laptop'):
                                  else f'by {drawn}'))
   config.figure = dict(kind='final', x='method', y=('proxy', 'gold'),
                        line=('drawn',), columns=baheti2024.COLUMNS)
-  return base.finish(config, smoke=('r_lol', 'a_lol', 'a_lol_uniform'))
+  return base.finish(config, smoke=('r_lol', 'a_lol_uniform'))

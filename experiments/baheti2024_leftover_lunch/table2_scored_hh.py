@@ -35,4 +35,4 @@ def get_config(size: str = 'laptop'):
       kind='table', columns=('proxy', 'kl_k1', 'words', 'distinct_1',
                              'distinct_2', 'distinct_3', 'unfinished'),
       baseline=baheti2024.NLL)
-  return base.finish(config, smoke=('reference', 'nll', 'dpo', 'a_lol'))
+  return base.finish(config, smoke=('nll', 'dpo'))

@@ -28,4 +28,5 @@ def get_config(size: str = 'laptop'):
   config.figure = dict(
       kind='table', columns=baheti2024.COLUMNS + tuple(
           f'component_{name}' for name in baheti2024.REDDIT))
-  return base.finish(config, smoke=('reference', 'nll_up', 'a_lol_down'))
+  return base.finish(
+      config, smoke=('reference', 'nll_up', 'a_lol_sequence_down'))

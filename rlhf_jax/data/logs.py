@@ -193,7 +193,12 @@ def training(config: dict, seed: int = 0) -> list[Example]:
     config: node {name, **kwargs}, as for `check`, which it has passed.
     seed: of the study.
   """
-  node, read = _bind(config, seed)
+  return _training(corpus_lib.freeze(config), seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _training(config: tuple, seed: int) -> list[Example]:
+  node, read = _bind(dict(config), seed)
   examples = _examples(read, node['max_samples'])
   kept, _ = corpus_lib.split_by_prompt(
       [(_prompt(example[0]), example) for example in examples], seed,
