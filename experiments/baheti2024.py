@@ -131,10 +131,10 @@ def reddit(size: str, title: str) -> config_dict.ConfigDict:
   return config
 
 
-def add_reference(config: config_dict.ConfigDict, **labels):
+def add_reference(config: config_dict.ConfigDict, name: str = 'reference'):
   """Adds the policy that all start from, trained for no step."""
-  add(config, 'nll', 'reference', num_steps=0)
-  config.runs.reference.labels = dict(method='reference', **labels)
+  add(config, 'nll', name, num_steps=0)
+  config.runs[name].labels = dict(method='reference')
 
 
 def add_ppo(config: config_dict.ConfigDict):
