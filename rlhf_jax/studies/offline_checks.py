@@ -19,8 +19,6 @@ from rlhf_jax.stages import rewarding
 from rlhf_jax.studies import common
 from rlhf_jax.studies import online
 
-PAIR_GROUPS = ('chosen', 'rejected')  # of the source 'pairs'
-
 
 def samples(run: dict) -> bool:
   """Whether the algorithm of a run is an online one."""
@@ -190,7 +188,7 @@ def _check_use(where: str, run: dict, log: dict, data: dict, require):
   row = offline_data.make_row(run['algorithm'], run['arguments'])
   pairs = log['source'] == 'pairs'
   known = (*offline_data.USES,
-           *(PAIR_GROUPS if pairs else logs_lib.group_names(data)))
+           *(offline_data.SIDES if pairs else logs_lib.group_names(data)))
   require(run['use'] in known, f'{where}.use', f'there are {", ".join(known)}')
   require(row.source not in offline_data.PAIRED or pairs
           or data['max_samples'] >= 2, f'{where}.algorithm', 'it compares '
