@@ -155,15 +155,15 @@ def is_ilql(row: algorithms.Algorithm) -> bool:
   return row.objective['name'] == 'ilql'
 
 
-def _by_chunk(function: Callable, batch: types.Batch) -> np.ndarray:
+def _by_chunk(function: Callable, batch: types.Batch) -> Any:
   """`function` of tokens and mask, chunk by chunk, to the host."""
   rows, parts = len(batch.tokens), []
   size = min(CHUNK, rows)
   for start in range(0, rows, size):
     # The last chunk is filled up, so that it runs the same program.
     at = np.resize(np.arange(start, min(start + size, rows)), size)
-    parts.append(np.asarray(function(batch.tokens[at], batch.mask[at])))
-  return np.concatenate(parts)[:rows]
+    parts.append(jax.device_get(function(batch.tokens[at], batch.mask[at])))
+  return jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
 
 
 def _models(forward) -> dict[str, annotate.Annotator]:
@@ -173,12 +173,21 @@ def _models(forward) -> dict[str, annotate.Annotator]:
       running.need(batch, name)
       return batch
     return check
+
+  passed = []
+
+  def once(batch):
+    """What one pass over the data set says; annotators keep its tokens."""
+    if not passed:
+      passed.append(_by_chunk(forward, batch))
+    return passed[0]
+
   return {
       'scores': given('scores'), 'prompt_values': given('prompt_values'),
       'ref_logprobs': lambda batch, *unused: batch.replace(
-          ref_logprobs=_by_chunk(lambda *x: forward(*x)[0], batch)),
+          ref_logprobs=once(batch)[0]),
       'old_values': lambda batch, *unused: batch.replace(
-          old_values=_by_chunk(lambda *x: forward(*x)[1], batch)),
+          old_values=once(batch)[1]),
   }
 
 
