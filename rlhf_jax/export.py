@@ -16,13 +16,13 @@ from absl import flags
 import jax
 
 from rlhf_jax import errors
-from rlhf_jax import files
-from rlhf_jax import study
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.models import adapters
 from rlhf_jax.models import convert
 from rlhf_jax.models import pretrained
-from rlhf_jax.stages import common
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.runner import run as run_lib
+from rlhf_jax.storage import files
 
 _FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
@@ -57,7 +57,7 @@ def export(workdir: pathlib.Path, stage: str, directory: pathlib.Path,
     ConfigError: no such member or adapter, or no model of transformers has
       this shape.
   """
-  if (study.read_result(workdir, stage) is None
+  if (run_lib.read_result(workdir, stage) is None
       or not (workdir / stage / 'model.json').exists()):
     raise errors.CheckpointError(
         f'{workdir / stage} holds no trained model; name a complete stage '
@@ -69,12 +69,12 @@ def export(workdir: pathlib.Path, stage: str, directory: pathlib.Path,
   if adapter:
     _export_adapter(workdir / stage, found, directory)
   elif found['kind'] == 'policy':
-    config, params = common.restore_policy(
+    config, params = artifacts.restore_policy(
         workdir / stage, found['model'], found['vocab_size'])
     convert.save(directory, config, params, extra=extra)
   else:
     config = pretrained.config(found['model'], found['vocab_size'])
-    members = common.restore_members(
+    members = artifacts.restore_members(
         workdir / stage, config, found['num_members'])
     count = members['head']['bias'].shape[0]
     if not 0 <= member < count:
@@ -108,7 +108,7 @@ def _export_adapter(stage: pathlib.Path, found: dict,
                     directory: pathlib.Path):
   made = None
   if found['kind'] == 'policy' and pretrained.source(found['model']):
-    made = common.restore_trained(
+    made = artifacts.restore_trained(
         stage, found['model'], found['vocab_size'])
   if made is None or 'adapter' not in made.trainable:
     raise errors.ConfigError(

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from rlhf_jax import errors
 from rlhf_jax import studies
-from rlhf_jax import study
+from rlhf_jax.runner import run as run_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'path/to/config.py[:size]', lock_config=True)
@@ -127,7 +127,7 @@ def run(argv: list[str]) -> int:
     module = studies.get(config['study'])
     stages = module.plan(config)
     _prepare()
-    study.run_study(
+    run_lib.run_study(
         stages, _WORKDIR.value, only=_STAGES.value, reuse=_REUSE.value,
         config=config | {'inputs': module.inputs(config)},
         safe_keys=('seeds', 'title', 'training.*'))
@@ -136,12 +136,12 @@ def run(argv: list[str]) -> int:
   except KeyboardInterrupt:  # before the study has begun to listen
     return _fail(errors.Interrupted(
         'nothing was written; run the same command to start'))
-  result = study.read_result(_WORKDIR.value, module.final(config))
+  result = run_lib.read_result(_WORKDIR.value, module.final(config))
   if result is not None:
     # Not the recorded directory: the workdir may have been moved.
     figure = (pathlib.Path(_WORKDIR.value).absolute() / module.final(config)
               / pathlib.Path(result['figure']).name)
-    study.say(str(figure))
+    run_lib.say(str(figure))
   return 0
 
 

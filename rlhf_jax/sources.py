@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import running
 from rlhf_jax import sharding
+from rlhf_jax import streams
 from rlhf_jax import types
+from rlhf_jax.annotators import running
 from rlhf_jax.data import order
 
 Source = Callable[[int, types.TrainState, types.Frozen], types.Batch]
@@ -171,7 +172,7 @@ def online(
   def source(step, state, frozen):
     at = order.indices(seed, step, batch_size, len(prompts))
     params = {**(frozen.base or {}), **state.params}
-    key = jax.random.split(state.key)[1]  # [0]: next step
+    key = streams.child(state.key, 'sampler')
     parts = []
     for start in range(0, batch_size, chunk_size):
       rows = np.arange(start, start + chunk_size, dtype=np.int32)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import errors
+from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.ops import kl
 
@@ -141,8 +142,7 @@ def make_train_step(
                        'state.params, not in both.')
     # [E, B, K] fits no cut by prompts, and no objective reads it.
     batch = batch.replace(member_scores=None)
-    # Of the children of a key, 0 is the next step's and 1 the source's.
-    dropout_key = jax.random.fold_in(state.key, 2)
+    dropout_key = streams.child(state.key, 'dropout')
     adapted = {name: state.statistics[name] for name in coefficients}
     grads, (sums, weight) = accumulate(
         state.params, batch, base, state.targets, dropout_key, adapted)
@@ -163,7 +163,7 @@ def make_train_step(
     metrics['train/skipped'] = 1.0 - finite.astype(jnp.float32)
     return state.replace(
         step=state.step + 1, params=params, opt_state=opt_state,
-        key=jax.random.split(state.key)[0], targets=targets), metrics
+        key=streams.child(state.key, 'next'), targets=targets), metrics
 
   return step
 
@@ -237,7 +237,7 @@ def make_updates(
   def updates(state, rollout, base=None):
     batch = rollout.batch.replace(member_scores=None)  # see `step`
     order = minibatch_order(
-        jax.random.fold_in(state.key, 4), batch.tokens.shape[0],
+        streams.child(state.key, 'minibatches'), batch.tokens.shape[0],
         num_epochs=num_epochs, num_minibatches=num_minibatches,
         repeats=repeats)
     state = state.replace(statistics=rollout.statistics)

@@ -8,10 +8,10 @@ import contract_test
 import jax.numpy as jnp
 
 from rlhf_jax import algorithms
-from rlhf_jax import annotate
 from rlhf_jax import objectives
-from rlhf_jax import running
 from rlhf_jax import types
+from rlhf_jax.annotators import chain as chain_lib
+from rlhf_jax.annotators import running
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 ROWS = algorithms.ALGORITHMS
@@ -45,7 +45,7 @@ def _annotated(nodes, example, row):
   """The batch of a row's source after these annotators."""
   state = types.TrainState(step=0, params=None, opt_state=None, key=None,
                            statistics=running.init(row.annotators))
-  chain = annotate.chain(nodes, _models(example))
+  chain = chain_lib.chain(nodes, _models(example))
   return chain(_bare(example, row.source), state, None)[0]
 
 

@@ -1,6 +1,6 @@
 """Laws every objective obeys; a new module in objectives/ is found by itself.
 
-`CONTRACT` in tests/<name>_test.py says how a module is to be called:
+`CONTRACT` in tests/objectives/<name>_test.py says how a module is to be called:
 
   settings           hyper-parameters it needs, or that select another branch
   responses          K, by default 2
@@ -9,7 +9,8 @@
 
 import dataclasses
 import functools
-import importlib
+import importlib.util
+import pathlib
 import pkgutil
 
 from absl.testing import absltest
@@ -32,11 +33,15 @@ DETACHED = (
 
 
 def _contract(name):
+  path = pathlib.Path(__file__).with_name('objectives') / f'{name}_test.py'
   try:
-    return importlib.import_module(f'{name}_test').CONTRACT
-  except (ImportError, AttributeError) as error:
+    spec = importlib.util.spec_from_file_location(f'{name}_test', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CONTRACT
+  except (OSError, AttributeError) as error:
     raise ImportError(
-        f'write tests/{name}_test.py with a constant CONTRACT, as the '
+        f'write tests/objectives/{name}_test.py with CONTRACT, as the '
         f'docstring of contract_test.py says ({error})') from error
 
 

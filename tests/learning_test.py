@@ -14,14 +14,14 @@ import numpy as np
 import twin
 
 from rlhf_jax import algorithms
-from rlhf_jax import annotate
 from rlhf_jax import policy
-from rlhf_jax import rewards
-from rlhf_jax import running
 from rlhf_jax import sampling
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
+from rlhf_jax.annotators import chain as chain_lib
+from rlhf_jax.annotators import from_models
+from rlhf_jax.annotators import running
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.objectives import ppo
@@ -30,6 +30,7 @@ from rlhf_jax.ops import logprobs
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
+from rlhf_jax.rewards import models as reward_models
 
 V, N, ROWS = 8, 5, 64
 PAD, EOS, GOOD = 0, 1, 7
@@ -94,13 +95,13 @@ def _average_reward(params):
 
 
 _with_reference = jax.jit(
-    lambda batch, params: annotate.ref_logprobs(batch, CONFIG, params))
+    lambda batch, params: from_models.ref_logprobs(batch, CONFIG, params))
 MODELS = {
     'scores': lambda batch, state, frozen: batch.replace(
         scores=_reward(batch)),
-    'ref_logprobs': lambda batch, state, frozen: annotate.ref_logprobs(
+    'ref_logprobs': lambda batch, state, frozen: from_models.ref_logprobs(
         batch, CONFIG, frozen.reference),
-    'old_values': lambda batch, state, frozen: annotate.old_values(
+    'old_values': lambda batch, state, frozen: from_models.old_values(
         batch, CONFIG, state.params),
     'prompt_values': lambda batch, state, frozen: batch.replace(
         prompt_values=jnp.repeat(_logged().scores.mean(1), 4)),
@@ -140,12 +141,12 @@ def _start(name, params, tx):
   if name not in REWARD_MODELS:
     targets = params['q_heads'] if name == 'ilql' else None
     return FORWARD, train.init_state(params, tx, jax.random.key(0), targets)
-  params = rewards.init(CONFIG, jax.random.key(1), trunk=params)
+  params = reward_models.init(CONFIG, jax.random.key(1), trunk=params)
   forward = functools.partial(
-      rewards.forward, CONFIG, per_step=name == 'step_rewards')
+      reward_models.forward, CONFIG, per_step=name == 'step_rewards')
   if name == 'preference_lm':  # one trunk, two last layers
     forward = lambda params, batch: FORWARD(
-        params['trunk'], batch).replace(scores=rewards.score(
+        params['trunk'], batch).replace(scores=reward_models.score(
             CONFIG, params, batch.tokens, batch.mask))
     params['trunk'] = _params()
   return forward, train.init_state(params, tx, jax.random.key(0))
@@ -159,7 +160,7 @@ def _learn(name, num_steps=40, learning_rate=.02, updates=1, **changes):
   forward, state = _start(name, _params(), tx)
   state = state.replace(statistics=running.init(row.annotators))
   frozen = types.Frozen(reference=_params())
-  annotators = annotate.chain(row.annotators, MODELS)
+  annotators = chain_lib.chain(row.annotators, MODELS)
   polyak = functools.partial(q_learning.polyak_every, rate=.1, every=1)
   step = train.make_train_step(
       forward, row.bind(), tx,
@@ -322,12 +323,12 @@ class RewardModelTest(parameterized.TestCase):
   def test_members_of_an_ensemble_learn_apart(self):
     tx, members = train.optimizer(
         learning_rate=.02, num_steps=80, schedule='constant'), 3
-    params = rewards.init_members(
+    params = reward_models.init_members(
         CONFIG, jax.random.split(jax.random.key(0), members), trunk=_params())
     keys = jax.random.split(jax.random.key(1), members)
     state = jax.vmap(lambda p, k: train.init_state(p, tx, k))(params, keys)
     step = jax.jit(jax.vmap(train.make_train_step(
-        functools.partial(rewards.forward, CONFIG),
+        functools.partial(reward_models.forward, CONFIG),
         algorithms.ALGORITHMS['reward_model'].bind(), tx)))
     source = sources.offline_members(
         jax.device_get(_data('preferences')), batch_size=16,

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import annotate
 from rlhf_jax import objectives
 from rlhf_jax import policy
-from rlhf_jax import rewards
 from rlhf_jax import types
+from rlhf_jax.annotators import from_models
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import logprobs
+from rlhf_jax.rewards import models as reward_models
 
 B, K, T, V = 2, 3, 6, 9
 CONFIGS = {
@@ -164,7 +164,7 @@ class ForwardTest(parameterized.TestCase):
         np.array([[2, 3, 5], [4, 5, 0]])[..., None], axis=-1)[..., 0]
     expected[1, 2] = 0
     np.testing.assert_allclose(out.scores, expected, atol=1e-5)
-    scored = jax.jit(rewards.score, static_argnums=0)(
+    scored = jax.jit(reward_models.score, static_argnums=0)(
         CONFIGS[False], {'trunk': heads.trunk(params), 'head': head},
         batch.tokens, mask)
     np.testing.assert_allclose(
@@ -189,10 +189,10 @@ class ForwardTest(parameterized.TestCase):
     plain = _forward(CONFIGS[False], params, batch)
     chex.assert_trees_all_close(
         _forward(config, params, batch), plain, atol=1e-6)
-    annotated = jax.jit(annotate.ref_logprobs, static_argnums=1)(
+    annotated = jax.jit(from_models.ref_logprobs, static_argnums=1)(
         batch, config, params).ref_logprobs
     np.testing.assert_allclose(annotated, plain.logprobs, atol=1e-6)
-    values = jax.jit(annotate.old_values, static_argnums=1)(
+    values = jax.jit(from_models.old_values, static_argnums=1)(
         batch, config, params).old_values
     np.testing.assert_allclose(values, plain.values, atol=1e-6)
     one, same, other = (_forward(config, params, batch,

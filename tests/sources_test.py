@@ -17,7 +17,7 @@ from rlhf_jax import sources
 from rlhf_jax import types
 from rlhf_jax.data import order
 from rlhf_jax.ops import priorities
-from rlhf_jax.stages import common
+from rlhf_jax.pipeline import fit as fit_lib
 
 ROWS = 10
 
@@ -161,7 +161,7 @@ class ResumeTest(parameterized.TestCase):
           step=jnp.int32(0), params={'sum': jnp.zeros(())}, opt_state={},
           key=jax.random.key(0))
       try:
-        found = common.fit(context, state, recorded, step_fn, num_steps=7)[0]
+        found = fit_lib.fit(context, state, recorded, step_fn, num_steps=7)[0]
       except errors.Interrupted:
         return seen, None
       return seen, float(found.params['sum'])

@@ -20,9 +20,9 @@ from tokenizers import pre_tokenizers
 from tokenizers import processors
 
 from rlhf_jax import errors
-from rlhf_jax import files
 from rlhf_jax.models import directory as directory_lib
 from rlhf_jax.models import gguf_header
+from rlhf_jax.storage import files
 
 # llama.cpp's name of a pre-tokenizer, and whether digits are split one by one.
 _GGUF_SPLITS = {'gpt-2': False, 'default': False, 'smollm': True}

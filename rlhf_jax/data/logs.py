@@ -15,6 +15,7 @@ import numpy as np
 
 from rlhf_jax import errors
 from rlhf_jax import types
+from rlhf_jax.data import coders
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import formats
 from rlhf_jax.data import logged
@@ -180,10 +181,10 @@ def check(config: dict):
   kind = _kind(node['kind'], node['path'], node['task'])
   write = _writer(formats.get(node['format'] or FORMATS[kind]))
   texts = [write(row) for row in (read.rows[0], read.rows[-1])]
-  coder = corpus_lib.named_tokenizer(config)
+  coder = coders.named_tokenizer(config)
   if coder is None and node['task'] is not None:
     coder, _ = _tokenizer(node['task'], node['options'], (), 0, (), None)
-  corpus_lib.check_texts(config, coder, texts)
+  coders.check_texts(config, coder, texts)
 
 
 def training(config: dict, seed: int = 0) -> list[Example]:
@@ -334,9 +335,9 @@ def _tokenizer(
 ) -> tuple[tokenizer_lib.Tokenizer, reviews.Reviews | None]:
   """The tokenizer that is named, a task's, or one trained on the texts."""
   if named:
-    return corpus_lib.named_tokenizer(named), None
+    return coders.named_tokenizer(named), None
   if task is None:
-    return corpus_lib.train_tokenizer(texts, vocab_size, control), None
+    return coders.train_tokenizer(texts, vocab_size, control), None
   if task == 'reddit':  # its prompts are those of the world, word for word
     world = reviews.Reviews(**{k: v for k, v in options.items()
                                if k not in task_reviews.OPTIONS})

@@ -28,9 +28,9 @@ from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
 from rlhf_jax import errors
-from rlhf_jax import files
 from rlhf_jax.data import backends
 from rlhf_jax.data import formats
+from rlhf_jax.storage import files
 
 PAD = '<pad>'
 BOS = '<bos>'

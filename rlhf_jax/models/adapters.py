@@ -20,13 +20,13 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import files
 from rlhf_jax import types
 from rlhf_jax.models import config as config_lib
 from rlhf_jax.models import directory as directories
 from rlhf_jax.models import names as names_lib
 from rlhf_jax.models import tensors as tensors_lib
 from rlhf_jax.models import transformer
+from rlhf_jax.storage import files
 
 Config = config_lib.Config
 _FILE = 'adapter_config.json'

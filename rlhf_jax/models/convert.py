@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import files
 from rlhf_jax import types
 from rlhf_jax.models import directory as directories
 from rlhf_jax.models import families
@@ -27,6 +26,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models import names as names_lib
 from rlhf_jax.models import tensors as tensors_lib
 from rlhf_jax.models import transformer
+from rlhf_jax.storage import files
 
 _logger = logging.getLogger(__name__)
 _LISTED = 10  # problems that a message spells out

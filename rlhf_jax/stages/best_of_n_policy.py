@@ -9,20 +9,19 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import evaluate
-from rlhf_jax import figures
-from rlhf_jax import files
-from rlhf_jax import metrics
+from rlhf_jax.evaluation import statistics
 from rlhf_jax.ops import best_of_n
 from rlhf_jax.ops import ensembles
+from rlhf_jax.pipeline import artifacts
 from rlhf_jax.stages import best_of_n as best_of_n_stage
-from rlhf_jax.stages import common
 from rlhf_jax.stages import scores as scores_lib
+from rlhf_jax.storage import files
+from rlhf_jax.storage import metrics
 
 
 def _watched(context, corpus, known, proxy, pairs) -> dict[str, np.ndarray]:
   """What is followed as n grows, each [B, N], in units of `policy.run`."""
-  gold_scale, rule_scale = common.score_scales(context, corpus, pairs)
+  gold_scale, rule_scale = artifacts.score_scales(context, corpus, pairs)
   unit = lambda values, scale: (values - scale[0]) / scale[1]
   watched = {'proxy': proxy, 'gold': unit(known['gold'], gold_scale)}
   if rule_scale is not None:
@@ -39,7 +38,7 @@ def _row(n: int, values: dict[str, np.ndarray]) -> dict[str, float]:
   for name in ('proxy', 'gold', 'rule'):
     if name in values:
       row |= {name: values[name].mean(),
-              f'{name}_se': evaluate.standard_error(values[name])}
+              f'{name}_se': statistics.standard_error(values[name])}
   row |= {f'kl_k{i}': divergence for i in (1, 2, 3)}
   row['sqrt_kl'] = math.sqrt(divergence)
   return row | {name: values[name].mean() for name in ('length', 'unfinished')}
@@ -82,7 +81,7 @@ def run(context, *, seed: int, data: dict, policy: str, pairs: str,
     standardize: members to mean 0 and deviation 1 on held-out responses
       before they are combined.
   """
-  corpus = common.load_corpus(context, data, seed, policy)
+  corpus = artifacts.load_corpus(context, data, seed, policy)
   known = files.load_arrays(context.directory_of(scores) / 'scores.npz')
   members = known.pop('members')
   if standardize:
@@ -101,7 +100,7 @@ def run(context, *, seed: int, data: dict, policy: str, pairs: str,
     for i, n in enumerate(ns):
       row = _row(n, {name: curve[:, i] for name, curve in curves.items()})
       writer.write(n, row)
-  figures.write_jsonl(
+  files.write_jsonl(
       context.directory / 'final.jsonl',
       _final_rows(corpus, {k: curve[:, -1] for k, curve in curves.items()}))
   return {'gold': row['gold'], 'proxy': row['proxy'], 'n': ns[-1]}

@@ -12,14 +12,16 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import evaluate
 from rlhf_jax import objectives
-from rlhf_jax import rewards
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
+from rlhf_jax.evaluation import statistics
 from rlhf_jax.models import pretrained
-from rlhf_jax.stages import common
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import rows as rows_lib
+from rlhf_jax.rewards import models as reward_models
 
 
 def _rule_rows(corpus, sampled, seed, held_out):
@@ -85,9 +87,9 @@ def _preference_rows(corpus, seed, held_out):
 def _quality(config, params, rows) -> dict[str, float]:
   """Correlation with the target, or accuracy on pairs, on held-out rows."""
   stacked = jax.tree.map(lambda x: x[None], params)
-  scores = rewards.score_rows(config, stacked, rows.tokens, rows.mask)[0]
+  scores = reward_models.score_rows(config, stacked, rows.tokens, rows.mask)[0]
   if rows.targets is None:
-    return {'accuracy': float(evaluate.pair_accuracy(scores))}
+    return {'accuracy': float(statistics.pair_accuracy(scores))}
   correlation = np.corrcoef(scores[:, 0], rows.targets[:, 0])[0, 1]
   return {'correlation': float(correlation)}
 
@@ -115,21 +117,21 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     sampler: temperature, top_k, top_p of the texts it is trained on.
     held_out: rows kept for validation; of a log at least so many.
     num_microbatches: see `train.make_train_step`.
-    training: save_every and log_every of `common.fit`.
+    training: save_every and log_every of `fit_lib.fit`.
   """
-  corpus = common.load_corpus(context, data, seed, policy)
+  corpus = artifacts.load_corpus(context, data, seed, policy)
   vocab_size = corpus.tokenizer.vocab_size
   init_key, key = jax.random.split(jax.random.key(seed + 1))
   config, trunk, scale = pretrained.config(model, vocab_size), None, {}
   if pretrained.source(model) is not None:
     trunk = pretrained.init(model, vocab_size, init_key).trainable
   if corpus.world is not None:
-    shape, params = common.load_policy(
+    shape, params = artifacts.load_policy(
         context, policy, policy_model, vocab_size)
     chunk, texts = 64, len(corpus.demonstrations.tokens)
     # Eight responses to each of as many prompts as make one text for each
     # demonstration, in whole chunks.
-    sampled = common.sample_rows(
+    sampled = rows_lib.sample_rows(
         context, corpus, shape, params, jax.random.key(seed),
         num_prompts=-(-(texts // 8) // chunk) * chunk, num_samples=8,
         chunk_size=chunk, **sampler)
@@ -148,14 +150,14 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
         f'rows to train on, and batch_size is {batch_size}; lower it')
   tx = train.optimizer(num_steps=num_steps, **optimizer)
   state = train.init_state(
-      rewards.init(config, init_key, trunk=trunk), tx, key)
+      reward_models.init(config, init_key, trunk=trunk), tx, key)
   step_fn = train.make_train_step(
-      functools.partial(rewards.forward, config), objective, tx,
+      functools.partial(reward_models.forward, config), objective, tx,
       num_microbatches=num_microbatches)
-  state, last = common.fit(
+  state, last = fit_lib.fit(
       context, state, sources.offline(rows, batch_size=batch_size, seed=seed),
       jax.jit(step_fn, donate_argnums=0), num_steps=num_steps,
       **(training or {}), tokens_per_step=int(batch_size * np.mean(
           rows.mask.any(axis=1).sum(axis=-1))))
-  common.write_model(context, 'reward', model, corpus.tokenizer)
+  artifacts.write_model(context, 'reward', model, corpus.tokenizer)
   return {**_quality(config, state.params, validation), **scale, **last}

@@ -11,16 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import components as components_lib
 from rlhf_jax import errors
-from rlhf_jax import files
-from rlhf_jax import monitor
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import order
 from rlhf_jax.data import tokenizer as tokenizer_lib
+from rlhf_jax.evaluation import monitor
 from rlhf_jax.ops import labels as labels_lib
-from rlhf_jax.stages import common
-from rlhf_jax.stages import rewarding
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import rewarding
+from rlhf_jax.pipeline import rows as rows_lib
+from rlhf_jax.rewards import components as components_lib
+from rlhf_jax.storage import files
 
 SOURCES = ('pairs', 'corpus')
 
@@ -159,7 +160,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     RewardError: a component gives no usable value, see `components`.
   """
   del policy_model
-  corpus = common.load_corpus(context, data, seed, policy)
+  corpus = artifacts.load_corpus(context, data, seed, policy)
   log, at, flipped = _load(
       context, corpus, pairs, source, seed, label_noise, num_validation)
   with rewarding.build(
@@ -176,7 +177,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
 
   part = {k: x[:len(at) - num_validation] for k, x in arrays.items()}
   present = part['mask'].any(axis=-1)
-  finished = common.finished(
+  finished = rows_lib.finished(
       part['tokens'], part['mask'], corpus.tokenizer.eos_id)[present]
   mean = lambda name: float(part[name][present].mean())
   return {

@@ -15,19 +15,20 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import files
-from rlhf_jax import monitor
 from rlhf_jax import policy as policy_lib
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
+from rlhf_jax.evaluation import monitor
 from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.ops import q_learning
-from rlhf_jax.stages import common
-from rlhf_jax.stages import offline_data
-from rlhf_jax.stages import policy_parts
-from rlhf_jax.stages import rewarding
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import offline_data
+from rlhf_jax.pipeline import policies
+from rlhf_jax.pipeline import rewarding
+from rlhf_jax.storage import files
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'value_config'))
@@ -129,7 +130,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     scale_steps: multiplies `num_steps` by the share of the responses that is
       left, as the code of Baheti et al. does, so that epochs stay equal.
     optimizer: of `train.optimizer`.
-    value: of `policy_parts.add_value_head`, where a row has values.
+    value: of `policies.add_value_head`, where a row has values.
     q: of ILQL, 'mlp' and 'scale' of `heads.init_q`, 'rate' and 'every' of
       `q_learning.polyak_every`, and 'shift' and 'top_k' of its sampler.
     evaluation: 'every' so many steps, on 'num_prompts', 'texts' of them kept.
@@ -139,13 +140,13 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     proxies: stage that holds the reward models, where components read them.
     proxy_model: their shape.
     num_members: E.
-    training: save_every and log_every of `common.fit`.
+    training: save_every and log_every of `fit_lib.fit`.
   """
-  corpus = common.load_corpus(context, data, seed, policy)
+  corpus = artifacts.load_corpus(context, data, seed, policy)
   vocab_size = corpus.tokenizer.vocab_size
-  config, reference = common.load_policy(
+  config, reference = artifacts.load_policy(
       context, policy, policy_model, vocab_size)
-  made = common.restore_trained(
+  made = artifacts.restore_trained(
       context.directory_of(policy), policy_model, vocab_size)
   row = offline_data.make_row(algorithm, arguments, filtered=filtered)
   head_key, q_key, monitor_key, key = jax.random.split(
@@ -153,7 +154,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
   trainable, value_config, targets = made.trainable, None, None
   if offline_data.is_ilql(row) or any(
       node['name'] == 'old_values' for node in row.annotators):
-    trainable, value_config = policy_parts.add_value_head(
+    trainable, value_config = policies.add_value_head(
         trainable, value, config, head_key, reference=reference)
   if offline_data.is_ilql(row):
     targets = heads.init_q(q_key, config.hidden_size, config.vocab_size,
@@ -174,13 +175,13 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
   programs = _programs(made.config, value_config, json.dumps(
       files.jsonable(spec), sort_keys=True))
   state = train.init_state(trainable, programs.tx, key, targets)
-  common.write_model(context, 'policy', policy_model, corpus.tokenizer)
+  artifacts.write_model(context, 'policy', policy_model, corpus.tokenizer)
 
   def params(state):
     found = {**(made.base or {}), **state.params}
     return found | ({'target_q_heads': state.targets} if targets else {})
 
-  gold_scale, rule_scale = common.score_scales(context, corpus, pairs)
+  gold_scale, rule_scale = artifacts.score_scales(context, corpus, pairs)
   gold_config = pretrained.config(gold_model, vocab_size)
   with rewarding.of_log(
       context, components, logged, pool, corpus=corpus, gold=gold,
@@ -190,15 +191,15 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
         config=made.config, reference=reference, reward_config=None,
         reward=None, reward_scale=None, aggregate={}, components=named,
         gold_config=gold_config,
-        gold=common.load_members(context, gold, gold_config, None),
+        gold=artifacts.load_members(context, gold, gold_config, None),
         gold_scale=gold_scale, rule_scale=rule_scale, corpus=corpus,
         num_prompts=evaluation['num_prompts'], key=monitor_key,
         sampler=sampler | ({'top_k': q['top_k']} if targets else {}),
         value_shift=q['shift'] if targets else None)
-    state, last = common.fit(
+    state, last = fit_lib.fit(
         context, state, _source(dataset, priority, batch_size, seed),
         programs.step, num_steps=num_steps, base=made.base,
-        evaluate=policy_parts.evaluator(
+        evaluate=policies.evaluator(
             context, watch, texts=evaluation['texts'], num_steps=num_steps,
             params=params, counts=lambda step: {
                 'updates': step,
@@ -207,7 +208,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
         tokens_per_step=int(
             batch_size * dataset.mask.sum(axis=(1, 2)).mean()),
         **(training or {}))
-  common.save_policy(context, num_steps, state.params)
+  artifacts.save_policy(context, num_steps, state.params)
   return {**last, 'updates': num_steps, 'examples': len(given.tokens),
           'filtered_share': 1 - kept,
           'epochs': num_steps * batch_size / len(dataset.tokens)}

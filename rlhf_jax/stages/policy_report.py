@@ -6,15 +6,15 @@ are averaged.
 
 from collections.abc import Mapping, Sequence
 
-from rlhf_jax import figures
-from rlhf_jax import files
-from rlhf_jax import panels
-from rlhf_jax.stages import policy_distributions
-from rlhf_jax.stages import policy_figure
-from rlhf_jax.stages import policy_results as results
+from rlhf_jax.reports import distributions
+from rlhf_jax.reports import figures
+from rlhf_jax.reports import panels
+from rlhf_jax.reports import results
+from rlhf_jax.reports import spec
+from rlhf_jax.storage import files
 
 DIGITS = 3
-check = policy_figure.check  # what a study calls before it trains
+check = spec.check  # what a study calls before it trains
 
 
 def _joined(policies: Sequence[results.Policy],
@@ -42,7 +42,7 @@ def _name(group: Sequence[results.Policy]) -> str:
 
 def _columns(figure: Mapping) -> list[str]:
   """What is measured of each policy."""
-  derived = policy_figure.derived(figure)
+  derived = spec.derived(figure)
   return list(dict.fromkeys(
       name for name in (*figure['columns'], *figure.get('y', ()))
       if name not in derived))
@@ -50,7 +50,7 @@ def _columns(figure: Mapping) -> list[str]:
 
 def _names(figure: Mapping, columns: Sequence[str]) -> list[str]:
   """What a row of the summary holds."""
-  names = [*columns, *policy_figure.DERIVED]
+  names = [*columns, *spec.DERIVED]
   if figure['baseline']:
     names += [f'{name}_above' for name in columns]
   if figure['kind'] == 'win_rates':
@@ -76,7 +76,7 @@ def _summary(groups: Sequence[Sequence[results.Policy]],
   columns = _columns(figure)
   names = dict.fromkeys(
       name for p in policies for name in p.labels
-      if name != 'member' or name in policy_figure.apart(figure))
+      if name != 'member' or name in spec.apart(figure))
   rows = []
   for group in groups:
     seeds = results.by_seed(group)
@@ -165,14 +165,14 @@ def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
   error over seeds; see `policy_results.measure` for the rest. With the figure
   of a source 'training', training.csv holds its smoothed curves, and with
   'win_rates', win_rates.csv those of each policy; with 'distributions',
-  distributions.csv holds `policy_distributions.table`.
+  distributions.csv holds `distributions.table`.
 
   Args:
     context: of the stage.
     policies: {'stage', 'seed', 'run', 'labels'} of each.
     stages: all stages before this one, whose numbers are kept.
     title: of the figure.
-    figure: see `policy_figure.check`.
+    figure: see `spec.check`.
     logs: {'stage', 'seed'} of each log by name, as `stages.logged` writes
       them; read for 'distributions' only.
 
@@ -184,28 +184,28 @@ def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
       {one['run']: one['labels'] for one in policies}.values()),
                  logs=list(logs or {}))
   found = results.read(context, policies, figure)
-  groups = results.groups(found, policy_figure.apart(figure))
+  groups = results.groups(found, spec.apart(figure))
   summary = _summary(groups, found, figure)
-  write = lambda name, rows: figures.write_csv(
+  write = lambda name, rows: files.write_csv(
       context.directory / f'{name}.csv', rows)
   rows = _joined(found, [policy.rows for policy in found])
   write('results', rows)
-  figures.write_jsonl(context.directory / 'results.jsonl', rows)
+  files.write_jsonl(context.directory / 'results.jsonl', rows)
   write('summary', summary)
   if figure.get('source') == 'training':
     write('training', _joined(found, [_training_rows(p) for p in found]))
   if figure['kind'] == 'win_rates':
     write('win_rates', _joined(found, [
         results.win_rate_rows(p, found, figure) for p in found]))
-  figures.write_jsonl(context.directory / 'stages.jsonl', [
+  files.write_jsonl(context.directory / 'stages.jsonl', [
       {'stage': name, 'stage_seconds': context.seconds_of(name),
        **context.result_of(name)} for name in stages])
   files.write_text(context.directory / 'summary.md',
                    _table(figure, summary, _shown(figure)) + '\n')
   if figure['kind'] == 'distributions':
-    shown = policy_distributions.read(context, groups, logs or {}, figure)
-    write('distributions', policy_distributions.table(shown))
-    policy_distributions.draw(
+    shown = distributions.read(context, groups, logs or {}, figure)
+    write('distributions', distributions.table(shown))
+    distributions.draw(
         shown, context.directory / 'figure.png', title=title)
   else:
     _draw(context, groups, summary, figure, title)

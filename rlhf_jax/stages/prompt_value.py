@@ -21,11 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import components as components_lib
 from rlhf_jax import errors
-from rlhf_jax import figures
-from rlhf_jax import files
-from rlhf_jax import monitor
 from rlhf_jax import objectives
 from rlhf_jax import sharding
 from rlhf_jax import sources
@@ -33,10 +29,15 @@ from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import order
+from rlhf_jax.evaluation import monitor
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
-from rlhf_jax.stages import common
-from rlhf_jax.stages import rewarding
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import rewarding
+from rlhf_jax.pipeline import rows as rows_lib
+from rlhf_jax.rewards import nodes as nodes_lib
+from rlhf_jax.storage import files
 
 CHUNK = 256  # prompts at a time
 LOWEST = 20  # responses that are shown
@@ -54,8 +55,8 @@ def check(components: Mapping[str, Mapping[str, Any]]):
     ConfigError: the sum has no bound or may be negative; names the component
       that makes it so.
   """
-  bounds = {name: components_lib.bounds(node)
-            for name, node in components_lib.check(components).items()}
+  bounds = {name: nodes_lib.bounds(node)
+            for name, node in nodes_lib.check(components).items()}
   low, high = (sum(x) for x in zip(*bounds.values()))
   if low >= 0 and 0 < high < math.inf:
     return
@@ -142,7 +143,7 @@ def _sampled(context, corpus, config, reference, prompts, rewards, references,
              *, key, num_samples, temperature) -> types.Batch:
   """The reference's answers [V, S, T], their rewards as targets [V, S]."""
   rows = len(prompts.tokens)
-  tokens, mask = common.sample_rows(
+  tokens, mask = rows_lib.sample_rows(
       context, dataclasses.replace(corpus, pair_prompts=prompts), config,
       reference, key, num_prompts=rows, num_samples=num_samples,
       chunk_size=min(CHUNK, rows), temperature=temperature)
@@ -225,7 +226,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     proxy_model: see `gold`.
     num_members: see `gold`.
     pool: see `gold`.
-    training: save_every and log_every of `common.fit`.
+    training: save_every and log_every of `fit_lib.fit`.
 
   Returns:
     `mse` and `target_variance` of the rewards of the samples that are trained
@@ -238,9 +239,9 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     RewardError: a component gives no usable value, see `components`.
   """
   check(components)
-  corpus = common.load_corpus(context, data, seed, policy)
+  corpus = artifacts.load_corpus(context, data, seed, policy)
   coder = corpus.tokenizer
-  config, reference = common.load_policy(
+  config, reference = artifacts.load_policy(
       context, policy, policy_model, coder.vocab_size)
   if num_heads < 1 or config.hidden_size % num_heads:
     raise errors.ConfigError(
@@ -273,7 +274,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
       functools.partial(
           _forward, config, width=prompts.tokens.shape[1], **head),
       objectives.get('value_regression'), tx)
-  state, last = common.fit(
+  state, last = fit_lib.fit(
       context, state, sources.offline(
           jax.tree.map(lambda x: x[~apart], rows), batch_size=batch_size,
           seed=seed), jax.jit(step_fn, donate_argnums=0),
@@ -286,7 +287,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
   arrays = {name: x[:first] for name, x in arrays.items()}
   present = arrays['mask'].any(axis=-1)
   advantages = arrays['scores'] - values[:first, None]
-  figures.write_jsonl(context.directory / 'lowest.jsonl', _lowest(
+  files.write_jsonl(context.directory / 'lowest.jsonl', _lowest(
       coder, arrays, values, advantages, known['groups']))
   found = _filtered(advantages, present, arrays['group'], known['groups'])
   _show(context, found, known['groups'], int(present.sum()))

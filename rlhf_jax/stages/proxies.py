@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import evaluate
-from rlhf_jax import files
 from rlhf_jax import objectives
-from rlhf_jax import rewards
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
-from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import load as load_lib
+from rlhf_jax.evaluation import statistics
 from rlhf_jax.models import pretrained
 from rlhf_jax.ops import labels as labels_lib
-from rlhf_jax.stages import common
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.storage import files
 
 
 def _chosen_first(arrays, preferred) -> types.Batch:
@@ -59,26 +60,26 @@ def _load(context, pairs, key, label_noise, held_out, num_pairs):
 
 def _init(context, model, config, keys, trunks, head_scale):
   """Members on one shared SFT trunk, or each on one of its own."""
-  load = lambda name: common.load_policy(
+  load = lambda name: artifacts.load_policy(
       context, name, model, config.vocab_size)[1]
   if len(trunks) == 1:
-    return rewards.init_members(
+    return reward_models.init_members(
         config, keys, trunk=load(trunks[0]), head_scale=head_scale)
-  members = [rewards.init(config, k, trunk=load(t), head_scale=head_scale)
+  members = [reward_models.init(config, k, trunk=load(t), head_scale=head_scale)
              for k, t in zip(keys, trunks, strict=True)]
   return jax.tree.map(lambda *x: jnp.stack(x), *members)
 
 
 def _quality(config, params, validation) -> tuple[np.ndarray, ...]:
   """Scores [E, N, 2] of held-out pairs; Bradley-Terry loss, accuracy [E]."""
-  scores = rewards.score_rows(
+  scores = reward_models.score_rows(
       config, params, validation.tokens, validation.mask)
   loss = np.logaddexp(0, scores[..., 1] - scores[..., 0]).mean(axis=-1)
-  return scores, loss, evaluate.pair_accuracy(scores)
+  return scores, loss, statistics.pair_accuracy(scores)
 
 
 def _validation(config, rows, validation, batch_size):
-  """Arguments of `common.fit` that validate after every epoch."""
+  """Arguments of `fit_lib.fit` that validate after every epoch."""
   def row(step, state):
     _, loss, accuracy = _quality(config, state.params, validation)
     found = {'epoch': step * batch_size / len(rows.tokens),
@@ -121,13 +122,13 @@ def run(context, *, seed: int, data: dict, pairs: str | Sequence[str],
     held_out: pairs kept, with clean labels, for validation: the first.
     num_pairs: training pairs used, the first of the others (Coste et al.
       2024, figure 9); None: all.
-    head_scale: see `rewards.init`.
+    head_scale: see `reward_models.init`.
     num_microbatches: see `train.make_train_step`.
     validate: before training and after each epoch (Coste et al. 2024, figure
       15).
-    training: save_every and log_every of `common.fit`.
+    training: save_every and log_every of `fit_lib.fit`.
   """
-  corpus = corpus_lib.load(data, seed)
+  corpus = load_lib.load(data, seed)
   config = pretrained.config(model, corpus.tokenizer.vocab_size)
   noise_key, head_key, key = jax.random.split(
       jax.random.fold_in(jax.random.key(seed), 2), 3)
@@ -141,20 +142,20 @@ def run(context, *, seed: int, data: dict, pairs: str | Sequence[str],
   state = jax.vmap(lambda p, k: train.init_state(p, tx, k))(
       params, jax.random.split(key, num_members))
   step_fn = jax.vmap(train.make_train_step(
-      functools.partial(rewards.forward, config),
+      functools.partial(reward_models.forward, config),
       objectives.get('bradley_terry'), tx,
       num_microbatches=num_microbatches))
   source = sources.offline_members(
       rows, batch_size=batch_size,
       seeds=[seed * 1000 + member for member in range(num_members)])
-  state, last = common.fit(
+  state, last = fit_lib.fit(
       context, state, source, jax.jit(step_fn, donate_argnums=0),
       num_steps=num_steps, **(training or {}),
       **(_validation(config, rows, validation, batch_size) if validate else {}),
       tokens_per_step=int(
           num_members * batch_size * 2 * rows.mask.sum(axis=-1).mean()))
 
-  common.write_model(context, 'reward', model, corpus.tokenizer,
+  artifacts.write_model(context, 'reward', model, corpus.tokenizer,
                      num_members=num_members)
   held, _, accuracy = _quality(config, state.params, validation)
   every = held.reshape(num_members, -1)

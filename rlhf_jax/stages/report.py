@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from rlhf_jax import evaluate
-from rlhf_jax import figures
-from rlhf_jax import files
+from rlhf_jax.evaluation import statistics
 from rlhf_jax.ops import best_of_n
+from rlhf_jax.reports import figures
+from rlhf_jax.storage import files
 
 WATCHED = ('gold', 'proxy', 'rule', 'unfinished', 'length')
 COLUMNS = ('peak', 'final', 'drop', 'above_single', 'rule', 'unfinished')
@@ -22,7 +22,7 @@ def _curves(context, run: dict) -> tuple[list[int], dict]:
   for name, value in arrays.items():
     what, method = name.split('__')
     curves.setdefault(what, {})[method] = value
-  return ns, {what: evaluate.with_single(curves[what])
+  return ns, {what: statistics.with_single(curves[what])
               for what in WATCHED if what in curves}
 
 
@@ -39,20 +39,20 @@ def _curve_rows(run: dict, ns: Sequence[int], curves: dict) -> list[dict]:
         value = curves.get(what, {}).get(method)
         column = np.full(2, np.nan) if value is None else value[:, i]
         row[what] = round(float(column.mean()), 6)
-        row[f'{what}_se'] = round(float(evaluate.standard_error(column)), 6)
+        row[f'{what}_se'] = round(float(statistics.standard_error(column)), 6)
       rows.append(row)
   return rows
 
 
 def _summary(ns: Sequence[int], curves: dict) -> dict:
   """Of one seed and condition: gold, and what else the last picks are."""
-  summary = evaluate.best_of_n_summary(ns, {
+  summary = statistics.best_of_n_summary(ns, {
       k: v for k, v in curves['gold'].items() if k != 'single'})
   for method, row in summary.items():
     for what in ('rule', 'unfinished'):
       last = curves.get(what, {}).get(method, np.full((2, 1), np.nan))[:, -1]
       row[what] = float(last.mean())
-      row[f'{what}_se'] = float(evaluate.standard_error(last))
+      row[f'{what}_se'] = float(statistics.standard_error(last))
   return summary
 
 
@@ -97,10 +97,10 @@ def run(context, *, runs: Sequence[dict], stages: Sequence[str],
     results.setdefault((one['force_eos'], one['label_noise']), []).append(
         _summary(ns, curves))
   summary = _summary_rows(results)
-  figures.write_csv(context.directory / 'results.csv', rows)
-  figures.write_jsonl(context.directory / 'results.jsonl', rows)
-  figures.write_csv(context.directory / 'summary.csv', summary)
-  figures.write_jsonl(context.directory / 'stages.jsonl',
+  files.write_csv(context.directory / 'results.csv', rows)
+  files.write_jsonl(context.directory / 'results.jsonl', rows)
+  files.write_csv(context.directory / 'summary.csv', summary)
+  files.write_jsonl(context.directory / 'stages.jsonl',
                       _stage_rows(context, stages))
   text = figures.table(summary, COLUMNS, ('EOS', 'noise', 'method', 'seeds',
                                           'seeds_falling'))

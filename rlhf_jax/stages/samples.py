@@ -10,12 +10,13 @@ import time
 import jax
 import numpy as np
 
-from rlhf_jax import files
-from rlhf_jax import metrics
-from rlhf_jax import rewards
 from rlhf_jax import sampling
 from rlhf_jax.models import pretrained
-from rlhf_jax.stages import common
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import rows as rows_lib
+from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.storage import files
+from rlhf_jax.storage import metrics
 
 
 def _responses(draw, prompts, index, calls):
@@ -62,14 +63,14 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
     samples_per_call: rows sampled at once for one prompt; small enough that
       their key-value cache stays in the processor's cache.
   """
-  corpus = common.load_corpus(context, data, seed, policy)
+  corpus = artifacts.load_corpus(context, data, seed, policy)
   vocab_size = corpus.tokenizer.vocab_size
-  config, params = common.load_policy(
+  config, params = artifacts.load_policy(
       context, policy, policy_model, vocab_size)
   gold_config = pretrained.config(gold_model, vocab_size)
   score = functools.partial(
-      rewards.score_rows, gold_config,
-      common.load_members(context, gold, gold_config, None))
+      reward_models.score_rows, gold_config,
+      artifacts.load_members(context, gold, gold_config, None))
   prompts, totals = corpus.eval_prompts, {'sampling': 0.0, 'scoring': 0.0}
   per_call = min(samples_per_call, num_samples)
   calls = num_samples // per_call
@@ -104,7 +105,7 @@ def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
         fresh += int(arrays['mask'].sum())
       else:
         arrays = files.load_arrays(path)
-      ended = common.finished(
+      ended = rows_lib.finished(
           arrays['tokens'], arrays['mask'], corpus.tokenizer.eos_id)
       unfinished.append(1 - ended.mean())
       lengths.append(arrays['mask'].sum(axis=-1).mean())

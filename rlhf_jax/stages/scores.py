@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import files
-from rlhf_jax import rewards
 from rlhf_jax import types
-from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
-from rlhf_jax.stages import common
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import rows as rows_lib
+from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.storage import files
 
 
 def gather(context: Any, config: transformer.Config, params: types.Params,
@@ -42,9 +43,9 @@ def gather(context: Any, config: transformer.Config, params: types.Params,
     tokens, mask = arrays.pop('tokens').astype(np.int32), arrays.pop('mask')
     arrays['gold'] = arrays.pop('gold_scores')
     arrays['members'] = np.moveaxis(
-        rewards.score_rows(config, params, tokens, mask), 0, 1)
+        reward_models.score_rows(config, params, tokens, mask), 0, 1)
     arrays['length'] = mask.sum(axis=-1).astype(np.float32)
-    arrays['unfinished'] = 1.0 - common.finished(tokens, mask, eos_id)
+    arrays['unfinished'] = 1.0 - rows_lib.finished(tokens, mask, eos_id)
     parts.append(arrays)
   known = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
   known['members'] = np.moveaxis(known['members'], 1, 0)
@@ -78,9 +79,9 @@ def run(context, *, seed: int, data: dict, samples: str, proxies: str,
     model: shape of the proxies' trunk.
     num_members: E.
   """
-  coder = corpus_lib.load(data, seed).tokenizer
+  coder = load_lib.load(data, seed).tokenizer
   config = pretrained.config(model, coder.vocab_size)
-  params = common.load_members(context, proxies, config, num_members)
+  params = artifacts.load_members(context, proxies, config, num_members)
   known = gather(context, config, params, samples, coder.eos_id)
   files.save_arrays(context.directory / 'scores.npz', **known)
   return {'responses': known['gold'].size, 'members': num_members}

@@ -9,10 +9,11 @@ from rlhf_jax import objectives
 from rlhf_jax import policy
 from rlhf_jax import sources
 from rlhf_jax import train
-from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import pretrained
-from rlhf_jax.stages import common
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import fit as fit_lib
 
 
 def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
@@ -21,7 +22,7 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
         training: dict | None = None) -> dict:
   """Trains a policy; `checkpoints` then holds what of it was trained.
 
-  `common.load_policy` puts the whole together again.
+  `artifacts.load_policy` puts the whole together again.
 
   Args:
     context: of the stage.
@@ -34,13 +35,13 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
     num_microbatches: see `train.make_train_step`.
     aggregate: of the `sft` objective.
     init_seed: of the initialisation and of the data order; default `seed`.
-    training: save_every and log_every of `common.fit`.
+    training: save_every and log_every of `fit_lib.fit`.
   """
   init_seed = seed if init_seed is None else init_seed
-  corpus = corpus_lib.load(data, seed)
+  corpus = load_lib.load(data, seed)
   tokenizer.check_ids(
       corpus.demonstrations.tokens, corpus.tokenizer.vocab_size)
-  common.write_model(context, 'policy', model, corpus.tokenizer)
+  artifacts.write_model(context, 'policy', model, corpus.tokenizer)
   init_key, key = jax.random.split(jax.random.key(init_seed))
   tx = train.optimizer(num_steps=num_steps, **optimizer)
   made = pretrained.init(model, corpus.tokenizer.vocab_size, init_key)
@@ -52,7 +53,7 @@ def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
       num_microbatches=num_microbatches,
       dropout=bool(config.dropout or config.adapter_dropout))
   rows = corpus.demonstrations
-  state, last = common.fit(
+  state, last = fit_lib.fit(
       context, state,
       sources.offline(rows, batch_size=batch_size, seed=init_seed),
       jax.jit(step_fn, donate_argnums=0), num_steps=num_steps,

@@ -15,10 +15,9 @@ import time
 from typing import Any
 
 from rlhf_jax import errors
-from rlhf_jax import figures
-from rlhf_jax import files
-from rlhf_jax import http_judge
-from rlhf_jax import judging
+from rlhf_jax.evaluation import http_judge
+from rlhf_jax.evaluation import judging
+from rlhf_jax.storage import files
 
 REFERENCE = 'reference'
 
@@ -246,7 +245,7 @@ def run(context, *, policies: Sequence[dict], against: str, judge: dict,
         'run': policy['run'], 'seed': policy['seed'], 'prompts': num_prompts,
         **rates, 'agreement': rates['kept'] / num_prompts,
         'win_rate': judging.judge_average(*both)})
-  figures.write_csv(context.directory / 'win_rates.csv', table)
+  files.write_csv(context.directory / 'win_rates.csv', table)
   return {'policies': len(table), 'prompts': num_prompts,
           'win_rate': sum(row['win_rate'] for row in table) / len(table),
           'agreement': sum(row['agreement'] for row in table) / len(table)}

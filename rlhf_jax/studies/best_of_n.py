@@ -10,24 +10,24 @@ seed; pairs and samples by all noise levels of one kind of ending.
 
 import functools
 
-from rlhf_jax import study
-from rlhf_jax.data import corpus
+from rlhf_jax.data import load as load_lib
+from rlhf_jax.runner import run as run_lib
 from rlhf_jax.stages import best_of_n
 from rlhf_jax.stages import report
 from rlhf_jax.stages import samples
-from rlhf_jax.studies import common
+from rlhf_jax.studies import checks
 
-data_config = common.data_config
-inputs = common.inputs
-final = common.report_name
+data_config = checks.data_config
+inputs = checks.inputs
+final = checks.report_name
 
 
 def _check(config: dict):
   """Raises ConfigError for what would fail later, naming the field."""
-  common.check(config)
-  common.check_shares(config, 'label_noise')
-  require, bon = common.requirement(config), config['best_of_n']
-  common.check_values(config, 'force_eos')
+  checks.check(config)
+  checks.check_shares(config, 'label_noise')
+  require, bon = checks.requirement(config), config['best_of_n']
+  checks.check_values(config, 'force_eos')
   require(all(isinstance(x, bool) for x in config['force_eos']), 'force_eos',
           'give True, False or both')
   for name, least in (('num_samples', 2), ('samples_per_call', 1),
@@ -37,7 +37,7 @@ def _check(config: dict):
           == 0, 'best_of_n.num_samples', 'give a multiple of '
           f'best_of_n.samples_per_call {bon["samples_per_call"]}')
   for name, method in bon['methods'].items():
-    common.check_aggregate(f'best_of_n.methods.{name}', method,
+    checks.check_aggregate(f'best_of_n.methods.{name}', method,
                            config['proxy']['num_members'])
 
 
@@ -46,9 +46,9 @@ def _condition(force_eos: bool, noise: float | None = None) -> str:
   return ending if noise is None else f'{ending}/noise_{noise:.12g}'
 
 
-def _seed_stages(config: dict, data: dict, seed: int) -> list[study.Stage]:
+def _seed_stages(config: dict, data: dict, seed: int) -> list[run_lib.Stage]:
   """The stages of one seed, in order."""
-  made, proxy = common.Seed(config, data, seed), config['proxy']
+  made, proxy = checks.Seed(config, data, seed), config['proxy']
   bon = dict(config['best_of_n'])
   methods, standardize = bon.pop('methods'), bon.pop('standardize')
   for force_eos in config['force_eos']:
@@ -67,7 +67,7 @@ def _seed_stages(config: dict, data: dict, seed: int) -> list[study.Stage]:
   return made.stages
 
 
-def plan(config: dict) -> list[study.Stage]:
+def plan(config: dict) -> list[run_lib.Stage]:
   """The stages of all seeds and the report.
 
   Raises:
@@ -76,17 +76,17 @@ def plan(config: dict) -> list[study.Stage]:
   """
   _check(config)
   data = data_config(config)
-  corpus.check(data)
-  common.check_tokens(config, data)
-  common.check_gold(config, data)
-  config = common.absolute(config)
+  load_lib.check(data)
+  checks.check_tokens(config, data)
+  checks.check_gold(config, data)
+  config = checks.absolute(config)
   stages, runs = [], []
   for seed in config['seeds']:
     stages.extend(_seed_stages(config, data, seed))
     runs += [{'stage': f'seed_{seed}/{_condition(end, noise)}/best_of_n',
               'seed': seed, 'force_eos': end, 'label_noise': noise}
              for end in config['force_eos'] for noise in config['label_noise']]
-  stages.append(study.Stage(final(config), functools.partial(
+  stages.append(run_lib.Stage(final(config), functools.partial(
       report.run, runs=runs, stages=[s.name for s in stages],
       title=config['title'])))
   return stages

@@ -18,15 +18,15 @@ labels for the same prompts, none of them about what the policy has become.
 import functools
 
 from rlhf_jax import errors
-from rlhf_jax import study
-from rlhf_jax.data import corpus
-from rlhf_jax.stages import policy
+from rlhf_jax.data import load as load_lib
+from rlhf_jax.runner import run as run_lib
+from rlhf_jax.stages import online_policy
 from rlhf_jax.stages import policy_report
-from rlhf_jax.studies import common
+from rlhf_jax.studies import checks
 from rlhf_jax.studies import online
 
-inputs = common.inputs
-final = common.report_name
+inputs = checks.inputs
+final = checks.report_name
 COLLECT = ('current', 'initial')  # who answers after the first round
 
 
@@ -47,8 +47,8 @@ def _labels(collect: str, number: int) -> dict:
 
 def _check(config: dict):
   """Raises ConfigError for what would fail later, naming the field."""
-  common.check(config)
-  require, proxy = common.requirement(config), config['proxy']
+  checks.check(config)
+  require, proxy = checks.requirement(config), config['proxy']
   require(isinstance(config['rounds'], int) and config['rounds'] >= 1,
           'rounds', 'give at least 1')
   require(config['collect'] and set(config['collect']) <= set(COLLECT)
@@ -70,7 +70,7 @@ def _check(config: dict):
                       [_labels(*run) for run in _runs(config)])
 
 
-def _add_round(config: dict, made: common.Seed, here: str, number: int,
+def _add_round(config: dict, made: checks.Seed, here: str, number: int,
                pairs: list[str], current: str | None, answers: str | None
                ) -> str:
   """Adds one round, its pairs to `pairs`; the stage of its policy.
@@ -95,20 +95,20 @@ def _add_round(config: dict, made: common.Seed, here: str, number: int,
       label_noise=config['label_noise'])
   shared = {k: v for k, v in made.shared.items() if k != 'sampler'}
   return made.add(
-      f'{here}/policy', policy.run, **shared, **config['online'],
+      f'{here}/policy', online_policy.run, **shared, **config['online'],
       pairs=pairs[0], proxies=proxies, proxy_model=proxy['model'],
       num_members=proxy['num_members'], sampler=config['sampler'],
       start=current, part=number, training=config['training'])
 
 
 def _seed_stages(config: dict, data: dict, seed: int
-                 ) -> tuple[list[study.Stage], dict[tuple[str, int], str]]:
+                 ) -> tuple[list[run_lib.Stage], dict[tuple[str, int], str]]:
   """The stages of one seed, and that of each policy.
 
   The first round is the same whoever answers in the others, and is taken over
   by its recipe, not run again.
   """
-  made, policies = common.Seed(config, data, seed), {}
+  made, policies = checks.Seed(config, data, seed), {}
   for collect in config['collect']:
     pairs, current = [], None
     for number in range(config['rounds']):
@@ -118,7 +118,7 @@ def _seed_stages(config: dict, data: dict, seed: int
   return made.stages, policies
 
 
-def plan(config: dict) -> list[study.Stage]:
+def plan(config: dict) -> list[run_lib.Stage]:
   """The stages of all seeds and the report.
 
   Raises:
@@ -126,11 +126,11 @@ def plan(config: dict) -> list[study.Stage]:
     DataError: a file it names is missing or malformed.
   """
   _check(config)
-  data = common.data_config(config)
-  corpus.check(data)
-  common.check_tokens(config, data)
-  common.check_gold(config, data)
-  config = common.absolute(config)
+  data = checks.data_config(config)
+  load_lib.check(data)
+  checks.check_tokens(config, data)
+  checks.check_gold(config, data)
+  config = checks.absolute(config)
   stages, made = [], []
   for seed in config['seeds']:
     of_seed, policies = _seed_stages(config, data, seed)
@@ -138,7 +138,7 @@ def plan(config: dict) -> list[study.Stage]:
     made += [{'stage': policies[run], 'seed': seed,
               'run': f'{run[0]}_{run[1]}', 'labels': _labels(*run)}
              for run in _runs(config)]
-  stages.append(study.Stage(final(config), functools.partial(
+  stages.append(run_lib.Stage(final(config), functools.partial(
       policy_report.run, policies=made, stages=[s.name for s in stages],
       title=config['title'], figure=config['figure'])))
   return stages

@@ -14,20 +14,20 @@ rewards of its log, in the column `proxy` and its parts.
 
 import functools
 
-from rlhf_jax import components
-from rlhf_jax import study
-from rlhf_jax.data import corpus
+from rlhf_jax.data import load as load_lib
+from rlhf_jax.pipeline import rewarding
+from rlhf_jax.rewards import nodes as nodes_lib
+from rlhf_jax.runner import run as run_lib
 from rlhf_jax.stages import logged
 from rlhf_jax.stages import offline_policy
-from rlhf_jax.stages import policy
+from rlhf_jax.stages import online_policy
 from rlhf_jax.stages import policy_report
 from rlhf_jax.stages import prompt_value
-from rlhf_jax.stages import rewarding
-from rlhf_jax.studies import common
+from rlhf_jax.studies import checks
 from rlhf_jax.studies import offline_checks as checks
 from rlhf_jax.studies import online
 
-final = common.report_name
+final = checks.report_name
 
 
 def make_logs(config: dict) -> dict[str, dict]:
@@ -41,7 +41,7 @@ def make_runs(config: dict) -> dict[str, dict]:
   made = {}
   for name, changes in config['runs'].items():
     algorithm = changes.get('algorithm', config['offline']['algorithm'])
-    node = 'online' if algorithm in policy.names() else 'offline'
+    node = 'online' if algorithm in online_policy.names() else 'offline'
     # One that samples is compared by the rewards of a log too.
     base = {'labels': {}, 'log': config['offline']['log'], **config[node]}
     made[name] = online.merge(base, changes, f'runs.{name}')
@@ -49,10 +49,10 @@ def make_runs(config: dict) -> dict[str, dict]:
 
 
 def inputs(config: dict) -> dict:
-  """As `common.inputs`, with the modules of reward functions."""
-  found = common.inputs(config)
+  """As `checks.inputs`, with the modules of reward functions."""
+  found = checks.inputs(config)
   for log in make_logs(config).values():
-    found |= online.function_inputs(components.functions(log['components']))
+    found |= online.function_inputs(nodes_lib.functions(log['components']))
   for run in filter(checks.samples, make_runs(config).values()):
     found |= online.function_inputs(run['reward']['functions'])
   return found
@@ -60,17 +60,17 @@ def inputs(config: dict) -> dict:
 
 def _check(config: dict, data: dict) -> tuple[dict, dict, dict]:
   """The conditions, the logs and the runs, checked."""
-  common.check(config)
-  corpus.check(data)
+  checks.check(config)
+  load_lib.check(data)
   for field in ('conditions', 'logs', 'runs'):
-    common.requirement(config)(config[field], field, 'give at least one')
+    checks.requirement(config)(config[field], field, 'give at least one')
   conditions = online.make_conditions(config)
   logs, runs = make_logs(config), make_runs(config)
   online.check_conditions(config, conditions)
   for name, log in logs.items():
     checks.check_log(name, log, config, conditions, data)
   for name, run in runs.items():
-    common.requirement({'runs': {name: run}})(
+    checks.requirement({'runs': {name: run}})(
         run['log'] in logs, f'runs.{name}.log', f'there are {", ".join(logs)}')
     checks.check_run(name, run, logs[run['log']], conditions, data)
   checks.check_values(logs, runs)
@@ -97,7 +97,7 @@ def _log_stages(config, made, name, log, shared):
 
 def _seed_stages(config, data, seed, conditions, logs, runs):
   """The stages of one seed, the stage of each run, and of each log."""
-  made = common.Seed(config, data, seed)
+  made = checks.Seed(config, data, seed)
   pairs = made.add_pairs('pairs', force_eos=config['force_eos'])
   asked = dict.fromkeys(run['condition'] for run in runs.values()
                         if checks.samples(run))
@@ -134,7 +134,7 @@ def _seed_stages(config, data, seed, conditions, logs, runs):
     run = {k: v for k, v in run.items() if k not in ('labels', 'log')}
     if checks.samples(run):
       models = of_models(run.pop('condition'))
-      stages[name] = made.add(f'policies/{name}', policy.run, **given,
+      stages[name] = made.add(f'policies/{name}', online_policy.run, **given,
                               **models, **run)
       continue
     if checks.reads_values(run):
@@ -145,18 +145,18 @@ def _seed_stages(config, data, seed, conditions, logs, runs):
   return made.stages, stages, rows
 
 
-def plan(config: dict) -> list[study.Stage]:
+def plan(config: dict) -> list[run_lib.Stage]:
   """The stages of all seeds and the report.
 
   Raises:
     ConfigError: a field is out of range; nothing has been touched.
     DataError: a file it names is missing or malformed.
   """
-  config = common.absolute(config)
-  data = common.data_config(config)
+  config = checks.absolute(config)
+  data = checks.data_config(config)
   conditions, logs, runs = _check(config, data)
-  common.check_tokens(config, data)
-  common.check_gold(config, data)
+  checks.check_tokens(config, data)
+  checks.check_gold(config, data)
   stages, made, rows = [], [], {}
   for seed in config['seeds']:
     of_seed, names, of_logs = _seed_stages(
@@ -167,7 +167,7 @@ def plan(config: dict) -> list[study.Stage]:
     for name, stage in of_logs.items():
       rows.setdefault(name, []).append({'stage': stage, 'seed': seed})
   stages += online.judge_stages(config, made, runs)
-  stages.append(study.Stage(final(config), functools.partial(
+  stages.append(run_lib.Stage(final(config), functools.partial(
       policy_report.run, policies=made, stages=[s.name for s in stages],
       title=config['title'], figure=config['figure'], logs=rows)))
   return stages

@@ -3,26 +3,26 @@
 from collections.abc import Callable
 import functools
 
-from rlhf_jax import components
 from rlhf_jax import errors
-from rlhf_jax import programmatic
 from rlhf_jax import train
 from rlhf_jax.data import logs as logs_lib
 from rlhf_jax.models import pretrained
+from rlhf_jax.pipeline import offline_data
+from rlhf_jax.pipeline import policies
+from rlhf_jax.pipeline import rewarding
+from rlhf_jax.rewards import nodes as nodes_lib
+from rlhf_jax.rewards import programmatic
 from rlhf_jax.stages import logged
-from rlhf_jax.stages import offline_data
-from rlhf_jax.stages import policy
-from rlhf_jax.stages import policy_parts
+from rlhf_jax.stages import online_policy
 from rlhf_jax.stages import policy_report
 from rlhf_jax.stages import prompt_value
-from rlhf_jax.stages import rewarding
-from rlhf_jax.studies import common
+from rlhf_jax.studies import checks
 from rlhf_jax.studies import online
 
 
 def samples(run: dict) -> bool:
   """Whether the algorithm of a run is an online one."""
-  return run['algorithm'] in policy.names()
+  return run['algorithm'] in online_policy.names()
 
 
 def reads_values(run: dict) -> bool:
@@ -46,13 +46,13 @@ def _of_components(where: str, check: Callable, log: dict):
 
 def _check_rewards(where: str, log: dict, data: dict, require):
   """Raises ConfigError for rewards that the study cannot compute."""
-  for node in _of_components(where, components.check, log).values():
+  for node in _of_components(where, nodes_lib.check, log).values():
     kind = node['kind']
     require(kind != 'file' or node['column'] == data.get('target'),
             f'{where}.components', "kind 'file' scores new responses by what "
             'the gold model has learned; set config.data.logged.target to its '
             'column')
-    require(kind != 'file' or not common.has_rule(data),
+    require(kind != 'file' or not checks.has_rule(data),
             f'{where}.components', 'the gold model of this task learns the '
             "rule of the small world; use kind 'gold', or give "
             'config.data.logged.path')
@@ -73,10 +73,10 @@ def check_log(name: str, log: dict, config: dict, conditions: dict,
     log: of `offline.make_logs`.
     config: of the study.
     conditions: of `online.make_conditions`.
-    data: of `common.data_config`.
+    data: of `checks.data_config`.
   """
   where = f'logs.{name}'
-  require = common.requirement({'logs': {name: log}})
+  require = checks.requirement({'logs': {name: log}})
   require(log['source'] in logged.SOURCES, f'{where}.source',
           f'there are {", ".join(logged.SOURCES)}')
   require(log['source'] == 'pairs' or data['name'] == 'logged',
@@ -98,9 +98,9 @@ def check_log(name: str, log: dict, config: dict, conditions: dict,
           f'{where}.num_validation', 'the reward model and the log must have '
           f'the same labels; give proxy.held_out, {proxy["held_out"]}')
   _check_head(where, log, config, require)
-  functions = components.functions(log['components'])
+  functions = nodes_lib.functions(log['components'])
   if functions:
-    common.try_to_make('pool', functools.partial(
+    checks.try_to_make('pool', functools.partial(
         programmatic.check, functions), config['pool'])
 
 
@@ -119,7 +119,7 @@ def _check_head(where: str, log: dict, config: dict, require):
   width = pretrained.config(config['policy']['model'], 1).hidden_size
   require(width % head['num_heads'] == 0, f'{where}.value.num_heads',
           f'must divide the {width} features of the policy')
-  common.try_to_make(f'{where}.value.optimizer', functools.partial(
+  checks.try_to_make(f'{where}.value.optimizer', functools.partial(
       train.optimizer, num_steps=1), head['optimizer'])
 
 
@@ -132,10 +132,10 @@ def check_run(name: str, run: dict, log: dict, conditions: dict,
     run: of `offline.make_runs`.
     log: that it names.
     conditions: of `online.make_conditions`.
-    data: of `common.data_config`.
+    data: of `checks.data_config`.
   """
   where, held_out = f'runs.{name}', data['num_eval_prompts']
-  require = common.requirement({'runs': {name: run}})
+  require = checks.requirement({'runs': {name: run}})
   if not samples(run):
     _check_offline(where, run, held_out, require)
     _check_use(where, run, log, data, require)
@@ -164,14 +164,14 @@ def _check_offline(where: str, run: dict, num_eval_prompts: int, require):
   require(run['evaluation']['num_prompts'] <= num_eval_prompts,
           f'{where}.evaluation.num_prompts',
           f'there are data.num_eval_prompts {num_eval_prompts}')
-  require(run['value']['trunk'] in policy_parts.TRUNKS[:2],
+  require(run['value']['trunk'] in policies.TRUNKS[:2],
           f'{where}.value.trunk', "'shared' or 'separate'")
   require(run['q']['shift'] >= 0, f'{where}.q.shift', 'give 0 or more')
   require(run['q']['top_k'] >= 0, f'{where}.q.top_k', 'give 0 (all) or more')
   require(run['q']['every'] >= 1, f'{where}.q.every', 'give at least 1')
   require(0 < run['q']['rate'] <= 1, f'{where}.q.rate', 'in (0, 1]')
-  common.try_to_make(where, _make_row, run)
-  common.try_to_make(f'{where}.optimizer', functools.partial(
+  checks.try_to_make(where, _make_row, run)
+  checks.try_to_make(f'{where}.optimizer', functools.partial(
       train.optimizer, num_steps=1), run['optimizer'])
 
 

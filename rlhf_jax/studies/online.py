@@ -16,21 +16,21 @@ import functools
 import importlib.util
 
 from rlhf_jax import errors
-from rlhf_jax import files
-from rlhf_jax import programmatic
-from rlhf_jax import study
 from rlhf_jax import train
-from rlhf_jax.data import corpus
+from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import pretrained
+from rlhf_jax.rewards import programmatic
+from rlhf_jax.runner import run as run_lib
 from rlhf_jax.stages import best_of_n_policy
-from rlhf_jax.stages import policy
+from rlhf_jax.stages import online_policy
 from rlhf_jax.stages import policy_report
 from rlhf_jax.stages import samples
 from rlhf_jax.stages import scores
 from rlhf_jax.stages import win_rates
-from rlhf_jax.studies import common
+from rlhf_jax.storage import files
+from rlhf_jax.studies import checks
 
-final = common.report_name
+final = checks.report_name
 # Of a seed, beside which each condition has a directory.
 STAGES = ('sft', 'trunk', 'gold', 'pairs', 'samples', 'logs', 'policies')
 # Arguments that belong to a name or kind, so that a run replaces them whole.
@@ -73,8 +73,8 @@ def make_runs(config: dict) -> dict[str, dict]:
 
 
 def inputs(config: dict) -> dict:
-  """As `common.inputs`, with the models of conditions and reward functions."""
-  found = common.inputs(config)
+  """As `checks.inputs`, with the models of conditions and reward functions."""
+  found = checks.inputs(config)
   for name, proxy in make_conditions(config).items():
     if proxy['model'] != config['proxy']['model']:
       found[f'conditions.{name}.model'] = pretrained.fingerprint(proxy['model'])
@@ -103,7 +103,7 @@ def check_conditions(config: dict, conditions: dict):
                                f'{noise}; shares lie in [0, 1]')
     proxy = {k: v for k, v in proxy.items() if k != 'label_noise'}
     try:
-      common.check({**config, 'proxy': proxy})
+      checks.check({**config, 'proxy': proxy})
     except errors.ConfigError as error:
       raise errors.ConfigError(
           f'config.conditions.{name}: {error}') from None
@@ -111,7 +111,7 @@ def check_conditions(config: dict, conditions: dict):
 
 def check_samples(config: dict):
   """Raises ConfigError for what the samples of best-of-n would fail at."""
-  require, drawn = common.requirement(config), config['best_of_n']
+  require, drawn = checks.requirement(config), config['best_of_n']
   for name, least in (('num_samples', 2), ('samples_per_call', 1),
                       ('shard_prompts', 1)):
     require(drawn[name] >= least, f'best_of_n.{name}', f'give at least {least}')
@@ -143,13 +143,13 @@ def check_run(where: str, run: dict, conditions: dict, num_eval_prompts: int):
     conditions: of `make_conditions`.
     num_eval_prompts: of the data.
   """
-  require = common.requirement(functools.reduce(
+  require = checks.requirement(functools.reduce(
       lambda node, name: {name: node}, reversed(where.split('.')), run))
   require(run['condition'] in conditions, f'{where}.condition',
           f'there are {", ".join(conditions)}')
   proxy = conditions[run['condition']]
   reward, rollout, updates = run['reward'], run['rollout'], run['updates']
-  common.check_aggregate(f'{where}.reward.aggregate', reward['aggregate'],
+  checks.check_aggregate(f'{where}.reward.aggregate', reward['aggregate'],
                          proxy['num_members'])
   if _is_best_of_n(run):
     return _check_best_of_n(where, run, require)
@@ -159,8 +159,8 @@ def check_run(where: str, run: dict, conditions: dict, num_eval_prompts: int):
   require(target is None or target > 0, f'{where}.kl.target',
           'give None or more than 0 nats')
   require(run['kl']['horizon'] > 0, f'{where}.kl.horizon', 'give more than 0')
-  common.try_to_make(where, _make_row, run)
-  common.try_to_make(f'{where}.optimizer', functools.partial(
+  checks.try_to_make(where, _make_row, run)
+  checks.try_to_make(f'{where}.optimizer', functools.partial(
       train.optimizer, num_steps=1), run['optimizer'])
   for field, value in (
       ('num_steps', run['num_steps']),
@@ -193,7 +193,7 @@ def check_run(where: str, run: dict, conditions: dict, num_eval_prompts: int):
   require(run['value']['trunk'] in ('shared', 'separate', 'reward'),
           f'{where}.value.trunk', "'shared', 'separate' or 'reward'")
   if reward['functions']:
-    common.try_to_make(
+    checks.try_to_make(
         f'{where}.reward.functions_pool', functools.partial(
             programmatic.check, reward['functions']), reward['functions_pool'])
 
@@ -206,21 +206,21 @@ def _make_row(algorithm, arguments, reward, kl, rollout, updates, **unused):
   for name, node in arguments.items():
     if not isinstance(node, dict):
       raise ValueError(f'arguments.{name} is {node!r}; give arguments by name.')
-  row = policy.make_row(algorithm, arguments, kl)
-  if kl['target'] is not None and not policy.initial_kl_coef(row) > 0:
+  row = online_policy.make_row(algorithm, arguments, kl)
+  if kl['target'] is not None and not online_policy.initial_kl_coef(row) > 0:
     raise ValueError('kl.target adapts a coefficient, which must begin above '
                      '0; set kl.coef')
   if row.samples.startswith('k >=') and rollout['samples'] < 2:
     raise ValueError(f'{row.title} needs rollout.samples >= 2')
   if row.samples == '1' and rollout['samples'] != 1:
     raise ValueError(f'{row.title} takes rollout.samples=1')
-  policy.try_out(row, reward, kl, updates, rollout['samples'])
+  online_policy.try_out(row, reward, kl, updates, rollout['samples'])
 
 
 def _check(config: dict) -> tuple[dict, dict]:
   """The conditions and the runs, checked."""
-  common.check(config)
-  require = common.requirement(config)
+  checks.check(config)
+  require = checks.requirement(config)
   for field in ('conditions', 'runs'):
     require(config[field], field, 'give at least one')
   conditions, runs = make_conditions(config), make_runs(config)
@@ -259,7 +259,7 @@ def _best_of_n_stages(config, made, runs, given):
   return stages
 
 
-def add_conditions(config: dict, made: common.Seed, conditions: dict,
+def add_conditions(config: dict, made: checks.Seed, conditions: dict,
                    pairs: str, **changes) -> dict[str, str]:
   """Adds the reward models of each condition; their stages.
 
@@ -292,7 +292,7 @@ def add_conditions(config: dict, made: common.Seed, conditions: dict,
 
 def _seed_stages(config, data, seed, conditions, runs):
   """The stages of one seed, and the stage of each run."""
-  made = common.Seed(config, data, seed)
+  made = checks.Seed(config, data, seed)
   pairs = made.add_pairs('pairs', force_eos=config['force_eos'])
   used = dict.fromkeys(run['condition'] for run in runs.values())
   proxies = add_conditions(
@@ -307,7 +307,7 @@ def _seed_stages(config, data, seed, conditions, runs):
     condition = runs[name]['condition']
     proxy = conditions[condition]
     stages[name] = made.add(
-        f'policies/{name}', policy.run, **shared, **run, pairs=pairs,
+        f'policies/{name}', online_policy.run, **shared, **run, pairs=pairs,
         proxies=proxies[condition], proxy_model=proxy['model'],
         num_members=proxy['num_members'], sampler=config['sampler'],
         training=config['training'])
@@ -315,7 +315,7 @@ def _seed_stages(config, data, seed, conditions, runs):
 
 
 def judge_stages(config: dict, made: list[dict], runs: dict
-                 ) -> list[study.Stage]:
+                 ) -> list[run_lib.Stage]:
   """The stage that has policies judged, where the config asks for one.
 
   Args:
@@ -329,30 +329,30 @@ def judge_stages(config: dict, made: list[dict], runs: dict
   answered = [one for one in made if not _is_best_of_n(runs[one['run']])]
   fewest = min((runs[one['run']]['evaluation']['num_prompts']
                 for one in answered), default=0)
-  common.requirement(config)(
+  checks.requirement(config)(
       judge['num_prompts'] is not None
       and 1 <= judge['num_prompts'] <= fewest, 'judge.num_prompts',
       f'give 1 to {fewest}, the prompts that every run answers')
   win_rates.check(answered, judge['against'], judge['judge'])
   name = final(config).replace('report', 'win_rates', 1)
-  return [study.Stage(name, functools.partial(
+  return [run_lib.Stage(name, functools.partial(
       win_rates.run, policies=answered, **judge))]
 
 
-def plan(config: dict) -> list[study.Stage]:
+def plan(config: dict) -> list[run_lib.Stage]:
   """The stages of all seeds and the report.
 
   Raises:
     ConfigError: a field is out of range; nothing has been touched.
     DataError: a file it names is missing or malformed.
   """
-  config = common.absolute(config)
+  config = checks.absolute(config)
   conditions, runs = _check(config)
-  data = common.data_config(config)
-  corpus.check(data)
+  data = checks.data_config(config)
+  load_lib.check(data)
   for proxy in conditions.values():
-    common.check_tokens({**config, 'proxy': proxy}, data)
-  common.check_gold(config, data)
+    checks.check_tokens({**config, 'proxy': proxy}, data)
+  checks.check_gold(config, data)
   stages, made = [], []
   for seed in config['seeds']:
     of_seed, names = _seed_stages(config, data, seed, conditions, runs)
@@ -360,7 +360,7 @@ def plan(config: dict) -> list[study.Stage]:
     made += [{'stage': names[name], 'seed': seed, 'run': name,
               'labels': runs[name]['labels']} for name in runs]
   stages += judge_stages(config, made, runs)
-  stages.append(study.Stage(final(config), functools.partial(
+  stages.append(run_lib.Stage(final(config), functools.partial(
       policy_report.run, policies=made, stages=[s.name for s in stages],
       title=config['title'], figure=config['figure'])))
   return stages

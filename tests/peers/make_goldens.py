@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import transformers
 
-from rlhf_jax import files
 from rlhf_jax.models import tensors
+from rlhf_jax.storage import files
 
 transformers.utils.logging.disable_progress_bar()
 GOLDENS = pathlib.Path(__file__).resolve().parents[1] / 'goldens'

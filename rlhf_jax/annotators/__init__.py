@@ -1,0 +1,1 @@
+"""Annotators: what fills the optional fields of a batch."""

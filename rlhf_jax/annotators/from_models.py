@@ -1,0 +1,124 @@
+"""Annotators that read parameters: scores, log-probabilities, values."""
+
+from collections.abc import Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import policy
+from rlhf_jax import types
+from rlhf_jax.models import heads
+from rlhf_jax.models import transformer
+from rlhf_jax.ops import ensembles
+from rlhf_jax.ops import moments
+from rlhf_jax.rewards import models as reward_models
+
+
+def standardize_members(member_scores: jax.Array,
+                        scale: Mapping[str, jax.Array]) -> jax.Array:
+  """Scores of each member in deviations from its mean, f32[E, ...].
+
+  Reward models agree only up to a shift and a scale, and the minimum over
+  members that are not aligned follows the lowest (objectives.md 2.8, 3.1).
+
+  Args:
+    member_scores: float[E, ...].
+    scale: 'mean' and 'std', f32[E], of each member on held-out responses. Of
+      a member whose deviation is 0 only the mean is taken off.
+
+  Raises:
+    AssertionError: if `scale` is not of E members.
+  """
+  mean, std = (jnp.asarray(scale[name]) for name in ('mean', 'std'))
+  chex.assert_shape([mean, std], member_scores.shape[:1])
+  align = lambda x: x.reshape(-1, *[1] * (member_scores.ndim - 1))
+  return moments.normalize(member_scores, align(mean), align(std))
+
+
+def scores(batch: types.Batch, config: transformer.Config,
+           params: types.Params, *,
+           scale: Mapping[str, jax.Array] | None = None, weight: float = 1.0,
+           **aggregate) -> types.Batch:
+  """Scores with an ensemble, leaves [E, ...], and aggregates the members.
+
+  Args:
+    batch: tokens and mask. If it has `scores`, of programmatic rewards say,
+      those of the ensemble are added to them.
+    config: shape of the reward models.
+    params: their parameters.
+    scale: of `standardize_members`, applied before the members are combined;
+      None leaves their scores raw.
+    weight: of the ensemble's score in the sum.
+    **aggregate: `kind` and the rest of `ops.ensembles.aggregate`.
+
+  Returns:
+    The batch with `member_scores` f32[E, B, K], standardised if `scale` is
+    given, without `weight`, and `scores` f32[B, K].
+  """
+  members = reward_models.score_members(config, params, batch.tokens, batch.mask)
+  if scale is not None:
+    members = standardize_members(members, scale)
+  found = weight * ensembles.aggregate(members, **aggregate)
+  if batch.scores is not None:
+    found = batch.scores + found
+  return batch.replace(member_scores=members, scores=found)
+
+
+def ref_logprobs(batch: types.Batch, config: transformer.Config,
+                 params: types.Params, *,
+                 temperature: float = 1.0) -> types.Batch:
+  """Log-probabilities under the frozen reference, f32[B, K, T], in nats."""
+  out = policy.forward(config, params, batch, temperature=temperature)
+  return batch.replace(ref_logprobs=jax.lax.stop_gradient(out.logprobs))
+
+
+def old_logprobs(batch: types.Batch, config: transformer.Config,
+                 params: types.Params, *,
+                 temperature: float = 1.0) -> types.Batch:
+  """Log-probabilities under the policy that sampled, f32[B, K, T], in nats.
+
+  In place of the sampler's own: in bfloat16 its steps with a cache round
+  otherwise than a forward pass does, which would move the ratios of the first
+  update from 1. `temperature` is that of the sampler.
+  """
+  out = policy.forward(config, params, batch, temperature=temperature)
+  return batch.replace(old_logprobs=jax.lax.stop_gradient(out.logprobs))
+
+
+def old_values(batch: types.Batch, config: transformer.Config,
+               params: types.Params, *,
+               value_config: transformer.Config | None = None) -> types.Batch:
+  """Values f32[B, K, T] of the policy that sampled, by its value head.
+
+  `value_config` is the shape of its 'value_trunk', see `policy.forward`.
+  """
+  if 'value_head' not in params:
+    raise ValueError("the policy has no 'value_head' to annotate values with.")
+  out = policy.forward(config, params, batch, value_config=value_config)
+  return batch.replace(old_values=jax.lax.stop_gradient(out.values))
+
+
+def prompt_values(batch: types.Batch, config: transformer.Config,
+                  reference: types.Params, head: types.Params, *,
+                  max_value: float = 1.0, num_heads: int = 8) -> types.Batch:
+  """Values f32[B] of the prompts, by a head on the frozen reference.
+
+  Baheti et al. 2024, section 2.2. What comes before the first response token
+  is the prompt.
+
+  Args:
+    batch: tokens and mask; the K rows of a prompt begin with it.
+    config: shape of the reference.
+    reference: its parameters.
+    head: of `heads.init_prompt_value`.
+    max_value: of `heads.prompt_value`; scores must lie in (0, max_value).
+    num_heads: of `heads.prompt_value`.
+  """
+  row = jnp.argmax(batch.mask.any(axis=-1), axis=1)  # one with a response
+  pick = lambda x: jnp.take_along_axis(x, row[:, None, None], axis=1)[:, 0]
+  tokens, mask = pick(batch.tokens), pick(batch.mask)
+  prompt = jnp.cumsum(mask, axis=-1) == 0
+  hidden = transformer.hidden_states(config, reference, tokens)
+  return batch.replace(prompt_values=jax.lax.stop_gradient(heads.prompt_value(
+      head, hidden, prompt, max_value=max_value, num_heads=num_heads)))

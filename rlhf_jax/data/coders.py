@@ -1,0 +1,87 @@
+"""The tokenizer of a corpus: loaded, or trained on its texts."""
+
+from collections.abc import Iterable, Sequence
+import itertools
+import pathlib
+
+from rlhf_jax.data import formats
+from rlhf_jax.data import tokenizer as tokenizer_lib
+
+
+def check_texts(config: dict, coder: tokenizer_lib.Tokenizer | None,
+                texts: list[tuple[formats.Text, formats.Text]]):
+  """ValueError or ConfigError if prompts and responses cannot be encoded.
+
+  Args:
+    config: node of the corpus.
+    coder: its tokenizer; None: one that is to be trained on the texts.
+    texts: in their format; the first and the last are tried.
+  """
+  names = tuple(config.get('control') or ())
+  if coder is not None:
+    for prompt, response in (texts[0], texts[-1]):
+      coder.encode_rows([prompt], [response], max_prompt_length=1,
+                        max_response_length=1)
+    return
+  specials = {part for text in (*texts[0], *texts[-1])
+              if not isinstance(text, str) for part in text
+              if isinstance(part, formats.Special) and part != formats.END}
+  least = 259 + len(specials | {formats.Special(name) for name in names})
+  if config.get('vocab_size', 4096) < least:
+    raise ValueError(f'vocab_size must be >= {least} (256 bytes, the special '
+                     f'tokens), got {config["vocab_size"]}')
+
+
+def train_tokenizer(
+    rows: Iterable[tuple[formats.Text, formats.Text]], vocab_size: int,
+    control: Sequence[str],
+) -> tokenizer_lib.Tokenizer:
+  """A BPE of the texts, with the control tokens that their format needs."""
+  texts, names = [], dict.fromkeys(control)
+  for text in itertools.chain.from_iterable(rows):
+    for part in (text,) if isinstance(text, str) else text:
+      if isinstance(part, str):
+        texts.append(part)
+      elif part != formats.END:
+        names[part.name] = None
+  return tokenizer_lib.Tokenizer.train_bpe(
+      texts, vocab_size=vocab_size, control=tuple(names))
+
+
+def load_tokenizer(
+    path: str, pad: str | None = None, bos: str | None = None,
+    eos: str | None = None, control: tuple[str, ...] = (),
+) -> tokenizer_lib.Tokenizer:
+  """A tokenizer from a Hugging Face directory or from a file.
+
+  Args:
+    path: a directory, tokenizer.json, .gguf, or llama2.c's tokenizer .bin.
+    pad: name of its padding token; None: what it says itself, or ours.
+    bos: name of its BOS, likewise.
+    eos: name of its EOS, likewise.
+    control: further control tokens.
+
+  Raises:
+    ConfigError: a token is not in it.
+    CheckpointError: the directory is refused.
+    DataError: the file is missing or malformed.
+  """
+  names = {k: v for k, v in dict(pad=pad, bos=bos, eos=eos).items()
+           if v is not None} | {'control': tuple(control)}
+  make = tokenizer_lib.Tokenizer
+  if pathlib.Path(path).is_dir():
+    return make.from_directory(path, **names)
+  if path.endswith('.gguf'):
+    return make.from_gguf(path, **names)
+  if path.endswith('.bin'):
+    return make.from_llama2c(path, **names)
+  return make.from_file(path, **names)
+
+
+def named_tokenizer(config: dict) -> tokenizer_lib.Tokenizer | None:
+  """The tokenizer that a node names, by `load_tokenizer`; None: none."""
+  if not config.get('tokenizer'):
+    return None
+  return load_tokenizer(config['tokenizer'], **{
+      k: config[k] for k in ('pad', 'bos', 'eos', 'control')
+      if config.get(k)})

@@ -1,0 +1,1 @@
+"""What a policy or a reward model is worth, measured."""

@@ -1,0 +1,96 @@
+"""The columns of an evaluation, each from what it is about.
+
+`monitor.Monitor` says what they mean.
+"""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax.evaluation import statistics
+from rlhf_jax.ops import ensembles
+from rlhf_jax.ops import kl
+from rlhf_jax.ops import masked
+from rlhf_jax.ops import texts as texts_lib
+
+
+def finite(name: str, scores: Any, count: int, what: str) -> np.ndarray:
+  """Scores f64[B]; a RewardError says which of them is no number."""
+  scores = np.asarray(scores, np.float64)
+  if scores.shape != (count,):
+    raise errors.RewardError(
+        f'{name} gave scores of shape {scores.shape} for {count} evaluation '
+        f'prompts ({what}); it has to give one number for each')
+  bad = np.flatnonzero(~np.isfinite(scores))
+  if bad.size:
+    raise errors.RewardError(
+        f'{name} gave {scores[bad[0]]} for evaluation prompt {bad[0]} '
+        f'({what}; {bad.size} of {count} are not finite); mend it, train it '
+        'again, or choose another')
+  return scores
+
+
+def with_error(name: str, values: np.ndarray) -> dict[str, float]:
+  """Mean over prompts and its standard error, NaN for one prompt."""
+  return {name: float(values.mean()),
+          f'{name}_se': float(statistics.standard_error(values))}
+
+
+@jax.jit
+def _divergences(logprobs, reference, mask):
+  """Each estimate f32[B], summed over the tokens of a response."""
+  return {kind: masked.masked_sum(
+      kl.estimate(logprobs, reference, kind=kind), mask, axis=-1)
+          for kind in kl.KINDS}
+
+
+def divergence(logprobs, reference, mask) -> dict[str, float]:
+  """KL from the reference by all estimators, from [B, T], in nats."""
+  sums = {kind: np.asarray(x, np.float64)
+          for kind, x in _divergences(logprobs, reference, mask).items()}
+  row = {f'kl_{kind}': float(sums[kind].mean()) for kind in kl.KINDS}
+  return row | {'sqrt_kl': math.sqrt(row['kl_k2'])}
+
+
+def disagreement(members: np.ndarray) -> dict[str, float]:
+  """Each member's mean, and the variance over members, from [E, B]."""
+  row = {f'member_{i}': float(x.mean()) for i, x in enumerate(members)}
+  for ddof, name in enumerate(
+      ('ensemble_variance', 'ensemble_variance_unbiased')):
+    row[name] = float(np.asarray(
+        ensembles.variance(members, ddof=ddof), np.float64).mean())
+  return row
+
+
+def variety(responses: Sequence[str]) -> dict[str, float]:
+  """Distinct-n of all responses, n-gram diversity within each."""
+  return {f'distinct_{n}': texts_lib.distinct(responses, n)
+          for n in (1, 2, 3)} | {
+              f'diversity_{n}': texts_lib.ngram_diversity(responses, n)
+              for n in (1, 2)}
+
+
+def by_split(splits: Sequence[str], **scores: np.ndarray) -> dict[str, float]:
+  """Means [B] of each part of the data, `<name>_split_<split>` and its error.
+
+  Args:
+    splits: the part of each prompt, B names.
+    **scores: f[B].
+  """
+  splits, row = np.array(splits), {}
+  for split in dict.fromkeys(splits.tolist()):
+    for name, values in scores.items():
+      row |= with_error(f'{name}_split_{split}', values[splits == split])
+  return row
+
+
+def parts(components: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """`component_<name>` and its error, of f[B] by name."""
+  row = {}
+  for name, values in components.items():
+    row |= with_error(f'component_{name}', values.astype(np.float64))
+  return row

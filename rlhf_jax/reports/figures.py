@@ -1,0 +1,149 @@
+"""From result rows to the paper's figure and table."""
+
+from collections.abc import Sequence
+import math
+import os
+
+import numpy as np
+
+from rlhf_jax.evaluation import statistics
+from rlhf_jax.storage import files
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+STYLE = {
+    'single': ('#D55E00', 'single model (mean of members)'),
+    'mean': ('#0072B2', 'ensemble mean'),
+    'worst_case': ('#009E73', 'worst-case (WCO)'),
+    'uncertainty_weighted': ('#CC79A7', 'uncertainty-weighted (UWO)'),
+}
+
+
+def _value(mean: float, error: float, digits: int) -> str:
+  if not math.isfinite(mean):
+    return '-'
+  if not math.isfinite(error):
+    return f'{mean:.{digits}f}'
+  return f'{mean:.{digits}f} +- {error:.{digits}f}'
+
+
+def table(rows: Sequence[files.Row], columns: Sequence[str],
+          labels: Sequence[str], digits: int = 2) -> str:
+  """A Markdown table of `<column> +- <column>_se`, one line for each row.
+
+  Args:
+    rows: with the labels, the columns and their errors.
+    columns: numbers to show.
+    labels: what names a row.
+    digits: after the point.
+  """
+  head = [*labels, *columns]
+  lines = [head]
+  for row in rows:
+    cells = [str(row[name]) for name in labels]
+    cells += [_value(row[c], row[f'{c}_se'], digits) for c in columns]
+    lines.append(cells)
+  width = [max(len(line[i]) for line in lines) for i in range(len(head))]
+  text = ['| ' + ' | '.join(c.ljust(w) for c, w in zip(line, width)) + ' |'
+          for line in lines]
+  text.insert(1, '|' + '|'.join('-' * (w + 2) for w in width) + '|')
+  return '\n'.join(text)
+
+
+def over_seeds(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
+  """(mean, s.e.) of per-seed (mean, s.e. over prompts).
+
+  With one seed its own error over prompts is kept; with several, prompts are
+  one of the things that differ between seeds, so only those are compared.
+  """
+  if len(values) == 1:
+    return values[0]
+  means = np.array([mean for mean, _ in values])
+  return float(means.mean()), float(statistics.standard_error(means))
+
+
+def _lines(rows: Sequence[files.Row], method: str, what: str):
+  """x, mean and error over seeds of one method in one panel, by n."""
+  chosen = [r for r in rows if r['method'] == method]
+  ns = sorted({r['n'] for r in chosen})
+  at = lambda n: [r for r in chosen if r['n'] == n]
+  points = [over_seeds([(r[what], r[f'{what}_se']) for r in at(n)])
+            for n in ns]
+  x = [at(n)[0]['sqrt_kl'] for n in ns]
+  mean, error = np.array(points).T
+  return np.array(x), mean, np.nan_to_num(error)
+
+
+def _panel(axis, rows: Sequence[files.Row], title: str):
+  """One condition: gold solid on the left axis, proxy dashed on the right."""
+  right = axis.twinx()
+  members = sorted({r['method'] for r in rows
+                    if r['method'].startswith('single_')})
+  for name in members:
+    x, mean, _ = _lines(rows, name, 'gold')
+    axis.plot(x, mean, color=STYLE['single'][0], linewidth=0.6, alpha=0.4)
+  for method, (colour, label) in STYLE.items():
+    if not any(r['method'] == method for r in rows):
+      continue
+    x, mean, error = _lines(rows, method, 'gold')
+    axis.plot(x, mean, color=colour, linewidth=1.8, label=label)
+    axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15,
+                      linewidth=0)
+    x, mean, error = _lines(rows, method, 'proxy')
+    right.plot(x, mean, color=colour, linewidth=1.0, linestyle='--')
+    right.fill_between(x, mean - error, mean + error, color=colour, alpha=0.08,
+                       linewidth=0)
+  axis.set_title(title, fontsize=10)
+  axis.grid(alpha=0.25)
+  for side in (axis, right):
+    side.spines['top'].set_visible(False)
+  return right
+
+
+def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *, title: str):
+  """Draws gold and proxy scores against sqrt(KL), a panel for each condition.
+
+  In the manner of Coste et al. 2024, Fig. 3. Bands are one standard error,
+  over seeds where there are several, else over prompts; thin lines are the
+  gold scores of the single members.
+
+  Args:
+    rows: as the report of the best-of-n study writes them.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+  """
+  import matplotlib
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  conditions = sorted({(r['force_eos'], r['label_noise']) for r in rows})
+  ends = sorted({end for end, _ in conditions})
+  noises = sorted({noise for _, noise in conditions})
+  figure, axes = plt.subplots(
+      len(ends), len(noises), squeeze=False, sharex=True, sharey=True,
+      figsize=(1.5 + 4.6 * len(noises), 1.4 + 3.3 * len(ends)))
+  rights = []
+  for i, end in enumerate(ends):
+    for j, noise in enumerate(noises):
+      part = [r for r in rows
+              if (r['force_eos'], r['label_noise']) == (end, noise)]
+      name = 'every response ends in EOS' if end else 'as sampled'
+      right = _panel(axes[i, j], part, f'{100 * noise:g}% label noise, {name}')
+      rights.append(right)
+      if i == len(ends) - 1:
+        axes[i, j].set_xlabel(r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$')
+      if j == 0:
+        axes[i, j].set_ylabel('gold score (solid), s.d. of samples')
+      if j == len(noises) - 1:
+        right.set_ylabel('proxy score (dashed), s.d. of samples')
+  low, high = (f(r.get_ylim()[k] for r in rights)
+               for k, f in enumerate((min, max)))
+  for right in rights:
+    right.set_ylim(low, high)
+  handles, labels = axes[0, 0].get_legend_handles_labels()
+  figure.suptitle(title, fontsize=11)
+  figure.legend(handles, labels, loc='lower center', ncol=min(len(labels), 4),
+                frameon=False, fontsize=9)
+  figure.tight_layout(rect=(0, 0.05, 1, 1))
+  with files.replacing(path) as stream:
+    figure.savefig(stream, dpi=150, format='png')
+  plt.close(figure)

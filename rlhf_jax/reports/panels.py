@@ -1,0 +1,400 @@
+"""Figures of policies: panels of curves, of points, bars and violins."""
+
+from collections.abc import Mapping, Sequence
+import os
+import re
+import textwrap
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.reports.figures import Row
+from rlhf_jax.reports.figures import STYLE
+from rlhf_jax.storage import files
+
+# What an axis says of a column of an evaluation, with its unit.
+AXES = {
+    'step': 'rollouts',
+    'updates': 'optimizer steps',
+    'samples': 'responses drawn',
+    'sqrt_kl': r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$',
+    **{f'kl_k{i}': f'KL (k{i}), nats' for i in (1, 2, 3)},
+    'gold': 'gold score, s.d. of SFT samples',
+    'proxy': 'proxy score',
+    'rule': 'rule, s.d. of SFT samples',
+    'ensemble_variance': 'ensemble variance',
+    'ensemble_variance_unbiased': 'ensemble variance (ddof 1)',
+    'length': 'length, tokens',
+    'words': 'length, words',
+    'unfinished': 'share of unfinished responses',
+    **{f'distinct_{n}': f'distinct-{n}' for n in (1, 2, 3)},
+    **{f'diversity_{n}': f'diversity-{n}' for n in (1, 2)},
+    'perplexity': 'perplexity per token',
+    'reward_variance': 'variance of the proxy score',
+    'entropy': 'entropy, nats',
+    'epoch': 'epochs',  # these of reward models
+    'loss': 'loss on held-out pairs, nats',
+    'accuracy': 'accuracy on held-out pairs',
+}
+# The same of columns that have a name, or number, in them.
+_OPEN = {
+    r'member_(\d+)': 'member {}',
+    r'component_(\w+)': '{} (component)',
+    r'gold_split_(.+)': 'gold score of {}, s.d.',
+    r'proxy_split_(.+)': 'proxy score of {}',
+}
+_DERIVED = {
+    'peak': 'peak of the gold score, s.d. of SFT samples',
+    'peak_step': 'rollouts at the peak',
+    'drop': 'gold score, peak less last, s.d.',
+}
+_LABELS = {
+    'kl_coef': 'KL coefficient',
+    'uncertainty_coef': r'uncertainty coefficient $\lambda$',
+    'num_members': 'ensemble members',
+}
+_MEMBERS = ' (mean of members)'
+_STYLE = {label.removesuffix(_MEMBERS): colour
+          for colour, label in STYLE.values()}
+_PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
+            '#000000')
+
+
+def label_name(label: str) -> str:
+  """What an axis or a legend calls a label of runs."""
+  return _LABELS.get(label, label.replace('_', ' '))
+
+
+def name_of(labels: Mapping[str, Any], *, of_members: bool = False) -> str:
+  """A line of a legend, or the title of a panel, from labels of runs.
+
+  Args:
+    labels: name to value; None where a run has none.
+    of_members: whether it is a mean over the members of an ensemble.
+  """
+  parts = []
+  for label, value in labels.items():
+    if label == 'method' and value in STYLE:
+      parts.append(STYLE[value][1].removesuffix(_MEMBERS))
+    elif isinstance(value, str):
+      parts.append(value)
+    elif value is not None:
+      shown = value if isinstance(value, bool) else f'{value:g}'
+      parts.append(f'{label_name(label)} {shown}')
+  name = ', '.join(parts) or ', '.join(
+      f'no {label_name(label)}' for label in labels)
+  return name + _MEMBERS * (of_members and bool(name))
+
+
+def column_name(column: str) -> str | None:
+  """What an axis says of a column; None where no evaluation has it."""
+  for pattern, text in _OPEN.items():
+    found = re.fullmatch(pattern, column)
+    if found and not column.endswith('_se'):
+      return text.format(found[1].replace('_', ' '))
+  return AXES.get(column)
+
+
+def _axis_name(column: str) -> str:
+  base = column.removesuffix('_above')
+  name = (column_name(base) or _DERIVED.get(base)
+          or base.replace('_', ' '))
+  return name if base == column else f'{name},\nabove the baseline'
+
+
+def _unique(rows: Sequence[Row], key: str) -> list:
+  return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _colours(names: Sequence[str]) -> dict[str, Any]:
+  """A colour for each; the methods of STYLE look alike in every figure."""
+  import matplotlib
+  known = {name: _STYLE.get(name.removesuffix(_MEMBERS)) for name in names}
+  rest = [name for name in names if known[name] is None]
+  free = [c for c in _PALETTE if c not in known.values()]
+  if len(rest) > len(free):
+    free = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(rest)))
+  return known | dict(zip(rest, free))
+
+
+def _colours_apart(rows: Sequence[Row]) -> dict[str, Any] | None:
+  """Colours that differ within each panel, where no more can be told apart.
+
+  None where few lines need no more than `_colours`, or a panel has too many.
+  """
+  lines, found = _unique(rows, 'line'), {}
+  if len(lines) <= len(_PALETTE):
+    return None
+  pairs = dict.fromkeys((row['panel'], row['line']) for row in rows)
+  for line in lines:
+    where = {panel for panel, other in pairs if other == line}
+    taken = {found.get(other) for panel, other in pairs if panel in where}
+    free = [colour for colour in _PALETTE if colour not in taken]
+    if not free:
+      return None
+    found[line] = free[0]
+  return found
+
+
+def _canvas(num_rows: int, panels: Sequence[str], *, height: float = 3.3,
+            **shared):
+  """A figure and its axes [num_rows, panels], each `height` inches high.
+
+  A single row is folded after four panels; what its axes share, all share.
+  """
+  import matplotlib
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+  shared, columns = {'sharey': 'row'} | shared, len(panels)
+  if num_rows == 1:
+    shared, columns = dict.fromkeys(shared, True), min(len(panels), 4)
+  lines = num_rows * -(-len(panels) // columns)
+  figure, axes = plt.subplots(
+      lines, columns, squeeze=False,
+      figsize=(1.5 + 4.6 * columns, 1.1 + height * lines), **shared)
+  count = num_rows * len(panels)
+  for axis in axes.flat[count:]:
+    axis.remove()
+  axes = axes.flatten()[:count].reshape(num_rows, len(panels))
+  for axis in axes.flat:
+    axis.grid(alpha=0.25)
+    axis.set_axisbelow(True)
+    axis.spines[['top', 'right']].set_visible(False)
+  for axis, panel in zip(axes[0], panels):
+    axis.set_title(panel, fontsize=10)
+  return figure, axes
+
+
+def _save(figure, handles: Mapping[str, Any], order: Sequence[str],
+          path: str | os.PathLike, title: str):
+  """Puts the title above and one legend below, and writes the PNG."""
+  from matplotlib import pyplot as plt
+  width, height = figure.get_size_inches()
+  handles = {name: handles[name] for name in order if name and name in handles}
+  bottom = 0.0
+  if handles:
+    widest = 0.6 + 0.068 * max(len(name) for name in handles)  # inches
+    ncol = int(np.clip(width / widest, 1, min(len(handles), 4)))
+    legend = 0.1 + 0.21 * -(-len(handles) // ncol)
+    figure.set_size_inches(width, height + legend)
+    bottom = legend / (height + legend)
+    figure.legend(handles.values(), handles.keys(), loc='lower center',
+                  ncol=ncol, frameon=False, fontsize=9)
+  figure.suptitle(textwrap.fill(title, int(width / 0.09)), fontsize=11)
+  figure.tight_layout(rect=(0, bottom, 1, 1))
+  with files.replacing(path) as stream:
+    figure.savefig(stream, dpi=150, format='png')
+  plt.close(figure)
+
+
+def _track(axis, rows: Sequence[Row], x: str, y: str, colours, *,
+           dashed: bool) -> dict[str, Any]:
+  """One column in one panel; returns the lines by name."""
+  handles = {}
+  for name, colour in colours.items():
+    part = [row for row in rows if row['line'] == name]
+    if not part:
+      continue
+    at, mean, error = np.array(
+        [[row[x], row[y], row[f'{y}_se']] for row in part], np.float64).T
+    handles[name], = axis.plot(
+        at, mean, color=colour, linewidth=1.0 if dashed else 1.8,
+        linestyle='--' if dashed else '-', marker='o' if len(at) < 2 else '',
+        markersize=4)
+    axis.fill_between(at, mean - np.nan_to_num(error),
+                      mean + np.nan_to_num(error), color=colour, linewidth=0,
+                      alpha=0.08 if dashed else 0.15)
+  return handles
+
+
+def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
+           x: str, y: Sequence[str], x_name: str | None = None):
+  """Draws columns over `x`: a line for each name, a panel for each condition.
+
+  Where both are asked for, gold is solid on the left axis and proxy dashed on
+  the right, in the manner of Coste et al. 2024, Fig. 4; any other column has a
+  row of panels of its own. Bands are one standard error. Many lines, few of
+  them in a panel, get a legend in each.
+
+  Args:
+    rows: points in order, each with 'panel', 'line', `x`, and for each column
+      `<y>` and `<y>_se`; NaN is left out.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+    x: column of the common axis.
+    y: columns.
+    x_name: what that axis is called, where not as ever.
+  """
+  twin = {'gold', 'proxy'} <= set(y)
+  tracks = [name for name in y if not (twin and name == 'proxy')]
+  panels, apart = _unique(rows, 'panel'), _colours_apart(rows)
+  colours = apart or _colours(_unique(rows, 'line'))
+  figure, axes = _canvas(len(tracks), panels, sharex=True)
+  handles, rights = {}, []
+  for line, column in zip(axes, tracks):
+    twinned = twin and column == 'gold'
+    for axis, panel in zip(line, panels):
+      part = [row for row in rows if row['panel'] == panel]
+      drawn = _track(axis, part, x, column, colours, dashed=False)
+      if apart is None:
+        handles |= drawn
+      elif column == tracks[0]:
+        axis.legend(drawn.values(), drawn.keys(), fontsize=8, framealpha=0.6)
+      if column == tracks[-1]:
+        axis.set_xlabel(x_name or _axis_name(x))
+        axis.tick_params(labelbottom=True)  # a folded row has two last ones
+      if axis.get_subplotspec().is_first_col():
+        axis.set_ylabel(_axis_name(column).replace(
+            ' score', ' score (solid)' if twinned else ' score'))
+      if not twinned:
+        continue
+      right = axis.twinx()
+      right.spines['top'].set_visible(False)
+      _track(right, part, x, 'proxy', colours, dashed=True)
+      rights.append(right)
+      if axis.get_subplotspec().is_last_col() or panel == panels[-1]:
+        right.set_ylabel('proxy score (dashed)')
+  low, high = zip(*[right.get_ylim() for right in rights] or [(0, 1)])
+  for right in rights:
+    right.set_ylim(min(low), max(high))
+  _save(figure, handles, colours, path, title)
+
+
+def _spaced(axis, rows: Sequence[Row], at: Sequence[float], y: str,
+            colours) -> dict[str, Any]:
+  """Lines with error bars over numbers, side by side; by name."""
+  handles = {}
+  for i, (name, colour) in enumerate(colours.items()):
+    part = {row['x']: row for row in rows if row['line'] == name}
+    aside = 0.05 * (i - (len(colours) - 1) / 2)
+    if None in part:
+      handles[name] = axis.axhline(part[None][y], color=colour, linestyle=':',
+                                   linewidth=1.8)
+    there = [(at.index(x) + aside, row[y], row[f'{y}_se'])
+             for x, row in sorted(part.items()) if x is not None]
+    if there:
+      where, mean, error = np.array(there, np.float64).T
+      handles[name] = axis.errorbar(
+          where, mean, np.nan_to_num(error), color=colour, marker='o',
+          markersize=4, linewidth=1.6, elinewidth=1.0, capsize=2.5)
+  axis.set_xticks(range(len(at)), [f'{value:g}' for value in at])
+  return handles
+
+
+def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
+           x: str, y: Sequence[str]):
+  """Draws lines with error bars over numbers that are evenly spaced.
+
+  Args:
+    rows: each with 'panel', 'line', 'x' (a number, or None for a line that
+      is dotted across), and for each column `<y>` and `<y>_se`; NaN is left
+      out.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+    x: what the axis is called.
+    y: columns, a row of panels each.
+  """
+  panels, colours = _unique(rows, 'panel'), _colours(_unique(rows, 'line'))
+  at = sorted(value for value in _unique(rows, 'x') if value is not None)
+  figure, axes = _canvas(len(y), panels)
+  handles = {}
+  for line, column in zip(axes, y):
+    for axis, panel in zip(line, panels):
+      part = [row for row in rows if row['panel'] == panel]
+      handles |= _spaced(axis, part, at, column, colours)
+      axis.set_xlabel(x)
+      if axis.get_subplotspec().is_first_col():
+        axis.set_ylabel(_axis_name(column))
+  _save(figure, handles, colours, path, title)
+
+
+def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
+         y: Sequence[str], reference: float | None = None, note: str = ''):
+  """Draws bars with errors, a group of lines for each text 'x'.
+
+  They lie, so that long names stand beside them.
+
+  Args:
+    rows: each with 'panel', 'line', 'x' (text), and for each column `<y>` and
+      `<y>_se`; NaN is left out.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+    y: columns, a row of panels each.
+    reference: value of a line across, such as that of chance.
+    note: added to the names of the columns.
+  """
+  panels, colours = _unique(rows, 'panel'), _colours(_unique(rows, 'line'))
+  at = _unique(rows, 'x')
+  styled = len(colours) == 1 and set(at) <= set(_STYLE)
+  width = 0.8 / len(colours)
+  figure, axes = _canvas(
+      len(y), panels, sharex='row', sharey=True,
+      height=max(2.0, 0.8 + 0.3 * len(at) * max(1.0, 0.6 * len(colours))))
+  handles = {}
+  for line, column in zip(axes, y):
+    for axis, panel in zip(line, panels):
+      for i, (name, colour) in enumerate(colours.items()):
+        part = [row for row in rows
+                if (row['panel'], row['line']) == (panel, name)]
+        if not part:
+          continue
+        where, mean, error = np.array(
+            [(at.index(r['x']), r[column], r[f'{column}_se']) for r in part],
+            np.float64).T
+        handles[name] = axis.barh(
+            where + width * (i - (len(colours) - 1) / 2), mean, width,
+            xerr=np.nan_to_num(error), capsize=2.5,
+            error_kw={'elinewidth': 1.0},
+            color=[_STYLE[r['x']] for r in part] if styled else colour)
+      axis.axvline(0.0, color='0.2', linewidth=0.8)
+      if reference is not None:
+        axis.axvline(reference, color='0.2', linewidth=1.0, linestyle=':')
+      axis.set_yticks(range(len(at)), at, fontsize=9)
+      axis.set_xlabel(_axis_name(column) + note)
+      axis.tick_params(labelbottom=True)
+  axes[0, 0].set_ylim(len(at) - 0.5, -0.5)  # the first on top
+  _save(figure, handles, colours, path, title)
+
+
+def violins(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *,
+            title: str, x_name: str):
+  """Draws distributions, one above the other, a panel for each component.
+
+  In the manner of Baheti et al. 2024, Fig. 5. A violin reaches from the least
+  value to the largest; the bar in it holds the middle half, the stroke is the
+  median and the point the mean.
+
+  Args:
+    rows: each with 'panel', 'x' (text), 'values' (f[N], finite, N >= 1) and
+      'logged', whether they were given and not sampled: those are grey.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+    x_name: what the values are.
+  """
+  panels, at = _unique(rows, 'panel'), _unique(rows, 'x')
+  grey = {row['x']: '0.6' for row in rows if row['logged']}
+  colours = _colours([x for x in at if x not in grey]) | grey
+  figure, axes = _canvas(1, panels, height=max(2.0, 0.8 + 0.42 * len(at)))
+  for axis, panel in zip(axes[0], panels):
+    for row in rows:
+      if row['panel'] == panel:
+        _violin(axis, at.index(row['x']), row['values'], colours[row['x']])
+    axis.set_yticks(range(len(at)), at, fontsize=9)
+    axis.set_xlabel(x_name)
+    axis.tick_params(labelbottom=True)
+  axes[0, 0].set_ylim(len(at) - 0.4, -0.6)  # the first on top
+  _save(figure, {}, (), path, title)
+
+
+def _violin(axis, where: float, values: np.ndarray, colour):
+  """One distribution, lying."""
+  if np.ptp(values) > 1e-6:  # a single value has no density
+    body, = axis.violinplot(
+        [values], [where], orientation='horizontal', widths=0.85,
+        showextrema=False)['bodies']
+    body.set(facecolor=colour, alpha=0.45, linewidth=0)
+  low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+  axis.plot([low, high], [where, where], color=colour, linewidth=4,
+            solid_capstyle='butt')
+  axis.plot(median, where, color='0.1', marker='|', markersize=9)
+  axis.plot(np.mean(values), where, color='0.1', marker='o', markersize=3)

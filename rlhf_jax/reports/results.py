@@ -1,0 +1,280 @@
+"""What trained policies have measured, averaged over members and over seeds.
+
+Runs that differ only in the label 'member' are trained on the members of one
+ensemble, one at a time. They are averaged within a seed before seeds are
+compared, as Coste et al. 2024, https://arxiv.org/abs/2310.02743, plot a single
+reward model as the mean over the members.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax.evaluation import statistics
+from rlhf_jax.reports import figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """One trained policy. P evaluations, S logged rollouts, B prompts."""
+
+  directory: pathlib.Path
+  seed: int
+  run: str
+  labels: dict[str, Any]
+  rows: list[dict]  # of evaluation.jsonl
+  evaluation: dict[str, np.ndarray]  # column to f64[P]
+  training: dict[str, np.ndarray]  # column to f64[S], smoothed
+  prompts: list  # of final.jsonl, where it is asked for
+  gold: np.ndarray  # f64[B], of its responses
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+  """The objects of a file of JSON lines, at least one.
+
+  Raises:
+    CheckpointError: it is missing, damaged or empty.
+  """
+  try:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if not rows:
+      raise ValueError('it holds no rows')
+  except (OSError, ValueError) as error:
+    raise errors.CheckpointError(
+        f'cannot read {path}: {errors.first_line(error)}; delete the '
+        'result.json beside it to run its stage again') from error
+  return rows
+
+
+def _columns(rows: Sequence[Mapping], names: Iterable[str]
+             ) -> dict[str, np.ndarray]:
+  """f64[rows] of each name; NaN where a row has null or nothing."""
+  return {name: np.array([row.get(name) for row in rows], np.float64)
+          for name in names}
+
+
+def smooth(x: np.ndarray, window: int) -> np.ndarray:
+  """Mean of the last `window` values that are finite, fewer at the start.
+
+  Args:
+    x: float[S].
+    window: values, >= 1.
+
+  Returns:
+    f64[S]; NaN where none of the values is finite.
+  """
+  finite = np.isfinite(x)
+  recent = lambda total: total - np.pad(total, (window, 0))[:len(total)]
+  with np.errstate(invalid='ignore'):
+    return (recent(np.cumsum(np.where(finite, x, 0.0)))
+            / recent(np.cumsum(finite)))
+
+
+def read(context, policies: Sequence[Mapping], figure: Mapping
+         ) -> list[Policy]:
+  """Reads the stages of `policies`; CheckpointError if one is not whole."""
+  found = []
+  for one in policies:
+    directory = context.directory_of(one['stage'])
+    rows = read_rows(directory / 'evaluation.jsonl')
+    training, final = {}, []
+    if figure.get('source') == 'training':
+      training = _columns(read_rows(directory / 'metrics.jsonl'),
+                          ('step', *figure['y']))
+      training |= {name: smooth(training[name], figure['window'])
+                   for name in figure['y']}
+    if figure['kind'] == 'win_rates':
+      final = read_rows(directory / 'final.jsonl')
+    found.append(Policy(
+        directory, one['seed'], one['run'], dict(one['labels']), rows,
+        _columns(rows, dict.fromkeys(k for row in rows for k in row)),
+        training, [row['prompt'] for row in final],
+        _columns(final, ['gold'])['gold']))
+  return found
+
+
+def matches(labels: Mapping, wanted: Mapping) -> bool:
+  """Whether a run has all the labels of `wanted`."""
+  return all(labels.get(name) == value for name, value in wanted.items())
+
+
+def pick(labels: Mapping, names: Iterable[str]) -> dict:
+  """The labels of these names; None where a run has none."""
+  return {name: labels.get(name) for name in names}
+
+
+def groups(policies: Sequence[Policy], apart: Iterable[str]
+           ) -> list[list[Policy]]:
+  """Policies that are averaged: those that differ in seed and member only.
+
+  Args:
+    policies: of all runs and seeds.
+    apart: labels that keep runs apart; with 'member' among them, members are
+      not averaged.
+  """
+  found = {}
+  for policy in policies:
+    labels = {k: v for k, v in policy.labels.items()
+              if k != 'member' or k in apart}
+    found.setdefault(tuple(sorted(labels.items())), []).append(policy)
+  return list(found.values())
+
+
+def by_seed(group: Sequence[Policy]) -> list[list[Policy]]:
+  """The members of a group for each seed, in order of the seeds."""
+  return [[p for p in group if p.seed == seed]
+          for seed in sorted({p.seed for p in group})]
+
+
+def curves(members: Sequence[Policy], names: Iterable[str],
+           source: str = 'evaluation') -> dict[str, np.ndarray]:
+  """Means over members, as long as the shortest; NaN where one has nothing.
+
+  Args:
+    members: policies of one seed.
+    names: columns; each '<name>_se' comes along.
+    source: 'evaluation' or 'training'.
+
+  Returns:
+    f64[P] for each name. Errors are averaged too: members answer the same
+    prompts, so theirs is at most that mean.
+  """
+  parts = [getattr(member, source) for member in members]
+  length = min(len(column) for part in parts for column in part.values())
+  missing = np.full(length, np.nan)
+  return {name: np.mean([part.get(name, missing)[:length] for part in parts],
+                        axis=0)
+          for given in names for name in (given, f'{given}_se')}
+
+
+def curve(group: Sequence[Policy], names: Sequence[str], *,
+          source: str = 'evaluation', limit_kl: float | None = None
+          ) -> dict[str, np.ndarray]:
+  """Means over seeds at each evaluation, and their errors.
+
+  The mean is cut, not the seeds: past the first seed that crosses the limit
+  it would otherwise be a mean of those that have not.
+
+  Args:
+    group: policies that differ in seed and member only.
+    names: columns.
+    source: as for `curves`.
+    limit_kl: nats, of `statistics.curve_until`; None keeps all.
+
+  Returns:
+    For each name, `<name>` and `<name>_se` f64[P]; the error is NaN for one
+    seed.
+  """
+  seeds = [curves(members, (*names, 'sqrt_kl'), source)
+           for members in by_seed(group)]
+  length = min(len(seed['sqrt_kl']) for seed in seeds)
+  points = {}
+  for name in names:
+    stack = np.stack([seed[name][:length] for seed in seeds])
+    points[name] = stack.mean(axis=0)
+    points[f'{name}_se'] = statistics.standard_error(stack)
+  if limit_kl is None:
+    return points
+  kl = np.mean([seed['sqrt_kl'][:length] for seed in seeds], axis=0)**2
+  _, kept = statistics.curve_until(  # a point without a KL is kept
+      np.nan_to_num(kl), np.stack(list(points.values())), limit=limit_kl)
+  return dict(zip(points, kept))
+
+
+def others(policy: Policy, policies: Sequence[Policy], wanted: Mapping,
+           figure: Mapping) -> list[Policy]:
+  """Those that `policy` is compared with: same seed, same `paired_by`."""
+  cell = pick(policy.labels, figure['paired_by'])
+  return [p for p in policies if p.seed == policy.seed
+          and matches(p.labels, wanted) and matches(p.labels, cell)]
+
+
+def win_rate_rows(policy: Policy, policies: Sequence[Policy], figure: Mapping
+                  ) -> list[dict]:
+  """One row: win rates against the others of a seed, mean and s.d. (ddof 1).
+
+  Coste et al. 2024, appendix F.9: per prompt, the gold score of one response
+  after training, against each of the single reward models.
+
+  Returns:
+    'opponents', 'win_rate' and 'win_rate_sd', shares; NaN where a gold score
+    is. Nothing for a policy that the others are compared with.
+
+  Raises:
+    CheckpointError: two policies have answered different prompts.
+  """
+  if matches(policy.labels, figure['against']):
+    return []
+  against = others(policy, policies, figure['against'], figure)
+  for other in against:
+    if other.prompts != policy.prompts:
+      raise errors.CheckpointError(
+          f'{policy.directory / "final.jsonl"} answers other prompts than '
+          f'{other.directory / "final.jsonl"}; delete the result.json beside '
+          'each to run both stages again')
+  gold = [other.gold for other in against]
+  known = gold and np.isfinite([policy.gold, *gold]).all()
+  mean, deviation = statistics.win_rate_against(
+      policy.gold, np.stack(gold)) if known else (np.nan, np.nan)
+  return [{'opponents': len(gold), 'win_rate': mean, 'win_rate_sd': deviation}]
+
+
+def _last(members: Sequence[Policy], columns: Sequence[str]
+          ) -> dict[str, float]:
+  """The last value of each column, and its error, of one seed."""
+  trained = [c for c in columns if c in members[0].training]
+  found = curves(members, columns)
+  if trained:
+    found |= curves(members, trained, 'training')
+  return {name: values[-1] for name, values in found.items()}
+
+
+def measure(members: Sequence[Policy], policies: Sequence[Policy],
+            figure: Mapping, columns: Sequence[str]
+            ) -> dict[str, tuple[float, float]]:
+  """(value, s.e. over prompts or NaN) of one seed of a group.
+
+  Of each column the last value; of gold `peak` (where its curve is highest),
+  `peak_step` and `drop` = peak - last; `<column>_above`, the last value less
+  that of the baseline, where the seed has one; `win_rate` and `win_rate_sd`.
+  """
+  mine = _last(members, columns)
+  found = {c: (mine[c], mine[f'{c}_se']) for c in columns}
+  path = curves(members, ('gold', 'step'))
+  if np.isfinite(path['gold']).any():
+    top = np.nanargmax(path['gold'])
+    found['peak'] = path['gold'][top], path['gold_se'][top]
+    found['peak_step'] = path['step'][top], np.nan
+    found['drop'] = path['gold'][top] - path['gold'][-1], np.nan
+  if figure['baseline']:
+    base = others(members[0], policies, figure['baseline'], figure)
+    if base:
+      theirs = _last(base, columns)
+      found |= {f'{c}_above': (mine[c] - theirs[c], np.nan) for c in columns}
+  if figure['kind'] == 'win_rates':
+    rates = [row for member in members
+             for row in win_rate_rows(member, policies, figure)]
+    found |= {name: (np.mean([row[name] for row in rates]), np.nan)
+              for name in ('win_rate', 'win_rate_sd') if rates}
+  return found
+
+
+def summary(group: Sequence[Policy], policies: Sequence[Policy],
+            figure: Mapping, columns: Sequence[str], names: Sequence[str]
+            ) -> dict[str, float]:
+  """`<name>` and `<name>_se` over seeds, of what `measure` finds.
+
+  With one seed an error is that over prompts, where it is known.
+  """
+  seeds = [measure(members, policies, figure, columns)
+           for members in by_seed(group)]
+  row = {}
+  for name in names:
+    row[name], row[f'{name}_se'] = figures.over_seeds(
+        [seed[name] for seed in seeds if name in seed] or [(np.nan, np.nan)])
+  return row

@@ -1,0 +1,1 @@
+"""Rewards: models, functions and their weighted sums."""

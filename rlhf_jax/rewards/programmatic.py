@@ -1,0 +1,309 @@
+"""Rewards by functions of texts that a user has written.
+
+A config names a function as 'package.module:function', of any module that the
+command could import. It runs as it is, with the rights of the user:
+
+  function(prompts: list[str], responses: list[str]) -> list[float]
+
+Higher is better; an array of one axis will do for the list. Functions run in
+processes of their own, so that one that hangs can be killed and one that
+crashes takes nothing with it. They speak JSON, never pickle, and import what
+the functions do and `rewards.worker`, but not JAX.
+"""
+
+from collections.abc import Mapping, Sequence
+import concurrent.futures
+import contextlib
+import json
+import math
+import numbers
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax.rewards import worker as worker_lib
+
+_NAME = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
+_START_SECONDS = 300.0  # to import what the functions need, such as a model
+
+
+def check(functions: Mapping[str, Mapping[str, Any]], **pool):
+  """Finds the functions, in a process that ends again; see `Functions`."""
+  Functions(functions, **pool).close()
+
+
+class Functions:
+  """A weighted sum of functions of texts, run by a pool of processes.
+
+  Close it, or use it as a context manager; then no process is left. A pool
+  that was closed, or whose processes have died, starts new ones when asked.
+  """
+
+  def __init__(self, functions: Mapping[str, Mapping[str, Any]], *,
+               timeout: float = 60.0, num_workers: int = 2,
+               chunk_size: int = 16):
+    """Starts a first process, which imports the functions.
+
+    Args:
+      functions: {'function': 'package.module:function', 'weight': float} by
+        the names that `components` and messages use; the weight is 1 if none
+        is given.
+      timeout: seconds that one call of one function may take.
+      num_workers: processes.
+      chunk_size: responses in a call at most.
+
+    Raises:
+      ConfigError: a function cannot be imported or called, or a weight is no
+        finite number.
+      ValueError: if there is no function, or another argument is out of range.
+    """
+    if not functions:
+      raise ValueError('functions must name at least one.')
+    for name, value in (('timeout', timeout), ('num_workers', num_workers),
+                        ('chunk_size', chunk_size)):
+      if not value > 0:
+        raise ValueError(f'{name} must be > 0, got {value}.')
+    nodes = {name: _node(name, node) for name, node in functions.items()}
+    self._functions = {name: function for name, (function, _) in nodes.items()}
+    self._weights = {name: weight for name, (_, weight) in nodes.items()}
+    self._timeout, self._chunk_size = timeout, chunk_size
+    self._num_workers = num_workers
+    self._workers: list[_Worker] = []
+    self._start(1)
+
+  def __enter__(self) -> 'Functions':
+    return self
+
+  def __exit__(self, *unused_exc):
+    self.close()
+
+  def close(self):
+    """Ends all processes, and those that they have started."""
+    while self._workers:
+      self._workers.pop().kill()
+
+  def score(self, prompts: Sequence[str], responses: Sequence[str],
+            step: int) -> np.ndarray:
+    """f32[N], the weighted sum of `components`, which see.
+
+    Raises:
+      RewardError: as `components`, and if a sum is not finite.
+    """
+    found = self.components(prompts, responses, step)
+    total = sum(self._weights[name] * values.astype(np.float64)
+                for name, values in found.items())
+    fits = np.abs(total) <= worker_lib.LARGEST
+    if not fits.all():
+      row = int(np.argmin(fits))
+      raise errors.RewardError(
+          f'the weighted sum of the rewards {", ".join(found)} is '
+          f'{total[row]:.3g} at step {step}, row {row}; lower their weights')
+    return total.astype(np.float32)
+
+  def components(self, prompts: Sequence[str], responses: Sequence[str],
+                 step: int) -> dict[str, np.ndarray]:
+    """What each function gives, before weights.
+
+    Args:
+      prompts: N texts.
+      responses: N texts.
+      step: of the training, for messages.
+
+    Returns:
+      f32[N] for each name, finite.
+
+    Raises:
+      RewardError: a function raised, was too slow, ended its process, or gave
+        anything but one finite number for each response. Nothing it or
+        another gave is returned, and all processes are ended.
+      ValueError: if prompts and responses are not equally many.
+    """
+    if len(prompts) != len(responses):
+      raise ValueError('prompts and responses must be equally many, got '
+                       f'{len(prompts)} and {len(responses)}.')
+    starts = range(0, len(prompts), self._chunk_size)
+    jobs = [(name, start) for name in self._functions for start in starts]
+
+    def run(worker, job):
+      name, start = job
+      rows = slice(start, start + self._chunk_size)
+      return self._call(worker, name, prompts[rows], responses[rows],
+                        f'step {step}', start)
+
+    parts = self._map(run, jobs) if jobs else []
+    found = {name: [] for name in self._functions}
+    for (name, _), values in zip(jobs, parts):
+      found[name] += values
+    return {k: np.asarray(v, np.float32) for k, v in found.items()}
+
+  def _start(self, count: int):
+    """Brings the pool to `count` processes that live."""
+    for worker in [w for w in self._workers if not w.is_alive()]:
+      self._workers.remove(worker)
+      worker.kill()
+    fresh = [_Worker() for _ in range(count - len(self._workers))]
+    self._workers += fresh
+    try:
+      for worker in fresh:  # they import side by side
+        worker.load(self._functions)
+    except BaseException:
+      self.close()
+      raise
+
+  def _map(self, run, jobs):
+    """[run(worker, job)] in order; the first error ends everything."""
+    self._start(self._num_workers)
+    idle = queue.SimpleQueue()
+    for worker in self._workers:
+      idle.put(worker)
+
+    def one(job):
+      worker = idle.get()
+      try:
+        return run(worker, job)
+      finally:
+        idle.put(worker)
+
+    # Threads, since all they do is wait for a process.
+    with concurrent.futures.ThreadPoolExecutor(self._num_workers) as pool:
+      futures = [pool.submit(one, job) for job in jobs]
+      try:
+        done, _ = concurrent.futures.wait(
+            futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        return [future.result() for future in futures if future in done]
+      except BaseException:
+        for future in futures:
+          future.cancel()
+        self.close()  # so that no thread waits any longer
+        raise
+
+  def _call(self, worker, name, prompts, responses, where, start):
+    try:
+      answer = worker.ask({'name': name, 'prompts': list(prompts),
+                           'responses': list(responses)}, self._timeout)
+    except TimeoutError:
+      answer = {'error': f'did not return within {self._timeout:g} s and was '
+                         'killed', 'hint': 'make it faster, give it more '
+                         'time or smaller chunks'}
+    except OSError:
+      answer = {'error': f'ended its process ({worker.ending()})'}
+    if 'values' in answer:
+      return answer['values']
+    last = start + len(prompts) - 1
+    rows = f'rows {start}-{last}' if last > start else f'row {start}'
+    if answer.get('row') is not None:
+      rows = f'row {start + answer["row"]}'
+    raise errors.RewardError(
+        f'reward function {name} ({self._functions[name]}) '
+        f'{answer["error"]} at {where}, {rows}; '
+        f'{answer.get("hint", "correct it and run the same command again")}')
+
+
+def _node(name: str, node: Any) -> tuple[str, float]:
+  """Function and weight of a node of the config."""
+  if not isinstance(node, Mapping) or not {'function', 'weight'} >= set(node):
+    raise errors.ConfigError(
+        f'reward function {name} is {node!r}; give it the fields function '
+        'and weight, and no other')
+  function, weight = node.get('function'), node.get('weight', 1.0)
+  if not isinstance(function, str) or not _NAME.fullmatch(function):
+    raise errors.ConfigError(
+        f'reward function {name} is {function!r}; give it as '
+        "'package.module:function'")
+  if (isinstance(weight, bool) or not isinstance(weight, numbers.Real)
+      or not math.isfinite(weight)):
+    raise errors.ConfigError(f'reward function {name} has weight {weight!r}; '
+                             'give a finite number')
+  return function, float(weight)
+
+
+class _Worker:
+  """A process of `rewards.worker`, and the way to speak to it."""
+
+  def __init__(self):
+    self._socket, theirs = socket.socketpair()
+    self._received = b''
+    # The modules that can be imported here, in the same order.
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    with theirs:
+      self._process = subprocess.Popen(
+          [sys.executable, '-P', '-m', worker_lib.__name__,
+           str(theirs.fileno())],
+          env={**os.environ, 'PYTHONPATH': path}, pass_fds=[theirs.fileno()],
+          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+          start_new_session=True)  # no Ctrl-C; a group that can be killed
+
+  def ask(self, request: Any, seconds: float) -> Any:
+    """Sends JSON and waits for the answer.
+
+    Raises:
+      TimeoutError: it does not come within `seconds`.
+      OSError: it never will.
+    """
+    deadline = time.monotonic() + seconds
+    self._socket.settimeout(seconds)
+    self._socket.sendall(json.dumps(request).encode() + b'\n')
+    while not self._received.endswith(b'\n'):
+      left = deadline - time.monotonic()
+      if left <= 0:
+        raise TimeoutError
+      self._socket.settimeout(left)
+      received = self._socket.recv(2**20)
+      if not received:
+        raise ConnectionError
+      self._received += received
+    answer, self._received = self._received, b''
+    return json.loads(answer)
+
+  def load(self, functions: Mapping[str, str]):
+    """Has it import the functions; ConfigError if it cannot."""
+    try:
+      answer = self.ask(functions, _START_SECONDS)
+    except TimeoutError:
+      answer = (f'reward functions {", ".join(functions.values())} could not '
+                f'be imported within {_START_SECONDS:g} s')
+    except OSError:
+      answer = (f'reward functions {", ".join(functions.values())}: importing '
+                f'them ended the process ({self.ending()})')
+    if answer is not None:
+      raise errors.ConfigError(answer)
+
+  def is_alive(self) -> bool:
+    """Whether it waits for a request; it says nothing of itself."""
+    self._socket.settimeout(0)
+    try:
+      self._socket.recv(1)
+    except BlockingIOError:
+      return True
+    except OSError:
+      pass
+    return False
+
+  def ending(self) -> str:
+    """How a process that no longer answers has ended, in words."""
+    try:
+      code = self._process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+      return 'connection closed'
+    if code < 0:
+      return f'signal {signal.Signals(-code).name}'
+    return f'exit code {code}'
+
+  def kill(self):
+    """Ends the process and all that it has started."""
+    with contextlib.suppress(OSError):
+      self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits
+    if self._process.returncode is None:  # else the number may be another's
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+    self._socket.close()

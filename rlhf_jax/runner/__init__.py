@@ -1,0 +1,1 @@
+"""A study in a workdir: stages run once, in order, resumable."""

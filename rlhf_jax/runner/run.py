@@ -1,0 +1,235 @@
+"""A study: named stages in one workdir, each resumable, run once.
+
+  workdir/status.json  how the last command ended
+  workdir/log.txt      messages and tracebacks
+
+What else is in a workdir is said in `workdirs`.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import fnmatch
+import os
+import pathlib
+import time
+import traceback
+
+from rlhf_jax import errors
+from rlhf_jax.runner import recipes
+from rlhf_jax.runner import stop as stop_lib
+from rlhf_jax.runner import workdirs
+from rlhf_jax.storage import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One step of a study; `run` may be called again after an interruption."""
+
+  name: str  # such as 'seed_0/sft': a directory below the workdir
+  run: Callable[['StageContext'], dict]  # returns JSON values
+
+
+class StageContext:
+  """What a running stage may use of its study."""
+
+  def __init__(self, workdir: pathlib.Path, name: str, stop: stop_lib.StopSignal):
+    self.directory = workdir / name
+    self.stop = stop
+    self._workdir = workdir
+    self._name = name
+
+  def directory_of(self, name: str) -> pathlib.Path:
+    """The directory of a complete stage; CheckpointError if it is not."""
+    self.result_of(name)
+    return self._workdir / name
+
+  def result_of(self, name: str) -> dict:
+    """The result of a complete stage; CheckpointError if it is not."""
+    return self._record_of(name)['result']
+
+  def seconds_of(self, name: str) -> float:
+    """Wall time of the call that completed a stage; errors as above."""
+    return self._record_of(name)['seconds']
+
+  def _record_of(self, name: str) -> dict:
+    record = workdirs.read_record(self._workdir / name)
+    if record is None:
+      raise errors.CheckpointError(
+          f'stage {self._name} needs {name}, which is not complete in '
+          f'{self._workdir}; run it first, with --stages={name}')
+    return record
+
+  def show(self, text: str):
+    """Prints lines as they are, and appends them to the log."""
+    _say(self._workdir, text)
+
+  def log(self, message: str):
+    """Prints one line and appends it to the log."""
+    _say(self._workdir, f'{self._name}: {message}')
+
+
+def run_study(
+    stages: Sequence[Stage],
+    workdir: str | os.PathLike,
+    *,
+    config: dict,
+    only: Sequence[str] = (),
+    reuse: Sequence[str | os.PathLike] = (),
+    safe_keys: Sequence[str] = ('*log_every', '*save_every', '*description'),
+):
+  """Runs the stages that are not complete, in order.
+
+  A stage that a workdir of `reuse`, or this one, holds already, under
+  whatever name, is taken over from there instead: see `recipes`.
+
+  Args:
+    stages: in an order in which each finds what it needs.
+    workdir: created where missing; owned by one process at a time.
+    config: JSON values; must not change between runs in one workdir. In
+      `config['inputs']` are fingerprints of what is read from outside.
+    only: fnmatch patterns of full stage names or of their last parts.
+    reuse: workdirs of other studies, which are only read.
+    safe_keys: fnmatch patterns of dotted config keys that may change.
+
+  Raises:
+    ConfigError: the config changed, a pattern matches no stage, or a workdir
+      of `reuse` holds no study.
+    WorkdirLockedError: another process owns the workdir.
+    CheckpointError: the workdir is unusable or a result is damaged.
+    Interrupted: after SIGTERM or SIGINT, with everything saved.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  selected = _select(stages, only)
+  made = recipes.scan(reuse)
+  config = files.jsonable(config)
+  names = [stage.name for stage in stages]
+  recipe_of = lambda stage: recipes.recipe(
+      stage.run, workdir, names[:names.index(stage.name)],
+      config.get('inputs', {}))
+  with workdirs.locked(workdir):
+    # Before the status: a refused command leaves that of the last one.
+    for change in workdirs.check_config(workdir, config, safe_keys):
+      _say(workdir, f'config changed, safely: {change}')
+    status = {'state': 'running', 'pid': os.getpid(), 'started': _now()}
+    files.write_json(workdir / 'status.json', status)
+    try:
+      with stop_lib.StopSignal().installed() as stop:
+        for stage in selected:
+          status['stage'] = stage.name
+          _complete(workdir, stage, stop, recipe_of, made)
+      status |= {'state': 'complete', 'code': 'OK', 'exit_code': 0}
+    except BaseException as error:
+      user = isinstance(error, errors.UserError)
+      status |= {
+          'state': 'interrupted' if isinstance(error, errors.Interrupted)
+                   else 'failed',
+          'code': error.code if user else 'BUG',
+          'exit_code': error.exit_code if user else 1,
+          'message': str(error) or type(error).__name__,
+      }
+      if status['state'] == 'failed':
+        _log(workdir, traceback.format_exc())
+      raise
+    finally:
+      _close_status(workdir, status | {'finished': _now()})
+
+
+def _close_status(workdir: pathlib.Path, status: dict):
+  try:
+    files.write_json(workdir / 'status.json', status)
+  except errors.CheckpointError as error:
+    # Must not hide the error on its way out, which often has one cause.
+    _say(workdir, f'status.json: {error}')
+
+
+def _select(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
+  names = [stage.name for stage in stages]
+  if len(set(names)) != len(names):
+    raise ValueError(f'stage names repeat: {names}')
+  for name in names:
+    if name != os.path.normpath(name) or name.startswith(('/', '.')):
+      raise ValueError(f'a stage name is a path below the workdir: {name!r}')
+    if any(str(parent) in names for parent in pathlib.Path(name).parents):
+      raise ValueError(f'a stage lies within another: {name!r}')
+
+  def matches(name, pattern):
+    return (fnmatch.fnmatchcase(name, pattern)
+            or fnmatch.fnmatchcase(name.rpartition('/')[2], pattern))
+
+  for pattern in only:
+    if not any(matches(name, pattern) for name in names):
+      raise errors.ConfigError(
+          f'no stage matches {pattern!r}; there are {", ".join(names)}')
+  return [stage for stage in stages
+          if not only or any(matches(stage.name, p) for p in only)]
+
+
+def _complete(workdir: pathlib.Path, stage: Stage, stop: stop_lib.StopSignal,
+              recipe_of: Callable[[Stage], str | None],
+              made: dict[str, pathlib.Path]):
+  """Sees to it that a stage is complete, and offers it in `made`."""
+  directory = workdir / stage.name
+  if workdirs.read_record(directory) is not None:
+    _say(workdir, f'{stage.name:<38} skipped, complete')
+  else:
+    start = f'the start of {stage.name}'
+    stop.check(start)
+    recipe = recipe_of(stage)
+    if recipe in made:
+      recipes.take_over(made[recipe], directory, lambda: stop.check(start))
+      _say(workdir, f'{stage.name:<38} reused from {made[recipe]}')
+    else:
+      _run_stage(workdir, stage, stop, recipe)
+  recipes.offer(made, directory, workdirs.read_record(directory))
+
+
+def _run_stage(workdir: pathlib.Path, stage: Stage, stop: stop_lib.StopSignal,
+               recipe: str | None):
+  """Runs a stage; its result is written last."""
+  context = StageContext(workdir, stage.name, stop)
+  recipes.clear(context.directory)
+  try:
+    context.directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.CheckpointError(
+        f'cannot create {context.directory}: {error.strerror}') from error
+  start = time.monotonic()
+  result = stage.run(context)
+  seconds = round(time.monotonic() - start, 3)
+  if not isinstance(result, dict):
+    raise TypeError(f'stage {stage.name} returned {type(result)}, not a dict')
+  record = {'result': result, 'seconds': seconds}
+  workdirs.write_record(
+      context.directory, record | ({'recipe': recipe} if recipe else {}))
+  short = [f'{key}={value:.4g}' for key, value in result.items()
+           if isinstance(value, int | float) and '/' not in key][:3]
+  _say(workdir, f'{stage.name:<38} {seconds:7.1f} s  {" ".join(short)}')
+
+
+def read_result(workdir: str | os.PathLike, name: str) -> dict | None:
+  """The verified result of a stage, or None if it is not complete."""
+  record = workdirs.read_record(pathlib.Path(workdir, name))
+  return None if record is None else record['result']
+
+
+def _now() -> str:
+  return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+
+
+def _say(workdir: pathlib.Path, message: str):
+  """Prints to stdout and to the log."""
+  _log(workdir, message)
+  say(message)
+
+
+def say(message: str):
+  """Prints to stdout, which may be closed."""
+  with contextlib.suppress(OSError, ValueError):
+    print(message, flush=True)
+
+
+def _log(workdir: pathlib.Path, message: str):
+  with contextlib.suppress(OSError):
+    with open(workdir / 'log.txt', 'a') as stream:
+      stream.write(f'{_now()} {message}\n')

@@ -1,0 +1,76 @@
+"""SIGTERM and Ctrl-C ask a study to save and stop."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import signal
+import threading
+
+from rlhf_jax import errors
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignal:
+  """SIGTERM and SIGINT: the first asks to stop, the second exits at once."""
+
+  def __init__(self):
+    self._event = threading.Event()
+    self._seen = False
+
+  def requested(self) -> bool:
+    """Whether to save and stop; poll it in every loop."""
+    return self._event.is_set()
+
+  def check(self, where: str):
+    """Call after saving.
+
+    Args:
+      where: what was saved last, such as 'step 40'.
+
+    Raises:
+      Interrupted: a signal came.
+    """
+    if self.requested():
+      raise errors.Interrupted(
+          f'saved at {where}; run the same command to go on')
+
+  @contextlib.contextmanager
+  def installed(self) -> Iterator['StopSignal']:
+    """Handles the signals within; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+      yield self
+      return
+    # Python runs handlers between bytecodes, so a long compilation would
+    # delay them; the wake-up descriptor is written by C at once.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    thread = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+    previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, self._handle)
+                for number in _SIGNALS}
+    thread.start()
+    try:
+      yield self
+    finally:
+      for number, handler in previous.items():
+        signal.signal(number, handler)
+      signal.set_wakeup_fd(previous_fd)
+      os.close(writer)
+      thread.join()
+      os.close(reader)
+
+  def _handle(self, unused_number, unused_frame):
+    self._event.set()
+
+  def _watch(self, reader: int):
+    while received := os.read(reader, 1):
+      if received[0] not in _SIGNALS:
+        continue
+      if self._seen:
+        os._exit(128 + received[0])
+      self._seen = True
+      self._event.set()
+      with contextlib.suppress(OSError):
+        os.write(2, b'rlhf_jax: stopping after the next save; once more to '
+                    b'stop at once\n')

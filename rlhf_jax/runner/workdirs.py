@@ -1,0 +1,130 @@
+"""The directory of a study: one owner, one config, verified results.
+
+  workdir/lock                 names the process that owns it
+  workdir/config.json          what the stages were built from
+  workdir/<stage>/result.json  written last: the stage is complete
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import fcntl
+import fnmatch
+import json
+import os
+import pathlib
+import socket
+
+from rlhf_jax import errors
+from rlhf_jax.storage import files
+
+CONFIG = 'config.json'
+RESULT = 'result.json'
+_ABSENT = '(absent)'
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Owns the workdir; the kernel frees the lock of a killed process.
+
+  Raises:
+    CheckpointError: it cannot be created or written.
+    WorkdirLockedError: another process owns it.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Not truncated before it is ours: it names the owner.
+    lock = open(workdir / 'lock', 'a+')
+  except OSError as error:
+    raise errors.CheckpointError(
+        f'cannot use {workdir} as a workdir: {error.strerror}; choose '
+        'another --workdir') from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      lock.seek(0)
+      owner = lock.read().strip() or 'a process that is just starting'
+      raise errors.WorkdirLockedError(
+          f'{workdir} is in use by {owner}; wait for it, stop it, or choose '
+          'another --workdir') from error
+    lock.truncate(0)
+    lock.write(f'pid {os.getpid()} on {socket.gethostname()}\n')
+    lock.flush()
+    yield
+
+
+def check_config(
+    workdir: pathlib.Path, config: dict, safe_keys: Sequence[str]
+) -> list[str]:
+  """Writes the config, or compares it with the one that was written.
+
+  Args:
+    workdir: where it is.
+    config: JSON values.
+    safe_keys: fnmatch patterns of dotted keys that may change.
+
+  Returns:
+    What has changed, each as 'key: old -> new', and is written.
+
+  Raises:
+    ConfigError: another key has changed; nothing is written.
+  """
+  path = workdir / CONFIG
+  if not path.exists():
+    files.write_json(path, config)
+    return []
+  old, new = _flatten(files.read_json(path)), _flatten(config)
+  changed = {
+      key: f'{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}'
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+  }
+  unsafe = [text for key, text in changed.items()
+            if not any(fnmatch.fnmatchcase(key, p) for p in safe_keys)]
+  if unsafe:
+    more = f' and {len(unsafe) - 8} more' if len(unsafe) > 8 else ''
+    raise errors.ConfigError(
+        f'the config differs from {path}: {", ".join(unsafe[:8])}{more}; '
+        'undo the change or choose another --workdir')
+  if changed:
+    files.write_json(path, config)
+  return list(changed.values())
+
+
+def _flatten(config: dict, prefix: str = '') -> dict[str, str]:
+  """Dotted keys to JSON text, in which 1 and true and '1' differ."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict) and value:
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = json.dumps(value, sort_keys=True)
+  return flat
+
+
+def write_record(directory: pathlib.Path, record: dict):
+  """Completes a stage: {'result', 'seconds'} and, if it has one, 'recipe'."""
+  record = files.jsonable(record)
+  record['sha256'] = files.digest(record)
+  files.write_json(directory / RESULT, record)
+
+
+def read_record(directory: pathlib.Path) -> dict | None:
+  """What `write_record` wrote, or None if the stage is not complete.
+
+  Raises:
+    CheckpointError: it is damaged.
+  """
+  path = directory / RESULT
+  if not path.exists():
+    return None
+  record = files.read_json(path)
+  try:
+    expected = record.pop('sha256')
+    if (files.digest(record) == expected
+        and {'result', 'seconds'} <= record.keys()):
+      return record
+  except (AttributeError, KeyError, TypeError, ValueError):
+    pass
+  raise errors.CheckpointError(
+      f'{path} is damaged; restore it, or delete it to run the stage again')

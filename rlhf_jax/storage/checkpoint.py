@@ -1,0 +1,345 @@
+"""Durable files: verified checkpoints, arrays and JSON, never half-written.
+
+Orbax commits a step atomically, but a flipped bit restores silently and
+another dtype is silently cast. So every step carries a SHA-256 per leaf in
+the same commit, and a step is used only if every leaf verifies. Readers see
+an old file or a new one, never a part of one. No pickle anywhere.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax import types
+from rlhf_jax.storage import files
+
+FORMAT = 1  # of the meta item; its 'sha256' rule must never change
+_logger = logging.getLogger(__name__)
+
+Restored = tuple[int, types.Params, Any, dict]
+
+
+class _DamagedError(Exception):
+  """A step that cannot be trusted; the previous one is tried."""
+
+
+class Checkpointer:
+  """Saves and restores steps of one directory; a returned save is durable.
+
+  Use it as a context manager or call `close`. Not for several processes.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+    """Opens the directory, and creates it where it is missing.
+
+    Args:
+      directory: holds one subdirectory per step, and nothing else.
+      keep: how many of the newest steps to keep.
+
+    Raises:
+      CheckpointError: if the directory cannot be created or written.
+    """
+    import orbax.checkpoint as ocp
+
+    if keep < 1:
+      raise ValueError(f'keep must be >= 1, got {keep}')
+    self.directory = pathlib.Path(directory).absolute()
+    try:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      for step in _steps(self.directory):
+        # Orbax takes an empty directory for a step, and refuses older saves.
+        with contextlib.suppress(OSError):
+          (self.directory / str(step)).rmdir()
+      self._manager = ocp.CheckpointManager(
+          self.directory,
+          options=ocp.CheckpointManagerOptions(
+              enable_async_checkpointing=False,
+              cleanup_tmp_directories=True,
+              preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+          ),
+      )
+    except OSError as error:
+      raise errors.CheckpointError(
+          f'cannot use {self.directory} for checkpoints: {error.strerror}; '
+          'choose another --workdir'
+      ) from error
+
+  def __enter__(self) -> 'Checkpointer':
+    return self
+
+  def __exit__(self, *unused_exc):
+    self.close()
+
+  def close(self):
+    self._manager.close()
+
+  def save(
+      self,
+      step: int,
+      params: types.Params,
+      training: Any = None,
+      meta: dict | None = None,
+  ):
+    """Commits one step, all items at once.
+
+    Args:
+      step: newer than every step saved before.
+      params: pytree of arrays.
+      training: pytree of whatever else training needs: optimizer state,
+        typed PRNG keys, step.
+      meta: JSON values; non-finite floats become null.
+
+    Raises:
+      NumericsError: a float leaf is not finite; nothing is written.
+      CheckpointError: the step is not new, or could not be written.
+    """
+    import orbax.checkpoint as ocp
+
+    items = {'params': params}
+    if training is not None:
+      items['training'] = training
+    manifest = {name: _manifest(name, tree) for name, tree in items.items()}
+    record = {
+        'format': FORMAT,
+        'environment': _environment(),
+        'meta': meta or {},
+        'items': manifest,
+    }
+    record = files.jsonable(record)
+    record['sha256'] = files.digest(record)
+    arguments = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+    arguments['meta'] = ocp.args.JsonSave(record)
+    path = self.directory / str(step)
+    try:
+      saved = self._manager.save(step, args=ocp.args.Composite(**arguments))
+    except Exception as error:  # orbax and tensorstore raise anything
+      size = sum(x.nbytes for x in jax.tree.leaves(items) if hasattr(x, 'size'))
+      raise errors.CheckpointError(
+          f'cannot save {path} ({size} bytes needed): '
+          f'{errors.first_line(error)}; free space or choose '
+          'another --workdir; older steps are intact'
+      ) from error
+    if not saved:  # orbax declines silently
+      raise errors.CheckpointError(
+          f'step {step} was not saved: {self.directory} holds step '
+          f'{self._manager.latest_step()} already'
+      )
+
+  def restore_latest(
+      self,
+      abstract_params: types.Params,
+      abstract_training: Any = None,
+  ) -> Restored | None:
+    """Restores the newest step that verifies, onto the abstract's shardings.
+
+    Damaged steps are reported, and renamed to `<step>.damaged` so that they
+    can be saved again.
+
+    Args:
+      abstract_params: arrays or `jax.ShapeDtypeStruct`s.
+      abstract_training: likewise; None leaves the training state alone.
+
+    Returns:
+      (step, params, training or None, meta); None if there is no step.
+
+    Raises:
+      CheckpointError: steps exist and none verifies, or shapes, dtypes or
+        names differ from the abstract ones, or the format is newer.
+    """
+    abstract = {'params': abstract_params}
+    if abstract_training is not None:
+      abstract['training'] = abstract_training
+    found = _restore_newest(self.directory, abstract)
+    if found is None:
+      return None
+    step, trees, record = found
+    damaged = [s for s in _steps(self.directory) if s > step]
+    for newer in damaged:
+      target = self.directory / f'{newer}.damaged'
+      shutil.rmtree(target, ignore_errors=True)
+      with contextlib.suppress(OSError):  # then `save` will say so
+        (self.directory / str(newer)).rename(target)
+    if damaged:
+      self._manager.reload()
+    if abstract_training is not None:
+      then, now = record['environment'], _environment()
+      changed = [f'{k} {then.get(k)} -> {now[k]}' for k in now
+                 if then.get(k) != now[k]]
+      if changed:
+        _logger.warning('going on, but not bitwise: %s', ', '.join(changed))
+    return step, trees['params'], trees.get('training'), record['meta']
+
+
+def restore_params(
+    directory: str | os.PathLike, abstract_params: types.Params
+) -> types.Params:
+  """Restores only the params of the newest step that verifies; read-only.
+
+  Raises:
+    CheckpointError: there is no such step, or it does not fit.
+  """
+  directory = pathlib.Path(directory).absolute()
+  found = _restore_newest(directory, {'params': abstract_params})
+  if found is None:
+    raise errors.CheckpointError(
+        f'no checkpoint in {directory}; run the stage that writes it'
+    )
+  return found[1]['params']
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+  """Steps on disk, oldest first; temporary and set-aside ones excluded."""
+  if not directory.is_dir():
+    return []
+  return sorted(int(path.name) for path in directory.iterdir()
+                if path.name.isdecimal() and path.is_dir())
+
+
+def _restore_newest(
+    directory: pathlib.Path, abstract: dict[str, Any]
+) -> tuple[int, dict[str, Any], dict] | None:
+  steps = _steps(directory)
+  for step in reversed(steps):
+    try:
+      return step, *_read_step(directory / str(step), abstract)
+    except _DamagedError as error:
+      _logger.warning(
+          'checkpoint step %d in %s is damaged (%s); trying the previous one',
+          step, directory, error)
+  if steps:
+    raise errors.CheckpointError(
+        f'none of the steps {steps} in {directory} verifies; restore a '
+        'backup, or delete the directory to start this stage again'
+    )
+  return None
+
+
+def _read_step(
+    path: pathlib.Path, abstract: dict[str, Any]
+) -> tuple[dict[str, Any], dict]:
+  """Reads and verifies the items of one step that `abstract` names."""
+  import orbax.checkpoint as ocp
+
+  def read(name, argument):
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+      return reader.restore(path, ocp.args.Composite(**{name: argument}))[name]
+
+  try:
+    record = read('meta', ocp.args.JsonRestore())
+    expected = record.pop('sha256')
+  except Exception as error:  # truncated, deleted or no JSON: orbax varies
+    raise _DamagedError(
+        f'{path / "meta"}: {errors.first_line(error)}') from error
+  if files.digest(record) != expected:
+    raise _DamagedError(f'{path / "meta"}: SHA-256 differs')
+  if record['format'] > FORMAT:
+    raise errors.CheckpointError(
+        f'{path} has checkpoint format {record["format"]}, newer than '
+        f'{FORMAT}; upgrade rlhf_jax'
+    )
+  trees = {}
+  for name, tree in abstract.items():
+    manifest = record['items'].get(name)
+    _check_template(path, name, tree, manifest)
+    argument = ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
+    try:
+      trees[name] = read(name, argument)
+    except Exception as error:  # as above
+      raise _DamagedError(
+          f'{path / name}: {errors.first_line(error)}') from error
+    for leaf, entry in _entries(name, trees[name]).items():
+      if entry != manifest[leaf]:
+        raise _DamagedError(f'leaf {leaf}: SHA-256 differs')
+  return trees, record
+
+
+def _check_template(
+    path: pathlib.Path, name: str, tree: Any, manifest: dict | None
+):
+  """Orbax would cast a dtype silently, so names and dtypes come first."""
+  if manifest is None:
+    raise errors.CheckpointError(f'{path} has no item {name!r}')
+  wanted = {leaf: _signature(x) for leaf, x in _leaves(name, tree).items()}
+  problems = [f'{leaf} is missing' for leaf in wanted if leaf not in manifest]
+  problems += [f'{leaf} is unexpected' for leaf in manifest
+               if leaf not in wanted]
+  for leaf in wanted.keys() & manifest.keys():
+    saved = {k: manifest[leaf][k] for k in ('dtype', 'shape')}
+    if wanted[leaf] != saved:
+      problems.append(
+          f'{leaf} is {saved["dtype"]}{saved["shape"]}, expected '
+          f'{wanted[leaf]["dtype"]}{wanted[leaf]["shape"]}'
+      )
+  if problems:
+    shown = '; '.join(sorted(problems)[:3])
+    raise errors.CheckpointError(
+        f'{path} does not fit: {shown} ({len(problems)} in all); '
+        'is it from another model or algorithm?'
+    )
+
+
+def _leaves(name: str, tree: Any) -> dict[str, Any]:
+  pairs = jax.tree_util.tree_leaves_with_path(tree)
+  leaves = {
+      name + '/' + jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+      for path, leaf in pairs
+  }
+  if len(leaves) != len(pairs):
+    raise ValueError(f'two leaves of {name} have the same name')
+  return leaves
+
+
+def _signature(leaf: Any) -> dict[str, Any]:
+  dtype = leaf.dtype if hasattr(leaf, 'dtype') else np.asarray(leaf).dtype
+  return {'dtype': str(dtype), 'shape': list(np.shape(leaf))}
+
+
+def _abstract(leaf: Any) -> Any:
+  """What orbax should restore; without a sharding it would warn and guess."""
+  if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+    return leaf
+  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(
+      jax.devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _host(leaf: Any) -> np.ndarray:
+  if isinstance(leaf, jax.Array) and jnp.issubdtype(
+      leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  return np.asarray(leaf)
+
+
+def _entries(name: str, tree: Any) -> dict[str, dict]:
+  return {leaf: {**_signature(x), 'sha256': files.array_digest(_host(x))}
+          for leaf, x in _leaves(name, tree).items()}
+
+
+def _manifest(name: str, tree: Any) -> dict[str, dict]:
+  for leaf, x in _leaves(name, tree).items():
+    array = _host(x)
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+      if not np.isfinite(array).all():
+        raise errors.NumericsError(
+            f'{leaf} is not finite; the step is not saved, older ones stay')
+  return _entries(name, tree)
+
+
+def _environment() -> dict[str, Any]:
+  """What a bitwise resume needs to be the same."""
+  names = ('jax', 'flax', 'optax')
+  versions = {name: importlib.metadata.version(name) for name in names}
+  return versions | {
+      'platform': jax.default_backend(),
+      'devices': jax.device_count(),
+      'cores': len(os.sched_getaffinity(0)),
+  }

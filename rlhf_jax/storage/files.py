@@ -1,0 +1,171 @@
+"""Files that are whole or not there: JSON and arrays. No pickle.
+
+Readers see an old file or a new one, never a part of one, and arrays carry a
+SHA-256 that is verified when they are read.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from rlhf_jax import errors
+
+_DIGEST = '__sha256__'
+
+
+def jsonable(obj: Any) -> Any:
+  """JSON values; arrays become lists and non-finite floats become None."""
+  if isinstance(obj, dict):
+    return {str(key): jsonable(value) for key, value in obj.items()}
+  if isinstance(obj, list | tuple):
+    return [jsonable(value) for value in obj]
+  if isinstance(obj, float):  # np.float64 too
+    return float(obj) if math.isfinite(obj) else None
+  if hasattr(obj, 'tolist'):
+    return jsonable(obj.tolist())
+  if isinstance(obj, pathlib.PurePath):
+    return str(obj)
+  return obj
+
+
+def digest(obj: Any) -> str:
+  """SHA-256 of JSON values, independent of key order."""
+  text = json.dumps(obj, sort_keys=True, allow_nan=False)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """A file that takes the place of `path` once complete and on disk."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.tmp')  # same file system
+  try:
+    with open(temporary, 'wb') as stream:
+      yield stream
+      stream.flush()
+      os.fsync(stream.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    raise errors.CheckpointError(
+        f'cannot write {path}: {error.strerror or error}; free space, or '
+        'choose another --workdir'
+    ) from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+
+
+def write_text(path: str | os.PathLike, text: str):
+  """Writes UTF-8 text atomically; CheckpointError if it cannot."""
+  with replacing(path) as stream:
+    stream.write(text.encode())
+
+
+def write_json(path: str | os.PathLike, obj: Any):
+  """Writes JSON atomically, see `jsonable`; CheckpointError if it cannot."""
+  write_text(path, json.dumps(jsonable(obj), indent=2, allow_nan=False) + '\n')
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads JSON; CheckpointError naming the file if missing or malformed."""
+  try:
+    return json.loads(pathlib.Path(path).read_bytes())
+  except (OSError, ValueError) as error:
+    raise errors.CheckpointError(
+        f'cannot read {path}: {errors.first_line(error)}') from error
+
+
+def save_arrays(path: str | os.PathLike, **arrays: Any):
+  """Writes an uncompressed npz atomically, with a SHA-256 of its content.
+
+  Args:
+    path: should end in .npz; its directory exists.
+    **arrays: of bool, integer, float, complex or string dtype.
+
+  Raises:
+    ValueError: an array has another dtype; npz would pickle or forget it.
+    CheckpointError: the file cannot be written.
+  """
+  arrays = {name: np.asarray(array) for name, array in arrays.items()}
+  for name, array in arrays.items():
+    if array.dtype.kind not in 'biufcUS':
+      raise ValueError(f'{name}: npz cannot hold dtype {array.dtype}')
+  check = np.array(_arrays_digest(arrays))
+  with replacing(path) as stream:
+    np.savez(stream, **arrays, **{_DIGEST: check})
+
+
+def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Reads what `save_arrays` wrote.
+
+  Raises:
+    CheckpointError: the file is missing, truncated, damaged or foreign.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as stream:
+      arrays = {name: stream[name] for name in stream.files}
+    if _arrays_digest(arrays) != str(arrays.pop(_DIGEST)):
+      raise ValueError('SHA-256 differs')
+  except Exception as error:  # zip, npy and zlib raise many kinds
+    raise errors.CheckpointError(
+        f'cannot read {path}: {errors.first_line(error)}; delete it and the '
+        'result.json beside it to make it again') from error
+  return arrays
+
+
+def fingerprint(path: str | os.PathLike, suffixes: tuple[str, ...] = ()
+                ) -> str:
+  """SHA-256 of a file, or of the plain files of a directory.
+
+  Args:
+    path: what to read; of a directory, not what lies in its directories.
+    suffixes: only files that end so count in a directory; (): all.
+  """
+  path = pathlib.Path(path)
+  def content(file):
+    with open(file, 'rb') as stream:
+      return hashlib.file_digest(stream, 'sha256').hexdigest()
+  if not path.is_dir():
+    return content(path)
+  return digest({file.name: content(file) for file in path.iterdir()
+                 if file.is_file() and file.name.endswith(suffixes or '')})
+
+
+def array_digest(array: np.ndarray) -> str:
+  """SHA-256 of the bytes of an array."""
+  flat = np.ascontiguousarray(array).reshape(-1)
+  return hashlib.sha256(flat.view(np.uint8)).hexdigest()
+
+
+def _arrays_digest(arrays: dict[str, np.ndarray]) -> str:
+  return digest({
+      name: [array.dtype.str, list(array.shape), array_digest(array)]
+      for name, array in arrays.items() if name != _DIGEST
+  })
+
+
+Row = dict[str, float | int | str | bool]
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Row]):
+  """Writes rows that share their keys; whole or not at all."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  write_text(path, text.getvalue())
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Row]):
+  """Writes one JSON object a line; whole or not at all; NaN is null."""
+  lines = [json.dumps(jsonable(row)) + '\n' for row in rows]
+  write_text(path, ''.join(lines))

@@ -1,0 +1,241 @@
+"""Tests for rlhf_jax.panels."""
+
+import math
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import matplotlib.colors
+import matplotlib.image
+import numpy as np
+
+from rlhf_jax.reports import figures
+from rlhf_jax.reports import panels
+
+NAN = math.nan
+LINES = ('single model (mean of members)', 'ensemble mean', 'of our own')
+
+
+def rows(lines=LINES, conditions=('noise 0', 'noise 0.25'), count=4, **more):
+  """Gold rises and falls, proxy rises; a line above the other."""
+  return [{'panel': panel, 'line': line, 'step': 10. * i,
+           'gold': i * (3. - i) + level, 'gold_se': .5 if i else NAN,
+           'proxy': i + level + len(panel), 'proxy_se': .1, 'length': 20. + i,
+           'length_se': NAN, **more}
+          for panel in conditions for level, line in enumerate(lines)
+          for i in range(count)]
+
+
+class PanelsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()), 'figure.png')
+
+  def drawn(self, function, given, **kwargs):
+    """The figure, not yet saved, and the handles of its legend."""
+    with mock.patch.object(panels, '_save') as save:
+      function(given, self.path, title='', **kwargs)
+    return save.call_args.args[:2]
+
+  def test_curves(self):
+    figure, handles = self.drawn(
+        panels.curves, rows(), x='step', y=('proxy', 'length', 'gold'))
+    self.assertCountEqual(handles, LINES)
+    # A row of length, a row of gold, and twins of the latter.
+    length, _, gold, other, right, _ = figure.axes
+    self.assertEqual([axis.get_ylabel() for axis in figure.axes], [
+        'length, tokens', '', 'gold score (solid), s.d. of SFT samples', '',
+        '', 'proxy score (dashed)'])
+    self.assertEqual([axis.get_xlabel() for axis in figure.axes[:4]],
+                     ['', '', 'rollouts', 'rollouts'])
+    self.assertEqual([axis.get_title() for axis in figure.axes[:4]],
+                     ['noise 0', 'noise 0.25', '', ''])
+    for axis, style, last in ((length, '-', 23), (gold, '-', 1),
+                              (other, '-', 1), (right, '--', 11)):
+      line = axis.get_lines()[1]
+      self.assertEqual(line.get_linestyle(), style)
+      self.assertEqual(line.get_color(), figures.STYLE['mean'][0])
+      np.testing.assert_array_equal(line.get_xdata(), [0, 10, 20, 30])
+      self.assertEqual(line.get_ydata()[-1], last)
+    # The band of one error, none where it is unknown.
+    band = gold.collections[1].get_paths()[0].vertices
+    np.testing.assert_allclose(np.sort(np.unique(
+        band[band[:, 0] == 10., 1])), [2.5, 3.5])
+    np.testing.assert_allclose(band[band[:, 0] == 0., 1], 1.)
+    self.assertEqual(right.get_ylim(), figure.axes[5].get_ylim())
+
+  def test_gold_alone_has_no_twin(self):
+    figure, _ = self.drawn(panels.curves, rows(), x='step', y=('gold',))
+    self.assertLen(figure.axes, 2)
+    self.assertEqual(figure.axes[0].get_ylabel(),
+                     'gold score, s.d. of SFT samples')
+
+  def test_one_row_is_folded(self):
+    figure, _ = self.drawn(
+        panels.curves, rows(conditions='abcdef'), x='step', y=('length',))
+    self.assertEqual([axis.get_title() for axis in figure.axes],
+                     list('abcdef'))
+    columns = [axis.get_subplotspec().colspan.start for axis in figure.axes]
+    self.assertEqual(columns, [0, 1, 2, 3, 0, 1])
+    self.assertLen({axis.get_ylim() for axis in figure.axes}, 1)
+
+  def test_points(self):
+    given = [{'panel': '', 'line': line, 'x': x, 'gold': y, 'gold_se': .5}
+             for line, x, y in (('a', .2, 3.), ('a', 0., 1.), ('a', .01, 2.),
+                                ('b', None, 7.), ('c', .01, 4.))]
+    figure, handles = self.drawn(panels.points, given, x='KL', y=('gold',))
+    axis, = figure.axes
+    self.assertEqual([t.get_text() for t in axis.get_xticklabels()],
+                     ['0', '0.01', '0.2'])
+    line = handles['a'].lines[0]
+    # Evenly spaced, and a little aside of the other lines.
+    np.testing.assert_allclose(line.get_xdata(), [-.05, .95, 1.95])
+    np.testing.assert_array_equal(line.get_ydata(), [1, 2, 3])
+    np.testing.assert_allclose(
+        [path.vertices[:, 1] for path in handles['a'].lines[2][0].get_paths()],
+        [[.5, 1.5], [1.5, 2.5], [2.5, 3.5]])
+    self.assertEqual(set(handles['b'].get_ydata()), {7.})
+    np.testing.assert_allclose(handles['c'].lines[0].get_xdata(), [1.05])
+
+  def test_bars(self):
+    given = [{'panel': '', 'line': line, 'x': x, 'win_rate': y,
+              'win_rate_se': .1}
+             for line, x, y in (('a', 'ensemble mean', .6),
+                                ('a', 'single model', .5), ('b', 'x', NAN),
+                                ('b', 'ensemble mean', .4))]
+    figure, handles = self.drawn(
+        panels.bars, given, y=('win_rate',), reference=.5, note=' of all')
+    axis, = figure.axes
+    self.assertEqual(axis.get_xlabel(), 'win rate of all')
+    self.assertEqual([t.get_text() for t in axis.get_yticklabels()],
+                     ['ensemble mean', 'single model', 'x'])
+    self.assertEqual([bar.get_width() for bar in handles['a']], [.6, .5])
+    np.testing.assert_allclose(
+        [bar.get_y() for bar in handles['a']], [-.4, .6])
+    self.assertEqual(handles['b'][1].get_width(), .4)
+    np.testing.assert_allclose(handles['b'][1].get_y(), 0., atol=1e-12)
+    self.assertGreater(*axis.get_ylim())  # the first on top
+    self.assertIn(.5, [line.get_xdata()[0] for line in axis.get_lines()])
+
+  def test_bars_of_methods_have_their_colours(self):
+    given = [{'panel': '', 'line': '', 'x': x, 'gold': 1., 'gold_se': NAN}
+             for x in ('ensemble mean', 'single model')]
+    _, handles = self.drawn(panels.bars, given, y=('gold',))
+    self.assertEqual(
+        [matplotlib.colors.to_hex(bar.get_facecolor()).upper()
+         for bar in handles['']],
+        [figures.STYLE[name][0] for name in ('mean', 'single')])
+
+  def test_colours_differ_within_panels(self):
+    given = [row | {'panel': panel} for panel, lines in (
+        ('a', ['all', 'a1', 'a2', 'a3']), ('b', ['b1', 'b2', 'all']),
+        ('c', ['c1', 'all', 'c2'])) for row in rows(lines, 'x')]
+    figure, handles = self.drawn(panels.curves, given, x='step', y=('length',))
+    self.assertEmpty(handles)
+    for axis, names in zip(figure.axes, (['all', 'a1', 'a2', 'a3'],
+                                         ['all', 'b1', 'b2'],
+                                         ['all', 'c1', 'c2'])):
+      texts = [text.get_text() for text in axis.get_legend().get_texts()]
+      self.assertCountEqual(texts, names)
+      shown = [line.get_color() for line in axis.get_legend().get_lines()]
+      self.assertLen(set(shown), len(names))
+      self.assertEqual(shown[texts.index('all')], panels._PALETTE[0])
+    # A panel of eight, and a few lines, have one legend for all.
+    for lines in ('abcdefgh', 'abcd'):
+      figure, handles = self.drawn(
+          panels.curves, rows(lines, 'x'), x='step', y=('length',))
+      self.assertLen(handles, len(lines))
+      self.assertIsNone(figure.axes[0].get_legend())
+
+  @parameterized.parameters(1, 3, 7, 9, 30)
+  def test_colours_differ(self, count):
+    names = ['ensemble mean', *(f'line {i}' for i in range(count - 1))]
+    found = panels._colours(names)
+    self.assertEqual(list(found), names)
+    self.assertEqual(found['ensemble mean'], figures.STYLE['mean'][0])
+    self.assertLen({matplotlib.colors.to_hex(c) for c in found.values()},
+                   count)
+
+  def test_names_of_columns(self):
+    figure, _ = self.drawn(
+        panels.curves, rows(component_on_topic=1., component_on_topic_se=NAN),
+        x='step', x_name='optimizer steps',
+        y=('gold', 'component_on_topic', 'proxy'))
+    self.assertEqual([axis.get_ylabel() for axis in figure.axes[::2]], [
+        'gold score (solid), s.d. of SFT samples', 'on topic (component)',
+        ''])
+    self.assertEqual(figure.axes[2].get_xlabel(), 'optimizer steps')
+    for column, name in (
+        ('gold_split_helpful-base', 'gold score of helpful-base, s.d.'),
+        ('proxy_split_a', 'proxy score of a'), ('member_12', 'member 12'),
+        ('words', 'length, words'), ('component_', None),
+        ('component_a_se', None), ('member_x', None), ('glod', None)):
+      self.assertEqual(panels.column_name(column), name)
+
+  def test_violins(self):
+    values = np.linspace(0, 1, 9)**2
+    given = [{'panel': panel, 'x': x, 'logged': x == 'log',
+              'values': values * scale}
+             for panel in ('fluent', 'safe')
+             for x, scale in (('log', 1.), ('A-LOL', .5), ('constant', 0.))]
+    given.pop()
+    figure, _ = self.drawn(panels.violins, given, x_name='reward')
+    fluent, safe = figure.axes
+    self.assertEqual([axis.get_title() for axis in figure.axes],
+                     ['fluent', 'safe'])
+    self.assertEqual([t.get_text() for t in fluent.get_yticklabels()],
+                     ['log', 'A-LOL', 'constant'])
+    self.assertEqual(safe.get_xlabel(), 'reward')
+    self.assertGreater(*fluent.get_ylim())  # the first on top
+    # No density of a single value, nothing where there are no values.
+    self.assertLen(fluent.collections, 2)
+    self.assertLen(fluent.get_lines(), 9)
+    self.assertLen(safe.get_lines(), 6)
+    quartiles, median, mean = fluent.get_lines()[3:6]
+    np.testing.assert_allclose(quartiles.get_xdata(), [1 / 32, 9 / 32])
+    np.testing.assert_array_equal(quartiles.get_ydata(), [1, 1])
+    np.testing.assert_allclose(median.get_xdata(), [1 / 8])
+    np.testing.assert_allclose(mean.get_xdata(), [204 / 64 / 9 / 2])
+    self.assertEqual(fluent.get_lines()[0].get_color(), '0.6')
+    self.assertNotEqual(quartiles.get_color(), '0.6')
+    reach = fluent.collections[1].get_paths()[0].vertices
+    np.testing.assert_allclose(
+        [reach[:, 0].min(), reach[:, 0].max()], [0, .5], atol=1e-12)
+
+  @parameterized.parameters(
+      ({'method': 'single'}, 'single model'),
+      ({'method': 'raft', 'kl_coef': .10}, 'raft, KL coefficient 0.1'),
+      ({'method': 'worst_case', 'member': None}, 'worst-case (WCO)'),
+      ({'noise': .25, 'two_heads': True}, 'noise 0.25, two heads True'),
+      ({'noise': None}, 'no noise'), ({}, ''))
+  def test_name_of(self, labels, name):
+    self.assertEqual(panels.name_of(labels), name)
+    self.assertEqual(panels.name_of(labels, of_members=True),
+                     name and f'{name} (mean of members)')
+
+  @parameterized.parameters((LINES, 4), (LINES[:1], 1), (('',), 2))
+  def test_png(self, lines, count):
+    panels.curves(rows(lines, count=count), self.path, title='A title ' * 20,
+                  x='step', y=('gold', 'proxy'))
+    self.assertEqual([p.name for p in self.path.parent.iterdir()],
+                     ['figure.png'])
+    image = matplotlib.image.imread(self.path)[..., :3]
+    height, width = image.shape[:2]
+    self.assertBetween(width / height, 2., 2.6)
+    ink = (image < .9).any(axis=-1)
+    # Nothing is cut off at the edges, and the legend is below the panels.
+    for edge in (ink[:8], ink[-8:], ink[:, :8], ink[:, -8:]):
+      self.assertFalse(edge.any())
+    self.assertBetween(ink.mean(), .01, .3)
+    for line, colour in panels._colours(lines).items():
+      near = np.abs(image - matplotlib.colors.to_rgb(colour)).max(axis=-1) < .1
+      self.assertGreater(near.sum(), 20, line)
+      self.assertEqual(near[-60:].any(), bool(line))
+
+
+if __name__ == '__main__':
+  absltest.main()

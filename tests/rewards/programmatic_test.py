@@ -1,0 +1,326 @@
+"""Tests for rlhf_jax.programmatic and its processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax.rewards import programmatic
+
+# Functions of a user: `act` does what the first prompt of its chunk says.
+MODULE = """
+  import os, signal, subprocess, sys, time
+  import numpy as np
+
+  table = [1]
+
+  def length(prompts, responses):
+    print('a user prints')
+    return [len(x) for x in responses]
+
+  def asks(prompts, responses):
+    assert len(prompts) <= 2
+    found = np.array([len(x) for x in prompts], np.float32)
+    prompts.clear()  # its own
+    responses += 'more'
+    return found
+
+  def world(prompts, responses):
+    ours = [x for x in sys.modules if x.startswith('rlhf_jax.')]
+    return [float('jax' in sys.modules), len(ours), os.getpgrp() - os.getpid(),
+            float(os.path.sameopenfile(1, 2))]
+
+  def pid(prompts, responses):
+    return np.full(len(prompts), os.getpid())
+
+  def huge(prompts, responses):
+    return [3e38] * len(prompts)
+
+  def act(prompts, responses):
+    what = prompts[0]
+    if what == 'hang':
+      child = subprocess.Popen(['sleep', '1000'])
+      with open(responses[0], 'w') as stream:
+        stream.write(f'{os.getpid()} {child.pid}')
+      time.sleep(1000)
+    if what == 'raise':
+      raise ValueError('no such word\\nin the list')
+    if what == 'exit':
+      sys.exit('bye')
+    if what == 'die':
+      os._exit(3)
+    if what == 'crash':
+      os.kill(os.getpid(), signal.SIGSEGV)
+    if what == 'nan':
+      return [0.] * (len(prompts) - 1) + [float('nan')]
+    return [0.] * len(prompts)
+"""
+directory = tempfile.TemporaryDirectory()
+
+
+def setUpModule():
+  for name, text in (('user_rewards', MODULE), ('user_fails', '1 / 0'),
+                     ('user_hangs', 'import time; time.sleep(1000)'),
+                     ('user_dies', 'import os; os._exit(5)')):
+    with open(os.path.join(directory.name, f'{name}.py'), 'w') as stream:
+      stream.write(textwrap.dedent(text))
+  sys.path.insert(0, directory.name)
+
+
+def tearDownModule():
+  sys.path.remove(directory.name)
+  directory.cleanup()
+
+
+def nodes(**weights):
+  return {name: {'function': f'user_rewards:{name}', 'weight': weight}
+          for name, weight in weights.items()}
+
+
+def pids(functions):
+  return [worker._process.pid for worker in functions._workers]
+
+
+def gone(pid, seconds=20):
+  """Whether a process ends, or is only waited for, within some time."""
+  for _ in range(int(seconds / .05)):
+    try:
+      with open(f'/proc/{pid}/stat') as stream:
+        if stream.read().rpartition(')')[2].split()[0] == 'Z':
+          return True
+    except (FileNotFoundError, ProcessLookupError):
+      return True
+    time.sleep(.05)
+  return False
+
+
+class ScoreTest(parameterized.TestCase):
+
+  def test_by_hand(self):
+    prompts = ['', 'a', 'bc', 'd\u2028e\n', '\ud800']
+    responses = ['abc', '', 'é', '{"a": 1}\n', '\0\n']
+    given = list(prompts), list(responses)
+    with programmatic.Functions(
+        nodes(length=.5, asks=-2.), timeout=60, num_workers=2,
+        chunk_size=2) as functions:
+      found = functions.components(prompts, responses, 7)
+      self.assertEqual(list(found), ['length', 'asks'])
+      np.testing.assert_array_equal(found['length'], [3, 0, 1, 9, 2])
+      np.testing.assert_array_equal(found['asks'], [0, 1, 2, 4, 1])
+      first = set(pids(functions))
+      self.assertLen(first, 2)
+      total = functions.score(prompts, responses, 8)
+      np.testing.assert_array_equal(total, [1.5, -2, -3.5, -3.5, -1])
+      for values in (total, *found.values()):
+        self.assertEqual(values.dtype, np.float32)
+      self.assertEqual((prompts, responses), given)
+      self.assertEqual(functions.score([], [], 0).shape, (0,))
+      with self.assertRaisesRegex(ValueError, 'equally many, got 2 and 1'):
+        functions.score(['a', 'b'], ['a'], 0)
+      # One dies between two calls: another takes its place.
+      killed = functions._workers[0]
+      os.kill(killed._process.pid, signal.SIGKILL)
+      # All its threads have to end, which takes a moment.
+      for _ in range(400):
+        if not killed.is_alive():
+          break
+        time.sleep(.05)
+      np.testing.assert_array_equal(
+          functions.score(prompts, responses, 8), total)
+      self.assertLen(first & set(pids(functions)), 1)
+      self.assertLen(pids(functions), 2)
+      started = pids(functions)
+    for pid in started:
+      with self.assertRaises(ProcessLookupError):
+        os.kill(pid, 0)
+
+  def test_processes_are_small_and_few(self):
+    with programmatic.Functions(
+        nodes(world=1., pid=1., huge=1.), num_workers=1) as functions:
+      found = functions.components('abcd', 'abcd', 0)
+      # No JAX, of this package only `errors`; a group of their own; what they
+      # print goes where errors go.
+      np.testing.assert_array_equal(found['world'], [0, 1, 0, 1])
+      self.assertEqual([*found['pid']], pids(functions) * 4)
+      # Finite parts with a sum that is not.
+      functions._weights['huge'] = 2.
+      with self.assertRaisesRegex(
+          errors.RewardError, 'sum of the rewards world, pid, huge is 6e.38 '
+          'at step 4, row 0; lower'):
+        functions.score('abcd', 'abcd', 4)
+
+  @parameterized.parameters(
+      ([1, 2.5, np.float32(2), np.int8(3)], [1, 2.5, 2, 3]),
+      (np.arange(2), [0, 1]), ((1.,), [1]), ([], []))
+  def test_usable(self, result, values):
+    self.assertEqual(worker._values(result, len(values)), values)
+
+  @parameterized.parameters(
+      ([1., 2.], None, 'returned 2 numbers for 3'),
+      ([1., 2., 3., 4.], None, 'returned 4 numbers for 3'),
+      (None, None, 'a NoneType, not a list'), (1., None, 'a float, not a list'),
+      (np.float32(1), None, 'a float, not a list'),
+      ({1: 1, 2: 2, 3: 3}, None, 'a dict, not a list'),
+      ('123', None, 'a str, not a list'),
+      (np.zeros((3, 1)), 0, r'returned \[0.0\], a list, not a number'),
+      ([1., None, 2.], 1, 'returned None, a NoneType, not a number'),
+      ([1., 2., '3'], 2, "returned '3', a str"),
+      ([1., 2., True], 2, 'returned True, a bool'),
+      (np.ones(3, bool), 0, 'returned True, a bool'),
+      ([1., np.bool_(True), 2.], 1, 'bool, not a number'),
+      ([1., 2., np.zeros((9, 1))], 2, r'array\(\[\[0.\], \[0.\],'),
+      ([0., float('nan'), 1.], 1, 'returned nan, not a finite'),
+      ([0., 1., -float('inf')], 2, 'returned -inf, not a finite'),
+      ([1e39, 1., 1.], 0, 'returned 1e.39, not a finite'),
+      ([0., np.float32('nan'), 1.], 1, 'returned nan, not a finite'),
+      ([0., 1., 10**400], 2, 'returned inf, not a finite'))
+  def test_unusable(self, result, row, message):
+    functions = {'f': lambda prompts, responses: result}
+    answer = worker._answer(
+        functions, {'name': 'f', 'prompts': 'abc', 'responses': 'abc'})
+    self.assertNotIn('values', answer)
+    self.assertEqual(answer['row'], row)
+    self.assertRegex(answer['error'], message)
+    self.assertNotIn('\n', answer['error'])
+
+
+class FaultTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.functions = programmatic.Functions(
+        nodes(act=1.), timeout=60, num_workers=1, chunk_size=2)
+
+  @classmethod
+  def tearDownClass(cls):
+    cls.functions.close()
+    super().tearDownClass()
+
+  @parameterized.parameters(
+      ('raise', r'raised ValueError: no such word at step 12, rows 2-3; '),
+      ('exit', r'raised SystemExit: bye at step 12, rows 2-3; '),
+      ('die', r'ended its process \(exit code 3\) at step 12, rows 2-3; '),
+      ('crash', r'ended its process \(signal SIGSEGV\) at step 12, rows 2-3; '),
+      ('nan', 'returned nan, not a finite float32 number at step 12, row 3; '))
+  def test_one_line_and_nothing_else(self, what, message):
+    prompts = ['a', 'b', what, 'c', 'd']
+    with self.assertRaisesRegex(
+        errors.RewardError,
+        r'^reward function act \(user_rewards:act\) ' + message) as caught:
+      self.functions.score(prompts, prompts, 12)
+    self.assertNotIn('\n', str(caught.exception))
+    self.assertEmpty(self.functions._workers)
+
+  def test_hang(self):
+    path = os.path.join(directory.name, self.id())
+    with mock.patch.object(self.functions, '_timeout', 1):
+      with self.assertRaisesRegex(
+          errors.RewardError, r'act \(user_rewards:act\) did not return within '
+          '1 s and was killed at step 3, row 0; make it faster'):
+        self.functions.components(['hang'], [path], 3)
+    with open(path) as stream:
+      hung, its_child = map(int, stream.read().split())
+    with self.assertRaises(ProcessLookupError):
+      os.kill(hung, 0)
+    self.assertTrue(gone(its_child))
+    # The pool is not lost.
+    np.testing.assert_array_equal(
+        self.functions.score(['a'] * 3, ['b'] * 3, 4), np.zeros(3))
+
+  def test_parent_is_killed(self):
+    """Ctrl-C in a terminal, and then SIGKILL of the command alone."""
+    path = os.path.join(directory.name, self.id())
+    program = f"""
+        import signal, sys
+        signal.signal(signal.SIGINT, lambda *_: print('seen', flush=True))
+        from rlhf_jax.rewards import programmatic
+        programmatic.Functions({nodes(act=1.)!r}).score(['hang'], [{path!r}], 0)
+        """
+    parent = subprocess.Popen(
+        [sys.executable, '-c', textwrap.dedent(program)], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+    try:
+      for _ in range(1200):
+        if os.path.exists(path) and len(open(path).read().split()) == 2:
+          break
+        time.sleep(.05)
+      hung, its_child = map(int, open(path).read().split())
+      os.killpg(parent.pid, signal.SIGINT)
+      self.assertEqual(parent.stdout.readline(), 'seen\n')
+    finally:
+      parent.kill()
+    # Returns only when no process holds the pipes any more.
+    _, messages = parent.communicate(timeout=60)
+    self.assertEqual(messages, '')
+    self.assertTrue(gone(hung))
+    self.assertTrue(gone(its_child))
+
+
+class ConfigTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('user_rewards:lenght', r"AttributeError: module 'user_rewards' has no"),
+      ('user_rewards:table', 'table is a list, which cannot be called'),
+      ('user_fails:f', 'ZeroDivisionError: division by zero; correct it'),
+      ('no_such.module:f', "ModuleNotFoundError: No module named 'no_such'"),
+      ('user_dies:f', r'importing them ended the process \(exit code 5\)'))
+  def test_cannot_be_found(self, function, message):
+    with self.assertRaisesRegex(errors.ConfigError, message) as caught:
+      programmatic.check({'mine': {'function': function}}, num_workers=9)
+    self.assertIn(function, str(caught.exception))
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_import_hangs(self):
+    with mock.patch.object(programmatic, '_START_SECONDS', .2):
+      with self.assertRaisesRegex(
+          errors.ConfigError, 'user_hangs:f could not be imported within 0.2'):
+        programmatic.check({'mine': {'function': 'user_hangs:f'}})
+
+  @parameterized.parameters(
+      (dict(function='length'), "is 'length'; give it as 'package"),
+      (dict(function='a.b:c d'), 'give it as'),
+      (dict(weight=1.), 'is None; give it'),
+      (dict(function='a:b', weight=float('nan')), 'has weight nan; give'),
+      (dict(function='a:b', weight='1'), "has weight '1'; give a finite"),
+      (dict(function='a:b', wieght=1.), 'fields function and weight, and no'),
+      (dict(function='a:b', name='x'), 'fields function and weight, and no'),
+      ('a:b', "is 'a:b'; give it the fields function and weight"))
+  def test_mistakes(self, node, message):
+    with mock.patch.object(programmatic, '_Worker', side_effect=ValueError):
+      with self.assertRaisesRegex(errors.ConfigError, f'mine.*{message}'):
+        programmatic.check({'mine': node})
+
+  @parameterized.parameters('timeout', 'num_workers', 'chunk_size')
+  def test_ranges(self, name):
+    with self.assertRaisesRegex(ValueError, f'^{name} must be > 0, got 0'):
+      programmatic.check(nodes(length=1.), **{name: 0})
+    with self.assertRaisesRegex(ValueError, 'at least one'):
+      programmatic.check({})
+
+  def test_check_leaves_nothing(self):
+    started = []
+    popen = programmatic.subprocess.Popen
+
+    def spy(*args, **kwargs):
+      started.append(popen(*args, **kwargs))
+      return started[-1]
+
+    with mock.patch.object(programmatic.subprocess, 'Popen', spy):
+      programmatic.check(nodes(length=1.), num_workers=9)
+    process, = started
+    self.assertEqual(process.returncode, -signal.SIGKILL)
+
+
+if __name__ == '__main__':
+  absltest.main()

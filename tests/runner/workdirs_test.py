@@ -1,0 +1,96 @@
+"""One owner, one config, and no result that is not what was written."""
+
+import os
+import socket
+
+import pytest
+
+from rlhf_jax import errors
+from rlhf_jax.runner import workdirs
+from rlhf_jax.storage import files
+
+CONFIG = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 10}}
+
+
+def test_the_lock_names_its_owner_only(tmp_path):
+  (tmp_path / 'lock').write_text('pid 123456789 on another-host\n')
+  expected = f'pid {os.getpid()} on {socket.gethostname()}\n'
+  with workdirs.locked(tmp_path):
+    assert (tmp_path / 'lock').read_text() == expected
+    with pytest.raises(errors.WorkdirLockedError) as caught:
+      with workdirs.locked(tmp_path):
+        pass
+    assert f'{tmp_path} is in use by {expected.strip()};' in str(caught.value)
+    assert (tmp_path / 'lock').read_text() == expected
+  with workdirs.locked(tmp_path):
+    pass
+
+
+def test_a_file_in_the_way(tmp_path):
+  path = tmp_path / 'file'
+  path.write_text('')
+  for workdir in (path, path / 'below'):
+    with pytest.raises(errors.CheckpointError, match=str(path)):
+      with workdirs.locked(workdir):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_a_read_only_workdir(tmp_path):
+  tmp_path.chmod(0o500)
+  with pytest.raises(errors.CheckpointError, match=str(tmp_path)):
+    with workdirs.locked(tmp_path):
+      pass
+
+
+def test_a_changed_config_is_refused_with_a_diff(tmp_path):
+  safe_keys = ('*log_every',)
+  assert workdirs.check_config(tmp_path, CONFIG, safe_keys) == []
+  before = (tmp_path / 'config.json').read_bytes()
+  changed = {'seed': True, 'sft': {'lr': 0.2, 'log_every': 5}, 'extra': [1]}
+  with pytest.raises(errors.ConfigError) as caught:
+    workdirs.check_config(tmp_path, changed, safe_keys)
+  message = str(caught.value)
+  for part in ('sft.lr: 0.1 -> 0.2', 'extra: (absent) -> [1]',
+               'seed: 0 -> true', '--workdir'):
+    assert part in message
+  assert 'log_every' not in message
+  assert '\n' not in message
+  assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_a_safe_change_is_returned_and_written(tmp_path):
+  workdirs.check_config(tmp_path, CONFIG, ())
+  safe = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 5}}
+  changes = workdirs.check_config(tmp_path, safe, ('sft.log_*',))
+  assert changes == ['sft.log_every: 10 -> 5']
+  assert files.read_json(tmp_path / 'config.json') == safe
+  assert workdirs.check_config(tmp_path, safe, ()) == []
+
+
+def test_a_record_comes_back(tmp_path):
+  assert workdirs.read_record(tmp_path) is None
+  record = {'result': {'loss': .25, 'none': None}, 'seconds': 1.5}
+  for more in ({}, {'recipe': 'ab12'}):
+    workdirs.write_record(tmp_path, record | more)
+    assert workdirs.read_record(tmp_path) == record | more
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:-9], lambda data: b'', lambda data: b'[]',
+    lambda data: data.replace(b'0.25', b'0.24'),
+    lambda data: data.replace(b'sha256', b'sha257'),
+])
+def test_a_damaged_record_is_named(tmp_path, damage):
+  workdirs.write_record(tmp_path, {'result': {'loss': .25}, 'seconds': 1.5})
+  path = tmp_path / 'result.json'
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(errors.CheckpointError, match=str(path)):
+    workdirs.read_record(tmp_path)
+
+
+def test_a_foreign_record(tmp_path):
+  """Its digest is right, and it is no result."""
+  workdirs.write_record(tmp_path, {'loss': .25})
+  with pytest.raises(errors.CheckpointError, match='is damaged'):
+    workdirs.read_record(tmp_path)

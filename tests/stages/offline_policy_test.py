@@ -1,0 +1,465 @@
+"""Tests for rlhf_jax.stages.offline_policy, on a policy that nobody trained."""
+
+import functools
+import json
+import math
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import logged_stage_test as worlds
+import numpy as np
+import stages_test
+
+from rlhf_jax import errors
+from rlhf_jax import policy as policy_lib
+from rlhf_jax import sharding
+from rlhf_jax import types
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import policies
+from rlhf_jax.stages import logged
+from rlhf_jax.stages import offline_policy
+from rlhf_jax.storage import files
+
+EXAMPLES, VALIDATION, STEPS, BATCH = 24, 4, 5, 8
+NODES = dict(short=dict(kind='length', target=20, weight=2.),
+             readable=dict(kind='readability', weight=.5))
+CLIP = dict(clip_ratio=.1)
+ONE = dict(one=dict(kind='length', target=.01))  # of any text
+Q = dict(mlp=True, scale=1., rate=.25, every=2, shift=4., top_k=20)
+
+
+def make_log():
+  """Two responses to each prompt, the second cut; of some one is missing."""
+  known = worlds.pairs()
+  tokens, mask = known['tokens'].copy(), known['mask'].copy()
+  mask[2, 1] = mask[7, 0] = mask[-1, 1] = False
+  there = mask.any(axis=-1)
+  rng = np.random.default_rng(5)
+  scores = np.where(there, rng.uniform(.2, 1.8, there.shape), 0)
+  return dict(tokens=tokens, mask=mask, scores=scores.astype(np.float32),
+              raw_scores=(10 * scores).astype(np.float32),
+              group=np.where(there, [0, 1], -1).astype(np.int32))
+
+
+def save_log(name, arrays, values=None):
+  """A stage `logged`, and one of values beside it."""
+  worlds.save(name, {'num_validation': VALIDATION, 'groups': ['up', 'down']})
+  files.save_arrays(worlds.world() / name / 'logged.npz', **arrays)
+  if values is not None:
+    worlds.save(f'{name}_values', {})
+    files.save_arrays(worlds.world() / f'{name}_values/values.npz',
+                      values=np.asarray(values, np.float32))
+
+
+def log(name='log'):
+  return files.load_arrays(worlds.world() / name / 'logged.npz')
+
+
+def values(name='log'):
+  return files.load_arrays(
+      worlds.world() / f'{name}_values/values.npz')['values']
+
+
+make_mesh = sharding.make_mesh
+ONE_DEVICE = mock.patch.object(  # compiles faster
+    sharding, 'make_mesh', lambda: make_mesh(devices=jax.devices()[:1]))
+
+
+def setUpModule():
+  ONE_DEVICE.start()
+  worlds.make_world()
+  arrays = make_log()
+  save_log('log', arrays, np.random.default_rng(6).uniform(.6, 1.2, EXAMPLES))
+  save_log('hopeless', arrays, np.full(EXAMPLES, 2.))
+  save_log('worthless', arrays | {'scores': -arrays['scores']})
+
+
+def tearDownModule():
+  ONE_DEVICE.stop()
+
+
+def run(context=None, *, evaluate=False, **changes):
+  """(context, result) of the stage; without evaluations, which compile."""
+  context = context or worlds.Context()
+  if 'algorithm' not in changes:
+    changes['arguments'] = dict(alol=CLIP)
+  given = dict(
+      seed=0, data=worlds.DATA, policy='sft', policy_model=worlds.MODEL,
+      gold='gold', gold_model=worlds.MODEL, pairs='pairs', components=NODES,
+      logged='log', values='log_values', algorithm='a_lol', arguments={},
+      use='all', filtered=False, priority='none', batch_size=BATCH,
+      num_microbatches=1, num_steps=STEPS, scale_steps=False,
+      optimizer=dict(learning_rate=1e-2, schedule='constant'),
+      value=dict(trunk='separate', mlp=True, scale=.5), q=Q,
+      evaluation=dict(every=STEPS, num_prompts=4, texts=1),
+      sampler=dict(temperature=1.), pool={},
+      training=dict(save_every=1, log_every=1)) | changes
+  if evaluate:
+    return context, offline_policy.run(context, **given)
+  with mock.patch.object(policies, 'evaluator', return_value=None):
+    return context, offline_policy.run(context, **given)
+
+
+def stopped(step, context=None, **changes):
+  """As `run`, stopped after `step` steps, one at a time."""
+  context = context or worlds.Context()
+  context.stop = stages_test.Stop(step - 1)
+  try:
+    run(context, **changes)
+  except errors.Interrupted:
+    context.stop = stages_test.Stop()
+    return context
+  raise AssertionError(f'not stopped at step {step}')
+
+
+def restored(context, step, part='params', folder='training'):
+  import orbax.checkpoint as ocp
+  with ocp.PyTreeCheckpointer() as reader:
+    return reader.restore(context.directory / folder / str(step) / part)
+
+
+def initial():
+  """The SFT policy."""
+  return restored(worlds.Context(worlds.world() / 'sft'), 0,
+                  folder='checkpoints')
+
+
+def gradient(context):
+  """What Adam remembers of the first step, a tenth of the gradient."""
+  state = restored(context, 1, 'training')['opt_state']
+  found = [x for path, x in jax.tree_util.tree_leaves_with_path(state)
+           if 'mu' in str(path)]
+  assert found
+  return found
+
+
+def lines(context, name):
+  text = (context.directory / f'{name}.jsonl').read_text()
+  return [{k: v for k, v in json.loads(line).items() if k != 'time'}
+          for line in text.splitlines()]
+
+
+@functools.cache
+def dataset(**changes):
+  """What a run is trained on, and the result; nothing is trained."""
+  with (mock.patch.object(offline_policy, '_source') as source,
+        mock.patch.object(fit_lib, 'fit', return_value=(mock.Mock(), {})),
+        mock.patch.object(artifacts, 'save_policy')):
+    _, result = run(**changes)
+  return source.call_args.args[0], result
+
+
+def close(a, b, **tolerance):
+  jax.tree.map(functools.partial(
+      np.testing.assert_allclose, **tolerance), a, b)
+
+
+def differ(a, b):
+  return max(np.abs(x - y).max() for x, y in zip(
+      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@functools.cache
+def first(algorithm, **arguments):
+  """One step of it on the log."""
+  return stopped(1, algorithm=algorithm, arguments=(
+      dict(alol=arguments) if arguments else {}))
+
+
+@functools.cache
+def a_lol():
+  return run()
+
+
+class ReductionTest(parameterized.TestCase):
+
+  def test_cloning_weighted_by_one_is_cloning(self):
+    context = worlds.Context()
+    result = logged.run(
+        context, seed=0, data=worlds.DATA, policy='sft',
+        policy_model=worlds.MODEL, gold='gold', gold_model=worlds.MODEL,
+        pairs='pairs', source='pairs', label_noise=0., components=ONE,
+        num_validation=VALIDATION)
+    arrays = files.load_arrays(context.directory / 'logged.npz')
+    np.testing.assert_array_equal(arrays['scores'], 1)
+    worlds.save('ones', result)
+    files.save_arrays(worlds.world() / 'ones/logged.npz', **arrays)
+    nll = restored(run(
+        algorithm='sft', arguments=dict(sft=dict(aggregate='sequence')),
+        logged='ones')[0], STEPS)
+    wbc = restored(run(algorithm='wbc', logged='ones')[0], STEPS)
+    close(wbc, nll, rtol=1e-6, atol=1e-7)
+    self.assertGreater(differ(nll, initial()), .01)
+    # With rewards of its own it is another.
+    other = restored(run(algorithm='wbc')[0], STEPS)
+    self.assertGreater(differ(other, nll), .01)
+
+  @parameterized.parameters(
+      ('a_lol', CLIP, 'a_lol_ref_free'), ('r_lol', {}, 'wbc'),
+      ('a_lol_kl', dict(kl_coef=0.), 'a_lol_ref_free'))
+  def test_first_step_at_the_reference(self, name, arguments, other):
+    mine, known = first(name, **arguments), first(other)
+    for a, b in zip(gradient(mine), gradient(known), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    row, = lines(mine, 'metrics')
+    reference, = lines(known, 'metrics')
+    self.assertAlmostEqual(
+        row['train/loss'] / reference['train/loss'], 1, delta=1e-5)
+    if 'policy/ratio' in row:
+      self.assertAlmostEqual(row['policy/ratio'], 1, 5)
+      self.assertEqual(row['policy/clip_fraction'], 0)
+
+  def test_later_steps_are_weighted(self):
+    rows = lines(a_lol()[0], 'metrics')
+    self.assertNotAlmostEqual(rows[-1]['policy/ratio'], 1, 2)
+    self.assertGreater(rows[-1]['policy/clip_fraction'], 0)
+    other = run(algorithm='a_lol_ref_free', arguments={})[0]
+    self.assertGreater(
+        differ(restored(a_lol()[0], STEPS), restored(other, STEPS)), 1e-3)
+
+
+class DataTest(parameterized.TestCase):
+
+  def expected(self):
+    """(example, response) of a positive advantage, and how many there are."""
+    arrays, of_prompts = log(), values()
+    there = [(i, k) for i in range(EXAMPLES - VALIDATION) for k in range(2)
+             if arrays['mask'][i, k].any()]
+    return [(i, k) for i, k in there
+            if arrays['scores'][i, k] > of_prompts[i]], len(there)
+
+  def check_rows(self, found, at):
+    arrays = log()
+    self.assertLen(found.tokens, len(at))
+    for row, (i, k) in enumerate(at):
+      for name, given in (('tokens', found.tokens), ('mask', found.mask)):
+        np.testing.assert_array_equal(given[row, 0], arrays[name][i, k])
+
+  def test_filter_is_a_count_by_hand(self):
+    found, result = dataset()
+    at, count = self.expected()
+    self.check_rows(found, at)
+    self.assertEqual(result['examples'], count)
+    self.assertAlmostEqual(result['filtered_share'], 1 - len(at) / count)
+    self.assertBetween(result['filtered_share'], .2, .8)
+    arrays = log()
+    np.testing.assert_allclose(found.advantages[:, 0], [
+        arrays['scores'][i, k] - values()[i] for i, k in at], rtol=1e-6)
+
+  def test_same_filter_before_cloning(self):
+    known, _ = dataset()
+    found, result = dataset(algorithm='sft', filtered=True)
+    np.testing.assert_array_equal(found.tokens, known.tokens)
+    np.testing.assert_array_equal(found.mask, known.mask)
+    self.assertGreater(result['filtered_share'], 0)
+    _, result = dataset(algorithm='sft', values=None)
+    self.assertEqual(result['filtered_share'], 0)
+
+  @parameterized.parameters(
+      ('first', (0,)), ('up', (0,)), ('down', (1,)), ('all', (0, 1)))
+  def test_use(self, use, columns):
+    found, _ = dataset(algorithm='wbc', use=use, values=None)
+    mask = log()['mask']
+    self.check_rows(found, [(i, k) for i in range(EXAMPLES - VALIDATION)
+                            for k in columns if mask[i, k].any()])
+
+  @parameterized.parameters(('dpo', 'scores'), ('pro', 'raw_scores'))
+  def test_comparisons(self, algorithm, scores):
+    found, _ = dataset(algorithm=algorithm, values=None)
+    arrays = log()
+    whole = [i for i in range(EXAMPLES - VALIDATION)
+             if arrays['mask'][i].any(axis=-1).all()]
+    np.testing.assert_array_equal(found.tokens, arrays['tokens'][whole])
+    np.testing.assert_array_equal(found.scores, arrays[scores][whole])
+
+  def test_nothing_has_an_advantage(self):
+    with self.assertRaisesRegex(errors.ConfigError,
+                                'A-LOL is left without a response') as caught:
+      run(logged='hopeless', values='hopeless_values')
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+      (dict(use='best'), "use is 'best'; there are first, all, up, down"),
+      (dict(algorithm='wbc', priority='reward', logged='worthless'),
+       "priority is 'reward', and none of 38 responses"))
+  def test_what_the_log_does_not_have(self, changes, message):
+    with self.assertRaisesRegex(errors.ConfigError, message) as caught:
+      run(**changes)
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+      ('a_lol', 'advantage', 'advantages'), ('wbc', 'reward', 'scores'))
+  def test_draws_follow_the_priority(self, algorithm, priority, field):
+    found, _ = dataset(algorithm=algorithm, priority=priority)
+    source = offline_policy._source(found, priority, 50, seed=3)
+    drawn = [row[0].tobytes() for step in range(80)
+             for row in source(step, None, None).tokens]
+    weights = getattr(found, field)[:, 0].astype(np.float64)
+    expected = weights / weights.sum() * len(drawn)
+    counts = np.array([drawn.count(row[0].tobytes()) for row in found.tokens])
+    self.assertEqual(counts.sum(), len(drawn))
+    statistic = np.sum((counts - expected)**2 / expected)
+    degrees = len(weights) - 1  # twice as much has a chance of 1e-4 or less
+    self.assertLess(statistic, 2.5 * degrees)
+    even = len(drawn) / len(weights)
+    self.assertGreater(np.sum((counts - even)**2 / even), 5 * degrees)
+
+  def test_steps_shrink_with_the_data(self):
+    at, count = self.expected()
+    asked = next(n for n in range(STEPS, 99)
+                 if math.ceil(n * len(at) / count) == STEPS)
+    self.assertGreater(asked, STEPS)
+    context, result = run(num_steps=asked, scale_steps=True)
+    self.assertEqual(result['updates'], STEPS)
+    self.assertAlmostEqual(result['epochs'], STEPS * BATCH / len(at))
+    close(restored(context, STEPS), restored(a_lol()[0], STEPS), rtol=0)
+    _, result = run(num_steps=0, scale_steps=True)
+    self.assertEqual(result['updates'], 0)
+
+
+class CriticTest(parameterized.TestCase):
+
+  @parameterized.parameters('apa_offline', 'awr_offline')
+  def test_data_set_by_hand(self, algorithm):
+    """Values and reference of the initial model; statistics of all rows."""
+    made, real = [], policies.add_value_head
+    with mock.patch.object(
+        policies, 'add_value_head', lambda *args, **kwargs: (
+            made.append(real(*args, **kwargs)) or made[0])):
+      found, _ = dataset(algorithm=algorithm, values=None)
+    params, value_config = made[0]
+    config = worlds.config()
+    self.assertEqual(value_config, config)
+    sft = artifacts.load_policy(
+        worlds.Context(), 'sft', worlds.MODEL, config.vocab_size)[1]
+    close({k: params[k] for k in sft}, sft, rtol=0)
+    arrays = {k: x[:EXAMPLES - VALIDATION] for k, x in log().items()}
+    there = arrays['mask'].any(axis=-1)
+    batch = types.Batch(arrays['tokens'][there][:, None],
+                        arrays['mask'][there][:, None])
+    out = jax.jit(functools.partial(
+        policy_lib.forward, config, value_config=config))(params, batch)
+    mask = batch.mask
+    np.testing.assert_array_equal(found.tokens, batch.tokens)
+    np.testing.assert_allclose(
+        found.old_values[mask], out.values[mask], rtol=1e-4, atol=1e-5)
+    self.assertGreater(np.abs(found.old_values[mask]).max(), .1)
+    if algorithm == 'apa_offline':
+      np.testing.assert_allclose(
+          found.ref_logprobs[mask], out.logprobs[mask], rtol=1e-4, atol=1e-5)
+    else:
+      self.assertIsNone(found.ref_logprobs)
+    scores = arrays['scores'][there].astype(np.float64)
+    scores = (scores - scores.mean()) / scores.std(ddof=1)
+    advantages = []
+    for values_of, at, score in zip(
+        np.asarray(out.values, np.float64)[:, 0], mask[:, 0], scores):
+      v = np.append(values_of[at], 0.)
+      delta = v[1:] - v[:-1]
+      delta[-1] += score
+      powers = .95 ** np.arange(len(delta))
+      advantages += [np.sum(powers[:len(delta) - t] * delta[t:])
+                     for t in range(len(delta))]
+    advantages = np.array(advantages)
+    np.testing.assert_allclose(
+        found.returns[mask], advantages + np.asarray(out.values)[mask],
+        rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        found.advantages[mask],
+        (advantages - advantages.mean()) / advantages.std(),
+        rtol=1e-3, atol=1e-4)
+
+
+class ResumeTest(parameterized.TestCase):
+
+  @parameterized.parameters('none', 'advantage')
+  def test_goes_on_bitwise_in_the_middle_of_an_epoch(self, priority):
+    known = a_lol()[0] if priority == 'none' else run(priority=priority)[0]
+    context = stopped(2, priority=priority)
+    rows, _ = dataset(priority=priority)
+    self.assertNotEqual(2 * BATCH % len(rows.tokens), 0)
+    _, result = run(context, priority=priority)
+    for folder, step in (('training', STEPS), ('checkpoints', STEPS)):
+      jax.tree.map(np.testing.assert_array_equal,
+                   restored(context, step, folder=folder),
+                   restored(known, step, folder=folder))
+    self.assertEqual(lines(context, 'metrics'), lines(known, 'metrics'))
+    self.assertEqual(result['updates'], STEPS)
+    self.assertFalse((context.directory / 'updates.jsonl').exists())
+    if priority == 'advantage':
+      self.assertNotEqual(lines(known, 'metrics'), lines(a_lol()[0], 'metrics'))
+
+
+class IlqlTest(parameterized.TestCase):
+
+  def test_targets_follow_every_second_step(self):
+    given = dict(algorithm='ilql', values=None)
+    context = stopped(1, **given)
+    start = restored(context, 1, 'training')['targets']
+    stopped(1, context, **given)
+    online = restored(context, 2)['q_heads']
+    targets = restored(context, 2, 'training')['targets']
+    self.assertGreater(differ(online, start), .005)
+    close(targets, jax.tree.map(lambda a, b: .75 * a + .25 * b, start, online),
+          rtol=1e-5, atol=1e-7)
+    stopped(1, context, **given)
+    close(restored(context, 3, 'training')['targets'], targets, rtol=0)
+    run(context, **given)
+    self.assertContainsSubset(
+        ['q_heads', 'value_head', 'value_trunk'], restored(context, STEPS))
+    self.assertEqual(
+        restored(context, STEPS, folder='checkpoints').keys(), initial().keys())
+
+
+@functools.cache
+def untrained():
+  return run(evaluate=True, num_steps=0)
+
+
+class EvaluationTest(parameterized.TestCase):
+
+  def test_no_step_is_the_reference(self):
+    context, result = untrained()
+    row, = lines(context, 'evaluation')
+    for name in ('kl_k1', 'kl_k2', 'kl_k3'):
+      self.assertAlmostEqual(row[name], 0, delta=1e-6)
+    self.assertEqual((row['step'], row['updates'], row['epoch']), (0, 0, 0))
+    self.assertEqual(result['updates'], 0)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        restored(context, 0, folder='checkpoints'), initial())
+
+  def test_proxy_is_the_sum_of_its_parts(self):
+    context, _ = untrained()
+    row, = lines(context, 'evaluation')
+    self.assertAlmostEqual(
+        row['proxy'],
+        2 * row['component_short'] + .5 * row['component_readable'], 5)
+    final = lines(context, 'final')
+    self.assertLen(final, 4)
+    for one_of in final:
+      words = len(one_of['response'].split())
+      self.assertAlmostEqual(one_of['component_short'], min(words / 20, 1), 6)
+      self.assertAlmostEqual(
+          one_of['proxy'], 2 * one_of['component_short']
+          + .5 * one_of['component_readable'], 5)
+    texts = json.loads((context.directory / 'texts/000000.json').read_text())
+    self.assertEqual(texts[0]['response'], final[0]['response'])
+
+  def test_ilql_samples_by_the_shift(self):
+    row = {}
+    for shift in (0., 4.):
+      context, _ = run(evaluate=True, num_steps=0, algorithm='ilql',
+                       values=None, q=Q | dict(shift=shift))
+      row[shift], = lines(context, 'evaluation')
+      self.assertNotIn('perplexity', row[shift])
+    # Without a shift it is the language model, but for top-k.
+    self.assertAlmostEqual(row[0.]['kl_k2'], 0, delta=1e-6)
+    self.assertGreater(row[4.]['kl_k2'], .1)
+
+
+if __name__ == '__main__':
+  absltest.main()

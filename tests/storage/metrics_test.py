@@ -1,0 +1,203 @@
+"""Metrics: every step exactly once, whatever happens to the files."""
+
+import io
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.storage import metrics
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def steps(path):
+  return [row['step'] for row in read(path)]
+
+
+def write_steps(path, *numbers):
+  with metrics.MetricsWriter(path) as writer:
+    for number in numbers:
+      writer.write(number, {'loss': 1.0 / number})
+
+
+def test_values_are_json(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  with metrics.MetricsWriter(path) as writer:
+    writer.write(np.int32(1), {
+        'train/loss': jnp.float32(1 / 3),
+        'nan': float('nan'),
+        'inf': np.float32(-np.inf),
+        'count': np.int64(2**40),
+        'done': np.True_,
+        'small': 1.23456789e-20,
+    })
+    with pytest.raises(TypeError, match='scalar'):
+      writer.write(2, {'text': 'no'})
+  (row,) = read(path)
+  assert row.pop('time') > 1e9
+  assert row == {
+      'step': 1, 'train/loss': 0.333333, 'nan': None, 'inf': None,
+      'count': 2**40, 'done': 1, 'small': 1.23457e-20}
+
+
+def test_resume_keeps_each_step_once(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  write_steps(path, 1, 2, 2, 3, 4)
+  with metrics.MetricsWriter(path) as writer:
+    writer.truncate(2)
+    writer.write(3, {})
+  assert steps(path) == [1, 2, 2, 3]
+  with metrics.MetricsWriter(path) as writer:
+    writer.truncate(0)
+  assert path.read_bytes() == b''
+
+
+def test_truncate_bytes(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  with metrics.MetricsWriter(path) as writer:
+    writer.write(1, {})
+    offset = writer.offset
+    assert offset == path.stat().st_size
+    writer.write(2, {})
+    writer.truncate_bytes(offset)
+    writer.truncate_bytes(10 * offset)  # must not extend the file with zeros
+    writer.write(3, {})
+  assert steps(path) == [1, 3]
+
+
+def test_a_line_cut_short_is_dropped(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  write_steps(path, 1, 2)
+  path.write_bytes(path.read_bytes()[:-3])
+  write_steps(path, 2)
+  assert steps(path) == [1, 2]
+
+
+def test_a_killed_process_loses_no_line(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  script = ('import os, sys\nfrom rlhf_jax.storage import metrics\n'
+            'writer = metrics.MetricsWriter(sys.argv[1])\n'
+            'for i in range(50): writer.write(i, {})\n'
+            'os.kill(os.getpid(), 9)\n')
+  done = subprocess.run([sys.executable, '-c', script, str(path)])
+  assert done.returncode == -signal.SIGKILL
+  assert steps(path) == list(range(50))
+
+
+def test_a_deleted_file_comes_back_whole(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  with metrics.MetricsWriter(path) as writer:
+    writer.write(1, {})
+    path.unlink()
+    writer.write(2, {})
+    writer.write(3, {})
+  assert steps(path) == [1, 2, 3]
+
+
+def test_a_deleted_directory_costs_lines_and_one_warning(tmp_path, caplog):
+  path = tmp_path / 'below' / 'metrics.jsonl'
+  path.parent.mkdir()
+  with metrics.MetricsWriter(path) as writer:
+    writer.write(1, {})
+    path.unlink()
+    path.parent.rmdir()
+    writer.write(2, {})
+    writer.write(3, {})
+    path.parent.mkdir()
+    writer.write(4, {})
+  assert steps(path) == [1, 4]
+  assert [r.levelno for r in caplog.records] == [logging.WARNING]
+
+
+def test_an_unusable_path_never_raises(tmp_path, caplog):
+  with metrics.MetricsWriter(tmp_path) as writer:
+    writer.write(1, {})
+    writer.truncate(0)
+    writer.truncate_bytes(0)
+    assert writer.offset == 0
+  assert len(caplog.records) == 1
+
+
+FULL_DISK = """
+import resource, sys
+writer = metrics.MetricsWriter(sys.argv[1])
+writer.write(1, {})
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (writer.offset + 10, limits[1]))
+writer.write(2, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+writer.write(3, {})
+"""
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  done = subprocess.run([sys.executable, '-c', FULL_DISK, str(path)],
+                        capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'being lost' in done.stderr
+  assert steps(path) == [1, 3]
+
+
+class Terminal(io.StringIO):
+
+  def isatty(self):
+    return True
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+  monkeypatch.setattr(sys, 'stderr', Terminal())
+  with metrics.progress(10, 4, 'sft') as bar:
+    bar.update(6)
+  text = sys.stderr.getvalue()
+  assert '\r' in text
+  assert 'sft' in text and '10/10' in text
+
+
+def test_progress_in_a_log_is_lines(monkeypatch):
+  monkeypatch.setattr(sys, 'stderr', io.StringIO())
+  with metrics.progress(1000, 4, 'sft') as bar:
+    for _ in range(996):
+      bar.update()
+  text = sys.stderr.getvalue()
+  assert '\r' not in text
+  lines = text.splitlines()
+  assert 1 <= len(lines) <= 2
+  assert re.search(r'sft.*1000/1000.*<.*it/s', lines[-1])
+
+
+def test_progress_repeats_lines_after_the_interval(monkeypatch):
+  monkeypatch.setattr(sys, 'stderr', io.StringIO())
+  monkeypatch.setattr(metrics, '_PLAIN_INTERVAL', 0.0)
+  with metrics.progress(3) as bar:
+    for _ in range(3):
+      bar.update()
+  assert len(sys.stderr.getvalue().splitlines()) >= 3
+
+
+@pytest.mark.parametrize('stream', [None, 'closed', 'pipe'])
+def test_progress_survives_a_stderr_that_is_gone(monkeypatch, stream):
+  if stream == 'closed':
+    stream = io.StringIO()
+    stream.close()
+  elif stream == 'pipe':
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, 'w', buffering=1)
+  monkeypatch.setattr(sys, 'stderr', stream)
+  with metrics.progress(2) as bar:
+    bar.update(2)
+  monkeypatch.undo()
+  if stream is not None and not stream.closed:
+    with pytest.raises(BrokenPipeError):
+      stream.close()

@@ -1,0 +1,423 @@
+"""The study `offline`: what it plans, what it refuses, and one run of it."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import logged_stage_test as worlds
+import numpy as np
+
+from experiments import base
+from rlhf_jax import errors
+from rlhf_jax import sharding
+from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.runner import run as run_lib
+from rlhf_jax.runner import stop
+from rlhf_jax.storage import files
+from rlhf_jax.studies import offline
+
+make_mesh = sharding.make_mesh
+ONE_DEVICE = mock.patch.object(  # compiles faster
+    sharding, 'make_mesh', lambda: make_mesh(devices=jax.devices()[:1]))
+RULE = 'rlhf_jax.data.task_rules'
+NODES = dict(short=dict(kind='length', target=20, weight=2.),
+             readable=dict(kind='readability', weight=.5))
+
+
+def setUpModule():
+  ONE_DEVICE.start()
+  worlds.make_world()
+
+
+def tearDownModule():
+  ONE_DEVICE.stop()
+
+
+def config(pairs=None, **run):
+  """A study of one log and one run of it."""
+  made = base.offline_config('smoke')
+  made.title = 'test'
+  made.logs.pairs = pairs or {}
+  made.runs.one = dict(labels=dict(method='one')) | run
+  made.figure = dict(kind='table', columns=('gold',))
+  return made.unlock()
+
+
+def plan(made):
+  return offline.plan(made.to_dict())
+
+
+def names(made) -> list[str]:
+  """Of the stages of seed 0 after `pairs`."""
+  found = [stage.name for stage in plan(made)]
+  return [name.removeprefix('seed_0/')
+          for name in found[found.index('seed_0/pairs') + 1:]]
+
+
+def keywords(made, name: str) -> dict:
+  """What a stage is called with."""
+  return next(stage for stage in plan(made)
+              if stage.name == f'seed_0/{name}').run.keywords
+
+
+def several():
+  """Runs of two logs, offline and online."""
+  made = config(dict(components=NODES))
+  made.conditions.noisy = dict(label_noise=.25, held_out=16)
+  made.logs.noisy = dict(condition='noisy', num_validation=16)
+  made.logs.unused = dict(num_validation=12)
+  for name, run in dict(
+      wbc=dict(algorithm='wbc'), a_lol=dict(log='noisy'),
+      filtered=dict(algorithm='sft', log='noisy', filtered=True),
+      ppo=dict(algorithm='ppo')).items():
+    made.runs[name] = dict(labels=dict(method=name)) | run
+  del made.runs.one
+  return made
+
+
+class PlanTest(parameterized.TestCase):
+
+  def test_stages_are_those_that_runs_need(self):
+    self.assertEqual(names(several()), [
+        'clean/proxies', 'noisy/proxies', 'logs/noisy/logged',
+        'logs/noisy/prompt_value', 'logs/pairs/logged', 'policies/a_lol',
+        'policies/filtered', 'policies/ppo', 'policies/wbc',
+        'report_seeds_0'])
+    # No reward model where none is asked, no values where none is read.
+    made = config(dict(components=NODES), algorithm='wbc')
+    self.assertEqual(names(made), [
+        'logs/pairs/logged', 'policies/one', 'report_seeds_0'])
+
+  def test_logs_are_told_of_their_rewards(self):
+    found = keywords(several(), 'logs/noisy/logged')
+    self.assertEqual(found['label_noise'], .25)
+    self.assertEqual(found['num_validation'], 16)
+    self.assertEqual(found['proxies'], 'seed_0/noisy/proxies')
+    self.assertEqual(found['components'], {'reward': {'kind': 'proxy'}})
+    found = keywords(several(), 'logs/pairs/logged')
+    self.assertEqual(found['label_noise'], 0)
+    self.assertEqual(found['components'], NODES)
+    self.assertNotIn('proxies', found)
+    found = keywords(several(), 'logs/noisy/prompt_value')
+    self.assertEqual(found['logged'], 'seed_0/logs/noisy/logged')
+    self.assertEqual(found['proxies'], 'seed_0/noisy/proxies')
+
+  def test_runs_are_told_of_their_log(self):
+    for name in ('a_lol', 'filtered'):
+      found = keywords(several(), f'policies/{name}')
+      self.assertEqual(found['logged'], 'seed_0/logs/noisy/logged')
+      self.assertEqual(found['values'], 'seed_0/logs/noisy/prompt_value')
+      self.assertEqual(found['proxies'], 'seed_0/noisy/proxies')
+    found = keywords(several(), 'policies/wbc')
+    self.assertEqual(found['logged'], 'seed_0/logs/pairs/logged')
+    self.assertEqual(found['components'], NODES)
+    self.assertNoCommonElements(found, ('values', 'proxies'))
+
+  def test_online_learns_from_its_condition_and_is_compared_by_the_log(self):
+    found = keywords(several(), 'policies/ppo')
+    self.assertEqual(found['proxies'], 'seed_0/clean/proxies')
+    self.assertEqual(found['logged'], 'seed_0/logs/pairs/logged')
+    self.assertEqual(found['components'], NODES)
+    self.assertNotIn('use', found)
+
+  def test_seeds_share_nothing(self):
+    made = several()
+    made.seeds = (0, 3)
+    stages = plan(made)
+    found = next(s for s in stages if s.name == 'seed_3/policies/a_lol')
+    self.assertEqual(found.run.keywords['logged'], 'seed_3/logs/noisy/logged')
+    self.assertEqual(stages[-1].run.keywords['logs']['noisy'], [
+        {'stage': f'seed_{seed}/logs/noisy/logged', 'seed': seed}
+        for seed in (0, 3)])
+
+  def test_code_of_reward_functions_is_an_input(self):
+    made = config(dict(components=dict(
+        a=dict(kind='function', function='textwrap:dedent'),
+        b=dict(kind='function', function=f'{RULE}:fluent'))))
+    found = offline.inputs(made.to_dict())
+    self.assertLen(found['reward.functions.textwrap'], 64)
+    self.assertLen(found, 1)  # our own change with the version
+
+
+class MistakesTest(parameterized.TestCase):
+  """What a stage would fail at is one line, before anything runs."""
+
+  def check(self, made, message):
+    with self.assertRaisesRegex(errors.ConfigError, message) as caught:
+      plan(made)
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+      (dict(algorithm='sfa'), "runs.one: algorithm is 'sfa'"),
+      (dict(algorithm='best_of_n'), 'learns nothing from logged responses'),
+      (dict(log='other'), "runs.one.log is 'other'; there are pairs"),
+      (dict(num_step=3), 'runs.one.num_step is no field'),
+      (dict(num_steps=-1), 'runs.one.num_steps is -1'),
+      (dict(num_steps=2.5), 'runs.one.num_steps is 2.5'),
+      (dict(batch_size=0), 'runs.one.batch_size is 0'),
+      (dict(num_microbatches=3), 'runs.one.num_microbatches is 3'),
+      (dict(evaluation=dict(every=0)), 'runs.one.evaluation.every is 0'),
+      (dict(evaluation=dict(num_prompts=99)), 'evaluation.num_prompts is 99'),
+      (dict(value=dict(trunk='reward')), "runs.one.value.trunk is 'reward'"),
+      (dict(q=dict(shift=-1.)), 'runs.one.q.shift is -1.0'),
+      (dict(q=dict(top_k=-1)), 'runs.one.q.top_k is -1'),
+      (dict(q=dict(every=0)), 'runs.one.q.every is 0'),
+      (dict(q=dict(rate=0.)), 'runs.one.q.rate is 0.0'),
+      (dict(arguments=dict(gae={})), "runs.one: A-LOL has no node 'gae'"),
+      (dict(arguments=dict(alol=dict(clip=1.))), 'runs.one: .*clip'),
+      (dict(arguments=dict(alol=.9)), 'runs.one: arguments.alol is 0.9'),
+      (dict(use='best'), "runs.one.use is 'best'; there are first, all, chos"),
+      (dict(algorithm='awr_offline', filtered=True), 'set filtered=False'),
+      (dict(priority='score'), "runs.one: priority is 'score'"),
+      (dict(algorithm='wbc', priority='advantage'), 'runs.one: wBC has no adv'),
+      (dict(algorithm='dpo', filtered=True), 'runs.one: DPO learns from whole'),
+      (dict(algorithm='dpo', priority='reward'), "set priority='none'"),
+      (dict(optimizer=dict(learning_rate=-1.)), 'runs.one.optimizer: learning'),
+      (dict(algorithm='ppo', use='all'), 'runs.one.use is no field'),
+      (dict(algorithm='ppo', condition='dirty'), 'runs.one.condition is'),
+      (dict(algorithm='ppo', num_steps=0), 'runs.one.num_steps is 0'))
+  def test_of_a_run(self, run, message):
+    self.check(config(**run), message)
+
+  @parameterized.parameters(
+      (dict(source='file'), "logs.pairs.source is 'file'; there are pairs"),
+      (dict(source='corpus'), 'logs.pairs.source .*config.data.logged.kind'),
+      (dict(sourse='pairs'), 'logs.pairs.sourse is no field'),
+      (dict(condition='dirty'), "logs.pairs.condition is 'dirty'"),
+      (dict(components=dict(a=dict(kind='best'))),
+       "logs.pairs.components: component 'a': kind is 'best'"),
+      (dict(components=dict(a=dict(kind='length'))),
+       "logs.pairs.components: component 'a': target is absent"),
+      (dict(components=dict(a=dict(kind='file', column='votes'))),
+       'logs.pairs.components .*config.data.logged.target'),
+      (dict(components=dict(a=dict(kind='function', function='nowhere:f'))),
+       'nowhere'),
+      (dict(components=dict(a=dict(kind='gold', squash='none'))),
+       "logs.pairs.components: component 'a' is in .-inf, inf."),
+      (dict(components=dict(a=dict(kind='exact_match'))),
+       "logs.pairs.components .*source='corpus'"),
+      (dict(num_validation=1), 'logs.pairs.num_validation is 1; give 2 to 95'),
+      (dict(num_validation=96), 'num_validation is 96; give 2 to 95'),
+      (dict(value=dict(num_samples=0)), 'logs.pairs.value.num_samples is 0'),
+      (dict(value=dict(num_steps=0)), 'logs.pairs.value.num_steps is 0'),
+      (dict(value=dict(temperature=-1.)), 'value.temperature is -1.0'),
+      (dict(value=dict(held_out=1.)), 'logs.pairs.value.held_out is 1.0'),
+      (dict(value=dict(held_out=0.)), 'logs.pairs.value.held_out is 0.0'),
+      (dict(value=dict(batch_size=30)), 'value.batch_size is 30; more than'),
+      (dict(value=dict(num_heads=3)), 'num_heads is 3; must divide the 16'),
+      (dict(value=dict(optimizer=dict(clip_norm=-1.))),
+       'logs.pairs.value.optimizer: clip_norm'))
+  def test_of_a_log(self, log, message):
+    self.check(config(log), message)
+
+  def test_bound_is_for_those_who_read_values(self):
+    free = dict(components=dict(a=dict(kind='gold', squash='none')))
+    names(config(free, algorithm='wbc'))
+    self.check(config(free, algorithm='wbc', filtered=True), 'logs.pairs.comp')
+
+  def test_labels_are_those_of_the_reward_models(self):
+    made = config(dict(condition='noisy', num_validation=16))
+    made.conditions.noisy = dict(label_noise=.25)
+    self.check(made, 'logs.pairs.num_validation is 16; .*proxy.held_out, 32')
+    made.conditions.noisy.label_noise = 0.
+    names(made)
+
+  @parameterized.parameters('conditions', 'logs', 'runs')
+  def test_nothing_to_do(self, field):
+    made = config().to_dict()
+    with self.assertRaisesRegex(errors.ConfigError,
+                                rf'config.{field} is {{}}; give at least one'):
+      offline.plan(made | {field: {}})
+
+  def test_what_needs_the_small_world(self):
+    made = config(dict(source='corpus'))
+    made.data.logged.update(kind='gsm8k', task='gsm8k', num_rows=99)
+    self.check(made, "logs.pairs.components .*use 'gold'")
+    made.logs.pairs.components = dict(short=dict(kind='length', target=9))
+    made.runs.one.algorithm = 'ppo'
+    self.check(made, 'runs.one.algorithm .*it samples')
+
+  def test_figure(self):
+    made = config(dict(components=NODES))
+    made.figure.columns = ('gold', 'component_short')
+    names(made)
+    made.figure.columns = ('component_long',)
+    self.check(made, 'component_long')
+
+  def test_online_is_compared_by_the_models_of_its_log(self):
+    made = config(algorithm='ppo')
+    names(made)
+    made.conditions.noisy = dict(label_noise=.25)
+    made.runs.one.condition = 'noisy'
+    self.check(made, "runs.one.condition is 'noisy'; its log")
+    made.logs.pairs.condition = 'noisy'
+    names(made)
+
+  def test_judge(self):
+    made = config()
+    made.judge.update(against='reference', num_prompts=5)
+    self.check(made, 'judge.num_prompts is 5; give 1 to 4')
+    made.judge.num_prompts = 4
+    self.assertIn('win_rates_seeds_0', names(made))
+
+
+def given(context, name):
+  """A first stage of the study, as it is in the small world."""
+  shutil.copytree(worlds.world() / name, context.directory, dirs_exist_ok=True)
+  (context.directory / 'result.json').unlink()
+  return files.read_json(worlds.world() / name / 'result.json')
+
+
+def small():
+  """A study of the shapes of that world: the reference, A-LOL and PPO."""
+  made = config(dict(
+      components=NODES, num_validation=8, value=dict(batch_size=4)),
+                num_steps=0)
+  made.data.update(num_demonstrations=24, num_pair_prompts=24)
+  made.data.world.max_response_length = 12
+  for part in (made.policy, made.proxy, made.gold):
+    part.model.update(
+        worlds.MODEL, intermediate_size=worlds.config().intermediate_size)
+  made.proxy.update(held_out=4, batch_size=4)
+  made.training.save_every = 1
+  made.offline.update(use='all')
+  made.offline.optimizer.learning_rate = 1e-2
+  made.runs.a_lol = dict(labels=dict(method='A-LOL'), priority='advantage')
+  made.runs.ppo = dict(labels=dict(method='PPO'), algorithm='ppo')
+  made.figure.columns = ('proxy', 'component_short', 'component_readable')
+  return made
+
+
+def stages():
+  """Whose first ones train nothing."""
+  known = ('sft', 'trunk', 'gold', 'pairs', 'clean/proxies')
+  return [dataclasses.replace(stage, run=functools.partial(
+      given, name=stage.name.rpartition('/')[2]))
+          if stage.name.removeprefix('seed_0/') in known else stage
+          for stage in plan(small())]
+
+
+def run(workdir, *only):
+  run_lib.run_study(stages(), workdir, config=small().to_dict(), only=only)
+
+
+@functools.cache
+def first() -> pathlib.Path:
+  """All but the policies, made once."""
+  worlds.save('trunk', {})
+  params = reward_models.init(worlds.config(), jax.random.key(7))
+  worlds.save('proxies', {}, jax.tree.map(lambda x: x[None], params))
+  files.save_arrays(worlds.world() / 'proxies/scale.npz',
+                    mean=np.zeros(1, np.float32), std=np.ones(1, np.float32))
+  demonstrations = worlds.corpus().fingerprint()
+  # Of more prompts than the small world has, which changes no vocabulary.
+  made = offline.common.corpus.load(
+      offline.common.data_config(small().to_dict()), 0)
+  files.write_json(worlds.world() / 'sft/result.json',
+                   {'corpus': made.fingerprint()})
+  workdir = worlds.folder()
+  run(workdir, 'sft', 'trunk', 'gold', 'pairs', 'proxies', 'seed_0/logs/*')
+  files.write_json(worlds.world() / 'sft/result.json',
+                   {'corpus': demonstrations})
+  return workdir
+
+
+@functools.cache
+def finished() -> pathlib.Path:
+  workdir = worlds.folder()
+  shutil.copytree(first() / 'seed_0', workdir / 'seed_0')
+  run(workdir, 'one', 'a_lol')
+  return workdir / 'seed_0'
+
+
+def lines(path):
+  return [{k: v for k, v in json.loads(line).items() if k != 'time'}
+          for line in path.read_text().splitlines()]
+
+
+def result(path):
+  return files.read_json(path / 'result.json')['result']
+
+
+class StudyTest(parameterized.TestCase):
+
+  def test_filter_is_that_of_the_values(self):
+    known = result(finished() / 'logs/pairs/prompt_value')
+    found = result(finished() / 'policies/a_lol')
+    self.assertAlmostEqual(found['filtered_share'], known['filtered_share'])
+    log = files.load_arrays(finished() / 'logs/pairs/logged/logged.npz')
+    values = files.load_arrays(
+        finished() / 'logs/pairs/prompt_value/values.npz')['values']
+    advantages = (log['scores'] - values[:, None])[:16]
+    self.assertAlmostEqual(found['filtered_share'], np.mean(advantages <= 0))
+    self.assertEqual(found['examples'], 32)
+
+  def test_rewards_are_sums_of_their_parts(self):
+    log = files.load_arrays(finished() / 'logs/pairs/logged/logged.npz')
+    np.testing.assert_allclose(
+        log['scores'], 2 * log['value_short'] + .5 * log['value_readable'],
+        rtol=1e-6)
+    for name in ('one', 'a_lol'):
+      for row in lines(finished() / f'policies/{name}/evaluation.jsonl'):
+        self.assertAlmostEqual(
+            row['proxy'],
+            2 * row['component_short'] + .5 * row['component_readable'], 5)
+
+  def test_reference_is_where_a_lol_begins(self):
+    reference, = lines(finished() / 'policies/one/evaluation.jsonl')
+    start, _, last = lines(finished() / 'policies/a_lol/evaluation.jsonl')
+    self.assertEqual(reference, start)
+    self.assertAlmostEqual(start['kl_k2'], 0, delta=1e-6)
+    self.assertGreater(last['kl_k2'], 1e-3)
+
+  def test_interrupted_study_goes_on_bitwise(self):
+    workdir, real, calls = worlds.folder(), fit_lib._Log.step, []
+    shutil.copytree(first() / 'seed_0', workdir / 'seed_0')
+
+    def killed(log, step, current):
+      calls.append(step)
+      if len(calls) == 2:
+        raise errors.Interrupted('killed')
+      return real(log, step, current)
+
+    with mock.patch.object(fit_lib._Log, 'step', killed):
+      with self.assertRaises(errors.Interrupted):
+        run(workdir, 'a_lol')
+    run(workdir, 'a_lol')
+    path = workdir / 'seed_0/policies/a_lol'
+    for name in ('metrics', 'evaluation', 'final'):
+      self.assertEqual(lines(path / f'{name}.jsonl'),
+                       lines(finished() / f'policies/a_lol/{name}.jsonl'))
+
+  def test_online_is_evaluated_by_the_rewards_of_the_log(self):
+    context = run_lib.StageContext(
+        finished().parent, 'seed_0/policies/ppo', stop.StopSignal())
+    context.directory.mkdir()
+    stage = next(s for s in stages() if s.name == 'seed_0/policies/ppo')
+    rows = []
+
+    def fit(unused_context, state, *unused, evaluate, **unused_kwargs):
+      rows.append(evaluate(0, state))
+      raise StopIteration
+
+    with mock.patch.object(fit_lib, 'fit', fit):
+      with self.assertRaises(StopIteration):
+        stage.run(context)
+    row, = rows
+    self.assertAlmostEqual(
+        row['proxy'],
+        2 * row['component_short'] + .5 * row['component_readable'], 5)
+    # What it maximises is shown beside it.
+    self.assertIn('member_0', row)
+    self.assertNotAlmostEqual(row['member_0'], row['proxy'], 2)
+
+
+if __name__ == '__main__':
+  absltest.main()
