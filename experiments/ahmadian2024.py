@@ -32,7 +32,7 @@ def _settings(config: config_dict.ConfigDict):
     online.rollout.chunk_size = 32
     online.updates.num_microbatches = 16
     online.optimizer.learning_rate = 1e-6
-    online.evaluation.update(every=50, num_prompts=1_000)
+    online.evaluation.update(every=50, num_prompts=1_000, chunk_size=32)
   config.training.log_every = 1
 
 

@@ -118,10 +118,10 @@ def reddit(size: str, title: str) -> config_dict.ConfigDict:
                 max_response_length=24, max_samples=1)
   rule = 'rlhf_jax.data.task_rules'
   config.logs.reddit.components = dict(
-      fluent=dict(kind='function', function=f'{rule}:fluent'),
+      fluent=dict(kind='function', function=f'{rule}:fluent', range=(0, 1)),
       safe=dict(kind='vader'),
-      topic=dict(kind='function', function=f'{rule}:on_topic'),
-      upvote=dict(kind='gold'),
+      topic=dict(kind='function', function=f'{rule}:on_topic', range=(0, 1)),
+      upvote=dict(kind='gold', squash='sigmoid'),
       tfidf=dict(kind='tfidf'))
   add_reference(config)
   for half in ('up', 'down'):

@@ -57,6 +57,7 @@ def get_config(size: str) -> config_dict.ConfigDict:
   config.seeds = (0,)
   config.training = dict(save_every=200, log_every=20)
   config.sampler = dict(temperature=1.0, top_k=0, top_p=1.0)
+  config.mesh = dict(data=-1)  # all devices
   return config
 
 
@@ -132,14 +133,14 @@ def _laptop(config):
   config.policy = dict(
       model=model(family='llama', hidden_size=64, num_layers=2,
                   num_heads=2, intermediate_size=128) | tuning(),
-      num_steps=600, batch_size=64, num_microbatches=1,
+      num_steps=600, batch_size=64, num_microbatches=1, aggregate='token',
       optimizer=optimizer(3e-3))
   config.proxy = dict(
       model=model(family='llama', hidden_size=32, num_layers=1,
                   num_heads=2, intermediate_size=64),
       trunk='shared',
       sft=dict(num_steps=400, batch_size=64, num_microbatches=1,
-               optimizer=optimizer(3e-3)),
+               aggregate='token', optimizer=optimizer(3e-3)),
       num_members=5, num_epochs=5, batch_size=32, held_out=512,
       num_pairs=config_dict.placeholder(int), head_scale=1.0,
       num_microbatches=1, validate=False, optimizer=optimizer(3e-4))
@@ -209,6 +210,7 @@ def online_config(size: str) -> config_dict.ConfigDict:
   config.conditions = dict()
   config.runs = dict()
   config.online = online()
+  config.pool = pool()
   config.best_of_n = samples(size)  # of runs with algorithm='best_of_n'
   config.judge = dict(
       against=config_dict.placeholder(str),  # 'reference', or a run
@@ -220,6 +222,21 @@ def online_config(size: str) -> config_dict.ConfigDict:
     config.online.evaluation.update(every=1, num_prompts=4, texts=1)
     config.training.update(log_every=1)
   return config
+
+
+def pool() -> dict:
+  """How the processes of reward functions run; see `rewards.programmatic`."""
+  return dict(timeout=60.0, num_workers=2, chunk_size=256)
+
+
+def proxy(**fields) -> dict:
+  """The components of a reward that is an ensemble of reward models.
+
+  Args:
+    **fields: of the component, see `rlhf_jax.rewards.nodes`.
+  """
+  return dict(proxy=dict(kind='proxy', weight=1.0, standardize=True,
+                         aggregate=dict(kind='mean')) | fields)
 
 
 def online() -> dict:
@@ -234,11 +251,8 @@ def online() -> dict:
       condition='clean',
       arguments=dict(),
       reward=dict(
-          aggregate=dict(kind='mean'), weight=1.0, standardize=True,
-          noise=0.0, clip=10.0, scale=nothing(str),
-          eos=dict(penalty=nothing(float), value=nothing(float)),
-          functions=dict(),
-          functions_pool=dict(timeout=60.0, num_workers=2, chunk_size=256)),
+          components=proxy(), noise=0.0, clip=10.0, scale=nothing(str),
+          eos=dict(penalty=nothing(float), value=nothing(float))),
       kl=dict(coef=nothing(float), place='reward', target=nothing(float),
               horizon=10_000),
       rollout=dict(batch_size=64, samples=1, temperature=1.0, top_k=0,
@@ -248,7 +262,12 @@ def online() -> dict:
       value=dict(trunk='shared', mlp=True, scale=0.0),
       num_steps=100,
       optimizer=optimizer(1e-3, warmup_steps=0, b2=0.95),
-      evaluation=dict(every=10, num_prompts=128, texts=4))
+      evaluation=evaluation(every=10))
+
+
+def evaluation(every: int) -> dict:
+  """Every so many steps, on so many prompts; so many texts are kept."""
+  return dict(every=every, num_prompts=128, texts=4, chunk_size=256)
 
 
 def offline_config(size: str) -> config_dict.ConfigDict:
@@ -260,7 +279,6 @@ def offline_config(size: str) -> config_dict.ConfigDict:
   config = online_config(size)
   config.study = 'offline'
   del config.best_of_n
-  config.pool = dict(timeout=60.0, num_workers=2, chunk_size=256)
   config.conditions.clean = dict(num_members=1)
   config.log = log()
   config.logs = dict()
@@ -285,7 +303,7 @@ def log() -> dict:
       source='pairs',  # of the SFT policy; 'corpus': the file of data.logged
       condition='clean',  # whose label noise the pairs have
       num_validation=512,
-      components=dict(reward=dict(kind='proxy')),
+      components=dict(reward=dict(kind='proxy', squash='sigmoid')),
       value=dict(num_samples=4, temperature=1.0, num_heads=8, batch_size=64,
                  num_steps=300, held_out=0.2,
                  optimizer=optimizer(1e-3, schedule='constant')))
@@ -312,4 +330,4 @@ def offline() -> dict:
       optimizer=optimizer(1e-3, warmup_steps=0, schedule='constant'),
       value=dict(trunk='separate', mlp=True, scale=0.0),
       q=dict(mlp=True, scale=0.58, rate=0.001, every=5, shift=4.0, top_k=20),
-      evaluation=dict(every=40, num_prompts=128, texts=4))
+      evaluation=evaluation(every=40))

@@ -33,7 +33,7 @@ def _settings(config: config_dict.ConfigDict):
     online.rollout.update(batch_size=256, chunk_size=32)
     online.updates.update(num_minibatches=8, num_microbatches=8)
     online.optimizer.update(learning_rate=1e-6, weight_decay=1e-6)
-    online.evaluation.update(every=4, num_prompts=1_000)
+    online.evaluation.update(every=4, num_prompts=1_000, chunk_size=32)
   config.training.log_every = 1
 
 
@@ -136,7 +136,8 @@ def add(config: config_dict.ConfigDict, method: str, condition: str, *,
   if method == 'single':
     for member in range(NUM_SINGLES[config.size]):
       config.runs[f'single_{member}_{where}'] = run | dict(
-          reward=dict(aggregate=dict(kind='single', member=member)),
+          reward=dict(components=base.proxy(
+              aggregate=dict(kind='single', member=member))),
           labels=labels | dict(member=member))
     return
   aggregate = dict(kind=method)
@@ -146,7 +147,7 @@ def add(config: config_dict.ConfigDict, method: str, condition: str, *,
     if uncertainty_coef != 0.1:
       where += f'_coef_{base.tag(uncertainty_coef)}'
   config.runs[f'{method}_{where}'] = run | dict(
-      reward=dict(aggregate=aggregate), labels=labels)
+      reward=dict(components=base.proxy(aggregate=aggregate)), labels=labels)
 
 
 def curves(**fields) -> dict:

@@ -89,8 +89,7 @@ def offline(size: str, title: str) -> config_dict.ConfigDict:
   config = base.offline_config(size)
   config.title = title
   config.logs.pairs = dict(
-      source='pairs', components=dict(reward=dict(kind='proxy',
-                                                  squash='none')))
+      source='pairs', components=dict(reward=dict(kind='proxy')))
   config.offline.update(use='all')
   if size == 'laptop':
     config.seeds = (1, 2, 3)

@@ -22,7 +22,7 @@ from rlhf_jax.models import convert
 from rlhf_jax.models import pretrained
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.runner import run as run_lib
-from rlhf_jax.storage import files
+from rlhf_jax.runner import workdirs
 
 _FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
@@ -57,68 +57,63 @@ def export(workdir: pathlib.Path, stage: str, directory: pathlib.Path,
     ConfigError: no such member or adapter, or no model of transformers has
       this shape.
   """
-  if (run_lib.read_result(workdir, stage) is None
-      or not (workdir / stage / 'model.json').exists()):
+  if run_lib.read_result(workdir, stage) is None:
     raise errors.CheckpointError(
-        f'{workdir / stage} holds no trained model; name a complete stage '
-        'that trains one, such as seed_1/sft, or run it first')
-  found = files.read_json(workdir / stage / 'model.json')
-  coder = _tokenizer(workdir / stage, found)
+        f'{workdir / stage} is no complete stage; name one that trains a '
+        'model, such as seed_1/sft, or run it first')
+  workdirs.check_layout(workdir)
+  path = workdir / stage
+  kind = artifacts.read_model(path)['kind']
+  coder = _padded(path, artifacts.read_tokenizer(path), kind)
   extra = {'bos_token_id': coder.bos_id, 'eos_token_id': coder.eos_id,
            'pad_token_id': coder.pad_id}
   if adapter:
-    _export_adapter(workdir / stage, found, directory)
-  elif found['kind'] == 'policy':
-    config, params = artifacts.restore_policy(
-        workdir / stage, found['model'], found['vocab_size'])
-    convert.save(directory, config, params, extra=extra)
+    _export_adapter(path, kind, directory)
+  elif kind == 'policy':
+    convert.save(directory, *artifacts.restore_policy(path), extra=extra)
   else:
-    config = pretrained.config(found['model'], found['vocab_size'])
-    members = artifacts.restore_members(
-        workdir / stage, config, found['num_members'])
-    count = members['head']['bias'].shape[0]
-    if not 0 <= member < count:
+    ensemble = artifacts.restore_rewards(path)
+    if not 0 <= member < ensemble.num_members:
       raise errors.ConfigError(f'--member={member}: {stage} has members 0 to '
-                               f'{count - 1}')
-    params = jax.tree.map(lambda x: x[member], members)
+                               f'{ensemble.num_members - 1}')
+    params = jax.tree.map(lambda x: x[member], ensemble.params)
     params['head']['bias'] = 0 * params['head']['bias']
-    convert.save_reward(directory, config, params, extra=extra)
+    convert.save_reward(directory, ensemble.config, params, extra=extra)
   coder.save_directory(directory)
 
 
-def _tokenizer(stage: pathlib.Path, found: dict) -> tokenizer_lib.Tokenizer:
-  """The tokenizer of a stage; for rewards, with padding that is not EOS.
+def _padded(stage: pathlib.Path, coder: tokenizer_lib.Tokenizer, kind: str
+            ) -> tokenizer_lib.Tokenizer:
+  """The tokenizer; for rewards, one whose padding is not its EOS.
 
   transformers scores the token before the first padding.
   """
-  kwargs = dict(found['tokenizer'])
-  if found['kind'] == 'reward' and kwargs['pad'] == kwargs['eos']:
-    others = [name for name in kwargs['control']
-              if 'pad' in name.lower() and name != kwargs['eos']]
-    if not others:
-      raise errors.ConfigError(
-          f'{stage}: padding and EOS are both {kwargs["eos"]!r}, and '
-          'transformers would score the token before the EOS; name another '
-          'token with config.data.files.pad')
-    kwargs['pad'] = others[0]
-  return tokenizer_lib.Tokenizer.from_file(stage / 'tokenizer.json', **kwargs)
+  if kind != 'reward' or coder.pad_id != coder.eos_id:
+    return coder
+  roles = artifacts.read_model(stage)['tokenizer']
+  others = [name for name in roles['control']
+            if 'pad' in name.lower() and name != roles['eos']]
+  if not others:
+    raise errors.ConfigError(
+        f'{stage}: padding and EOS are both {roles["eos"]!r}, and '
+        'transformers would score the token before the EOS; name another '
+        'token with config.data.files.pad')
+  return tokenizer_lib.Tokenizer.from_file(
+      stage / 'tokenizer.json', **(roles | {'pad': others[0]}))
 
 
-def _export_adapter(stage: pathlib.Path, found: dict,
-                    directory: pathlib.Path):
-  made = None
-  if found['kind'] == 'policy' and pretrained.source(found['model']):
-    made = artifacts.restore_trained(
-        stage, found['model'], found['vocab_size'])
-  if made is None or 'adapter' not in made.trainable:
+def _export_adapter(stage: pathlib.Path, kind: str, directory: pathlib.Path):
+  parts = artifacts.restore_parts(stage) if kind == 'policy' else None
+  if parts is None or 'adapter' not in parts.trainable:
     raise errors.ConfigError(
         f'--adapter: {stage} has trained no adapter; leave the flag out')
-  if not pretrained.source(found['model']).is_dir():
+  source = pretrained.source(artifacts.read_model(stage)['model'])
+  if not source.is_dir():
     raise errors.ConfigError(
-        f'--adapter: peft cannot load {pretrained.source(found["model"])}, '
-        'which is no Hugging Face directory; leave the flag out')
-  adapters.save(directory, made.config, made.trainable['adapter'],
-                base=str(pretrained.source(found['model'])))
+        f'--adapter: peft cannot load {source}, which is no Hugging Face '
+        'directory; leave the flag out')
+  adapters.save(directory, parts.config, parts.trainable['adapter'],
+                base=str(source))
 
 
 def main():

@@ -18,8 +18,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from rlhf_jax import errors
-from rlhf_jax import studies
 from rlhf_jax.runner import run as run_lib
+from rlhf_jax.studies import plan
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'path/to/config.py[:size]', lock_config=True)
@@ -124,22 +124,22 @@ def run(argv: list[str]) -> int:
     for name, value in (('HF_HUB_OFFLINE', '1'),
                         ('TRANSFORMERS_VERBOSITY', 'error')):
       os.environ.setdefault(name, value)
-    module = studies.get(config['study'])
-    stages = module.plan(config)
+    stages = plan.plan(config)
     _prepare()
     run_lib.run_study(
         stages, _WORKDIR.value, only=_STAGES.value, reuse=_REUSE.value,
-        config=config | {'inputs': module.inputs(config)},
+        config=config | {'inputs': plan.inputs(config, stages)},
         safe_keys=('seeds', 'title', 'training.*'))
   except errors.UserError as error:
     return _fail(error)
   except KeyboardInterrupt:  # before the study has begun to listen
     return _fail(errors.Interrupted(
         'nothing was written; run the same command to start'))
-  result = run_lib.read_result(_WORKDIR.value, module.final(config))
+  final = plan.final(config)
+  result = run_lib.read_result(_WORKDIR.value, final)
   if result is not None:
     # Not the recorded directory: the workdir may have been moved.
-    figure = (pathlib.Path(_WORKDIR.value).absolute() / module.final(config)
+    figure = (pathlib.Path(_WORKDIR.value).absolute() / final
               / pathlib.Path(result['figure']).name)
     run_lib.say(str(figure))
   return 0

@@ -16,6 +16,7 @@ from rlhf_jax import sharding
 from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.annotators import running
+from rlhf_jax.data import corpus
 from rlhf_jax.data import order
 
 Source = Callable[[int, types.TrainState, types.Frozen], types.Batch]
@@ -130,14 +131,13 @@ def rollout(annotators: Callable[..., Any]
 
 
 def online(
-    prompts: np.ndarray,
-    prompt_lengths: np.ndarray,
+    prompts: corpus.Prompts,
     sampler: Callable[..., types.Batch],
     annotated: Callable[..., types.Rollout],
     *,
     batch_size: int,
     seed: int,
-    score: Callable[[int, types.Batch], np.ndarray] | None = None,
+    score: Callable[[int, types.Batch, np.ndarray], np.ndarray] | None = None,
     chunk_size: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[int, types.TrainState, types.Frozen], types.Rollout]:
@@ -148,15 +148,15 @@ def online(
   neither chunks nor devices change what is sampled.
 
   Args:
-    prompts: i32[N, P], right-padded.
-    prompt_lengths: i32[N].
+    prompts: N of them.
     sampler: (params, prompts, prompt_lengths, key, row_ids) -> Batch; params
       are those of the state and, where there is one, of `frozen.base`.
     annotated: of `rollout`, usually jitted.
     batch_size: prompts a rollout.
     seed: of the order of the prompts.
-    score: programmatic rewards, (step, batch) -> f32[B, K] on the host, which
-      come into `batch.scores` before the annotators.
+    score: rewards of texts, (step, batch, places i64[B] of its prompts among
+      all) -> f32[B, K] on the host, which come into `batch.scores` before the
+      annotators.
     chunk_size: prompts sampled at a time, a divisor of `batch_size`; None:
       all at once. Memory falls.
     mesh: over whose 'data' axis the prompts are split.
@@ -170,20 +170,20 @@ def online(
                      f'got {chunk_size}.')
 
   def source(step, state, frozen):
-    at = order.indices(seed, step, batch_size, len(prompts))
+    at = order.indices(seed, step, batch_size, len(prompts.tokens))
     params = {**(frozen.base or {}), **state.params}
     key = streams.child(state.key, 'sampler')
     parts = []
     for start in range(0, batch_size, chunk_size):
       rows = np.arange(start, start + chunk_size, dtype=np.int32)
-      given = prompts[at[rows]], prompt_lengths[at[rows]], rows
+      chunk = prompts.tokens[at[rows]], prompts.lengths[at[rows]], rows
       if mesh is not None:
-        given = sharding.shard_batch(given, mesh)
-      parts.append(sampler(params, *given[:2], key, given[2]))
+        chunk = sharding.shard_batch(chunk, mesh)
+      parts.append(sampler(params, *chunk[:2], key, chunk[2]))
     batch = parts[0] if len(parts) == 1 else jax.tree.map(
         lambda *x: jnp.concatenate(x), *parts)
     if score is not None:
-      batch = batch.replace(scores=jnp.asarray(score(step, batch)))
+      batch = batch.replace(scores=jnp.asarray(score(step, batch, at)))
     return annotated(batch, state, frozen)
 
   return source

@@ -27,7 +27,7 @@ def get_config(size: str = 'laptop'):
       target='faithful')
   rule = 'rlhf_jax.data.task_rules'
   config.logs.grounded_dialogue.components = {
-      name: dict(kind='function', function=f'{rule}:{name}')
+      name: dict(kind='function', function=f'{rule}:{name}', range=(0, 1))
       for name in COMPONENTS[:-1]} | dict(tfidf=dict(kind='tfidf'))
   baheti2024.add_reference(config)
   for method in baheti2024.LOGGED:

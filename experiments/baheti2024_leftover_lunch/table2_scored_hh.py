@@ -27,7 +27,7 @@ def get_config(size: str = 'laptop'):
       size, 'Dialogues and the rewards of their file', 'hh_scored',
       target='reward', max_prompt_length=96, max_response_length=64)
   config.logs.hh_scored.components = dict(
-      reward=dict(kind='file', column='reward'))
+      reward=dict(kind='file', column='reward', squash='sigmoid'))
   baheti2024.add_reference(config)
   for method in baheti2024.METHODS:
     baheti2024.add(config, method)

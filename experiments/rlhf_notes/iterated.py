@@ -39,6 +39,7 @@ def get_config(size: str = 'laptop') -> config_dict.ConfigDict:
   config.collect = ('current', 'initial')
   config.online = base.online()
   del config.online['condition']  # there is one ensemble a round
+  config.pool = base.pool()
   config.online.num_steps = 25
   config.online.kl.coef = 0.01
   config.online.evaluation.every = 5

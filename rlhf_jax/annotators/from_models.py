@@ -1,8 +1,7 @@
 """Annotators that read parameters: scores, log-probabilities, values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -11,58 +10,40 @@ from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import ensembles
-from rlhf_jax.ops import moments
 from rlhf_jax.rewards import models as reward_models
-
-
-def standardize_members(member_scores: jax.Array,
-                        scale: Mapping[str, jax.Array]) -> jax.Array:
-  """Scores of each member in deviations from its mean, f32[E, ...].
-
-  Reward models agree only up to a shift and a scale, and the minimum over
-  members that are not aligned follows the lowest (objectives.md 2.8, 3.1).
-
-  Args:
-    member_scores: float[E, ...].
-    scale: 'mean' and 'std', f32[E], of each member on held-out responses. Of
-      a member whose deviation is 0 only the mean is taken off.
-
-  Raises:
-    AssertionError: if `scale` is not of E members.
-  """
-  mean, std = (jnp.asarray(scale[name]) for name in ('mean', 'std'))
-  chex.assert_shape([mean, std], member_scores.shape[:1])
-  align = lambda x: x.reshape(-1, *[1] * (member_scores.ndim - 1))
-  return moments.normalize(member_scores, align(mean), align(std))
+from rlhf_jax.rewards import scale as scale_lib
 
 
 def scores(batch: types.Batch, config: transformer.Config,
            params: types.Params, *,
            scale: Mapping[str, jax.Array] | None = None, weight: float = 1.0,
+           squash: Callable[[jax.Array], jax.Array] = lambda x: x,
            **aggregate) -> types.Batch:
   """Scores with an ensemble, leaves [E, ...], and aggregates the members.
 
   Args:
-    batch: tokens and mask. If it has `scores`, of programmatic rewards say,
-      those of the ensemble are added to them.
+    batch: tokens and mask. If it has `scores`, of other rewards say, those of
+      the ensemble are added to them.
     config: shape of the reward models.
     params: their parameters.
-    scale: of `standardize_members`, applied before the members are combined;
-      None leaves their scores raw.
+    scale: of `rewards.scale.standardize`, applied before the members are
+      combined; None leaves their scores raw.
     weight: of the ensemble's score in the sum.
+    squash: of the aggregate, before its weight.
     **aggregate: `kind` and the rest of `ops.ensembles.aggregate`.
 
   Returns:
     The batch with `member_scores` f32[E, B, K], standardised if `scale` is
     given, without `weight`, and `scores` f32[B, K].
   """
-  members = reward_models.score_members(config, params, batch.tokens, batch.mask)
+  members = reward_models.score_members(
+      config, params, batch.tokens, batch.mask)
   if scale is not None:
-    members = standardize_members(members, scale)
-  found = weight * ensembles.aggregate(members, **aggregate)
+    members = scale_lib.standardize(members, scale)
+  total = weight * squash(ensembles.aggregate(members, **aggregate))
   if batch.scores is not None:
-    found = batch.scores + found
-  return batch.replace(member_scores=members, scores=found)
+    total = batch.scores + total
+  return batch.replace(member_scores=members, scores=total)
 
 
 def ref_logprobs(batch: types.Batch, config: transformer.Config,

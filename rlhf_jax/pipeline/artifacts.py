@@ -1,9 +1,33 @@
-"""What stages share: training that resumes, and what others have trained."""
+"""What stages leave to each other: models, and the world that they read.
 
+The directory of a stage that trains a model says in `model.json` what it
+holds, so that whoever reads it needs no more than its name. A stage is told
+`given`, the names of the stages that it reads, by role:
+
+  reference  the initial policy, of an SFT stage
+  policy     the policy that goes on, or answers; the reference if absent
+  trunks     SFT policies that reward models start from, a list
+  gold       the gold reward model
+  pairs      two responses to each prompt with their gold scores; of a list,
+             all pairs in this order
+  proxies    an ensemble of reward models
+  samples    many responses to each evaluation prompt
+  scores     what an ensemble thinks of these
+  log        logged responses with their rewards
+  values     what the reference's own responses to each logged prompt are worth
+
+A role that is absent is absent: without a gold model, nothing has a gold
+score. What a stage must be given is said by its `NEEDS`, what it may be given
+besides by its `READS`.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from rlhf_jax import errors
 from rlhf_jax import types
@@ -13,60 +37,46 @@ from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.rewards import scale as scale_lib
 from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
 
-
-def score_scales(context: Any, corpus: corpus_lib.Corpus, pairs: str
-                 ) -> tuple[tuple[float, float], tuple[float, float] | None]:
-  """The zero and the unit in which policies are compared.
-
-  Args:
-    context: of the stage that asks.
-    corpus: with the rule.
-    pairs: stage whose responses are of the SFT policy.
-
-  Returns:
-    (mean, standard deviation) of the gold scores of those responses, and of
-    the rule, None where there is none.
-  """
-  result = context.result_of(pairs)
-  gold = result['gold_mean'], result['gold_std']
-  if corpus.world is None:
-    return gold, None
-  arrays = files.load_arrays(context.directory_of(pairs) / 'pairs.npz')
-  rule = corpus.world.rule(arrays['tokens'], arrays['mask'])
-  return gold, (float(rule.mean()), float(rule.std()))
+ROLES = ('reference', 'policy', 'trunks', 'gold', 'pairs', 'proxies',
+         'samples', 'scores', 'log', 'values')
+Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (tokens, mask)
 
 
-def load_corpus(context: Any, data: dict, seed: int,
-                policy: str) -> corpus_lib.Corpus:
-  """The corpus that the policy was trained on.
+class Policy(NamedTuple):
+  """A decoder, adapters merged."""
 
-  Raises:
-    CheckpointError: it comes out differently now, because a library that
-      writes or encodes it has changed.
-  """
-  corpus = load_lib.load(data, seed)
-  if context.result_of(policy)['corpus'] != corpus.fingerprint():
-    raise errors.CheckpointError(
-        f'the corpus is not the one that {policy} was trained on; go back to '
-        'the versions of tokenizers, vaderSentiment and numpy it was made '
-        'with, or choose another --workdir')
-  return corpus
+  config: transformer.Config
+  params: types.Params
+
+
+class Log(NamedTuple):
+  """What a stage `logged` has left: N examples of K responses."""
+
+  arrays: dict[str, np.ndarray]  # see `stages.logged`
+  groups: list[str]
+  source: str
+  num_training: int  # examples; those for validation come after them
+
+  def training(self) -> dict[str, np.ndarray]:
+    """The arrays of the examples that policies learn from."""
+    return {name: x[:self.num_training] for name, x in self.arrays.items()}
 
 
 def write_model(context: Any, kind: str, model: dict,
                 coder: tokenizer_lib.Tokenizer, *,
                 num_members: int | None = None):
-  """Says in `model.json` what the checkpoint of a stage holds, for `export`.
+  """Says in `model.json` what the checkpoint of a stage holds.
 
   Args:
     context: of the stage; `tokenizer.json` is written too.
     kind: 'policy' or 'reward'.
     model: its config node.
     coder: its tokenizer.
-    num_members: of an ensemble.
+    num_members: of an ensemble; None: one model without a member axis.
   """
   coder.save(context.directory / 'tokenizer.json')
   files.write_json(context.directory / 'model.json', {
@@ -76,71 +86,211 @@ def write_model(context: Any, kind: str, model: dict,
           chat_template=coder.chat_template)})
 
 
-def load_policy(context: Any, stage: str, model: dict, vocab_size: int
-                ) -> tuple[transformer.Config, types.Params]:
-  """The decoder that an SFT stage has trained, adapters merged."""
-  return restore_policy(context.directory_of(stage), model, vocab_size)
+def read_model(directory: pathlib.Path, kind: str | None = None
+               ) -> dict[str, Any]:
+  """What `write_model` wrote.
 
-
-def restore_policy(directory: pathlib.Path, model: dict, vocab_size: int
-                   ) -> tuple[transformer.Config, types.Params]:
-  """As `load_policy`, from the directory of the stage."""
-  config = pretrained.config(model, vocab_size)
-  if pretrained.source(model) is None:
-    return config, checkpoint.restore_params(
-        directory / 'checkpoints', jax.eval_shape(
-            lambda: transformer.init(config, jax.random.key(0))))
-  return config, pretrained.finish(
-      restore_trained(directory, model, vocab_size))
-
-
-def restore_trained(directory: pathlib.Path, model: dict, vocab_size: int
-                    ) -> pretrained.Model:
-  """A loaded model in its two parts, the one trained by the stage."""
-  made = pretrained.init(model, vocab_size, jax.random.key(0))
-  return made._replace(trainable=checkpoint.restore_params(
-      directory / 'checkpoints', jax.eval_shape(lambda: made.trainable)))
-
-
-def load_members(context: Any, stage: str, config: transformer.Config,
-                 num_members: int | None) -> types.Params:
-  """The reward models of a stage, leaves [E, ...].
-
-  Args:
-    context: of the stage that asks.
-    stage: that has trained them.
-    config: shape of the trunk.
-    num_members: E; None where the stage holds one model without the axis,
-      which is then added.
+  Raises:
+    CheckpointError: the stage holds no model, or one of another kind.
   """
-  return restore_members(context.directory_of(stage), config, num_members)
+  path = directory / 'model.json'
+  if not path.exists():
+    raise errors.CheckpointError(
+        f'{directory} holds no trained model; name a stage that trains one')
+  model = files.read_json(path)
+  if kind is not None and model['kind'] != kind:
+    raise errors.CheckpointError(
+        f'{directory} holds a {model["kind"]} model where a {kind} model is '
+        'needed; name another stage')
+  return model
 
 
-def save_policy(context: Any, step: int, params: types.Params):
-  """Leaves what `load_policy` reads, of a stage that trains more than that.
-
-  Args:
-    context: of the stage; `checkpoints` is written, once.
-    step: that the parameters are of.
-    params: what the stage has trained; value and Q functions are left out.
-  """
-  if (context.directory / 'checkpoints' / str(step)).exists():
-    return
-  kept = {k: v for k, v in params.items()
-          if k not in ('value_head', 'value_trunk', 'q_heads')}
-  with checkpoint.Checkpointer(context.directory / 'checkpoints') as saver:
-    saver.save(step, kept)
+def read_tokenizer(directory: pathlib.Path) -> tokenizer_lib.Tokenizer:
+  """The tokenizer of the model that a stage has trained."""
+  return tokenizer_lib.Tokenizer.from_file(
+      directory / 'tokenizer.json', **read_model(directory)['tokenizer'])
 
 
-def restore_members(directory: pathlib.Path, config: transformer.Config,
-                    num_members: int | None) -> types.Params:
-  """As `load_members`, from the directory of the stage."""
+def restore_policy(directory: pathlib.Path) -> Policy:
+  """The decoder that a stage has trained, adapters merged."""
+  model = read_model(directory, 'policy')
+  node, vocab_size = model['model'], model['vocab_size']
+  if pretrained.source(node) is not None:
+    return Policy(pretrained.config(node, vocab_size),
+                  pretrained.finish(restore_parts(directory)))
+  config = pretrained.config(node, vocab_size)
+  return Policy(config, checkpoint.restore_params(
+      directory / 'checkpoints', jax.eval_shape(
+          lambda: transformer.init(config, jax.random.key(0)))))
+
+
+def restore_parts(directory: pathlib.Path) -> pretrained.Model:
+  """The same in its two parts, the one trained by the stage apart."""
+  model = read_model(directory, 'policy')
+  parts = pretrained.init(
+      model['model'], model['vocab_size'], jax.random.key(0))
+  return parts._replace(trainable=checkpoint.restore_params(
+      directory / 'checkpoints', jax.eval_shape(lambda: parts.trainable)))
+
+
+def restore_rewards(directory: pathlib.Path) -> reward_models.RewardModels:
+  """The reward models of a stage, leaves [E, ...], with the members' scale."""
+  model = read_model(directory, 'reward')
+  config = pretrained.config(model['model'], model['vocab_size'])
   one = lambda: reward_models.init(config, jax.random.key(0))
-  many = lambda: jax.vmap(lambda key: reward_models.init(config, key))(
-      jax.random.split(jax.random.key(0), num_members))
+  many = lambda: reward_models.init_members(
+      config, jax.random.split(jax.random.key(0), model['num_members']))
+  alone = model['num_members'] is None
   params = checkpoint.restore_params(
-      directory / 'checkpoints',
-      jax.eval_shape(one if num_members is None else many))
-  if num_members is None:
+      directory / 'checkpoints', jax.eval_shape(one if alone else many))
+  if alone:
     params = jax.tree.map(lambda x: x[None], params)
-  return params
+  path = directory / 'scale.npz'
+  return reward_models.RewardModels(
+      config, params, files.load_arrays(path) if path.exists() else None)
+
+
+class World:
+  """What a stage reads of others, each loaded when it is first asked for.
+
+  Attributes:
+    context: of the stage.
+    given: stages by role, those alone that there are.
+  """
+
+  def __init__(self, context: Any, data: dict, seed: int,
+               given: Mapping[str, Any]):
+    """Loads nothing yet.
+
+    Args:
+      context: of the stage.
+      data: config node of the corpus.
+      seed: of the study.
+      given: stages by role; None is as good as absent.
+    """
+    self.context = context
+    self.given = {role: x for role, x in given.items() if x is not None}
+    self._data, self._seed = data, seed
+
+  def directory(self, role: str) -> pathlib.Path:
+    """Of the stage that has a role; CheckpointError if it is not complete."""
+    return self.context.directory_of(self.given[role])
+
+  def result(self, role: str) -> dict:
+    """Its result; CheckpointError if it is not complete."""
+    return self.context.result_of(self.given[role])
+
+  @functools.cached_property
+  def corpus(self) -> corpus_lib.Corpus:
+    """The corpus that the reference was trained on.
+
+    Raises:
+      CheckpointError: it comes out differently now, because a library that
+        writes or encodes it has changed.
+    """
+    corpus = load_lib.load(self._data, self._seed)
+    if self.result('reference')['corpus'] != corpus.fingerprint():
+      raise errors.CheckpointError(
+          'the corpus is not the one that '
+          f'{self.given["reference"]} was trained on; go back to the versions '
+          'of tokenizers, vaderSentiment and numpy it was made with, or '
+          'choose another --workdir')
+    return corpus
+
+  @functools.cached_property
+  def reference(self) -> Policy:
+    """The initial policy."""
+    return restore_policy(self.directory('reference'))
+
+  @functools.cached_property
+  def policy(self) -> Policy:
+    """The policy that goes on, or answers: the reference unless told so."""
+    if 'policy' not in self.given:
+      return self.reference
+    return restore_policy(self.directory('policy'))
+
+  def start(self) -> pretrained.Model:
+    """The same in its parts, to be trained: new arrays at each call."""
+    role = 'policy' if 'policy' in self.given else 'reference'
+    return restore_parts(self.directory(role))
+
+  @property
+  def node(self) -> dict[str, Any]:
+    """The config node of its model."""
+    role = 'policy' if 'policy' in self.given else 'reference'
+    return read_model(self.directory(role))['model']
+
+  @functools.cached_property
+  def proxies(self) -> reward_models.RewardModels | None:
+    """The ensemble, with the scale of its members on held-out responses."""
+    if 'proxies' not in self.given:
+      return None
+    return restore_rewards(self.directory('proxies'))
+
+  @functools.cached_property
+  def _gold(self) -> reward_models.RewardModels:
+    return restore_rewards(self.directory('gold'))
+
+  @functools.cached_property
+  def gold(self) -> reward_models.RewardModels | None:
+    """The gold model, in deviations of the reference's samples from their mean.
+
+    Those of `pairs`, of the first where there are several; as it is where
+    there are none.
+    """
+    if 'gold' not in self.given:
+      return None
+    if 'pairs' not in self.given:
+      return self._gold
+    pairs = self.result('pairs')
+    return self._gold._replace(
+        scale=scale_lib.single(pairs['gold_mean'], pairs['gold_std']))
+
+  @functools.cached_property
+  def column(self) -> tuple[str, reward_models.RewardModels] | None:
+    """The column of the log that the gold model has learned, in its units."""
+    learned = self.result('gold') if 'gold' in self.given else {}
+    if 'target_mean' not in learned:
+      return None
+    unit = scale_lib.unit(learned['target_mean'], learned['target_std'])
+    return self.corpus.log_target, self._gold._replace(scale=unit)
+
+  def gold_scorer(self) -> Scorer | None:
+    """(tokens, mask) -> f[N] in the unit of `gold`; None without the unit."""
+    if self.gold is None or self.gold.scale is None:
+      return None
+    return lambda tokens, mask: self.gold.scores(
+        tokens, mask, mesh=self.context.mesh)[0]
+
+  def rule_unit(self) -> tuple[float, float] | None:
+    """Mean and deviation of the rule over the reference's samples.
+
+    None without a rule, as everywhere but in the small world, or without
+    `pairs`.
+    """
+    world = self.corpus.world
+    if world is None or 'pairs' not in self.given:
+      return None
+    arrays = files.load_arrays(self.directory('pairs') / 'pairs.npz')
+    samples = world.rule(arrays['tokens'], arrays['mask'])
+    return float(samples.mean()), float(samples.std())
+
+  def rule_scorer(self) -> Scorer | None:
+    """(tokens, mask) -> f64[N] of the rule, in `rule_unit`."""
+    unit = self.rule_unit()
+    if unit is None:
+      return None
+    return lambda tokens, mask: (self.corpus.world.rule(
+        tokens, mask).astype(np.float64) - unit[0]) / unit[1]
+
+  @functools.cached_property
+  def log(self) -> Log:
+    """The logged responses."""
+    result = self.result('log')
+    arrays = files.load_arrays(self.directory('log') / 'logged.npz')
+    return Log(arrays, result['groups'], result['source'],
+               len(arrays['tokens']) - result['num_validation'])
+
+  def values(self) -> np.ndarray:
+    """f32[N]: what each logged prompt is worth to the reference."""
+    return files.load_arrays(self.directory('values') / 'values.npz')['values']

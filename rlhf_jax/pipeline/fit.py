@@ -1,8 +1,8 @@
-"""Training of a stage that goes on where it was left."""
+"""Training of a stage that goes on where it was left, over all devices."""
 
 from collections.abc import Callable, Sequence
 import contextlib
-import json
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -15,19 +15,37 @@ from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.storage import checkpoint
+from rlhf_jax.storage import files
 from rlhf_jax.storage import metrics
 
 
-class _Log:
-  """The metrics of a training; of policies also updates and evaluations."""
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """How long, and how often something is kept of it."""
 
-  def __init__(self, directory: pathlib.Path, evaluate: Callable | None):
-    self._directory = directory
-    self._evaluate = evaluate
+  num_steps: int  # where to end
+  save_every: int = 200  # steps between checkpoints
+  log_every: int = 20  # steps between lines of metrics
+  folder: str = 'checkpoints'  # below the directory of the stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+  """Looks at a state on the way: a line of evaluation.jsonl each time."""
+
+  evaluate: Callable[[int, types.TrainState], dict[str, float]]
+  every: int  # steps; also before the first step and after the last
+
+
+class _Log:
+  """The metrics of a training; with a watch also updates and evaluations."""
+
+  def __init__(self, directory: pathlib.Path, watch: Watch | None):
+    self._directory, self._watch = directory, watch
     self._stack = contextlib.ExitStack()
     self._writers = {}
     self._open('metrics')
-    if evaluate is not None:
+    if watch is not None:
       self._open('evaluation')
       if (directory / 'updates.jsonl').exists():  # of a training that goes on
         self._open('updates')
@@ -57,7 +75,7 @@ class _Log:
     self._writers['metrics'].write(step, means)
     each = {k: v for k, v in current.items() if v.ndim}
     # A step on logged responses is one update, and its metrics are scalars.
-    if self._evaluate is not None and each:
+    if self._watch is not None and each:
       for update in range(len(each['train/loss'])):
         self._open('updates').write(
             step, {'update': update} | {k: v[update] for k, v in each.items()})
@@ -66,128 +84,123 @@ class _Log:
   def check(self, steps: Sequence[int]):
     """Raises CheckpointError unless these steps have been evaluated."""
     writer = self._writers['evaluation']
-    found = {json.loads(line)['step']
-             for line in writer.path.read_text().splitlines()}
-    missing = [step for step in steps if step not in found]
+    evaluated = {line['step'] for line in files.read_jsonl(writer.path)}
+    missing = [step for step in steps if step not in evaluated]
     if missing:
       raise errors.CheckpointError(
           f'{writer.path} lacks step {missing[0]}; delete '
           f'{writer.path.parent} to train again')
 
   def evaluation(self, step: int, state: types.TrainState):
-    if self._evaluate is not None:
-      self._writers['evaluation'].write(step, self._evaluate(step, state))
+    if self._watch is not None:
+      self._writers['evaluation'].write(
+          step, self._watch.evaluate(step, state))
+
+  def resume(self, start: int, num_steps: int, state: types.TrainState):
+    """What a training that goes on at `start` finds, and what it lacks."""
+    self.truncate(start)
+    if self._watch is None:
+      return
+    self.check(range(0, start, self._watch.every))
+    if start == num_steps:  # what else it wrote may have been lost
+      self.truncate(start, start - 1)
+      self.evaluation(start, state)
+
+  def due(self, step: int, num_steps: int) -> bool:
+    """Whether a step is evaluated."""
+    return self._watch is not None and (
+        step % self._watch.every == 0 or step == num_steps)
 
 
-def fit(
-    context: Any,
-    state: types.TrainState,
-    source: sources.Source,
-    step_fn: Callable,
-    *,
-    num_steps: int,
-    frozen: types.Frozen | None = None,
-    base: types.Params | None = None,
-    save_every: int = 200,
-    log_every: int = 20,
-    tokens_per_step: int = 0,
-    evaluate: Callable[[int, types.TrainState], dict[str, float]] | None = None,
-    evaluate_every: int = 0,
-    folder: str = 'checkpoints',
-) -> tuple[types.TrainState, dict[str, float]]:
+def _training(state: types.TrainState) -> dict[str, Any]:
+  """What a checkpoint holds beside the parameters."""
+  fields = {'opt_state': state.opt_state, 'key': state.key,
+            'step': state.step, 'targets': state.targets,
+            'statistics': state.statistics or None}
+  return {k: v for k, v in fields.items() if v is not None}
+
+
+def _placed(source: sources.Source, mesh, axis: int) -> sources.Source:
+  """The source with its batches split over the mesh; a rollout is already."""
+  def place(*args):
+    batch = source(*args)
+    return batch if isinstance(batch, types.Rollout) else (
+        sharding.shard_batch(batch, mesh, axis=axis))
+  return place
+
+
+def fit(context: Any, state: types.TrainState, source: sources.Source,
+        step_fn: Callable, *, loop: Loop, frozen: types.Frozen | None = None,
+        watch: Watch | None = None
+        ) -> tuple[types.TrainState, dict[str, float]]:
   """Runs a stage's training from where it was left, over all devices.
 
-  Parameters are replicated and the prompts of a batch are split over a mesh
-  of all devices; the step is the same on one. A rollout is left as its source
-  has placed it.
+  Parameters are replicated and the prompts of a batch are split over the mesh
+  of the context; the step is the same on one device. A rollout is left as its
+  source has placed it.
 
-  Checkpoints go to `directory/<folder>`, metrics to
-  `directory/metrics.jsonl`, in which each logged step occurs once, and those
-  of the several updates of a rollout, where a step has them, to
-  `directory/updates.jsonl`. After `num_steps` the last checkpoint holds the
-  result.
+  Checkpoints go to `loop.folder`, metrics to metrics.jsonl, in which each
+  logged step occurs once, and those of the several updates of a rollout,
+  where a step has them, to updates.jsonl. After the last step the last
+  checkpoint holds the result.
 
   Args:
     context: of the stage.
     state: at step 0; with a leading member axis for an ensemble.
     source: of batches.
     step_fn: jitted; may donate the state.
-    num_steps: where to end.
-    frozen: for the source.
-    base: frozen parameters beside the trained ones, see `train.train`.
-    save_every: steps between checkpoints.
-    log_every: steps between lines of metrics.
-    tokens_per_step: for the rate that is reported.
-    evaluate: (steps taken, state) -> numbers, for a line of
-      `directory/evaluation.jsonl`.
-    evaluate_every: steps between evaluations; there is one before the first
-      step and one after the last.
-    folder: of the checkpoints.
+    loop: how long.
+    frozen: for the source; its `base`, frozen parameters beside the trained
+      ones, also for the step, see `train.train`.
+    watch: None: nobody looks.
 
   Returns:
-    The final state, and the last metrics with 'seconds' and
-    'tokens_per_second' of the whole training, interrupted or not.
+    The final state, and the last metrics with 'seconds' of the whole
+    training, interrupted or not.
 
   Raises:
     Interrupted: after saving, when asked to stop.
     NumericsError: see `train.train`.
     TopologyError: the batch size is no multiple of the number of devices.
   """
-  def as_training(state):
-    fields = {'opt_state': state.opt_state, 'key': state.key,
-              'step': state.step, 'targets': state.targets,
-              'statistics': state.statistics or None}
-    return {k: v for k, v in fields.items() if v is not None}
-
-  mesh = sharding.make_mesh()
-  state, base, frozen = sharding.shard_params(
-      (state, base, frozen or types.Frozen()), mesh)
-  member_axes = state.step.ndim
-
-  def spread(*args):
-    found = source(*args)
-    return found if isinstance(found, types.Rollout) else (
-        sharding.shard_batch(found, mesh, axis=member_axes))
-
-  last, before = {}, 0.0
-  name = context.directory.name
-  with (checkpoint.Checkpointer(context.directory / folder) as saver,
-        _Log(context.directory, evaluate) as log):
-    restored = saver.restore_latest(state.params, as_training(state))
-    start = 0
+  state, frozen = sharding.shard_params(
+      (state, frozen or types.Frozen()), context.mesh)
+  source = _placed(source, context.mesh, state.step.ndim)
+  last, before, start, name = {}, 0.0, 0, context.directory.name
+  with (checkpoint.Checkpointer(context.directory / loop.folder) as saver,
+        _Log(context.directory, watch) as log):
+    restored = saver.restore_latest(state.params, _training(state))
+    began = time.monotonic()
     if restored:
       start, params, training, meta = restored
       last, before = meta['last'], meta['seconds']
       state = types.TrainState(params=params, **training)
-      context.log(f'goes on at step {start} of {num_steps}')
-    log.truncate(start if restored else -1)
-    began = time.monotonic()
-    if not restored:
+      context.log(f'goes on at step {start} of {loop.num_steps}')
+      log.resume(start, loop.num_steps, state)
+    else:
+      log.truncate(-1)
       log.evaluation(0, state)
-    elif evaluate is not None:
-      log.check(range(0, start, evaluate_every))
-      if start == num_steps:  # what else it wrote may have been lost
-        log.truncate(start, start - 1)
-        log.evaluation(start, state)
-    with metrics.progress(num_steps, start, name) as bar:
-      for step, new_state, current in train.train(
-          state, frozen, spread, step_fn, start=start,
-          num_steps=num_steps, base=base):
-        state = new_state
+    with metrics.progress(loop.num_steps, start, name) as bar:
+      for step, state, current in train.train(  # noqa: B020
+          state, frozen, source, step_fn, start=start,
+          num_steps=loop.num_steps, base=frozen.base):
         bar.update(1)
         stopping = context.stop.requested()
-        if step % log_every == 0 or step == num_steps or stopping:
+        last_step = step == loop.num_steps
+        if step % loop.log_every == 0 or last_step or stopping:
           last = log.step(step, current)
-        if evaluate_every and (
-            step % evaluate_every == 0 or step == num_steps):
+        if log.due(step, loop.num_steps):
           log.evaluation(step, state)
-        if step % save_every == 0 or step == num_steps or stopping:
+        if step % loop.save_every == 0 or last_step or stopping:
           spent = before + time.monotonic() - began
-          saver.save(step, state.params, as_training(state),
+          saver.save(step, state.params, _training(state),
                      {'last': last, 'seconds': spent})
-          if step < num_steps:
+          if not last_step:
             context.stop.check(f'step {step} of {name}')
     seconds = before + time.monotonic() - began
-  return state, last | {
-      'seconds': seconds,
-      'tokens_per_second': tokens_per_step * num_steps / seconds}
+  return state, last | {'seconds': seconds}
+
+
+def rate(last: dict[str, float], tokens: float) -> dict[str, float]:
+  """The metrics of `fit` with the tokens per second of all its steps."""
+  return last | {'tokens_per_second': tokens / last['seconds']}

@@ -6,75 +6,21 @@ and 9.
 """
 
 from collections.abc import Callable, Mapping
-import dataclasses
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import algorithms
 from rlhf_jax import errors
+from rlhf_jax import sources
 from rlhf_jax import types
 from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import running
 
-SOURCES = ('demonstrations', 'logged', 'preferences', 'rankings')
 PAIRED = ('preferences', 'rankings')  # whole examples, not single responses
-PRIORITIES = ('none', 'advantage', 'reward')
 SIDES = ('chosen', 'rejected')  # groups of preferences
 USES = ('first', 'all')  # beside the names of groups
-FILTER = ('prompt_values', 'prompt_advantages', 'keep_positive')
 CHUNK = 256  # examples annotated at a time
-
-
-def names() -> list[str]:
-  """The algorithms that learn from logged responses."""
-  return [name for name, row in algorithms.ALGORITHMS.items()
-          if row.source in SOURCES and row.objective is not None
-          and row.objective['name'] not in (
-              'bradley_terry', 'ranking', 'preference_lm')]
-
-
-def make_row(algorithm: str, arguments: Mapping[str, Mapping], *,
-             filtered: bool = False) -> algorithms.Algorithm:
-  """The row of a run, with the run's own arguments.
-
-  Args:
-    algorithm: one of `names`.
-    arguments: of `Algorithm.replace`; {'drop': True} takes an annotator out.
-    filtered: whether responses without a positive advantage are left out,
-      though the row does not ask for it.
-
-  Raises:
-    ValueError: an argument is unknown or does not fit the algorithm.
-  """
-  if algorithm not in names():
-    raise ValueError(f'algorithm is {algorithm!r}, which learns nothing from '
-                     f'logged responses; there are {", ".join(names())}.')
-  row = algorithms.ALGORITHMS[algorithm]
-  dropped = [k for k, v in arguments.items() if v.get('drop')]
-  row = row.replace(
-      **{k: v for k, v in arguments.items() if k not in dropped})
-  row = row.without(*dropped)
-  if not filtered:
-    return row
-  if row.source in PAIRED:
-    raise ValueError(f'{row.title} learns from whole examples, so that '
-                     'filtered=True would leave none of them whole.')
-  known = [node['name'] for node in row.annotators]
-  if 'standardize_scores' in known:
-    raise ValueError(f'{row.title} learns from standardised scores, which have '
-                     'no value of a prompt to be compared with; set '
-                     'filtered=False.')
-  added = tuple({'name': name} for name in FILTER if name not in known)
-  return dataclasses.replace(
-      row, annotators=(*row.annotators, *added))
-
-
-def needs_values(row: algorithms.Algorithm) -> bool:
-  """Whether a run reads the reference's values of the prompts."""
-  return any(node['name'] == 'prompt_values' for node in row.annotators)
 
 
 def _compared(row: algorithms.Algorithm, log: Mapping[str, np.ndarray],
@@ -119,7 +65,7 @@ def select(row: algorithms.Algorithm, log: Mapping[str, np.ndarray],
   """The training data of a run, before its annotators.
 
   Args:
-    row: of `make_row`.
+    row: of `offline_methods.make_row`.
     log: training examples of a stage `logged`: tokens, mask [N, K, T], group,
       scores, raw_scores [N, K], and values [N] where they are needed.
     use: 'first' (the best of each example; of its 'chosen' ones where the log
@@ -150,56 +96,45 @@ def select(row: algorithms.Algorithm, log: Mapping[str, np.ndarray],
       prompt_values=None if values is None else values[at[:, 0]])
 
 
-def is_ilql(row: algorithms.Algorithm) -> bool:
-  """Whether a run has Q heads, and samples by them."""
-  return row.objective['name'] == 'ilql'
+def models(forward: Callable[[], tuple]) -> dict[str, chain_lib.Annotator]:
+  """The annotators that read parameters, or what other stages have filled.
 
-
-def _by_chunk(function: Callable, batch: types.Batch) -> Any:
-  """`function` of tokens and mask, chunk by chunk, to the host."""
-  rows, parts = len(batch.tokens), []
-  size = min(CHUNK, rows)
-  for start in range(0, rows, size):
-    # The last chunk is filled up, so that it runs the same program.
-    at = np.resize(np.arange(start, min(start + size, rows)), size)
-    parts.append(jax.device_get(function(batch.tokens[at], batch.mask[at])))
-  return jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
-
-
-def _models(forward) -> dict[str, chain_lib.Annotator]:
-  """The annotators that read parameters, or what other stages have filled."""
-  def given(name):
+  Args:
+    forward: () -> log-probabilities and values of the whole data set; called
+      once at most.
+  """
+  def filled(name):
     def check(batch, *unused, **kwargs):
       running.need(batch, name)
       return batch
     return check
 
-  passed = []
+  passes = []
 
-  def once(batch):
+  def once():
     """What one pass over the data set says; annotators keep its tokens."""
-    if not passed:
-      passed.append(_by_chunk(forward, batch))
-    return passed[0]
+    if not passes:
+      passes.append(forward())
+    return passes[0]
 
   return {
-      'scores': given('scores'), 'prompt_values': given('prompt_values'),
+      'scores': filled('scores'), 'prompt_values': filled('prompt_values'),
       'ref_logprobs': lambda batch, *unused: batch.replace(
-          ref_logprobs=once(batch)[0]),
+          ref_logprobs=once()[0]),
       'old_values': lambda batch, *unused: batch.replace(
-          old_values=once(batch)[1]),
+          old_values=once()[1]),
   }
 
 
 def annotated(row: algorithms.Algorithm, batch: types.Batch,
-              forward: Callable[..., Any]) -> types.Batch:
+              forward: Callable[[], tuple]) -> types.Batch:
   """The data set with what the row's annotators fill, on the host.
 
   Args:
-    row: of `make_row`.
+    row: of `offline_methods.make_row`.
     batch: of `select`.
-    forward: (tokens, mask) -> logprobs and values of the initial policy,
-      [B, K, T] each, values None without a value head.
+    forward: () -> log-probabilities and values of the initial policy on it,
+      f32[N', K, T] each, values None without a value head.
 
   Returns:
     The examples that have a response left.
@@ -207,50 +142,37 @@ def annotated(row: algorithms.Algorithm, batch: types.Batch,
   Raises:
     ConfigError: if there is none.
   """
-  chain = chain_lib.chain(row.annotators, _models(forward))
-  found = jax.device_get(chain(batch, None, None)[0])
-  left = found.mask.any(axis=(1, 2))
+  chain = chain_lib.chain(row.annotators, models(forward))
+  dataset = jax.device_get(chain(batch, None, None)[0])
+  left = dataset.mask.any(axis=(1, 2))
   if not left.any():
     raise errors.ConfigError(
         f'{row.title} is left without a response: none of {len(left)} has a '
         'positive advantage; look at the rewards of the log')
-  return jax.tree.map(lambda x: x[left], found)
+  return jax.tree.map(lambda x: x[left], dataset)
 
 
-def try_out(row: algorithms.Algorithm, priority: str):
-  """Traces annotators and objective of a run on shapes; touches no device.
+def source(dataset: types.Batch, priority: str, *, batch_size: int,
+           seed: int) -> sources.Source:
+  """Every response alike in each epoch, or drawn in proportion.
+
+  Args:
+    dataset: of `annotated`.
+    priority: 'none' (each once in every epoch), or with replacement in
+      proportion to 'advantage' or 'reward' (objectives.md 9.9).
+    batch_size: examples a step.
+    seed: of the order.
 
   Raises:
-    ValueError: an argument is unknown, missing or out of range.
+    ConfigError: no response has a weight above 0.
   """
-  if priority not in PRIORITIES:
-    raise ValueError(f'priority is {priority!r}; there are '
-                     f'{", ".join(PRIORITIES)}.')
-  advantages = any(n['name'] == 'prompt_advantages' for n in row.annotators)
-  if priority == 'advantage' and not advantages:
-    raise ValueError(f"{row.title} has no advantages of prompts; choose "
-                     "priority='reward' or 'none', or filtered=True.")
-  if priority != 'none' and row.source in PAIRED:
-    raise ValueError(f'{row.title} learns from whole examples; set '
-                     "priority='none'.")
-  shape = (2, 2 if row.source in PAIRED else 1, 4)
-  zeros = lambda tokens, mask: (np.zeros(shape, np.float32),) * 2
-
-  def whole():
-    flat = jnp.zeros(shape)
-    batch = types.Batch(
-        tokens=np.zeros(shape, np.int32), mask=np.ones(shape, bool),
-        scores=np.ones(shape[:2], np.float32),
-        prompt_values=(np.zeros(len(flat), np.float32)
-                       if needs_values(row) else None))
-    batch = chain_lib.chain(row.annotators, _models(zeros))(
-        batch, None, None)[0]
-    out = types.PolicyOutput(
-        logprobs=flat, entropy=flat, values=flat, q_values=(flat,) * 2,
-        q_logprobs=(flat,) * 2, target_q_values=(flat,) * 2)
-    return row.bind()(out, batch)
-
-  try:
-    jax.eval_shape(whole)
-  except (AssertionError, AttributeError, KeyError, TypeError) as error:
-    raise ValueError(str(error).partition('\n')[0]) from error
+  if priority == 'none':
+    return sources.offline(dataset, batch_size=batch_size, seed=seed)
+  weights = (dataset.advantages if priority == 'advantage'
+             else dataset.scores)[:, 0]
+  if not (weights > 0).any():
+    raise errors.ConfigError(
+        f'priority is {priority!r}, and none of {len(weights)} responses has '
+        "one above 0; choose priority='none', or look at the rewards")
+  return sources.prioritized(
+      dataset, np.maximum(weights, 0), batch_size=batch_size, seed=seed)

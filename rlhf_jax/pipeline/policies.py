@@ -1,81 +1,129 @@
 """What the stages that train policies share, online and on logged data."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax import types
-from rlhf_jax.evaluation import monitor
+from rlhf_jax.evaluation import monitor as monitor_lib
 from rlhf_jax.models import heads
+from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import rewarding
+from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
 
 TRUNKS = ('shared', 'separate', 'reward')  # of a value head
+_HEADS = ('value_head', 'value_trunk', 'q_heads')  # no part of a policy
 
 
-def add_value_head(
-    trainable: types.Params, value: dict[str, Any], config: transformer.Config,
-    key: jax.Array, *, reference: types.Params,
-    reward: types.Params | None = None,
-    reward_config: transformer.Config | None = None,
-) -> tuple[types.Params, transformer.Config | None]:
+def value_config(world: artifacts.World, value: Mapping[str, Any]
+                 ) -> transformer.Config | None:
+  """The shape of a value trunk of its own; None: the policy's is shared."""
+  return {'shared': lambda: None,
+          'separate': lambda: world.reference.config,
+          'reward': lambda: world.proxies.config}[value['trunk']]()
+
+
+def add_value_head(world: artifacts.World, trainable: types.Params,
+                   value: Mapping[str, Any], key: jax.Array) -> types.Params:
   """Adds a value head, and a trunk of its own if asked for.
 
   Args:
+    world: with the reference and, for 'reward', the reward models.
     trainable: what of the policy is trained.
     value: 'mlp' and 'scale' of `heads.init_scalar`, and 'trunk': 'shared' with
       the policy, 'separate' (a copy of the reference's) or 'reward' (the
       first reward model's, head included; Stiennon et al. 2020).
-    config: shape of the policy.
     key: of the head.
-    reference: the initial policy.
-    reward: reward models, leaves [E, ...], of 'reward' alone.
-    reward_config: their shape.
-
-  Returns:
-    The parameters and the shape of 'value_trunk', None without one.
   """
   if value['trunk'] == 'reward':
-    first = jax.tree.map(lambda x: x[0], reward)
+    first = jax.tree.map(lambda x: x[0], world.proxies.params)
     return {**trainable, 'value_head': first['head'],
-            'value_trunk': first['trunk']}, reward_config
-  head = heads.init_scalar(
-      key, config.hidden_size, scale=value['scale'], mlp=value['mlp'])
+            'value_trunk': first['trunk']}
+  head = heads.init_scalar(key, world.reference.config.hidden_size,
+                           scale=value['scale'], mlp=value['mlp'])
   trainable = {**trainable, 'value_head': head}
   if value['trunk'] == 'shared':
-    return trainable, None
+    return trainable
   # A copy: the train step donates its state, and must not the reference.
   return {**trainable, 'value_trunk': jax.tree.map(
-      jnp.copy, heads.trunk(reference))}, config
+      jnp.copy, heads.trunk(world.reference.params))}
 
 
-def evaluator(
-    context: Any, watch: monitor.Monitor, *, texts: int, num_steps: int,
-    params: Callable[[types.TrainState], types.Params],
-    counts: Callable[[int], dict[str, float]],
-) -> Callable[[int, types.TrainState], dict[str, float]]:
-  """(step, state) -> row of `evaluation.jsonl`, for `common.fit`.
+def save_policy(context: Any, step: int, params: types.Params):
+  """Leaves what `artifacts.restore_policy` reads, and nothing else.
 
   Args:
-    context: of the stage. `texts/<step>.json` holds the first responses of an
-      evaluation, and `final.jsonl` those of the last one, all of them.
-    watch: what evaluates.
-    texts: responses that are kept of an evaluation.
-    num_steps: the last step.
-    params: what of a state is evaluated.
-    counts: (step) -> further columns of the row.
+    context: of the stage; `checkpoints` is written, once.
+    step: that the parameters are of.
+    params: what the stage has trained; value and Q functions are left out.
   """
-  folder = context.directory / 'texts'
+  if (context.directory / 'checkpoints' / str(step)).exists():
+    return
+  kept = {k: v for k, v in params.items() if k not in _HEADS}
+  with checkpoint.Checkpointer(context.directory / 'checkpoints') as saver:
+    saver.save(step, kept)
+
+
+class View(NamedTuple):
+  """What an evaluation looks at in a run."""
+
+  model: pretrained.Model  # whose `base` lies under the trained part
+  last_step: int
+  counts: Callable[[int], dict[str, float]]  # (step) -> further columns
+  # Of policies that sample by their Q values, which are `targets`: the shift
+  # of the logits in nats per unit of value.
+  value_shift: float | None = None
+
+  def params(self, state: types.TrainState) -> types.Params:
+    """What samples, of a state."""
+    params = {**(self.model.base or {}), **state.params}
+    if self.value_shift is not None:
+      params['target_q_heads'] = state.targets
+    return params
+
+
+@contextlib.contextmanager
+def watch(world: artifacts.World, measure: Mapping[str, Any],
+          evaluation: Mapping[str, Any], key: jax.Array, view: View
+          ) -> Iterator[fit_lib.Watch]:
+  """Evaluates a policy on the way.
+
+  `texts/<step>.json` holds the first responses of an evaluation, and
+  `final.jsonl` those of the last one, all of them.
+
+  Args:
+    world: of the stage.
+    measure: 'components', by which policies are compared, whatever each
+      maximises; 'pool' of `programmatic.Functions`; 'sampler'; 'chunk_size'.
+    evaluation: 'every' so many steps, on 'num_prompts', 'texts' of them kept.
+    key: of the samples, the same for all policies that are compared.
+    view: what it looks at.
+  """
+  folder = world.context.directory / 'texts'
   folder.mkdir(exist_ok=True)
+  setting = monitor_lib.Setting(
+      corpus=world.corpus, num_prompts=evaluation['num_prompts'],
+      sampler=measure['sampler'], key=key, mesh=world.context.mesh,
+      value_shift=view.value_shift, chunk_size=measure['chunk_size'])
+  with rewarding.bind(world, measure['components'], measure['pool']) as rewards:
+    monitor = monitor_lib.Monitor(
+        setting, view.model.config, world.reference.params, rewards,
+        gold=world.gold_scorer(), rule=world.rule_scorer())
 
-  def evaluate(step, state):
-    found = watch(params(state), step=step)
-    files.write_json(folder / f'{step:06d}.json', watch.texts(found, texts))
-    if step == num_steps:
-      files.write_jsonl(
-          context.directory / 'final.jsonl', watch.final_rows(found))
-    return {**counts(step), **found.row}
+    def evaluate(step, state):
+      result = monitor(view.params(state), step=step)
+      files.write_json(folder / f'{step:06d}.json',
+                       monitor.texts(result, evaluation['texts']))
+      if step == view.last_step:
+        files.write_jsonl(world.context.directory / 'final.jsonl',
+                          monitor.final_rows(result))
+      return {**view.counts(step), **result.row}
 
-  return evaluate
+    yield fit_lib.Watch(evaluate, evaluation['every'])

@@ -1,130 +1,159 @@
-"""The named rewards of a study, bound to the models that its stages trained.
+"""One reward of a config, bound to the models that the stages have trained.
 
 Logged responses, the reference's own and those of a trained policy are all
-scored by what `build` returns, so that one reward has one meaning.
+scored by what `bind` returns, and a policy in training by the same components:
+those of models as annotators on the device (`nodes_of_models`), the others on
+the host (`on_texts`). So one reward has one meaning everywhere.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax.data import corpus as corpus_lib
-from rlhf_jax.evaluation import monitor
-from rlhf_jax.models import pretrained
+from rlhf_jax import types
+from rlhf_jax.annotators import from_models
+from rlhf_jax.evaluation import texts as texts_lib
 from rlhf_jax.pipeline import artifacts
-from rlhf_jax.rewards import components
-from rlhf_jax.rewards import models as reward_models
-from rlhf_jax.storage import files
+from rlhf_jax.rewards import components as components_lib
+from rlhf_jax.rewards import nodes as nodes_lib
 
-MODELS = ('gold', 'proxy', 'file')  # kinds that a trained model answers
-
-
-def _gold(context, corpus, gold, gold_model) -> Callable[..., np.ndarray]:
-  """(tokens, mask) -> f32[N], the gold model's score as it is."""
-  config = pretrained.config(gold_model, corpus.tokenizer.vocab_size)
-  params = artifacts.load_members(context, gold, config, None)
-  return lambda tokens, mask: reward_models.score_rows(
-      config, params, tokens, mask)[0]
+Nodes = Mapping[str, Mapping[str, Any]]  # of `rewards.nodes`
 
 
-def _proxy(context, corpus, proxies, model, num_members
-           ) -> Callable[..., np.ndarray]:
-  """(tokens, mask) -> f32[N], mean of the members, standardised."""
-  config = pretrained.config(model, corpus.tokenizer.vocab_size)
-  params = artifacts.load_members(context, proxies, config, num_members)
-  scale = files.load_arrays(context.directory_of(proxies) / 'scale.npz')
-  mean, std = (scale[name][:, None] for name in ('mean', 'std'))
-
-  def score(tokens, mask):
-    found = reward_models.score_rows(config, params, tokens, mask)
-    return ((found - mean) / np.where(std == 0, 1, std)).mean(axis=0)
-
-  return score
-
-
-def kinds(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
-  """The kinds of rewards that a config asks for."""
-  return {node.get('kind') for node in nodes.values()}
-
-
-def build(context: Any, nodes: Mapping[str, Mapping[str, Any]], *,
-          corpus: corpus_lib.Corpus, gold: str, gold_model: dict, pairs: str,
-          proxies: str | None = None, proxy_model: dict | None = None,
-          num_members: int | None = None, pool: Mapping[str, Any] | None = None,
-          log: tuple[np.ndarray, np.ndarray] | None = None
-          ) -> components.Components:
+def bind(world: artifacts.World, nodes: Nodes, pool: Mapping[str, Any], *,
+         log: tuple[np.ndarray, np.ndarray] | None = None
+         ) -> components_lib.Components:
   """The rewards of a config with everything that they read.
 
   Args:
-    context: of the stage that asks.
-    nodes: of `components.Components`.
-    corpus: of the study.
-    gold: stage that holds the gold model: kind 'gold', in standard deviations
-      of the SFT policy's samples from their mean, and kind 'file', in the
-      units of the score that the model was trained on.
-    gold_model: its shape.
-    pairs: stage whose samples set that zero and that unit.
-    proxies: stage that holds an ensemble: kind 'proxy', the mean of its
-      standardised members.
-    proxy_model: its shape.
-    num_members: E.
+    world: of the stage that asks.
+    nodes: of the config.
     pool: of `programmatic.Functions`.
-    log: tokens i32[..., T] and mask bool[..., T] of the logged responses, on
-      which TF-IDF is fitted: on all that are given, those of validation
-      examples too (objectives.md 11.8 has the training responses). Rows
-      without a response are left out.
+    log: tokens i32[..., T] and mask bool[..., T] of the responses on which
+      TF-IDF is fitted: all that are logged, those of validation examples too
+      (objectives.md 11.8 has the training responses). None: those of the
+      world's log. Rows without a response are left out.
 
   Returns:
     The components; close them.
 
   Raises:
-    ConfigError: kind 'file' is asked for, and the gold model has learned no
-      score of a file.
+    ConfigError: kind 'file' is asked for, and no model has learned the score.
   """
-  models, asked = {}, kinds(nodes)
-  if asked & {'gold', 'file'}:
-    score = _gold(context, corpus, gold, gold_model)
-    (mean, std), _ = artifacts.score_scales(context, corpus, pairs)
-    models['gold'] = lambda *rows: (score(*rows) - mean) / std
-    learned = context.result_of(gold)
-    if 'file' in asked and 'target_mean' not in learned:
-      raise errors.ConfigError(_not_learned(corpus))
-    if 'target_mean' in learned:
-      unit = learned['target_mean'], learned['target_std']
-      models[f'file:{corpus.log_target}'] = (
-          lambda *rows: unit[0] + unit[1] * score(*rows))
-  if 'proxy' in asked:
-    models['proxy'] = _proxy(
-        context, corpus, proxies, proxy_model, num_members)
+  kinds = nodes_lib.kinds(nodes)
+  column = world.column if 'file' in kinds else None
+  if 'file' in kinds and 'gold' in world.given and column is None:
+    raise errors.ConfigError(_not_learned(world))
   responses = []
-  if 'tfidf' in asked:
-    tokens, mask = (x.reshape(-1, x.shape[-1]) for x in log)
-    there = mask.any(axis=-1)
-    responses = monitor.decode(
-        corpus.tokenizer, tokens[there], mask[there])[1]
-  return components.Components(
-      nodes, models=models, responses=responses, pool=pool or {})
+  if 'tfidf' in kinds:
+    arrays = log or [world.log.arrays[name] for name in ('tokens', 'mask')]
+    tokens, mask = (x.reshape(-1, x.shape[-1]) for x in arrays)
+    present = mask.any(axis=-1)
+    responses = texts_lib.decode(
+        world.corpus.tokenizer, tokens[present], mask[present])[1]
+  return components_lib.Components(nodes, responses=responses, pool=pool,
+                                   models=components_lib.Models(
+      proxy=world.proxies if 'proxy' in kinds else None,
+      gold=world.gold if 'gold' in kinds else None,
+      file=column and column[1], column=column and column[0],
+      mesh=world.context.mesh))
 
 
-def _not_learned(corpus: corpus_lib.Corpus) -> str:
+def _not_learned(world: artifacts.World) -> str:
   """Why new responses have no score of a file, and what to do."""
   what = "kind 'file' scores new responses by the gold model, which "
-  if corpus.world is not None:
+  if world.corpus.world is not None:
     return what + ("of task 'reddit' learns the rule of the small world; use "
                    "kind 'gold', or give data.logged.path")
   return what + ('learned no score of the log; set data.logged.target to the '
                  'column')
 
 
-def of_log(context: Any, nodes: Mapping[str, Mapping[str, Any]], logged: str,
-           pool: Mapping[str, Any], **models) -> components.Components:
-  """As `build`, with TF-IDF of the responses of a stage `logged`, all of them.
+def nodes_of_models(nodes: Nodes) -> list[dict[str, Any]]:
+  """Annotators, in order, of the components that a trained model gives."""
+  annotators = []
+  for node in nodes_lib.by_models(nodes).values():
+    annotator = {'name': 'scores', 'model': node['kind'],
+                 'weight': node['weight'], 'squash': node['squash'],
+                 'divisor': node['scale'], 'limits': node['range']}
+    if node['kind'] == 'proxy':
+      annotator |= {'aggregate': node['aggregate'],
+                    'standardize': node['standardize']}
+    annotators.append(annotator)
+  return annotators
 
-  Raises:
-    ConfigError: as `build`.
+
+def frozen_models(world: artifacts.World, nodes: Nodes
+                  ) -> tuple[dict, dict, dict]:
+  """Shapes, parameters and scales of those models, by kind of component."""
+  models = {}
+  for kind in nodes_lib.kinds(nodes_lib.by_models(nodes)):
+    models[kind] = world.column[1] if kind == 'file' else getattr(
+        world, {'proxy': 'proxies', 'gold': 'gold'}[kind])
+  scales = {kind: {k: jnp.asarray(v, jnp.float32)
+                   for k, v in model.scale.items()}
+            for kind, model in models.items() if model.scale is not None}
+  return ({kind: model.config for kind, model in models.items()},
+          {kind: model.params for kind, model in models.items()}, scales)
+
+
+def score(batch: types.Batch, frozen: types.Frozen, configs: Mapping, *,
+          model: str, weight: float, squash: str, divisor: float,
+          limits: tuple[float, float] | None,
+          aggregate: Mapping[str, Any] | None = None,
+          standardize: bool = True) -> types.Batch:
+  """Adds one component of a trained model to `scores`: an annotator's body.
+
+  Args:
+    batch: of a rollout.
+    frozen: its `reward` and `reward_scale` hold the models, by kind.
+    configs: their shapes, by kind.
+    model: kind of the component; the others are fields of its node, see
+      `rewards.nodes`.
+    weight: in the sum.
+    squash: 'none', 'sigmoid' or 'clip'.
+    divisor: `scale` of the node.
+    limits: `range` of the node.
+    aggregate: of an ensemble.
+    standardize: whether its members are.
   """
-  arrays = files.load_arrays(context.directory_of(logged) / 'logged.npz')
-  return build(context, nodes, pool=pool,
-               log=(arrays['tokens'], arrays['mask']), **models)
+  def bounded(x):
+    x = x / divisor if divisor != 1 else x
+    if squash == 'sigmoid':
+      return jax.nn.sigmoid(x)
+    return jnp.clip(x, *(limits or (0, 1))) if squash == 'clip' else x
+
+  scored = from_models.scores(
+      batch, configs[model], frozen.reward[model], weight=weight,
+      squash=bounded, **(aggregate or {'kind': 'single'}),
+      scale=frozen.reward_scale.get(model) if standardize else None)
+  if model != 'proxy':  # whose members are those that may disagree
+    scored = scored.replace(member_scores=batch.member_scores)
+  return scored
+
+
+def on_texts(world: artifacts.World, rewards: components_lib.Components
+             ) -> Callable[[int, types.Batch, np.ndarray], np.ndarray]:
+  """(step, batch, prompts) -> f32[B, K]: the components that read texts.
+
+  Args:
+    world: of the stage.
+    rewards: of those components alone; `prompts` i64[B] are the places of the
+      batch's among the pair prompts, whose right answers some compare with.
+  """
+  answers = world.corpus.pair_references
+
+  def score_texts(step, batch, prompts):
+    tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask)
+    rows = [x.reshape(-1, x.shape[-1]) for x in (tokens, mask)]
+    references = None if answers is None else [
+        answers[at] for at in np.repeat(prompts, tokens.shape[1])]
+    scored = rewards(*rows, *texts_lib.decode(world.corpus.tokenizer, *rows),
+                     step=step, references=references)
+    return rewards.total(scored.values).reshape(mask.shape[:2])
+
+  return score_texts

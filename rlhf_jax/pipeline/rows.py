@@ -1,53 +1,64 @@
-"""Responses of a policy to many prompts, and whether they end."""
+"""Responses of a policy to many prompts, for the stages that sample."""
 
+from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
 from rlhf_jax import sampling
-from rlhf_jax import types
+from rlhf_jax import sharding
 from rlhf_jax.data import corpus as corpus_lib
-from rlhf_jax.models import transformer
+from rlhf_jax.pipeline import artifacts
+
+CHUNK = 256  # prompts sampled at a time
 
 
-def sample_rows(context: Any, corpus: corpus_lib.Corpus,
-                config: transformer.Config, params: types.Params,
-                key: jax.Array, *, num_prompts: int, num_samples: int,
-                chunk_size: int, **sampler) -> tuple[np.ndarray, np.ndarray]:
-  """Samples responses to the first pair prompts, and around again.
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """How responses are drawn: `num_samples` to each prompt."""
+
+  num_samples: int
+  sampler: Mapping[str, Any]  # temperature, top_k, top_p of `sampling.sample`
+  force_eos: bool = False
+  chunk_size: int = CHUNK
+
+
+def sample_rows(world: artifacts.World, policy: artifacts.Policy,
+                prompts: corpus_lib.Prompts, key: jax.Array, draw: Draw, *,
+                num_prompts: int | None = None, first_row: int = 0
+                ) -> tuple[np.ndarray, np.ndarray]:
+  """Samples responses to prompts, and around again, over all devices.
 
   Args:
-    context: of the stage; asked before every chunk whether to stop.
-    corpus: its `pair_prompts` are answered.
-    config: shape of the policy.
-    params: of the policy.
-    key: of the samples.
-    num_prompts: B.
-    num_samples: K.
-    chunk_size: prompts sampled at a time.
-    **sampler: of `sampling.sample`.
+    world: of the stage; asked before every chunk whether to stop.
+    policy: that answers.
+    prompts: N of them.
+    key: of the samples; a prompt's are a function of it and the place.
+    draw: how.
+    num_prompts: B, which may exceed N; None: N.
+    first_row: place of the first prompt in the whole data set.
 
   Returns:
     tokens i32[B, K, T] and mask bool[B, K, T].
   """
-  prompts, parts = corpus.pair_prompts, []
-  for start in range(0, num_prompts, chunk_size):
-    context.stop.check(f'the start of {context.directory.name}')
-    # The last chunk is filled up, so that it runs the same program.
-    rows = np.arange(start, start + chunk_size)
-    at = rows % len(prompts.tokens)
+  context, coder = world.context, world.corpus.tokenizer
+  rows = np.arange(num_prompts or len(prompts.tokens))
+  at, rows = rows % len(prompts.tokens), rows + first_row
+  params, mesh = policy.params, context.mesh
+  params, key = sharding.shard_params((params, key), mesh)
+
+  def sample(tokens, lengths, row_ids):
     batch = sampling.sample(
-        config, params, prompts.tokens[at], prompts.lengths[at], key,
-        num_samples=num_samples, max_new_tokens=corpus.max_response_length,
-        eos_id=corpus.tokenizer.eos_id, pad_id=corpus.tokenizer.pad_id,
-        num_tokens=corpus.tokenizer.vocab_size,
-        row_ids=rows, **sampler)
-    parts.append((np.asarray(batch.tokens), np.asarray(batch.mask)))
-  tokens, mask = (np.concatenate(x)[:num_prompts] for x in zip(*parts))
-  return tokens, mask
+        policy.config, params, tokens, lengths, key,
+        num_samples=draw.num_samples, row_ids=row_ids,
+        max_new_tokens=world.corpus.max_response_length,
+        eos_id=coder.eos_id, pad_id=coder.pad_id, num_tokens=coder.vocab_size,
+        force_eos=draw.force_eos, **draw.sampler)
+    return batch.tokens, batch.mask
 
-
-def finished(tokens: np.ndarray, mask: np.ndarray, eos_id: int) -> np.ndarray:
-  """bool[...]: whether each response [..., T] ends in an EOS."""
-  return (mask & (tokens == eos_id)).any(axis=-1)
+  return sharding.map_rows(
+      sample, prompts.tokens[at], prompts.lengths[at], rows, mesh=mesh,
+      chunk_size=draw.chunk_size, poll=lambda: context.stop.check(
+          f'the start of {context.directory.name}'))

@@ -1,84 +1,56 @@
-"""Rewards that are sums of named parts, each in its range.
+"""Rewards as a weighted sum of named components, of N responses at once.
 
-Baheti et al. 2024, https://arxiv.org/abs/2305.14718, section 5, adds five
-rewards of a Reddit response, each in [0, 1] (objectives.md, 11.8 and 11.10),
-and takes the sigmoid of a reward model's logit (11.11). A config names the
-parts:
+`nodes` has the language. Here are the components of texts, of logged columns
+and of trained models, on the host: what a log, an evaluation and a prompt
+value are scored by. In training, the models among them run as annotators
+(`pipeline.rewarding`), with the same weights and squashes.
 
-  {'fluent': {'kind': 'function', 'function': 'package.module:fluent'},
-   'votes': {'kind': 'gold', 'weight': 2.0}}
-
-Every node has a `kind` and a `weight`, 1 if none is given; a weight of 0 keeps
-the part as a column only. The kinds and their other fields:
-
-  gold, proxy: score of a trained model, in its standard deviations.
-  file: number `column` of the logged file; responses that are not logged get
-    what a model predicts for it. Both in the units of the file.
-  tfidf: `ops.texts.TfidfDiversity`, fitted on logged responses; `min_words`.
-  vader: (compound + 1) / 2, the sentiment of the response.
-  readability: `ops.readability.flesch_reading_ease` / 100, clipped to [0, 1].
-  length: words / `target`, clipped to 1.
-  exact_match: 1 where the response is the reference, up to white space; with
-    `extract` 'final_answer', where the final answers of both agree. Of kind
-    'gsm8k' the reference is a final answer alone, which needs the latter.
-  function: `function` of texts, see `programmatic`; a value outside `range`,
-    (0, 1) if none is given, is an error.
-
-A score of the first three becomes x = score / `scale`, which is 1 if none is
-given. `squash` is 'sigmoid' (if none is given); 'clip', to `range`, (0, 1) if
-none is given; or 'none', for x itself, which must lie in `range` if one is
-given. What is not squashed and has no range is unbounded.
+Baheti et al. 2024, https://arxiv.org/abs/2305.14718, sections 4 and 5;
+objectives.md, section 11.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
 
+import jax
 import numpy as np
 import scipy.special
 
 from rlhf_jax import errors
 from rlhf_jax.data import logged
+from rlhf_jax.ops import ensembles
 from rlhf_jax.ops import readability
 from rlhf_jax.ops import texts as texts_lib
+from rlhf_jax.rewards import finite as finite_lib
+from rlhf_jax.rewards import models as models_lib
 from rlhf_jax.rewards import nodes as nodes_lib
 from rlhf_jax.rewards import programmatic
-
-Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (tokens, mask)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-  """The parts of the rewards of N responses, before weights."""
+  """The components of the rewards of N responses, before weights."""
 
   values: dict[str, np.ndarray]  # f32[N] by name, in the ranges
   raw: dict[str, np.ndarray]  # f32[N] by name, before `squash`
+  members: np.ndarray | None = None  # f[E, N] of the first ensemble
 
 
-def _plain(text: str) -> str:
-  return ' '.join(text.split())
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """The trained models that components read, by kind; None: there are none."""
 
-
-def _exact(extract: str | None, responses, references) -> list[float]:
-  """1 where a response gives the answer of its reference, else 0."""
-  if extract is None:
-    return [float(_plain(a) == _plain(b))
-            for a, b in zip(responses, references, strict=True)]
-  # What is logged as the right answer may be the bare number.
-  expected = [logged.final_answer(b) or _plain(b) for b in references]
-  return [float(logged.final_answer(a) == b)
-          for a, b in zip(responses, expected, strict=True)]
-
-
-def _vader(responses: Sequence[str]) -> list[float]:
-  from vaderSentiment import vaderSentiment
-  analyzer = vaderSentiment.SentimentIntensityAnalyzer()
-  return [analyzer.polarity_scores(text)['compound'] for text in responses]
+  proxy: models_lib.RewardModels | None = None  # E members
+  gold: models_lib.RewardModels | None = None  # E = 1, scaled to its samples
+  file: models_lib.RewardModels | None = None  # E = 1, scaled to the column
+  column: str | None = None  # that `file` has learned
+  mesh: jax.sharding.Mesh | None = None  # over which rows are scored
 
 
 class Components:
-  """Rewards as a weighted sum of named parts, each in its range.
+  """A reward, (responses) -> Scored, and its `total`.
 
   Close it, or use it as a context manager; then no process is left.
 
@@ -89,39 +61,39 @@ class Components:
   """
 
   def __init__(self, nodes: Mapping[str, Mapping[str, Any]], *,
-               models: Mapping[str, Scorer] | None = None,
-               responses: Sequence[str] = (),
+               models: Models = Models(), responses: Sequence[str] = (),
                pool: Mapping[str, Any] | None = None):
     """Fits and starts what the components need.
 
     Args:
-      nodes: see the module.
-      models: (tokens i32[N, T], mask bool[N, T]) -> f[N] for 'gold', 'proxy'
-        and 'file:<column>', as far as there are any.
+      nodes: see `nodes`.
+      models: as far as there are any.
       responses: texts that TF-IDF is fitted on.
       pool: timeout, num_workers and chunk_size of `programmatic.Functions`.
 
     Raises:
-      ConfigError: as `check`, and if a function cannot be imported.
+      ConfigError: as `nodes.check`, and if a function cannot be imported.
       ValueError: if a model is missing, or TF-IDF has no words to be fitted
         on.
     """
     self._nodes = nodes_lib.check(nodes)
-    self._models = dict(models or {})
+    self._models = models
     for name, node in self._nodes.items():
-      if node['kind'] in ('gold', 'proxy') and node['kind'] not in self._models:
+      if node['kind'] in ('gold', 'proxy') and (
+          getattr(models, node['kind']) is None):
         raise ValueError(f'models must hold {node["kind"]!r} for the component '
-                         f'{name}, got {list(self._models)}.')
+                         f'{name}, got none.')
     self._tfidf = {
         name: texts_lib.TfidfDiversity(responses, min_words=node['min_words'])
         for name, node in self._nodes.items() if node['kind'] == 'tfidf'}
     self.names = tuple(self._nodes)
-    limits = np.array([nodes_lib.bounds(node) for node in self._nodes.values()])
+    limits = np.array([nodes_lib.bounds(node)
+                       for node in self._nodes.values()])
     # As `total` rounds, so that it is never outside.
     self.lower, self.upper = map(float, limits.sum(axis=0).astype(np.float32))
-    asked = nodes_lib.functions(nodes)
+    named = nodes_lib.functions(nodes)
     self._functions = (
-        programmatic.Functions(asked, **(pool or {})) if asked else None)
+        programmatic.Functions(named, **(pool or {})) if named else None)
 
   def __enter__(self) -> 'Components':
     return self
@@ -155,40 +127,66 @@ class Components:
       RewardError: a component gives a value that is not finite or is out of
         its range, or lacks a column, a model or the references.
     """
-    found = {}
+    by_functions = {}
     if self._functions is not None:
-      found = self._functions.components(prompts, responses, step)
+      by_functions = self._functions.components(prompts, responses, step)
     rows = {'tokens': tokens, 'mask': mask, 'responses': responses,
             'columns': columns, 'references': references}
-    values, raw = {}, {}
+    values, raw, members = {}, {}, None
     for name, node in self._nodes.items():
-      given = found.get(name)
-      if given is None:
-        given = self._raw(name, node, rows)
+      if name in by_functions:
+        scores = by_functions[name]
+      elif node['kind'] == 'proxy':
+        standing, scores = self._proxy(node, rows)
+        members = standing if members is None else members
+      else:
+        scores = self._raw(name, node, rows)
       where = f'component {name!r} ({node["kind"]}) gave'
-      raw[name] = _finite(given, len(responses), where, step)
+      raw[name] = finite_lib.finite(
+          scores, len(responses), where, f'step {step}').astype(np.float32)
       values[name] = _bounded(raw[name], node, where, step)
-    return Scored(values, raw)
+    return Scored(values, raw, members)
 
   def total(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """f32[N], the weighted sum of `Scored.values` (or of `Scored.raw`)."""
-    return sum(node['weight'] * np.asarray(values[name], np.float64)
-               for name, node in self._nodes.items()).astype(np.float32)
+    """f32[N], the weighted sum of `Scored.values` (or of `Scored.raw`).
+
+    Raises:
+      RewardError: a sum is no finite float32 number.
+    """
+    total = sum(node['weight'] * np.asarray(values[name], np.float64)
+                for name, node in self._nodes.items())
+    fits = np.abs(total) <= np.finfo(np.float32).max
+    if not fits.all():
+      row = int(np.argmin(fits))
+      raise errors.RewardError(
+          f'the weighted sum of the rewards {", ".join(self._nodes)} is '
+          f'{total[row]:.3g} in row {row}; lower their weights')
+    return total.astype(np.float32)
+
+  def _proxy(self, node, rows) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the members f[E, N], as they are combined, and f[N]."""
+    members = self._models.proxy.scores(
+        rows['tokens'], rows['mask'], standardize=node['standardize'],
+        mesh=self._models.mesh)
+    return members, np.asarray(
+        ensembles.aggregate(members, **node['aggregate']))
 
   def _raw(self, name, node, rows) -> Any:
-    """f[N] of a component that is not a function, before it is squashed."""
+    """f[N] of a component, before it is squashed."""
     kind, responses = node['kind'], rows['responses']
     if kind == 'file' and rows['columns'] is not None:
       columns = rows['columns']
       _need(node['column'] in columns, name, f'the log has no column '
             f'{node["column"]!r}; there are {", ".join(columns) or "none"}')
       return _logged(columns[node['column']], name, node['column'])
-    if kind in ('gold', 'proxy', 'file'):
-      model = kind if kind != 'file' else f'file:{node["column"]}'
-      _need(model in self._models, name, 'responses that are not logged need '
-            f'a model of the column {node.get("column")!r}, and there is none; '
-            'have the gold model learn that column')
-      return self._models[model](rows['tokens'], rows['mask'])
+    if kind in nodes_lib.MODELS:
+      _need(kind != 'file' or (self._models.file is not None
+                               and self._models.column == node['column']),
+            name, 'responses that are not logged need a model of the column '
+            f'{node.get("column")!r}, and there is none; have the gold model '
+            'learn that column')
+      return getattr(self._models, kind).scores(
+          rows['tokens'], rows['mask'], mesh=self._models.mesh)[0]
     if kind == 'tfidf':
       return self._tfidf[name](responses)
     if kind == 'vader':
@@ -201,6 +199,27 @@ class Components:
           'right answers, and there are none for these prompts; use data that '
           'has them')
     return _exact(node['extract'], responses, rows['references'])
+
+
+def _plain(text: str) -> str:
+  return ' '.join(text.split())
+
+
+def _exact(extract: str | None, responses, references) -> list[float]:
+  """1 where a response gives the answer of its reference, else 0."""
+  if extract is None:
+    return [float(_plain(a) == _plain(b))
+            for a, b in zip(responses, references, strict=True)]
+  # What is logged as the right answer may be the bare number.
+  expected = [logged.final_answer(b) or _plain(b) for b in references]
+  return [float(logged.final_answer(a) == b)
+          for a, b in zip(responses, expected, strict=True)]
+
+
+def _vader(responses: Sequence[str]) -> list[float]:
+  from vaderSentiment import vaderSentiment
+  analyzer = vaderSentiment.SentimentIntensityAnalyzer()
+  return [analyzer.polarity_scores(text)['compound'] for text in responses]
 
 
 def _need(ok: bool, name: str, what: str):
@@ -217,22 +236,6 @@ def _logged(column: np.ndarray, name: str, what: str) -> np.ndarray:
         f'{what!r} ({missing.size} of {len(column)} have none); choose a '
         'column that all rows of the file have')
   return column
-
-
-def _finite(given: Any, count: int, where: str, step: int) -> np.ndarray:
-  """f32[N]; RewardError says which value is no number."""
-  with np.errstate(over='ignore'):
-    found = np.asarray(given, np.float64).astype(np.float32)
-  if found.shape != (count,):
-    raise errors.RewardError(f'{where} scores of shape {found.shape} for '
-                             f'{count} responses; it has to give one for each')
-  bad = np.flatnonzero(~np.isfinite(found))
-  if bad.size:
-    raise errors.RewardError(
-        f'{where} {np.asarray(given)[bad[0]]} at step {step}, row {bad[0]} '
-        f'({bad.size} of {count} are not finite); mend it, train it again, or '
-        'choose another')
-  return found
 
 
 def _bounded(raw: np.ndarray, node: Mapping[str, Any], where: str, step: int

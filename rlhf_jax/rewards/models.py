@@ -7,6 +7,7 @@ axis E on every leaf; it is trained by one vmapped step and scored in one call.
 """
 
 import functools
+from typing import NamedTuple
 
 import chex
 import jax
@@ -18,6 +19,7 @@ from rlhf_jax import types
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.rewards import scale as scale_lib
 
 
 def init(config: transformer.Config, key: jax.Array, *,
@@ -125,7 +127,8 @@ def _rows_per_chunk(config, members, width, most):
 
 def score_rows(config: transformer.Config, params: types.Params,
                tokens: np.ndarray, mask: np.ndarray, *,
-               chunk_size: int = 2048, check=lambda: None) -> np.ndarray:
+               mesh: jax.sharding.Mesh | None = None, chunk_size: int = 2048,
+               poll=lambda: None) -> np.ndarray:
   """Scores many rows from host memory, chunk by chunk.
 
   Rows are ordered by length, so that a chunk is only as wide as its longest
@@ -137,8 +140,9 @@ def score_rows(config: transformer.Config, params: types.Params,
     params: of an ensemble, leaves [E, ...].
     tokens: i32[..., T].
     mask: bool[..., T].
+    mesh: over whose axis 'data' rows are split; None: on one device.
     chunk_size: rows scored at a time at most; fewer where rows are long.
-    check: called before every chunk; may raise, to stop.
+    poll: called before every chunk; may raise, to stop.
 
   Returns:
     f32[E, ...].
@@ -149,25 +153,48 @@ def score_rows(config: transformer.Config, params: types.Params,
   tokenizer.check_ids(tokens, config.vocab_size)
   shape, width = tokens.shape[:-1], tokens.shape[-1]
   tokens, mask = tokens.reshape(-1, width), mask.reshape(-1, width)
-  rows = len(tokens)
   lengths = width - np.argmax(mask[:, ::-1], axis=1)
   order = np.argsort(lengths, kind='stable')
   members = jax.tree.leaves(params)[0].shape[0]
-  scores = np.empty((members, rows), np.float32)
-  mesh = sharding.make_mesh()
-  params = sharding.shard_params(params, mesh)
-  parts = mesh.shape['data']
-  size = min(rows, _rows_per_chunk(
-      config, members, int(lengths.max(initial=1)), chunk_size))
-  size = -(-size // parts) * parts
-  for start in range(0, rows, size):
-    check()
-    at = order[start:start + size]
+  scores = np.empty((members, len(tokens)), np.float32)
+  if mesh is not None:
+    params = sharding.shard_params(params, mesh)
+  size = _rows_per_chunk(
+      config, members, int(lengths.max(initial=1)), chunk_size)
+  for rows, count in sharding.chunks(len(tokens), size, mesh):
+    poll()
+    at = order[rows]
     used = min(width, -(-int(lengths[at].max()) // 8) * 8)
-    # The last chunk is filled up, so that it runs the same program.
-    filled = np.resize(at, size)
-    chunk = sharding.shard_batch(
-        (tokens[filled, :used], mask[filled, :used]), mesh)
+    chunk = tokens[at, :used], mask[at, :used]
+    if mesh is not None:
+      chunk = sharding.shard_batch(chunk, mesh)
     out = _score_chunk(config, params, *chunk)
-    scores[:, at] = np.asarray(out)[:, :len(at)]
+    scores[:, at[:count]] = np.asarray(out)[:, :count]
   return scores.reshape(members, *shape)
+
+
+class RewardModels(NamedTuple):
+  """E reward models of one shape, and the unit in which they are compared."""
+
+  config: transformer.Config
+  params: types.Params  # leaves [E, ...]
+  scale: dict[str, np.ndarray] | None = None  # 'mean' and 'std', f[E]
+
+  @property
+  def num_members(self) -> int:
+    return jax.tree.leaves(self.params)[0].shape[0]
+
+  def scores(self, tokens: np.ndarray, mask: np.ndarray, *,
+             standardize: bool = True, **options) -> np.ndarray:
+    """f[E, ...] of rows on the host, standardised where there is a scale.
+
+    Args:
+      tokens: i32[..., T].
+      mask: bool[..., T].
+      standardize: False gives the scores as they are.
+      **options: `mesh`, `chunk_size` and `poll` of `score_rows`.
+    """
+    scores = score_rows(self.config, self.params, tokens, mask, **options)
+    if self.scale is None or not standardize:
+      return scores
+    return scale_lib.standardize(scores, self.scale)

@@ -1,4 +1,37 @@
-"""What a config may say of the components of a reward, checked."""
+"""What a config may say of a reward: a weighted sum of named components.
+
+The one reward language of the package: online and offline, in training and in
+evaluation. A config names the components,
+
+  {'fluent': {'kind': 'function', 'function': 'package.module:fluent'},
+   'votes': {'kind': 'gold', 'weight': 2.0}}
+
+Every node has a `kind` and a `weight`, 1 if none is given; a weight of 0 keeps
+the component as a column only. The kinds and their other fields:
+
+  proxy: an ensemble of reward models, each member standardised on held-out
+    responses (`standardize`), combined by `aggregate`, arguments of
+    `ops.ensembles.aggregate`.
+  gold: the gold model's score, in standard deviations of the initial policy's
+    samples from their mean.
+  file: number `column` of the logged file, in the file's own units; responses
+    that are not logged get what the gold model, which has learned that column,
+    predicts for it, in the same units.
+  tfidf: `ops.texts.TfidfDiversity`, fitted on logged responses; `min_words`.
+  vader: (compound + 1) / 2, the sentiment of the response.
+  readability: `ops.readability.flesch_reading_ease` / 100, clipped to [0, 1].
+  length: words / `target`, clipped to 1.
+  exact_match: 1 where the response is the reference, up to white space; with
+    `extract` 'final_answer', where the final answers of both agree. Of kind
+    'gsm8k' the reference is a final answer alone, which needs the latter.
+  function: `function` of texts, see `programmatic`; a value outside `range`,
+    where one is given, is an error.
+
+A score of the first three becomes x = score / `scale`, which is 1 if none is
+given, and is reported as it is unless `squash` asks for more: 'sigmoid', or
+'clip', to `range`, (0, 1) if none is given. What is not squashed must lie in
+its `range`, if one is given; without one it is unbounded.
+"""
 
 from collections.abc import Mapping
 import importlib.util
@@ -7,26 +40,27 @@ import numbers
 from typing import Any
 
 from rlhf_jax import errors
+from rlhf_jax.ops import ensembles
 
 _REQUIRED = object()
-
-
-_MODEL = {'squash': 'sigmoid', 'scale': 1.0, 'range': None}
-
-
+_MODEL = {'squash': 'none', 'scale': 1.0, 'range': None}
 # The fields of each kind beside `kind` and `weight`, and what they are if they
 # are not given.
 KINDS = {
     'gold': _MODEL,
-    'proxy': _MODEL,
+    'proxy': {'aggregate': {'kind': 'mean'}, 'standardize': True, **_MODEL},
     'file': {'column': _REQUIRED, **_MODEL},
     'tfidf': {'min_words': 5},
     'vader': {},
     'readability': {},
     'length': {'target': _REQUIRED},
     'exact_match': {'extract': None},
-    'function': {'function': _REQUIRED, 'range': (0.0, 1.0)},
+    'function': {'function': _REQUIRED, 'range': None},
 }
+MODELS = ('gold', 'proxy', 'file')  # kinds that a trained model answers
+# The stages, by role, that new responses are scored with.
+ROLES = {'gold': ('gold', 'pairs'), 'proxy': ('proxies',), 'file': ('gold',),
+         'tfidf': ('log',)}
 
 
 def check(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -50,10 +84,44 @@ def check(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   return {name: _node(name, node) for name, node in nodes.items()}
 
 
-def functions(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
-  """The part of `nodes` that is for `programmatic.Functions`."""
-  return {name: {'function': node['function']}
-          for name, node in check(nodes).items() if node['kind'] == 'function'}
+def kinds(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
+  """The kinds of components that a config asks for."""
+  return {node.get('kind') for node in nodes.values()}
+
+
+def roles(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  """The roles whose stages the components read, {role: component}."""
+  return {role: name for name, node in nodes.items()
+          for role in ROLES.get(node.get('kind'), ())}
+
+
+def functions(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  """'package.module:function' of each component that is one."""
+  return {name: node['function'] for name, node in check(nodes).items()
+          if node['kind'] == 'function'}
+
+
+def by_models(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+  """The components, with every field, that a model gives on the device."""
+  return {name: node for name, node in check(nodes).items()
+          if node['kind'] in MODELS}
+
+
+def by_texts(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+  """The others, with every field, which read texts on the host."""
+  return {name: node for name, node in check(nodes).items()
+          if node['kind'] not in MODELS}
+
+
+def bounds(node: Mapping[str, Any]) -> tuple[float, float]:
+  """The least and the largest weighted value of a node of `check`."""
+  unbounded = node['kind'] == 'function' or node.get('squash') == 'none'
+  low, high = node.get('range') or (
+      (-math.inf, math.inf) if unbounded else (0.0, 1.0))
+  if not node['weight']:
+    return 0.0, 0.0
+  low, high = sorted((node['weight'] * low, node['weight'] * high))
+  return low + 0.0, high + 0.0  # no -0
 
 
 def _node(name: str, node: Any) -> dict[str, Any]:
@@ -105,6 +173,10 @@ _CHECKS = (
     ('scale', lambda x: _is_number(x) and x > 0, 'give a number above 0'),
     ('range', lambda x: x is None or _is_range(x),
      'give (least, largest), such as (0, 1)'),
+    ('aggregate', lambda x: (isinstance(x, Mapping)
+                             and x.get('kind') in ensembles.KINDS),
+     f"give {{'kind': ...}}; there are {', '.join(ensembles.KINDS)}"),
+    ('standardize', lambda x: isinstance(x, bool), 'give True or False'),
     ('target', lambda x: _is_number(x) and x > 0, 'give words, more than 0'),
     ('min_words', lambda x: isinstance(x, int) and 0 <= x <= 10,
      'give a number of words in [0, 10]'),
@@ -114,13 +186,3 @@ _CHECKS = (
     ('function', lambda x: isinstance(x, str) and ':' in x,
      "give it as 'package.module:function'"),
 )
-
-
-def bounds(node: Mapping[str, Any]) -> tuple[float, float]:
-  """The least and the largest weighted value of a node of `check`."""
-  low, high = node.get('range') or (
-      (-math.inf, math.inf) if node.get('squash') == 'none' else (0.0, 1.0))
-  if not node['weight']:
-    return 0.0, 0.0
-  low, high = sorted((node['weight'] * low, node['weight'] * high))
-  return low + 0.0, high + 0.0  # no -0

@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 import concurrent.futures
 import contextlib
 import json
-import math
-import numbers
 import os
 import queue
 import re
@@ -36,34 +34,32 @@ _NAME = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
 _START_SECONDS = 300.0  # to import what the functions need, such as a model
 
 
-def check(functions: Mapping[str, Mapping[str, Any]], **pool):
+def check(functions: Mapping[str, str], **pool):
   """Finds the functions, in a process that ends again; see `Functions`."""
   Functions(functions, **pool).close()
 
 
 class Functions:
-  """A weighted sum of functions of texts, run by a pool of processes.
+  """Named functions of texts, run by a pool of processes.
 
   Close it, or use it as a context manager; then no process is left. A pool
   that was closed, or whose processes have died, starts new ones when asked.
   """
 
-  def __init__(self, functions: Mapping[str, Mapping[str, Any]], *,
+  def __init__(self, functions: Mapping[str, str], *,
                timeout: float = 60.0, num_workers: int = 2,
                chunk_size: int = 16):
     """Starts a first process, which imports the functions.
 
     Args:
-      functions: {'function': 'package.module:function', 'weight': float} by
-        the names that `components` and messages use; the weight is 1 if none
-        is given.
+      functions: 'package.module:function' by the names that `components` and
+        messages use.
       timeout: seconds that one call of one function may take.
       num_workers: processes.
       chunk_size: responses in a call at most.
 
     Raises:
-      ConfigError: a function cannot be imported or called, or a weight is no
-        finite number.
+      ConfigError: a function cannot be imported or called.
       ValueError: if there is no function, or another argument is out of range.
     """
     if not functions:
@@ -72,9 +68,12 @@ class Functions:
                         ('chunk_size', chunk_size)):
       if not value > 0:
         raise ValueError(f'{name} must be > 0, got {value}.')
-    nodes = {name: _node(name, node) for name, node in functions.items()}
-    self._functions = {name: function for name, (function, _) in nodes.items()}
-    self._weights = {name: weight for name, (_, weight) in nodes.items()}
+    for name, function in functions.items():
+      if not isinstance(function, str) or not _NAME.fullmatch(function):
+        raise errors.ConfigError(
+            f'reward function {name} is {function!r}; give it as '
+            "'package.module:function'")
+    self._functions = dict(functions)
     self._timeout, self._chunk_size = timeout, chunk_size
     self._num_workers = num_workers
     self._workers: list[_Worker] = []
@@ -91,24 +90,6 @@ class Functions:
     while self._workers:
       self._workers.pop().kill()
 
-  def score(self, prompts: Sequence[str], responses: Sequence[str],
-            step: int) -> np.ndarray:
-    """f32[N], the weighted sum of `components`, which see.
-
-    Raises:
-      RewardError: as `components`, and if a sum is not finite.
-    """
-    found = self.components(prompts, responses, step)
-    total = sum(self._weights[name] * values.astype(np.float64)
-                for name, values in found.items())
-    fits = np.abs(total) <= worker_lib.LARGEST
-    if not fits.all():
-      row = int(np.argmin(fits))
-      raise errors.RewardError(
-          f'the weighted sum of the rewards {", ".join(found)} is '
-          f'{total[row]:.3g} at step {step}, row {row}; lower their weights')
-    return total.astype(np.float32)
-
   def components(self, prompts: Sequence[str], responses: Sequence[str],
                  step: int) -> dict[str, np.ndarray]:
     """What each function gives, before weights.
@@ -119,7 +100,7 @@ class Functions:
       step: of the training, for messages.
 
     Returns:
-      f32[N] for each name, finite.
+      f32[N] for each name, finite, in the order of the functions.
 
     Raises:
       RewardError: a function raised, was too slow, ended its process, or gave
@@ -140,10 +121,10 @@ class Functions:
                         f'step {step}', start)
 
     parts = self._map(run, jobs) if jobs else []
-    found = {name: [] for name in self._functions}
+    scores = {name: [] for name in self._functions}
     for (name, _), values in zip(jobs, parts):
-      found[name] += values
-    return {k: np.asarray(v, np.float32) for k, v in found.items()}
+      scores[name] += values
+    return {k: np.asarray(v, np.float32) for k, v in scores.items()}
 
   def _start(self, count: int):
     """Brings the pool to `count` processes that live."""
@@ -206,24 +187,6 @@ class Functions:
         f'reward function {name} ({self._functions[name]}) '
         f'{answer["error"]} at {where}, {rows}; '
         f'{answer.get("hint", "correct it and run the same command again")}')
-
-
-def _node(name: str, node: Any) -> tuple[str, float]:
-  """Function and weight of a node of the config."""
-  if not isinstance(node, Mapping) or not {'function', 'weight'} >= set(node):
-    raise errors.ConfigError(
-        f'reward function {name} is {node!r}; give it the fields function '
-        'and weight, and no other')
-  function, weight = node.get('function'), node.get('weight', 1.0)
-  if not isinstance(function, str) or not _NAME.fullmatch(function):
-    raise errors.ConfigError(
-        f'reward function {name} is {function!r}; give it as '
-        "'package.module:function'")
-  if (isinstance(weight, bool) or not isinstance(weight, numbers.Real)
-      or not math.isfinite(weight)):
-    raise errors.ConfigError(f'reward function {name} has weight {weight!r}; '
-                             'give a finite number')
-  return function, float(weight)
 
 
 class _Worker:

@@ -85,15 +85,15 @@ def _text(value: Any) -> str:
   return value
 
 
-def offer(made: dict[str, pathlib.Path], directory: pathlib.Path,
+def offer(offers: dict[str, pathlib.Path], directory: pathlib.Path,
           record: dict):
-  """Adds a complete stage to `made`, {recipe: directory}.
+  """Adds a complete stage to `offers`, {recipe: directory}.
 
   Not one without a recipe, and not one whose result holds an absolute path,
   which would be wrong anywhere else.
   """
   if record.get('recipe') and not _holds_path(record['result']):
-    made.setdefault(record['recipe'], directory)
+    offers.setdefault(record['recipe'], directory)
 
 
 def _holds_path(value: Any) -> bool:
@@ -112,20 +112,21 @@ def scan(sources: Sequence[str | os.PathLike]) -> dict[str, pathlib.Path]:
     ConfigError: one of them holds no study.
     CheckpointError: a result in one of them is damaged.
   """
-  made = {}
+  offers = {}
   for source in sources:
     if not os.path.isfile(os.path.join(source, workdirs.CONFIG)):
       raise errors.ConfigError(
           f'--reuse={os.fspath(source)}: there is no study in it (no '
           f'{workdirs.CONFIG}); check the path')
+    workdirs.check_layout(pathlib.Path(source))
     for root, below, names in os.walk(os.path.abspath(source)):
       if workdirs.RESULT in names:
-        offer(made, pathlib.Path(root),
+        offer(offers, pathlib.Path(root),
               workdirs.read_record(pathlib.Path(root)))
         below.clear()  # of stages, none lies in another
       # Not what another process is just taking over.
       below[:] = sorted(name for name in below if not name.startswith('.'))
-  return made
+  return offers
 
 
 def take_over(source: pathlib.Path, target: pathlib.Path,

@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import os
 import pathlib
 import time
 import traceback
 
+import jax
+
 from rlhf_jax import errors
+from rlhf_jax import sharding
 from rlhf_jax.runner import recipes
 from rlhf_jax.runner import stop as stop_lib
 from rlhf_jax.runner import workdirs
@@ -33,11 +37,19 @@ class Stage:
 class StageContext:
   """What a running stage may use of its study."""
 
-  def __init__(self, workdir: pathlib.Path, name: str, stop: stop_lib.StopSignal):
+  def __init__(self, workdir: pathlib.Path, name: str,
+               stop: stop_lib.StopSignal,
+               mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh):
     self.directory = workdir / name
     self.stop = stop
     self._workdir = workdir
     self._name = name
+    self._mesh = mesh
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The mesh of the study; TopologyError if it does not fit the devices."""
+    return self._mesh()
 
   def directory_of(self, name: str) -> pathlib.Path:
     """The directory of a complete stage; CheckpointError if it is not."""
@@ -101,12 +113,14 @@ def run_study(
   """
   workdir = pathlib.Path(workdir).absolute()
   selected = _select(stages, only)
-  made = recipes.scan(reuse)
+  offers = recipes.scan(reuse)
   config = files.jsonable(config)
   names = [stage.name for stage in stages]
   recipe_of = lambda stage: recipes.recipe(
       stage.run, workdir, names[:names.index(stage.name)],
       config.get('inputs', {}))
+  # Once, for all stages; a study that has nothing to do touches no device.
+  mesh = functools.cache(lambda: sharding.make_mesh(config.get('mesh')))
   with workdirs.locked(workdir):
     # Before the status: a refused command leaves that of the last one.
     for change in workdirs.check_config(workdir, config, safe_keys):
@@ -117,7 +131,8 @@ def run_study(
       with stop_lib.StopSignal().installed() as stop:
         for stage in selected:
           status['stage'] = stage.name
-          _complete(workdir, stage, stop, recipe_of, made)
+          context = StageContext(workdir, stage.name, stop, mesh)
+          _complete(context, stage, recipe_of, offers)
       status |= {'state': 'complete', 'code': 'OK', 'exit_code': 0}
     except BaseException as error:
       user = isinstance(error, errors.UserError)
@@ -165,29 +180,27 @@ def _select(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
           if not only or any(matches(stage.name, p) for p in only)]
 
 
-def _complete(workdir: pathlib.Path, stage: Stage, stop: stop_lib.StopSignal,
+def _complete(context: StageContext, stage: Stage,
               recipe_of: Callable[[Stage], str | None],
-              made: dict[str, pathlib.Path]):
-  """Sees to it that a stage is complete, and offers it in `made`."""
-  directory = workdir / stage.name
+              offers: dict[str, pathlib.Path]):
+  """Sees to it that a stage is complete, and offers it to later ones."""
+  directory = context.directory
   if workdirs.read_record(directory) is not None:
-    _say(workdir, f'{stage.name:<38} skipped, complete')
+    context.show(f'{stage.name:<38} skipped, complete')
   else:
-    start = f'the start of {stage.name}'
-    stop.check(start)
+    poll = lambda: context.stop.check(f'the start of {stage.name}')
+    poll()
     recipe = recipe_of(stage)
-    if recipe in made:
-      recipes.take_over(made[recipe], directory, lambda: stop.check(start))
-      _say(workdir, f'{stage.name:<38} reused from {made[recipe]}')
+    if recipe in offers:
+      recipes.take_over(offers[recipe], directory, poll)
+      context.show(f'{stage.name:<38} reused from {offers[recipe]}')
     else:
-      _run_stage(workdir, stage, stop, recipe)
-  recipes.offer(made, directory, workdirs.read_record(directory))
+      _run_stage(context, stage, recipe)
+  recipes.offer(offers, directory, workdirs.read_record(directory))
 
 
-def _run_stage(workdir: pathlib.Path, stage: Stage, stop: stop_lib.StopSignal,
-               recipe: str | None):
+def _run_stage(context: StageContext, stage: Stage, recipe: str | None):
   """Runs a stage; its result is written last."""
-  context = StageContext(workdir, stage.name, stop)
   recipes.clear(context.directory)
   try:
     context.directory.mkdir(parents=True, exist_ok=True)
@@ -204,7 +217,7 @@ def _run_stage(workdir: pathlib.Path, stage: Stage, stop: stop_lib.StopSignal,
       context.directory, record | ({'recipe': recipe} if recipe else {}))
   short = [f'{key}={value:.4g}' for key, value in result.items()
            if isinstance(value, int | float) and '/' not in key][:3]
-  _say(workdir, f'{stage.name:<38} {seconds:7.1f} s  {" ".join(short)}')
+  context.show(f'{stage.name:<38} {seconds:7.1f} s  {" ".join(short)}')
 
 
 def read_result(workdir: str | os.PathLike, name: str) -> dict | None:

@@ -19,6 +19,10 @@ from rlhf_jax.storage import files
 
 CONFIG = 'config.json'
 RESULT = 'result.json'
+# Of what is in a workdir. It changes when an older version of this package
+# would have made the same study otherwise, from other streams of randomness
+# say, so that nothing of two versions is mixed.
+LAYOUT = 2
 _ABSENT = '(absent)'
 
 
@@ -69,10 +73,11 @@ def check_config(
   Raises:
     ConfigError: another key has changed; nothing is written.
   """
-  path = workdir / CONFIG
+  path, config = workdir / CONFIG, config | {'layout': LAYOUT}
   if not path.exists():
     files.write_json(path, config)
     return []
+  check_layout(workdir)
   old, new = _flatten(files.read_json(path)), _flatten(config)
   changed = {
       key: f'{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}'
@@ -89,6 +94,16 @@ def check_config(
   if changed:
     files.write_json(path, config)
   return list(changed.values())
+
+
+def check_layout(workdir: pathlib.Path):
+  """Raises ConfigError for a study that an older version has made."""
+  config = files.read_json(workdir / CONFIG)
+  layout = config.get('layout') if isinstance(config, dict) else None
+  if layout != LAYOUT:
+    raise errors.ConfigError(
+        f'{workdir} was made by an older version of rlhf_jax (layout '
+        f'{layout or 1}, this one has {LAYOUT}); start a new workdir')
 
 
 def _flatten(config: dict, prefix: str = '') -> dict[str, str]:

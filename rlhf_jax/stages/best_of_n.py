@@ -6,69 +6,48 @@ order of the first member), and members are standardised on held-out responses
 before they are combined, unless told otherwise.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.data import load as load_lib
-from rlhf_jax.models import pretrained
 from rlhf_jax.ops import best_of_n
 from rlhf_jax.ops import ensembles
-from rlhf_jax.pipeline import artifacts
-from rlhf_jax.stages import scores
+from rlhf_jax.pipeline import picks
 from rlhf_jax.storage import files
 
-
-def grid(num_samples: int) -> list[int]:
-  """1, 2, 4, ... and N itself."""
-  powers = [2**i for i in range(num_samples.bit_length())]
-  return [n for n in powers if n < num_samples] + [num_samples]
+NEEDS, READS = ('scores', 'proxies'), ()
 
 
-def run(context, *, seed: int, data: dict, samples: str, proxies: str,
-        model: dict, num_members: int, methods: dict,
-        standardize: bool = True) -> dict:
+def run(context, *, given: Mapping[str, Any],
+        methods: Mapping[str, Mapping[str, Any]], standardize: bool) -> dict:
   """Writes `curves.npz`: `<what>__<method>` f32[B, len(ns)], and `ns`.
 
   Args:
     context: of the stage.
-    seed: of the corpus.
-    data: config node of the corpus.
-    samples: stage that holds the responses.
-    proxies: stage that holds the ensemble.
-    model: shape of the proxies' trunk.
-    num_members: E.
+    given: stages by role, see `artifacts`.
     methods: name to the arguments of `ops.ensembles.aggregate`.
     standardize: members to mean 0 and deviation 1 on held-out responses
       before they are combined; False combines raw scores, as the released
       code does.
   """
-  corpus = load_lib.load(data, seed)
-  config = pretrained.config(model, corpus.tokenizer.vocab_size)
-  params = artifacts.load_members(context, proxies, config, num_members)
-  known = scores.gather(
-      context, config, params, samples, corpus.tokenizer.eos_id)
-  members = known.pop('members')
-  if standardize:
-    members = scores.standardized(context, proxies, members)
+  scores = picks.load(context, given, standardize)
+  members = scores.pop('members')
   singles = {f'single_{m}': dict(kind='single', member=m)
-             for m in range(num_members)}
+             for m in range(len(members))}
   methods = singles | {k: dict(v) for k, v in methods.items()}
   aggregated = {name: np.asarray(ensembles.aggregate(members, **kwargs))
                 for name, kwargs in methods.items()}
-
-  gold = known['gold']
+  centred = lambda x: (x - x.mean()) / x.std()
   watched = {  # what is followed as the proxy is optimised
-      'gold': (gold - gold.mean()) / gold.std(),
-      'unfinished': known['unfinished'],
-      'length': known['length'],
-  }
-  if 'rule' in known:
-    rule = known['rule']
-    watched['rule'] = (rule - rule.mean()) / rule.std()
-  ns = grid(gold.shape[1])
-  curves = {}
+      'gold': centred(scores['gold']), 'unfinished': scores['unfinished'],
+      'length': scores['length']}
+  if 'rule' in scores:
+    watched['rule'] = centred(scores['rule'])
+  ns, curves = picks.grid(scores['gold'].shape[1]), {}
   for name, proxy in aggregated.items():
-    proxy = (proxy - proxy.mean()) / proxy.std()
+    proxy = centred(proxy)
     for what, values in {**watched, 'proxy': proxy}.items():
       curves[f'{what}__{name}'] = np.asarray(best_of_n.curve(
           jnp.asarray(proxy), jnp.asarray(values, jnp.float32), ns))

@@ -4,7 +4,9 @@ Coste et al. 2024, section 5.1 and equations 1, 7 and 8. Nothing is trained or
 sampled here, so runs that differ in their aggregate share samples and scores.
 """
 
+from collections.abc import Mapping
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,22 +15,62 @@ from rlhf_jax.evaluation import statistics
 from rlhf_jax.ops import best_of_n
 from rlhf_jax.ops import ensembles
 from rlhf_jax.pipeline import artifacts
-from rlhf_jax.stages import best_of_n as best_of_n_stage
-from rlhf_jax.stages import scores as scores_lib
+from rlhf_jax.pipeline import picks
 from rlhf_jax.storage import files
 from rlhf_jax.storage import metrics
 
+NEEDS, READS = ('reference', 'gold', 'pairs', 'scores', 'proxies'), ()
 
-def _watched(context, corpus, known, proxy, pairs) -> dict[str, np.ndarray]:
-  """What is followed as n grows, each [B, N], in units of `policy.run`."""
-  gold_scale, rule_scale = artifacts.score_scales(context, corpus, pairs)
-  unit = lambda values, scale: (values - scale[0]) / scale[1]
-  watched = {'proxy': proxy, 'gold': unit(known['gold'], gold_scale)}
-  if rule_scale is not None:
-    watched['rule'] = unit(known['rule'], rule_scale)
-  finished = 1 - known['unfinished']
-  return watched | {'length': known['length'] - finished,  # without EOS
-                    'unfinished': known['unfinished']}
+
+def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+        proxy: Mapping[str, Any]) -> dict:
+  """Writes evaluation.jsonl and final.jsonl, as `stages.online_policy` does.
+
+  A line of evaluation.jsonl is one n of 1, 2, 4, ... and N: `step` and
+  `samples` are n, every `kl` is the analytic one in nats, the others are
+  unbiased estimates, means over all evaluation prompts with their standard
+  errors. final.jsonl has those of each prompt at N, in which `response` is
+  null (Coste et al. 2024, appendix F.9).
+
+  Args:
+    context: of the stage.
+    seed: of the study.
+    data: config node of the corpus.
+    given: stages by role, see `artifacts`.
+    proxy: component of kind 'proxy', see `rewards.nodes`, by whose
+      'aggregate' the best are chosen.
+  """
+  world = artifacts.World(context, data, seed, given)
+  scores = picks.load(context, given, proxy['standardize'])
+  score = proxy['weight'] * np.asarray(ensembles.aggregate(
+      scores.pop('members'), **proxy['aggregate']), np.float32)
+  ns = picks.grid(score.shape[1])
+  curves = {
+      name: np.asarray(best_of_n.curve(
+          jnp.asarray(score), jnp.asarray(values, jnp.float32), ns),
+                       np.float64)
+      for name, values in _watched(world, scores, score).items()}
+  with metrics.MetricsWriter(context.directory / 'evaluation.jsonl') as writer:
+    writer.truncate(-1)  # what an interrupted run has left
+    for i, n in enumerate(ns):
+      row = _row(n, {name: curve[:, i] for name, curve in curves.items()})
+      writer.write(n, row)
+  files.write_jsonl(
+      context.directory / 'final.jsonl',
+      _final_rows(world.corpus, {k: x[:, -1] for k, x in curves.items()}))
+  return {'gold': row['gold'], 'proxy': row['proxy'], 'n': ns[-1]}
+
+
+def _watched(world, scores, proxy) -> dict[str, np.ndarray]:
+  """What is followed as n grows, each [B, N], in the units of a policy."""
+  mean, std = (world.gold.scale[k][0] for k in ('mean', 'std'))
+  watched = {'proxy': proxy, 'gold': (scores['gold'] - mean) / std}
+  unit = world.rule_unit()
+  if unit is not None:
+    watched['rule'] = (scores['rule'] - unit[0]) / unit[1]
+  finished = 1 - scores['unfinished']
+  return watched | {'length': scores['length'] - finished,  # without EOS
+                    'unfinished': scores['unfinished']}
 
 
 def _row(n: int, values: dict[str, np.ndarray]) -> dict[str, float]:
@@ -55,52 +97,3 @@ def _final_rows(corpus, values: dict[str, np.ndarray]) -> list[dict]:
           for name in ('gold', 'proxy', 'rule', 'length') if name in values}
       for i, (tokens, length) in enumerate(
           zip(prompts.tokens, prompts.lengths))]
-
-
-def run(context, *, seed: int, data: dict, policy: str, pairs: str,
-        scores: str, proxies: str, aggregate: dict, weight: float,
-        standardize: bool) -> dict:
-  """Writes evaluation.jsonl and final.jsonl, as `policy.run` does.
-
-  A line of evaluation.jsonl is one n of 1, 2, 4, ... and N: `step` and
-  `samples` are n, every `kl` is the analytic one in nats, the others are
-  unbiased estimates, means over all evaluation prompts with their standard
-  errors. final.jsonl has those of each prompt at N, in which `response` is
-  null (Coste et al. 2024, appendix F.9).
-
-  Args:
-    context: of the stage.
-    seed: of the corpus.
-    data: config node of the corpus.
-    policy: stage that holds the SFT policy, which has written the samples.
-    pairs: stage whose responses set the zero and the unit of gold scores.
-    scores: stage that holds the scores of the samples.
-    proxies: stage that holds the ensemble.
-    aggregate: of `ops.ensembles.aggregate`, by which the best are chosen.
-    weight: of the aggregate, in the proxy score.
-    standardize: members to mean 0 and deviation 1 on held-out responses
-      before they are combined.
-  """
-  corpus = artifacts.load_corpus(context, data, seed, policy)
-  known = files.load_arrays(context.directory_of(scores) / 'scores.npz')
-  members = known.pop('members')
-  if standardize:
-    members = scores_lib.standardized(context, proxies, members)
-  proxy = weight * np.asarray(
-      ensembles.aggregate(members, **aggregate), np.float32)
-  ns = best_of_n_stage.grid(proxy.shape[1])
-  curves = {
-      name: np.asarray(best_of_n.curve(
-          jnp.asarray(proxy), jnp.asarray(values, jnp.float32), ns),
-                       np.float64)
-      for name, values in _watched(
-          context, corpus, known, proxy, pairs).items()}
-  with metrics.MetricsWriter(context.directory / 'evaluation.jsonl') as writer:
-    writer.truncate(-1)  # what an interrupted run has left
-    for i, n in enumerate(ns):
-      row = _row(n, {name: curve[:, i] for name, curve in curves.items()})
-      writer.write(n, row)
-  files.write_jsonl(
-      context.directory / 'final.jsonl',
-      _final_rows(corpus, {k: curve[:, -1] for k, curve in curves.items()}))
-  return {'gold': row['gold'], 'proxy': row['proxy'], 'n': ns[-1]}

@@ -4,61 +4,47 @@ The labels are not made here: every ensemble of a study flips its own share of
 them (`stages.proxies`), and the texts and their gold scores are shared.
 """
 
-import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-import jax
-
+from rlhf_jax import streams
 from rlhf_jax.data import corpus as corpus_lib
-from rlhf_jax.models import pretrained
+from rlhf_jax.ops import endings
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import rows as rows_lib
-from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.storage import files
 
-CHUNK = 256  # prompts sampled at a time
+NEEDS, READS = ('reference', 'gold'), ('policy',)
 
 
-def run(context, *, seed: int, data: dict, policy: str, policy_model: dict,
-        gold: str, gold_model: dict, force_eos: bool, sampler: dict,
-        sampled_from: str | None = None, first: int = 0,
+def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+        force_eos: bool, sampler: Mapping[str, Any], first: int = 0,
         num_pairs: int | None = None) -> dict:
   """Samples and scores; `pairs.npz` then holds tokens, mask, gold_scores.
 
   Args:
     context: of the stage.
-    seed: of the samples.
+    seed: of the study.
     data: config node of the corpus.
-    policy: stage that holds the SFT policy.
-    policy_model: its shape.
-    gold: stage that holds the gold reward model.
-    gold_model: its shape.
+    given: stages by role, see `artifacts`: `policy` answers.
     force_eos: see `sampling.sample`.
     sampler: temperature, top_k, top_p.
-    sampled_from: stage of another policy that answers; None: the SFT policy.
-    first: the pair prompt that is answered first.
+    first: the pair prompt that is answered first; its number is part of the
+      name of the samples' stream.
     num_pairs: prompts answered from there on; None: all.
   """
-  corpus = artifacts.load_corpus(context, data, seed, policy)
-  coder = corpus.tokenizer
-  prompts = corpus.pair_prompts
+  world = artifacts.World(context, data, seed, given)
+  prompts = world.corpus.pair_prompts
   at = slice(first, None if num_pairs is None else first + num_pairs)
-  corpus = dataclasses.replace(corpus, pair_prompts=corpus_lib.Prompts(
-      prompts.tokens[at], prompts.lengths[at]))
-  config, params = artifacts.load_policy(
-      context, sampled_from or policy, policy_model, coder.vocab_size)
-  key = jax.random.fold_in(jax.random.key(seed), 1)
-  if first:  # other prompts, other noise
-    key = jax.random.fold_in(key, first)
-  gold_config = pretrained.config(gold_model, coder.vocab_size)
   tokens, mask = rows_lib.sample_rows(
-      context, corpus, config, params, key,
-      num_prompts=len(corpus.pair_prompts.tokens), num_samples=2,
-      chunk_size=CHUNK, force_eos=force_eos, **sampler)
-  members = artifacts.load_members(context, gold, gold_config, None)
-  scores = reward_models.score_rows(gold_config, members, tokens, mask)[0]
+      world, world.policy,
+      corpus_lib.Prompts(prompts.tokens[at], prompts.lengths[at]),
+      streams.key(seed, 'pairs', first),
+      rows_lib.Draw(num_samples=2, sampler=sampler, force_eos=force_eos))
+  scores = world.gold.scores(tokens, mask, mesh=context.mesh)[0]
   files.save_arrays(context.directory / 'pairs.npz', tokens=tokens, mask=mask,
                     gold_scores=scores)
-  finished = rows_lib.finished(tokens, mask, coder.eos_id)
+  finished = endings.finished(tokens, mask, world.corpus.tokenizer.eos_id)
   return {'pairs': len(tokens), 'unfinished': float(1 - finished.mean()),
           'gold_mean': float(scores.mean()), 'gold_std': float(scores.std()),
           'response_tokens': float(mask.sum(axis=-1).mean())}

@@ -5,8 +5,9 @@ flipped labels; they differ in the initialisation of the head and in the order
 of the data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,89 +15,24 @@ import numpy as np
 
 from rlhf_jax import objectives
 from rlhf_jax import sources
+from rlhf_jax import streams
 from rlhf_jax import train
 from rlhf_jax import types
-from rlhf_jax.data import load as load_lib
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.models import pretrained
-from rlhf_jax.ops import labels as labels_lib
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import labelled_pairs
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.rewards import scale as scale_lib
 from rlhf_jax.storage import files
 
-
-def _chosen_first(arrays, preferred) -> types.Batch:
-  """Reorders each pair so that the preferred response comes first."""
-  order = np.stack([preferred, 1 - preferred], axis=1)[..., None]
-  take = lambda x: np.take_along_axis(x, order, axis=1)
-  return types.Batch(tokens=take(arrays['tokens']), mask=take(arrays['mask']))
+NEEDS, READS = ('pairs', 'trunks'), ()
 
 
-def _load(context, pairs, key, label_noise, held_out, num_pairs):
-  """Training rows, validation rows, and the share of labels flipped."""
-  parts = [files.load_arrays(context.directory_of(stage) / 'pairs.npz')
-           for stage in ([pairs] if isinstance(pairs, str) else pairs)]
-  arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-  scores = arrays['gold_scores']
-  preferred = (scores[:, 1] > scores[:, 0]).astype(np.int32)
-  total = len(scores) if num_pairs is None else held_out + num_pairs
-  ends = np.minimum(np.cumsum([len(p['gold_scores']) for p in parts]), total)
-  noisy, start = [], held_out
-  # Each stage has its own noise, so that a label given once stays as it is.
-  for index, end in enumerate(ends):
-    own = key if index == 0 else jax.random.fold_in(key, index)
-    if end > start:
-      noisy.append(labels_lib.flip(own, preferred[start:end],
-                                   rate=label_noise))
-      start = end
-  noisy = np.concatenate(noisy)
-  part = lambda at: {k: v[at] for k, v in arrays.items()}
-  at = slice(held_out, total)
-  return (_chosen_first(part(at), noisy),
-          _chosen_first(part(slice(held_out)), preferred[:held_out]),
-          float(np.mean(noisy != preferred[at])))
-
-
-def _init(context, model, config, keys, trunks, head_scale):
-  """Members on one shared SFT trunk, or each on one of its own."""
-  load = lambda name: artifacts.load_policy(
-      context, name, model, config.vocab_size)[1]
-  if len(trunks) == 1:
-    return reward_models.init_members(
-        config, keys, trunk=load(trunks[0]), head_scale=head_scale)
-  members = [reward_models.init(config, k, trunk=load(t), head_scale=head_scale)
-             for k, t in zip(keys, trunks, strict=True)]
-  return jax.tree.map(lambda *x: jnp.stack(x), *members)
-
-
-def _quality(config, params, validation) -> tuple[np.ndarray, ...]:
-  """Scores [E, N, 2] of held-out pairs; Bradley-Terry loss, accuracy [E]."""
-  scores = reward_models.score_rows(
-      config, params, validation.tokens, validation.mask)
-  loss = np.logaddexp(0, scores[..., 1] - scores[..., 0]).mean(axis=-1)
-  return scores, loss, statistics.pair_accuracy(scores)
-
-
-def _validation(config, rows, validation, batch_size):
-  """Arguments of `fit_lib.fit` that validate after every epoch."""
-  def row(step, state):
-    _, loss, accuracy = _quality(config, state.params, validation)
-    found = {'epoch': step * batch_size / len(rows.tokens),
-             'loss': loss.mean(), 'accuracy': accuracy.mean()}
-    for member in range(len(loss)):
-      found |= {f'loss_{member}': loss[member],
-                f'accuracy_{member}': accuracy[member]}
-    return found
-  return {'evaluate': row, 'evaluate_every': -(-len(rows.tokens) // batch_size)}
-
-
-def run(context, *, seed: int, data: dict, pairs: str | Sequence[str],
-        trunks: list[str], model: dict, num_members: int, label_noise: float,
-        num_epochs: int, batch_size: int, optimizer: dict, held_out: int,
-        num_pairs: int | None = None, head_scale: float = 1.0,
-        num_microbatches: int = 1, validate: bool = False,
-        training: dict | None = None) -> dict:
+def run(context, *, seed: int, given: Mapping[str, Any],
+        node: Mapping[str, Any], label_noise: float, validate: bool,
+        training: Mapping[str, int]) -> dict:
   """Trains the members by one vmapped step.
 
   `checkpoints` then holds leaves [E, ...], and `scale.npz` each member's mean
@@ -107,60 +43,89 @@ def run(context, *, seed: int, data: dict, pairs: str | Sequence[str],
 
   Args:
     context: of the stage.
-    seed: of the noise, the heads and the orders.
-    data: config node of the corpus.
-    pairs: stage that holds the pairs, or several, whose pairs are all of
-      them in this order.
-    trunks: stages that hold SFT trunks: one shared, or one for each member.
-    model: shape of the trunk.
-    num_members: E.
+    seed: of the study.
+    given: stages by role, see `artifacts`: `pairs`, one or several; `trunks`,
+      one shared by all members or one for each.
+    node: 'model', the shape of a trunk; 'num_members' E; 'num_epochs' over the
+      training pairs; 'batch_size', pairs a step and member; 'optimizer' of
+      `train.optimizer`; 'held_out', pairs kept with clean labels for
+      validation, the first; 'num_pairs' used for training, the first of the
+      others (Coste et al. 2024, figure 9), None: all; 'head_scale' of
+      `rewards.models.init`; 'num_microbatches' of `train.make_train_step`.
     label_noise: exact share of the training labels of each stage that is
       flipped.
-    num_epochs: over the training pairs.
-    batch_size: pairs a step and member.
-    optimizer: of `train.optimizer`.
-    held_out: pairs kept, with clean labels, for validation: the first.
-    num_pairs: training pairs used, the first of the others (Coste et al.
-      2024, figure 9); None: all.
-    head_scale: see `reward_models.init`.
-    num_microbatches: see `train.make_train_step`.
     validate: before training and after each epoch (Coste et al. 2024, figure
       15).
-    training: save_every and log_every of `fit_lib.fit`.
+    training: save_every and log_every of `fit.Loop`.
   """
-  corpus = load_lib.load(data, seed)
-  config = pretrained.config(model, corpus.tokenizer.vocab_size)
-  noise_key, head_key, key = jax.random.split(
-      jax.random.fold_in(jax.random.key(seed), 2), 3)
-  rows, validation, flipped = _load(
-      context, pairs, noise_key, label_noise, held_out, num_pairs)
-
-  num_steps = num_epochs * len(rows.tokens) // batch_size
-  tx = train.optimizer(num_steps=num_steps, **optimizer)
-  params = _init(context, model, config,
-                 jax.random.split(head_key, num_members), trunks, head_scale)
-  state = jax.vmap(lambda p, k: train.init_state(p, tx, k))(
-      params, jax.random.split(key, num_members))
-  step_fn = jax.vmap(train.make_train_step(
+  coder = artifacts.read_tokenizer(context.directory_of(given['trunks'][0]))
+  config = pretrained.config(node['model'], coder.vocab_size)
+  rows, validation, flipped = labelled_pairs.load(
+      context, given['pairs'], seed, label_noise, held_out=node['held_out'],
+      num_pairs=node['num_pairs'])
+  members, batch_size = range(node['num_members']), node['batch_size']
+  num_steps = node['num_epochs'] * len(rows.tokens) // batch_size
+  tx = train.optimizer(num_steps=num_steps, **node['optimizer'])
+  keys = lambda name: jnp.stack([
+      streams.key(seed, 'proxies', name, member) for member in members])
+  params = _init(context, config, keys('head'), given['trunks'],
+                 node['head_scale'])
+  step = jax.vmap(train.make_train_step(
       functools.partial(reward_models.forward, config),
       objectives.get('bradley_terry'), tx,
-      num_microbatches=num_microbatches))
-  source = sources.offline_members(
-      rows, batch_size=batch_size,
-      seeds=[seed * 1000 + member for member in range(num_members)])
+      num_microbatches=node['num_microbatches']))
   state, last = fit_lib.fit(
-      context, state, source, jax.jit(step_fn, donate_argnums=0),
-      num_steps=num_steps, **(training or {}),
-      **(_validation(config, rows, validation, batch_size) if validate else {}),
-      tokens_per_step=int(
-          num_members * batch_size * 2 * rows.mask.sum(axis=-1).mean()))
+      context, jax.vmap(lambda p, k: train.init_state(p, tx, k))(
+          params, keys('state')),
+      sources.offline_members(rows, batch_size=batch_size, seeds=[
+          streams.number(seed, 'proxies', 'order', member)
+          for member in members]),
+      jax.jit(step, donate_argnums=0),
+      loop=fit_lib.Loop(num_steps, **training),
+      watch=_watch(context, config, rows, validation, batch_size)
+      if validate else None)
 
-  artifacts.write_model(context, 'reward', model, corpus.tokenizer,
-                     num_members=num_members)
-  held, _, accuracy = _quality(config, state.params, validation)
-  every = held.reshape(num_members, -1)
-  files.save_arrays(context.directory / 'scale.npz',
-                    mean=every.mean(axis=1), std=every.std(axis=1))
+  artifacts.write_model(context, 'reward', node['model'], coder,
+                        num_members=node['num_members'])
+  scores, _, accuracy = _quality(context, config, state.params, validation)
+  files.save_arrays(
+      context.directory / 'scale.npz', **scale_lib.of_members(scores))
+  tokens = len(members) * batch_size * 2 * rows.mask.sum(axis=-1).mean()
   return {'accuracy': float(accuracy.mean()),
           'accuracies': [float(a) for a in accuracy],
-          'flipped': flipped, **last}
+          'flipped': flipped, **fit_lib.rate(last, tokens * num_steps)}
+
+
+def _init(context, config, keys, trunks, head_scale):
+  """Members on one shared SFT trunk, or each on one of its own."""
+  load = lambda name: artifacts.restore_policy(
+      context.directory_of(name)).params
+  if len(trunks) == 1:
+    return reward_models.init_members(
+        config, keys, trunk=load(trunks[0]), head_scale=head_scale)
+  members = [
+      reward_models.init(config, k, trunk=load(t), head_scale=head_scale)
+      for k, t in zip(keys, trunks, strict=True)]
+  return jax.tree.map(lambda *x: jnp.stack(x), *members)
+
+
+def _quality(context, config, params, validation: types.Batch
+             ) -> tuple[np.ndarray, ...]:
+  """Scores [E, N, 2] of held-out pairs; Bradley-Terry loss, accuracy [E]."""
+  scores = reward_models.score_rows(
+      config, params, validation.tokens, validation.mask, mesh=context.mesh)
+  loss = np.logaddexp(0, scores[..., 1] - scores[..., 0]).mean(axis=-1)
+  return scores, loss, statistics.pair_accuracy(scores)
+
+
+def _watch(context, config, rows, validation, batch_size) -> fit_lib.Watch:
+  """Validates after every epoch."""
+  def evaluate(step, state):
+    _, loss, accuracy = _quality(context, config, state.params, validation)
+    row = {'epoch': step * batch_size / len(rows.tokens),
+           'loss': loss.mean(), 'accuracy': accuracy.mean()}
+    for member in range(len(loss)):
+      row |= {f'loss_{member}': loss[member],
+              f'accuracy_{member}': accuracy[member]}
+    return row
+  return fit_lib.Watch(evaluate, -(-len(rows.tokens) // batch_size))

@@ -1,6 +1,8 @@
 """Supervised fine-tuning of a decoder on the demonstrations."""
 
+from collections.abc import Mapping
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,58 +10,63 @@ import numpy as np
 from rlhf_jax import objectives
 from rlhf_jax import policy
 from rlhf_jax import sources
+from rlhf_jax import streams
 from rlhf_jax import train
+from rlhf_jax import types
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import pretrained
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 
+NEEDS, READS = (), ()
 
-def run(context, *, seed: int, data: dict, model: dict, num_steps: int,
-        batch_size: int, optimizer: dict, num_microbatches: int = 1,
-        aggregate: str = 'token', init_seed: int | None = None,
-        training: dict | None = None) -> dict:
+
+def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+        node: Mapping[str, Any], part: str, training: Mapping[str, int]
+        ) -> dict:
   """Trains a policy; `checkpoints` then holds what of it was trained.
-
-  `artifacts.load_policy` puts the whole together again.
 
   Args:
     context: of the stage.
-    seed: of the corpus.
+    seed: of the study.
     data: config node of the corpus.
-    model: node of `models.pretrained`.
-    num_steps: optimizer steps.
-    batch_size: demonstrations a step.
-    optimizer: of `train.optimizer`.
-    num_microbatches: see `train.make_train_step`.
-    aggregate: of the `sft` objective.
-    init_seed: of the initialisation and of the data order; default `seed`.
-    training: save_every and log_every of `fit_lib.fit`.
+    given: empty; see `artifacts`.
+    node: 'model' of `models.pretrained`, 'num_steps', 'batch_size'
+      (demonstrations a step), 'optimizer' of `train.optimizer`,
+      'num_microbatches' of `train.make_train_step` and 'aggregate' of the
+      objective `sft`.
+    part: which of the policies of a seed: its weights and its order are its
+      own.
+    training: save_every and log_every of `fit.Loop`.
   """
-  init_seed = seed if init_seed is None else init_seed
+  del given
   corpus = load_lib.load(data, seed)
-  tokenizer.check_ids(
-      corpus.demonstrations.tokens, corpus.tokenizer.vocab_size)
-  artifacts.write_model(context, 'policy', model, corpus.tokenizer)
-  init_key, key = jax.random.split(jax.random.key(init_seed))
-  tx = train.optimizer(num_steps=num_steps, **optimizer)
-  made = pretrained.init(model, corpus.tokenizer.vocab_size, init_key)
-  config = made.config
-  state = train.init_state(made.trainable, tx, key)
-  step_fn = train.make_train_step(
+  coder, rows = corpus.tokenizer, corpus.demonstrations
+  tokenizer.check_ids(rows.tokens, coder.vocab_size)
+  if corpus.format is not None:
+    context.show(f'prompts are written in the format {corpus.format!r}, such '
+                 f'as {corpus.example()}')
+  artifacts.write_model(context, 'policy', node['model'], coder)
+  key = functools.partial(streams.key, seed, 'sft', part)
+  model = pretrained.init(node['model'], coder.vocab_size, key('weights'))
+  config, num_steps = model.config, node['num_steps']
+  tx = train.optimizer(num_steps=num_steps, **node['optimizer'])
+  step = train.make_train_step(
       functools.partial(policy.forward, config),
-      objectives.get('sft', aggregate=aggregate), tx,
-      num_microbatches=num_microbatches,
+      objectives.get('sft', aggregate=node['aggregate']), tx,
+      num_microbatches=node['num_microbatches'],
       dropout=bool(config.dropout or config.adapter_dropout))
-  rows = corpus.demonstrations
   state, last = fit_lib.fit(
-      context, state,
-      sources.offline(rows, batch_size=batch_size, seed=init_seed),
-      jax.jit(step_fn, donate_argnums=0), num_steps=num_steps,
-      base=made.base, **(training or {}),
-      tokens_per_step=int(batch_size * np.mean(rows.mask.sum(axis=-1))))
+      context, train.init_state(model.trainable, tx, key('state')),
+      sources.offline(rows, batch_size=node['batch_size'],
+                      seed=streams.number(seed, 'sft', part, 'order')),
+      jax.jit(step, donate_argnums=0),
+      loop=fit_lib.Loop(num_steps, **training),
+      frozen=types.Frozen(base=model.base))
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  tokens = node['batch_size'] * np.mean(rows.mask.sum(axis=-1))
   return {'loss': last.get('train/loss'), 'parameters': count(state.params),
-          'frozen_parameters': count(made.base), **last,
+          'frozen_parameters': count(model.base),
+          **fit_lib.rate(last, tokens * num_steps),
           **corpus.summary, 'corpus': corpus.fingerprint()}

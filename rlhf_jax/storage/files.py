@@ -169,3 +169,18 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Row]):
   """Writes one JSON object a line; whole or not at all; NaN is null."""
   lines = [json.dumps(jsonable(row)) + '\n' for row in rows]
   write_text(path, ''.join(lines))
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict]:
+  """The objects of a file of JSON lines.
+
+  Raises:
+    CheckpointError: it is missing or damaged.
+  """
+  try:
+    return [json.loads(line)
+            for line in pathlib.Path(path).read_bytes().splitlines()]
+  except (OSError, ValueError) as error:
+    raise errors.CheckpointError(
+        f'cannot read {path}: {errors.first_line(error)}; delete the '
+        'result.json beside it to run its stage again') from error

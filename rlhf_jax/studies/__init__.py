@@ -1,10 +1,7 @@
 """Studies: a config becomes an ordered list of named stages.
 
-A module here has
-
-  plan(config) -> list[study.Stage]  checks the config, touches no device
-  inputs(config) -> dict             what is read from outside, by content
-  final(config) -> str               the stage whose result names the figure
+A module here has `describe(config) -> plan.Study`, what is its own; the way
+from there to stages is the same for all of them, `plan.plan(config)`.
 """
 
 import importlib
@@ -24,7 +21,7 @@ def get(name: str):
     if error.name != f'rlhf_jax.studies.{name}':
       raise
     module = None
-  if not hasattr(module, 'plan'):
+  if not hasattr(module, 'describe'):
     raise errors.ConfigError(
         f'config.study is {name!r}, which is no study of rlhf_jax.studies')
   return module

@@ -15,28 +15,27 @@ With `collect` 'initial', the SFT policy answers in every round: as many
 labels for the same prompts, none of them about what the policy has become.
 """
 
-import functools
+from collections.abc import Mapping
 
 from rlhf_jax import errors
-from rlhf_jax.data import load as load_lib
-from rlhf_jax.runner import run as run_lib
+from rlhf_jax.reports import spec
 from rlhf_jax.stages import online_policy
-from rlhf_jax.stages import policy_report
-from rlhf_jax.studies import checks
+from rlhf_jax.studies import nodes
 from rlhf_jax.studies import online
+from rlhf_jax.studies import plan
+from rlhf_jax.studies import run_checks
+from rlhf_jax.studies import seed as seed_lib
 
-inputs = checks.inputs
-final = checks.report_name
 COLLECT = ('current', 'initial')  # who answers after the first round
 
 
-def labels_per_round(config: dict) -> int:
+def labels_per_round(config: Mapping) -> int:
   """Training pairs of each round; the prompts held out are beside them."""
   return (config['data']['num_pair_prompts'] - config['proxy']['held_out']
           ) // config['rounds']
 
 
-def _runs(config: dict) -> list[tuple[str, int]]:
+def _runs(config: Mapping) -> list[tuple[str, int]]:
   return [(collect, number) for collect in config['collect']
           for number in range(config['rounds'])]
 
@@ -45,100 +44,91 @@ def _labels(collect: str, number: int) -> dict:
   return {'collect': collect, 'round': number}
 
 
-def _check(config: dict):
+def describe(config: dict) -> plan.Study:
+  """A line of the report for each round."""
+  proxy = dict(config['proxy'], label_noise=config['label_noise'])
+
+  def of_seed(seed):
+    policies = _seed_stages(config, seed, proxy)
+    return [{'stage': policies[run], 'run': f'{run[0]}_{run[1]}',
+             'labels': _labels(*run)} for run in _runs(config)]
+
+  return plan.Study(
+      check=lambda data: _check(config, data, proxy),
+      proxies={'proxy': proxy}, reads_gold=True, of_seed=of_seed,
+      arguments=lambda shown: {'policies': shown, 'figure': config['figure']})
+
+
+def _check(config: dict, data: dict, proxy: Mapping):
   """Raises ConfigError for what would fail later, naming the field."""
-  checks.check(config)
-  require, proxy = checks.requirement(config), config['proxy']
+  require = nodes.requirement(config)
   require(isinstance(config['rounds'], int) and config['rounds'] >= 1,
           'rounds', 'give at least 1')
   require(config['collect'] and set(config['collect']) <= set(COLLECT)
           and len(set(config['collect'])) == len(config['collect']), 'collect',
           f'give one or both of {", ".join(COLLECT)}')
-  require(0 <= config['label_noise'] <= 1, 'label_noise',
-          'shares lie in [0, 1]')
   require(proxy['num_pairs'] is None, 'proxy.num_pairs',
           'every label is used; lower data.num_pair_prompts instead')
   require(labels_per_round(config) >= proxy['batch_size'], 'rounds',
           f'leaves {labels_per_round(config)} pairs to each, fewer than '
           f'proxy.batch_size {proxy["batch_size"]}; lower one of them')
-  if config['online']['algorithm'] == online.BEST_OF_N:
+  run = {**config['online'], 'condition': 'proxy'}
+  if nodes.is_best_of_n(run):
     raise errors.ConfigError("config.online.algorithm is 'best_of_n', which "
                              'trains no policy to go on with')
-  online.check_run('online', {**config['online'], 'condition': 'proxy'},
-                   {'proxy': proxy}, config['data']['num_eval_prompts'])
-  policy_report.check(config['figure'],
-                      [_labels(*run) for run in _runs(config)])
+  run_checks.check_components(
+      'online.reward', run['reward']['components'], config['pool'],
+      {'gold', 'pairs', 'proxies'})
+  run_checks.check_online('online', run, {'proxy': proxy},
+                          config['data']['num_eval_prompts'])
+  spec.check(config['figure'], [_labels(*run) for run in _runs(config)],
+             columns=online.columns(data, reads_gold=True))
 
 
-def _add_round(config: dict, made: checks.Seed, here: str, number: int,
-               pairs: list[str], current: str | None, answers: str | None
+def _seed_stages(config: dict, seed: seed_lib.Seed, proxy: Mapping
+                 ) -> dict[tuple[str, int], str]:
+  """Adds the stages of a seed; that of each policy.
+
+  The first round is the same whoever answers in the others, and is taken over
+  by its recipe, not run again.
+  """
+  policies = {}
+  for collect in config['collect']:
+    pairs, current = [], None
+    for number in range(config['rounds']):
+      current = policies[collect, number] = _add_round(
+          config, seed, proxy, (collect, number), pairs, current)
+  return policies
+
+
+def _add_round(config: dict, seed: seed_lib.Seed, proxy: Mapping,
+               name: tuple[str, int], pairs: list[str], current: str | None
                ) -> str:
   """Adds one round, its pairs to `pairs`; the stage of its policy.
 
   Args:
     config: of the study.
-    made: the stages so far.
-    here: where the stages of the round are.
-    number: of the round, from 0.
+    seed: the stages so far.
+    proxy: node of the reward models, with 'label_noise'.
+    name: who answers, and the number of the round, from 0.
     pairs: stages of all rounds so far.
     current: stage of the policy that goes on; None: the SFT policy.
-    answers: stage of the policy that is labelled; None: the SFT policy.
   """
-  proxy, count = config['proxy'], labels_per_round(config)
+  collect, number = name
+  here, count = f'{collect}/round_{number}', labels_per_round(config)
   held_out = proxy['held_out']  # of the first round
-  pairs.append(made.add_pairs(
-      f'{here}/pairs', force_eos=config['force_eos'], sampled_from=answers,
+  pairs.append(seed.add_pairs(
+      f'{here}/pairs', force_eos=config['force_eos'],
+      policy=current if collect == 'current' else None,
       first=held_out + number * count if number else 0,
       num_pairs=count if number else held_out + count))
-  proxies = made.add_proxies(
-      f'{here}/proxies', proxy, pairs=list(pairs), trunks=made.trunks,
-      label_noise=config['label_noise'])
-  shared = {k: v for k, v in made.shared.items() if k != 'sampler'}
-  return made.add(
-      f'{here}/policy', online_policy.run, **shared, **config['online'],
-      pairs=pairs[0], proxies=proxies, proxy_model=proxy['model'],
-      num_members=proxy['num_members'], sampler=config['sampler'],
-      start=current, part=number, training=config['training'])
-
-
-def _seed_stages(config: dict, data: dict, seed: int
-                 ) -> tuple[list[run_lib.Stage], dict[tuple[str, int], str]]:
-  """The stages of one seed, and that of each policy.
-
-  The first round is the same whoever answers in the others, and is taken over
-  by its recipe, not run again.
-  """
-  made, policies = checks.Seed(config, data, seed), {}
-  for collect in config['collect']:
-    pairs, current = [], None
-    for number in range(config['rounds']):
-      current = policies[collect, number] = _add_round(
-          config, made, f'{collect}/round_{number}', number, pairs, current,
-          current if collect == 'current' else None)
-  return made.stages, policies
-
-
-def plan(config: dict) -> list[run_lib.Stage]:
-  """The stages of all seeds and the report.
-
-  Raises:
-    ConfigError: a field is out of range; nothing has been touched.
-    DataError: a file it names is missing or malformed.
-  """
-  _check(config)
-  data = checks.data_config(config)
-  load_lib.check(data)
-  checks.check_tokens(config, data)
-  checks.check_gold(config, data)
-  config = checks.absolute(config)
-  stages, made = [], []
-  for seed in config['seeds']:
-    of_seed, policies = _seed_stages(config, data, seed)
-    stages += of_seed
-    made += [{'stage': policies[run], 'seed': seed,
-              'run': f'{run[0]}_{run[1]}', 'labels': _labels(*run)}
-             for run in _runs(config)]
-  stages.append(run_lib.Stage(final(config), functools.partial(
-      policy_report.run, policies=made, stages=[s.name for s in stages],
-      title=config['title'], figure=config['figure'])))
-  return stages
+  proxies = seed.add_proxies(
+      f'{here}/proxies', proxy, pairs=list(pairs),
+      label_noise=proxy['label_noise'])
+  given = {'reference': seed.reference, 'policy': current, 'gold': seed.gold,
+           'pairs': pairs[0], 'proxies': proxies}
+  components = config['online']['reward']['components']
+  return seed.add(
+      f'{here}/policy', online_policy, given, **seed.texts, part=number,
+      run=nodes.of_stage(config['online'], 'condition'),
+      measure=online.measure(config, components), training=config['training'])

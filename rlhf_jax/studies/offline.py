@@ -9,165 +9,119 @@ al. 2023, https://arxiv.org/abs/2306.02231. A config lists logs, each with its
 rewards, which are changes of the node `log`, and runs. A run of an algorithm
 that samples is a change of the node `online`; all others are changes of
 `offline` and name the log they learn from. Every policy is measured by the
-rewards of its log, in the column `proxy` and its parts.
+rewards of its log, in the column `proxy` and its components. What nothing
+reads, gold model, pairs or reward models, is not made.
 """
 
-import functools
-
-from rlhf_jax.data import load as load_lib
-from rlhf_jax.pipeline import rewarding
-from rlhf_jax.rewards import nodes as nodes_lib
-from rlhf_jax.runner import run as run_lib
+from rlhf_jax.pipeline import offline_methods
+from rlhf_jax.pipeline import online_methods
+from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.stages import logged
 from rlhf_jax.stages import offline_policy
 from rlhf_jax.stages import online_policy
-from rlhf_jax.stages import policy_report
 from rlhf_jax.stages import prompt_value
-from rlhf_jax.studies import checks
-from rlhf_jax.studies import offline_checks as checks
+from rlhf_jax.studies import nodes
+from rlhf_jax.studies import offline_checks
 from rlhf_jax.studies import online
-
-final = checks.report_name
-
-
-def make_logs(config: dict) -> dict[str, dict]:
-  """What each log is."""
-  return {name: online.merge(config['log'], changes, f'logs.{name}')
-          for name, changes in config['logs'].items()}
+from rlhf_jax.studies import plan
+from rlhf_jax.studies import seed as seed_lib
 
 
-def make_runs(config: dict) -> dict[str, dict]:
-  """What each run is, labels included."""
-  made = {}
-  for name, changes in config['runs'].items():
-    algorithm = changes.get('algorithm', config['offline']['algorithm'])
-    node = 'online' if algorithm in online_policy.names() else 'offline'
-    # One that samples is compared by the rewards of a log too.
-    base = {'labels': {}, 'log': config['offline']['log'], **config[node]}
-    made[name] = online.merge(base, changes, f'runs.{name}')
-  return made
+def samples(run: dict) -> bool:
+  """Whether the algorithm of a run is an online one."""
+  return run['algorithm'] in online_methods.names()
 
 
-def inputs(config: dict) -> dict:
-  """As `checks.inputs`, with the modules of reward functions."""
-  found = checks.inputs(config)
-  for log in make_logs(config).values():
-    found |= online.function_inputs(nodes_lib.functions(log['components']))
-  for run in filter(checks.samples, make_runs(config).values()):
-    found |= online.function_inputs(run['reward']['functions'])
-  return found
+def reads_values(run: dict) -> bool:
+  """Whether a run needs the reference's values of the prompts."""
+  return not samples(run) and offline_methods.needs_values(
+      offline_methods.make_row(run))
 
 
-def _check(config: dict, data: dict) -> tuple[dict, dict, dict]:
-  """The conditions, the logs and the runs, checked."""
-  checks.check(config)
-  load_lib.check(data)
-  for field in ('conditions', 'logs', 'runs'):
-    checks.requirement(config)(config[field], field, 'give at least one')
-  conditions = online.make_conditions(config)
-  logs, runs = make_logs(config), make_runs(config)
-  online.check_conditions(config, conditions)
-  for name, log in logs.items():
-    checks.check_log(name, log, config, conditions, data)
-  for name, run in runs.items():
-    checks.requirement({'runs': {name: run}})(
-        run['log'] in logs, f'runs.{name}.log', f'there are {", ".join(logs)}')
-    checks.check_run(name, run, logs[run['log']], conditions, data)
-  checks.check_values(logs, runs)
-  checks.check_figure(config, logs, runs)
-  return conditions, logs, runs
+def reads_proxies(log: dict) -> bool:
+  """Whether the rewards of a log need the ensemble of its condition."""
+  return 'proxy' in reward_nodes.kinds(log['components'])
 
 
-def _log_stages(config, made, name, log, shared):
-  """Adds the stages of one log: that of its rows, and that of its values."""
-  given = {**made.shared, **shared, 'components': log['components'],
-           'pool': config['pool']}
-  given.pop('sampler')
-  rows = made.add(
-      f'logs/{name}/logged', logged.run, source=log['source'],
-      label_noise=shared['label_noise'],
-      num_validation=log['num_validation'],
-      **{k: v for k, v in given.items() if k != 'label_noise'})
-  given.pop('label_noise')
-  values = lambda: made.add(
-      f'logs/{name}/prompt_value', prompt_value.run, logged=rows, **given,
-      **log['value'], training=config['training'])
-  return rows, values
+def describe(config: dict) -> plan.Study:
+  """A line of the report for each run."""
+  conditions, logs = nodes.conditions(config), nodes.logs(config)
+  runs = nodes.offline_runs(config)
+  used = {log['condition'] for log in logs.values() if reads_proxies(log)}
+  used |= {run['condition'] for run in runs.values()
+           if samples(run) and nodes.reads_proxies(run)}
+  read = [log['components'] for log in logs.values()] + [
+      run['reward']['components'] for run in runs.values() if samples(run)]
+  reads_gold = (bool(used) or nodes.reads_gold(config, read)
+                or any(log['source'] == 'pairs' for log in logs.values()))
+  rows = {}
 
-
-def _seed_stages(config, data, seed, conditions, logs, runs):
-  """The stages of one seed, the stage of each run, and of each log."""
-  made = checks.Seed(config, data, seed)
-  pairs = made.add_pairs('pairs', force_eos=config['force_eos'])
-  asked = dict.fromkeys(run['condition'] for run in runs.values()
-                        if checks.samples(run))
-  asked |= dict.fromkeys(
-      log['condition'] for log in logs.values()
-      if 'proxy' in rewarding.kinds(log['components']))
-  proxies = online.add_conditions(
-      config, made, {name: conditions[name] for name in asked}, pairs)
-
-  def of_models(name):
-    """The reward models of a condition, for the stages that read them."""
-    return {'proxies': proxies[name], 'proxy_model': conditions[name]['model'],
-            'num_members': conditions[name]['num_members']}
-
-  def of_rewards(log):
-    """Those that the rewards of a log are scored by."""
-    asked = 'proxy' in rewarding.kinds(log['components'])
-    return of_models(log['condition']) if asked else {}
-
-  rows, values, stages = {}, {}, {}
-  for name in dict.fromkeys(run['log'] for run in runs.values()):
-    condition = logs[name]['condition']
-    rows[name], add_values = _log_stages(config, made, name, logs[name], {
-        'pairs': pairs, 'label_noise': conditions[condition]['label_noise'],
-        **of_rewards(logs[name])})
-    if checks.needs_values(name, runs):
-      values[name] = add_values()
-  for name, run in runs.items():
-    log = logs[run['log']]
-    given = {k: v for k, v in made.shared.items() if k != 'sampler'} | {
-        'pairs': pairs, 'logged': rows[run['log']],
-        'components': log['components'], 'sampler': config['sampler'],
-        'training': config['training']}
-    run = {k: v for k, v in run.items() if k not in ('labels', 'log')}
-    if checks.samples(run):
-      models = of_models(run.pop('condition'))
-      stages[name] = made.add(f'policies/{name}', online_policy.run, **given,
-                              **models, **run)
-      continue
-    if checks.reads_values(run):
-      given['values'] = values[runs[name]['log']]
-    stages[name] = made.add(
-        f'policies/{name}', offline_policy.run, **given, **run,
-        pool=config['pool'], **of_rewards(log))
-  return made.stages, stages, rows
-
-
-def plan(config: dict) -> list[run_lib.Stage]:
-  """The stages of all seeds and the report.
-
-  Raises:
-    ConfigError: a field is out of range; nothing has been touched.
-    DataError: a file it names is missing or malformed.
-  """
-  config = checks.absolute(config)
-  data = checks.data_config(config)
-  conditions, logs, runs = _check(config, data)
-  checks.check_tokens(config, data)
-  checks.check_gold(config, data)
-  stages, made, rows = [], [], {}
-  for seed in config['seeds']:
-    of_seed, names, of_logs = _seed_stages(
-        config, data, seed, conditions, logs, runs)
-    stages += of_seed
-    made += [{'stage': names[name], 'seed': seed, 'run': name,
-              'labels': runs[name]['labels']} for name in runs]
+  def of_seed(seed):
+    stages, of_logs = _seed_stages(config, seed, logs, runs, {
+        name: node for name, node in conditions.items() if name in used},
+                                   reads_gold)
     for name, stage in of_logs.items():
-      rows.setdefault(name, []).append({'stage': stage, 'seed': seed})
-  stages += online.judge_stages(config, made, runs)
-  stages.append(run_lib.Stage(final(config), functools.partial(
-      policy_report.run, policies=made, stages=[s.name for s in stages],
-      title=config['title'], figure=config['figure'], logs=rows)))
-  return stages
+      rows.setdefault(name, []).append({'stage': stage, 'seed': seed.seed})
+    return [{'stage': stages[name], 'run': name, 'labels': run['labels']}
+            for name, run in runs.items()]
+
+  return plan.Study(
+      check=lambda data: offline_checks.check(
+          config, data, conditions, logs, runs,
+          online.columns(data, reads_gold)),
+      proxies={f'conditions.{name}': node
+               for name, node in conditions.items()},
+      reads_gold=reads_gold, of_seed=of_seed,
+      judge=lambda shown: online.judge_stages(config, shown, runs),
+      arguments=lambda shown: {'policies': shown, 'logs': rows,
+                               'figure': config['figure']})
+
+
+def _seed_stages(config, seed: seed_lib.Seed, logs, runs, conditions,
+                 reads_gold) -> tuple[dict[str, str], dict[str, str]]:
+  """Adds the stages of a seed; the stage of each run, and of each log."""
+  given, proxies = {'reference': seed.reference}, {}
+  if reads_gold:
+    pairs = seed.add_pairs(force_eos=config['force_eos'])
+    given |= {'gold': seed.gold, 'pairs': pairs}
+    proxies = seed.add_conditions(conditions, pairs)
+  of_logs = {}
+  for name in dict.fromkeys(run['log'] for run in runs.values()):
+    of_logs[name] = _log_stages(config, seed, name, logs[name], runs, given | (
+        {'proxies': proxies[logs[name]['condition']]}
+        if reads_proxies(logs[name]) else {}))
+  stages = {}
+  for name, run in runs.items():
+    log, roles = logs[run['log']], of_logs[run['log']]
+    shared = dict(seed.texts, training=config['training'],
+                  measure=online.measure(config, log['components']))
+    if samples(run):
+      if nodes.reads_proxies(run):
+        roles = roles | {'proxies': proxies[run['condition']]}
+      stages[name] = seed.add(
+          f'policies/{name}', online_policy, roles, **shared, part=0,
+          run=nodes.of_stage(run, 'condition', 'log'))
+      continue
+    if not reads_values(run):
+      roles = roles | {'values': None}
+    stages[name] = seed.add(f'policies/{name}', offline_policy, roles,
+                            **shared, run=nodes.of_stage(run, 'log'))
+  return stages, {name: roles['log'] for name, roles in of_logs.items()}
+
+
+def _log_stages(config, seed, name, log, runs, given) -> dict[str, str]:
+  """Adds the stages of one log; the roles of what learns from it."""
+  noise = 0.0
+  if log['source'] == 'pairs' and log['condition'] in config['conditions']:
+    noise = nodes.conditions(config)[log['condition']]['label_noise']
+  rewards = {'pool': config['pool']}
+  node = {k: log[k] for k in ('source', 'num_validation', 'components')}
+  roles = given | {'log': seed.add(
+      f'logs/{name}/logged', logged, given, **seed.texts, **rewards,
+      node=node, label_noise=noise)}
+  if any(reads_values(run) for run in runs.values() if run['log'] == name):
+    roles['values'] = seed.add(
+        f'logs/{name}/prompt_value', prompt_value, roles, **seed.texts,
+        **rewards, node=log['value'], components=log['components'],
+        training=config['training'])
+  return roles

@@ -6,52 +6,30 @@ Coste et al. 2024, figure 15. The conditions of a config differ in the reward
 models, as in the study `online`; no policy is trained.
 """
 
-import functools
-
-from rlhf_jax.data import load as load_lib
-from rlhf_jax.runner import run as run_lib
-from rlhf_jax.stages import policy_report
-from rlhf_jax.studies import checks
-from rlhf_jax.studies import online
-
-final = checks.report_name
+from rlhf_jax.reports import spec
+from rlhf_jax.studies import nodes
+from rlhf_jax.studies import plan
+from rlhf_jax.studies import run_checks
 
 
-def inputs(config: dict) -> dict:
-  """As those of the study `online`, which has runs beside conditions."""
-  return online.inputs({**config, 'online': {}, 'runs': {}})
+def describe(config: dict) -> plan.Study:
+  """A line of the report for each condition."""
+  conditions = {name: dict(node, validate=True)
+                for name, node in nodes.conditions(config).items()}
 
+  def check(data):
+    nodes.requirement(config)(
+        config['conditions'], 'conditions', 'give at least one')
+    run_checks.check_conditions(conditions)
+    spec.check(config['figure'], [{'condition': name} for name in conditions])
 
-def plan(config: dict) -> list[run_lib.Stage]:
-  """The stages of all seeds and the report.
+  def of_seed(seed):
+    pairs = seed.add_pairs(force_eos=config['force_eos'])
+    return [{'stage': stage, 'run': name, 'labels': {'condition': name}}
+            for name, stage in seed.add_conditions(conditions, pairs).items()]
 
-  Raises:
-    ConfigError: a field is out of range; nothing has been touched.
-    DataError: a file it names is missing or malformed.
-  """
-  config = checks.absolute(config)
-  checks.check(config)
-  checks.requirement(config)(
-      config['conditions'], 'conditions', 'give at least one')
-  conditions = online.make_conditions(config)
-  online.check_conditions(config, conditions)
-  policy_report.check(config['figure'], [{'condition': name}
-                                         for name in conditions])
-  data = checks.data_config(config)
-  load_lib.check(data)
-  for proxy in conditions.values():
-    checks.check_tokens({**config, 'proxy': proxy}, data)
-  checks.check_gold(config, data)
-  stages, made = [], []
-  for seed in config['seeds']:
-    of_seed = checks.Seed(config, data, seed)
-    pairs = of_seed.add_pairs('pairs', force_eos=config['force_eos'])
-    for name, proxy in online.add_conditions(
-        config, of_seed, conditions, pairs, validate=True).items():
-      made.append({'stage': proxy, 'seed': seed, 'run': name,
-                   'labels': {'condition': name}})
-    stages += of_seed.stages
-  stages.append(run_lib.Stage(final(config), functools.partial(
-      policy_report.run, policies=made, stages=[s.name for s in stages],
-      title=config['title'], figure=config['figure'])))
-  return stages
+  return plan.Study(
+      check=check, reads_gold=True, of_seed=of_seed,
+      proxies={f'conditions.{name}': node
+               for name, node in conditions.items()},
+      arguments=lambda shown: {'policies': shown, 'figure': config['figure']})

@@ -1,0 +1,70 @@
+"""What online and offline methods share: rows of the algorithm table."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from rlhf_jax import algorithms
+from rlhf_jax import types
+
+# Rows of these learn a reward model, not a policy.
+REWARDS = ('bradley_terry', 'ranking', 'preference_lm', 'value_regression')
+
+
+def names(*sources: str) -> list[str]:
+  """The algorithms that train a policy on batches of these sources."""
+  return [name for name, row in algorithms.ALGORITHMS.items()
+          if row.source in sources and row.objective is not None
+          and row.objective['name'] not in REWARDS]
+
+
+def get(algorithm: str, arguments: Mapping[str, Mapping],
+        sources: Iterable[str]) -> algorithms.Algorithm:
+  """The row of a run, with the run's own arguments.
+
+  Args:
+    algorithm: a key of `algorithms.ALGORITHMS`.
+    arguments: of `Algorithm.adapt`.
+    sources: that a batch may be made of.
+
+  Raises:
+    ValueError: no such algorithm learns from these sources, or an argument is
+      unknown or does not fit it.
+  """
+  known = names(*sources)
+  if algorithm not in known:
+    raise ValueError(
+        f'algorithm is {algorithm!r}, which trains no policy from '
+        f'{" or ".join(sources)}; there are {", ".join(known)}.')
+  return algorithms.ALGORITHMS[algorithm].adapt(arguments)
+
+
+def has(row: algorithms.Algorithm, annotator: str) -> bool:
+  """Whether a row has an annotator of this name."""
+  return any(node['name'] == annotator for node in row.annotators)
+
+
+def has_values(row: algorithms.Algorithm) -> bool:
+  """Whether a run trains a value head."""
+  return has(row, 'old_values') or is_ilql(row)
+
+
+def is_ilql(row: algorithms.Algorithm) -> bool:
+  """Whether a run has Q heads, and samples by them."""
+  return row.objective['name'] == 'ilql'
+
+
+def try_out(trace: Callable[[], types.LossOutput | Any]):
+  """Runs a run's annotators and objective on shapes; touches no device.
+
+  Args:
+    trace: calls them, on arrays of zeros.
+
+  Raises:
+    ValueError: in one line, what an argument lacks or has too much.
+  """
+  try:
+    jax.eval_shape(trace)
+  except (AssertionError, AttributeError, KeyError, TypeError) as error:
+    raise ValueError(str(error).partition('\n')[0]) from error

@@ -1,0 +1,330 @@
+"""How one row of the algorithm table trains a policy that samples.
+
+A `Method` is all that the compiled programs of a run depend on. It is plain
+and hashable, so that runs which differ in a seed, or in the size of a
+coefficient, share their programs.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from flax.core import FrozenDict
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import algorithms
+from rlhf_jax import policy as policy_lib
+from rlhf_jax import sampling
+from rlhf_jax import sources
+from rlhf_jax import train
+from rlhf_jax import types
+from rlhf_jax.annotators import chain as chain_lib
+from rlhf_jax.annotators import from_models
+from rlhf_jax.annotators import running
+from rlhf_jax.models import transformer
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import methods
+from rlhf_jax.pipeline import rewarding
+
+SOURCES = ('prompts',)
+MODELS = ('scores', 'ref_logprobs', 'old_values')  # read parameters
+KL_NODES = ('kl_scores', 'kl_rewards')
+
+
+def names() -> list[str]:
+  """The algorithms that a policy can be trained by here."""
+  return methods.names(*SOURCES)
+
+
+def make_row(algorithm: str, arguments: Mapping[str, Mapping],
+             kl: Mapping[str, Any]) -> algorithms.Algorithm:
+  """The row of a run, with the run's own arguments and KL coefficient.
+
+  Args:
+    algorithm: one of `names`.
+    arguments: of `Algorithm.adapt`.
+    kl: 'coef', None for the row's own in that place; 'place' 'reward' or
+      'loss'; 'target' and 'horizon' of the adaptive controller, target None
+      for a fixed coefficient.
+
+  Raises:
+    ValueError: an argument is unknown or does not fit the algorithm.
+  """
+  if 'scores' in arguments:
+    raise ValueError("arguments of 'scores' are given as reward.components.")
+  row = methods.get(algorithm, arguments, SOURCES)
+  for name in (*MODELS, *KL_NODES):
+    if arguments.get(name, {}).get('drop'):
+      raise ValueError(f'{row.title} needs {name!r}, which cannot be dropped.')
+  shaped = [node['name'] for node in row.annotators
+            if node['name'] in KL_NODES]
+  if kl['place'] not in ('reward', 'loss'):
+    raise ValueError(f"kl.place is {kl['place']!r}; 'reward' or 'loss'.")
+  if kl['place'] == 'loss':
+    own = kl['coef'] if kl['coef'] is not None else row.objective.get('kl_coef')
+    if own is None:
+      raise ValueError(f'{row.title} has no KL in the loss; set kl.coef.')
+    row = row.replace(**{row.objective['name']: {'kl_coef': own}},
+                      **{name: {'kl_coef': 0.} for name in shaped})
+  elif kl['coef'] is not None:
+    if not shaped:
+      raise ValueError(f'{row.title} has no KL in the reward; leave kl.coef '
+                       "or set kl.place='loss'.")
+    row = row.replace(**{name: {'kl_coef': kl['coef']} for name in shaped})
+  _check_coefficients(row)
+  return row
+
+
+def _check_coefficients(row):
+  """At most one KL to the reference, and none below 0."""
+  coefficients = [node['kl_coef'] for node in (*row.annotators, row.objective)
+                  if node.get('kl_coef')]
+  if len(coefficients) > 1:
+    raise ValueError(f'{row.title} has a KL coefficient in the reward and in '
+                     f'the loss, {coefficients}; set one of them to 0.')
+  if any(not x > 0 for x in coefficients):
+    raise ValueError(f'a KL coefficient is {coefficients[0]}; give 0 or more.')
+
+
+def initial_kl_coef(row: algorithms.Algorithm) -> float:
+  """The KL coefficient that a row begins with; 0 where it has none."""
+  nodes = [*row.annotators, row.objective]
+  return next((n['kl_coef'] for n in nodes if n.get('kl_coef')), 0.)
+
+
+def make_nodes(row: algorithms.Algorithm, reward: Mapping[str, Any],
+               kl: Mapping[str, Any], eos_id: int) -> list[dict[str, Any]]:
+  """All annotators of a run, in order: scores, reference, values, the row's.
+
+  Args:
+    row: of `make_row`.
+    reward: of the config: 'components' of `rewards.nodes`, and what acts on
+      their sum, 'noise', 'scale', 'clip' and 'eos'.
+    kl: of the config.
+    eos_id: of the tokenizer.
+  """
+  nodes = rewarding.nodes_of_models(reward['components'])
+  if reward['noise']:
+    nodes.append({'name': 'noise', 'sigma': reward['noise']})
+  if reward['scale'] is not None:
+    nodes.append({'name': 'scale_scores', 'kind': reward['scale']})
+  if reward['clip'] is not None:
+    nodes.append({'name': 'clip_scores', 'limit': reward['clip']})
+  nodes += [{'name': 'missing_eos', 'eos_id': eos_id, how: reward['eos'][how]}
+            for how in ('penalty', 'value') if reward['eos'][how] is not None]
+  # The reference is read in every method, so that its KL is known.
+  nodes.append({'name': 'ref_logprobs'})
+  nodes += [dict(node) for node in row.annotators
+            if node['name'] not in ('scores', 'ref_logprobs')]
+  if kl['target'] is not None:
+    # After the penalty, before responses are left out: those count too.
+    at = max(i for i, node in enumerate(nodes)
+             if node['name'] in (*KL_NODES, 'ref_logprobs'))
+    nodes.insert(at + 1, {'name': 'adapt_kl_coef', 'target': kl['target'],
+                          'horizon': kl['horizon']})
+  return nodes
+
+
+class Tokens(NamedTuple):
+  """What a sampler knows of the tokenizer, and how far it may go."""
+
+  eos_id: int
+  pad_id: int
+  num_tokens: int
+  max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What the programs of a run depend on, and nothing else."""
+
+  row: algorithms.Algorithm  # a KL coefficient stands for any that is not 0
+  nodes: tuple[FrozenDict, ...]  # of `make_nodes`
+  config: transformer.Config
+  value_config: transformer.Config | None  # of a trunk of its own
+  reward_configs: FrozenDict  # by kind of component
+  tokens: Tokens
+  rollout: FrozenDict  # samples, temperature, top_k, top_p
+  updates: FrozenDict
+  optimizer: FrozenDict  # with the number of updates as `num_steps`
+
+  def coefficients(self) -> tuple[str, ...]:
+    """What the objective is given from the statistics."""
+    return coefficients(self.row, self.updates['penalty_target'])
+
+
+def coefficients(row: algorithms.Algorithm, penalty_target: float | None
+                 ) -> tuple[str, ...]:
+  """What an objective is given from the statistics."""
+  return (('kl_coef',) * bool(row.objective.get('kl_coef'))
+          + ('kl_penalty_coef',) * (penalty_target is not None))
+
+
+def updates_per_rollout(run: Mapping[str, Any]) -> int:
+  """Optimizer steps on one rollout."""
+  updates = run['updates']
+  return (updates['num_epochs'] * updates['num_minibatches']
+          * updates['repeats'])
+
+
+def make(run: Mapping[str, Any], world: artifacts.World,
+         config: transformer.Config, reward_configs: Mapping[str, Any],
+         value_config: transformer.Config | None) -> Method:
+  """The method of a run.
+
+  Args:
+    run: node `online` of the config.
+    world: its corpus has the tokenizer.
+    config: shape of the policy.
+    reward_configs: of `rewarding.frozen_models`.
+    value_config: shape of a value trunk of its own.
+  """
+  coder = world.corpus.tokenizer
+  kl = dict(run['kl'])
+  if kl['coef']:  # what matters to a program is whether there is one
+    kl['coef'] = 1.0
+  row = make_row(run['algorithm'], run['arguments'], kl)
+  nodes = make_nodes(row, run['reward'], kl, coder.eos_id)
+  if config.dtype != 'float32':  # the sampler's own are a hundredth off
+    nodes.insert(0, {'name': 'old_logprobs'})
+  rollout = {k: v for k, v in run['rollout'].items()
+             if k not in ('batch_size', 'chunk_size')}
+  steps = run['num_steps'] * updates_per_rollout(run)
+  return Method(
+      row=row, nodes=tuple(map(algorithms.node, nodes)), config=config,
+      value_config=value_config, reward_configs=FrozenDict(reward_configs),
+      tokens=Tokens(coder.eos_id, coder.pad_id, coder.vocab_size,
+                    world.corpus.max_response_length),
+      rollout=FrozenDict(rollout), updates=FrozenDict(run['updates']),
+      optimizer=FrozenDict(run['optimizer'], num_steps=steps))
+
+
+class Programs(NamedTuple):
+  """The compiled parts of a run."""
+
+  sampler: Any
+  annotated: Any
+  updates: Any
+  tx: Any
+
+
+@functools.lru_cache(maxsize=8)
+def programs(method: Method) -> Programs:
+  """Compiles what a method describes; the same for the same method."""
+  drawn, tokens, config = method.rollout, method.tokens, method.config
+  temperature = drawn['temperature']
+
+  @jax.jit
+  def sampler(params, prompts, prompt_lengths, key, row_ids):
+    return sampling.sample(
+        config, params, prompts, prompt_lengths, key, row_ids=row_ids,
+        num_samples=drawn['samples'], temperature=temperature,
+        top_k=drawn['top_k'], top_p=drawn['top_p'], **tokens._asdict())
+
+  tx = train.optimizer(**method.optimizer)
+  updates = dict(method.updates)
+  step = train.make_train_step(
+      functools.partial(policy_lib.forward, config, temperature=temperature,
+                        value_config=method.value_config),
+      method.row.bind(), tx, num_microbatches=updates.pop('num_microbatches'),
+      coefficients=method.coefficients(),
+      dropout=bool(config.dropout or config.adapter_dropout))
+  annotators = chain_lib.chain(method.nodes, _models(method))
+  return Programs(
+      sampler, jax.jit(sources.rollout(annotators)),
+      jax.jit(train.make_updates(step, **updates), donate_argnums=0), tx)
+
+
+def _models(method: Method) -> dict[str, chain_lib.Annotator]:
+  """The annotators of a method that read parameters."""
+  config, temperature = method.config, method.rollout['temperature']
+  whole = lambda state, frozen: {**(frozen.base or {}), **state.params}
+  return {
+      'old_logprobs': lambda batch, state, frozen: from_models.old_logprobs(
+          batch, config, whole(state, frozen), temperature=temperature),
+      'scores': lambda batch, state, frozen, **node: rewarding.score(
+          batch, frozen, method.reward_configs, **node),
+      'ref_logprobs': lambda batch, state, frozen: from_models.ref_logprobs(
+          batch, config, frozen.reference, temperature=temperature),
+      'old_values': lambda batch, state, frozen: from_models.old_values(
+          batch, config, whole(state, frozen),
+          value_config=method.value_config),
+  }
+
+
+def statistics(run: Mapping[str, Any], nodes: list[Mapping]) -> dict[str, Any]:
+  """What the state begins with; coefficients are data, not program.
+
+  Args:
+    run: node `online` of the config.
+    nodes: of its `Method`.
+  """
+  row = make_row(run['algorithm'], run['arguments'], run['kl'])
+  coefficient = initial_kl_coef(row)
+  start = running.init(nodes, kl_coef=coefficient)
+  if coefficient:
+    start['kl_coef'] = jnp.float32(coefficient)
+  if run['updates']['penalty_target'] is not None:
+    start['kl_penalty_coef'] = jnp.float32(row.objective['kl_penalty_coef'])
+  return start
+
+
+def check(run: Mapping[str, Any]):
+  """Traces annotators and objective of a run on shapes; touches no device.
+
+  Args:
+    run: node `online` of the config.
+
+  Raises:
+    ValueError: an argument is unknown, missing or out of range.
+  """
+  kl, updates = run['kl'], run['updates']
+  row = make_row(run['algorithm'], run['arguments'], kl)
+  _check_run(row, run)
+  nodes = make_nodes(row, run['reward'], kl, 0)
+  shape = (2, run['rollout']['samples'], 4)
+  chain = chain_lib.chain(nodes, {
+      'scores': lambda batch, *unused, **kwargs: batch.replace(
+          scores=jnp.zeros(shape[:2]),
+          member_scores=jnp.zeros((2, *shape[:2]))),
+      'ref_logprobs': lambda batch, *unused: batch.replace(
+          ref_logprobs=jnp.zeros(shape)),
+      'old_values': lambda batch, *unused: batch.replace(
+          old_values=jnp.zeros(shape))})
+
+  def trace():
+    zeros = jnp.zeros(shape)
+    batch = types.Batch(tokens=jnp.zeros(shape, jnp.int32), old_logprobs=zeros,
+                        mask=jnp.ones(shape, bool), scores=zeros[..., 0])
+    state = types.TrainState(
+        step=jnp.int32(0), params={}, opt_state=(), key=jax.random.key(0),
+        statistics=statistics(run, nodes))
+    batch, state = chain(batch, state, None)
+    out = types.PolicyOutput(logprobs=zeros, entropy=zeros, values=zeros)
+    return row.bind()(out, batch, **{
+        name: state.statistics[name]
+        for name in coefficients(row, updates['penalty_target'])})
+
+  methods.try_out(trace)
+
+
+def _check_run(row: algorithms.Algorithm, run: Mapping[str, Any]):
+  """ValueError for fields that do not fit each other."""
+  updates, samples = run['updates'], run['rollout']['samples']
+  if run['kl']['target'] is not None and not initial_kl_coef(row) > 0:
+    raise ValueError('kl.target adapts a coefficient, which must begin above '
+                     '0; set kl.coef')
+  if not row.takes(samples):
+    raise ValueError(f'{row.title} takes rollout.samples {row.samples}, got '
+                     f'{samples}')
+  target = updates['penalty_target']
+  if target is None:
+    return
+  if not target > 0 or not row.objective.get('kl_penalty_coef'):
+    raise ValueError('updates.penalty_target must be > 0 and needs the '
+                     f'KL-penalty form of PPO, got {target} and {row.title}.')
+  if updates['num_epochs'] * updates['repeats'] < 2:
+    raise ValueError('updates.penalty_target sees how far a second update on '
+                     'a minibatch has come; set updates.num_epochs >= 2.')

@@ -1,0 +1,134 @@
+"""The stages of one seed, each added when something asks for it.
+
+  sft ---------+--> gold --> pairs --> proxies
+  trunk (SFT) -+                          ^
+       +----------------------------------+
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+from types import ModuleType
+from typing import Any
+
+from rlhf_jax import errors
+from rlhf_jax.runner import run as run_lib
+from rlhf_jax.stages import gold as gold_stage
+from rlhf_jax.stages import pairs as pairs_stage
+from rlhf_jax.stages import proxies as proxies_stage
+from rlhf_jax.stages import sft
+
+
+class Seed:
+  """The stages of one seed, in an order in which each finds what it needs.
+
+  Attributes:
+    seed: its number.
+    name: the first part of every stage's name.
+    stages: so far.
+    texts: what every stage is told that reads the corpus.
+  """
+
+  def __init__(self, config: dict, data: dict, seed: int):
+    """Adds nothing yet.
+
+    Args:
+      config: of the study.
+      data: of `nodes.data_config`.
+      seed: its number.
+    """
+    self.seed, self.name, self.stages = seed, f'seed_{seed}', []
+    self.texts = {'seed': seed, 'data': data}
+    self._config, self._trunks = config, []
+    self._training = {'training': config['training']}
+
+  def add(self, name: str, stage: ModuleType, given: Mapping[str, Any],
+          **kwargs) -> str:
+    """Adds one stage and returns its whole name.
+
+    Args:
+      name: below that of the seed.
+      stage: module of `stages`.
+      given: stages by role; those that it does not read are left out, so that
+        what it is made from says no more than it reads.
+      **kwargs: of its `run`.
+
+    Raises:
+      ConfigError: a role that it needs is not there.
+    """
+    for role in stage.NEEDS:
+      if not given.get(role):
+        raise errors.ConfigError(
+            f'stage {name} needs {role!r}, which this study does not make; '
+            'name a condition, a log or data that give it')
+    roles = {role: given[role] for role in (*stage.NEEDS, *stage.READS)
+             if given.get(role)}
+    name = f'{self.name}/{name}'
+    self.stages.append(run_lib.Stage(
+        name, functools.partial(stage.run, given=roles, **kwargs)))
+    return name
+
+  @functools.cached_property
+  def reference(self) -> str:
+    """The stage of the initial policy."""
+    return self.add('sft', sft, {}, **self.texts, part='policy',
+                    node=self._config['policy'], **self._training)
+
+  @functools.cached_property
+  def gold(self) -> str:
+    """The stage of the gold model."""
+    return self.add('gold', gold_stage, {'reference': self.reference},
+                    **self.texts, node=self._config['gold'],
+                    sampler=self._config['sampler'], **self._training)
+
+  def add_trunks(self, proxy: Mapping[str, Any], prefix: str = ''
+                 ) -> list[str]:
+    """SFT trunks of reward models: one shared, or one for each member.
+
+    Those that an earlier ensemble of the seed has started from are shared.
+
+    Args:
+      proxy: node of the ensemble.
+      prefix: of the names of new stages.
+    """
+    parts = ['trunk'] if proxy['trunk'] == 'shared' else [
+        f'trunk_{m}' for m in range(proxy['num_members'])]
+    made_of = (parts, proxy['model'], proxy['sft'])
+    for other, stages in self._trunks:
+      if other == made_of:
+        return stages
+    usual = made_of[1:] == (
+        self._config['proxy']['model'], self._config['proxy']['sft'])
+    prefix = '' if usual and proxy['trunk'] == 'shared' else prefix
+    stages = [self.add(
+        f'{prefix}{part}', sft, {}, **self.texts, part=part, node=dict(
+            proxy['sft'], model=proxy['model']), **self._training)
+              for part in parts]
+    self._trunks.append((made_of, stages))
+    return stages
+
+  def add_pairs(self, name: str = 'pairs', *, force_eos: bool,
+                policy: str | None = None, **part) -> str:
+    """Pairs of a policy, the reference if none is named, with gold scores."""
+    given = {'reference': self.reference, 'gold': self.gold, 'policy': policy}
+    return self.add(name, pairs_stage, given, **self.texts,
+                    force_eos=force_eos, sampler=self._config['sampler'],
+                    **part)
+
+  def add_proxies(self, name: str, proxy: Mapping[str, Any], *,
+                  pairs: str | Sequence[str], label_noise: float,
+                  prefix: str = '') -> str:
+    """An ensemble, of a config's `proxy` node."""
+    node = {k: v for k, v in proxy.items()
+            if k not in ('sft', 'trunk', 'validate', 'label_noise')}
+    return self.add(
+        name, proxies_stage,
+        {'pairs': pairs, 'trunks': self.add_trunks(proxy, prefix)},
+        seed=self.seed, node=node, label_noise=label_noise,
+        validate=proxy['validate'], **self._training)
+
+  def add_conditions(self, conditions: Mapping[str, Mapping], pairs: str
+                     ) -> dict[str, str]:
+    """The reward models of each condition of `nodes.conditions`."""
+    return {name: self.add_proxies(
+        f'{name}/proxies', node, pairs=pairs, prefix=f'{name}/',
+        label_noise=node['label_noise']) for name, node in conditions.items()}
