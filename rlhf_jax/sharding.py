@@ -6,9 +6,7 @@ names is an error: a tensor that is silently replicated is a tensor that
 silently fills a device.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import math
 import re
 from typing import Any
