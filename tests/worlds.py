@@ -1,0 +1,242 @@
+"""What tests of the upper half share: studies, worlds and contexts.
+
+A finished study takes longer than the test that reads it, so each is made once
+a run of the suite, on disk, by whichever process comes first; the others wait
+at its lock.
+"""
+
+import csv
+import fcntl
+import functools
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax import sharding
+from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import load as load_lib
+from rlhf_jax.models import pretrained
+from rlhf_jax.models import transformer
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.storage import checkpoint
+from rlhf_jax.storage import files
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COSTE = 'coste2024_reward_model_ensembles'
+FIGURE_3 = f'experiments/{COSTE}/fig3_best_of_n.py'
+# One directory for all processes of a run of the suite; see conftest.py.
+SHARED = pathlib.Path(os.environ.setdefault(
+    'RLHF_JAX_TEST_WORLDS', tempfile.mkdtemp(prefix='rlhf_jax_worlds_')))
+
+
+def clear():
+  """Removes everything; called when the suite ends."""
+  shutil.rmtree(SHARED, ignore_errors=True)
+
+
+def folder() -> pathlib.Path:
+  """A new empty directory, gone after the tests."""
+  SHARED.mkdir(exist_ok=True)
+  return pathlib.Path(tempfile.mkdtemp(dir=SHARED))
+
+
+def once(name: str, make) -> pathlib.Path:
+  """The directory that `make` has filled, the first time it is asked for."""
+  SHARED.mkdir(exist_ok=True)
+  path, complete = SHARED / name, SHARED / f'{name}.complete'
+  with open(SHARED / f'{name}.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not complete.exists():
+      shutil.rmtree(path, ignore_errors=True)
+      path.mkdir()
+      make(path)
+      complete.touch()
+  return path
+
+
+# The front door, and the studies that it has finished.
+
+
+def environment() -> dict[str, str]:
+  """One device, so that a run is what a user would see."""
+  return os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+
+
+def command(config: str, workdir, *arguments: str) -> list[str]:
+  return [sys.executable, '-m', 'rlhf_jax.main', f'--config={config}',
+          f'--workdir={workdir}', *arguments]
+
+
+def launch(config: str, workdir, *arguments: str):
+  """Runs the front door to its end."""
+  return subprocess.run(
+      command(config, workdir, *arguments), cwd=ROOT, env=environment(),
+      capture_output=True, text=True, timeout=600)
+
+
+def get_config(config: str, size: str = 'laptop') -> dict:
+  """A config file below experiments/, as plain values."""
+  spec = importlib.util.spec_from_file_location(
+      'config', ROOT / 'experiments' / config)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(size).to_dict()
+
+
+def smoke(config: str = FIGURE_3, reuse: tuple[pathlib.Path, ...] = ()
+          ) -> tuple[pathlib.Path, dict]:
+  """The workdir of a finished smoke study, and what its command printed.
+
+  Args:
+    config: path of the file.
+    reuse: workdirs whose stages it may take over.
+  """
+  name = config.removeprefix('experiments/').removesuffix('.py')
+
+  def make(path):
+    arguments = [f'--reuse={",".join(map(str, reuse))}'] if reuse else []
+    done = launch(f'{config}:smoke', path / 'study', *arguments)
+    files.write_json(path / 'done.json', {
+        'code': done.returncode, 'stdout': done.stdout,
+        'stderr': done.stderr})
+
+  path = once(f'smoke_{name.replace("/", "_")}', make)
+  done = files.read_json(path / 'done.json')
+  assert done['code'] == 0, done['stderr']
+  return path / 'study', done
+
+
+def rows(path: pathlib.Path) -> list[dict[str, str]]:
+  """The rows of a .csv file."""
+  with open(path, newline='') as stream:
+    return list(csv.DictReader(stream))
+
+
+# Contexts, and a world that nothing has trained.
+
+
+class Stop:
+  """Asks to stop after so many steps."""
+
+  def __init__(self, steps=10**9):
+    self._left = steps
+
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+  def check(self, where):
+    if self._left < 0:
+      raise errors.Interrupted(where)
+
+
+@functools.cache
+def mesh(num_devices: int = 1) -> jax.sharding.Mesh:
+  """Of the first devices; one compiles faster."""
+  return sharding.make_mesh(devices=jax.devices()[:num_devices])
+
+
+class Context:
+  """Of a stage that reads a workdir and writes to a directory of its own."""
+
+  def __init__(self, workdir: pathlib.Path, directory=None, stop=None,
+               num_devices: int = 1):
+    self.workdir = workdir
+    self.directory = pathlib.Path(directory or folder())
+    self.stop = stop or Stop()
+    self.mesh = mesh(num_devices)
+    self.shown = []
+    self.show = self.log = self.shown.append
+
+  def directory_of(self, name: str) -> pathlib.Path:
+    self.result_of(name)
+    return self.workdir / name
+
+  def result_of(self, name: str) -> dict:
+    return files.read_json(self.workdir / name / 'result.json')['result']
+
+  def lines(self, name: str) -> list[dict]:
+    """Of a .jsonl file, without what differs between two equal runs."""
+    return [{k: v for k, v in line.items() if k != 'time'}
+            for line in files.read_jsonl(self.directory / f'{name}.jsonl')]
+
+
+DATA = dict(name='reviews', num_demonstrations=24, num_pair_prompts=8,
+            num_eval_prompts=4, max_response_length=12)
+MODEL = dict(family='llama', hidden_size=16, num_layers=1, num_heads=2)
+NUM_PAIRS, NUM_MEMBERS = 24, 2
+
+
+def corpus() -> corpus_lib.Corpus:
+  return load_lib.load(DATA, 0)
+
+
+def config() -> transformer.Config:
+  return pretrained.config(MODEL, corpus().tokenizer.vocab_size)
+
+
+def save(workdir: pathlib.Path, name: str, result: dict, *, params=None,
+         kind: str | None = None, num_members: int | None = None, **arrays):
+  """A complete stage of a workdir, as if it had run.
+
+  Args:
+    workdir: of the study.
+    name: of the stage.
+    result: what it returned.
+    params: of its model; `kind` and `num_members` of `write_model` say which.
+    kind: 'policy' or 'reward'.
+    num_members: of an ensemble.
+    **arrays: by the name of their .npz file, {name: array} each.
+  """
+  context = Context(workdir, workdir / name)
+  context.directory.mkdir(parents=True, exist_ok=True)
+  if params is not None:
+    with checkpoint.Checkpointer(context.directory / 'checkpoints') as saver:
+      saver.save(0, params)
+    artifacts.write_model(context, kind, MODEL, corpus().tokenizer,
+                          num_members=num_members)
+  for file, values in arrays.items():
+    files.save_arrays(context.directory / f'{file}.npz', **values)
+  files.write_json(context.directory / 'result.json', {'result': result})
+
+
+def cut(tokens, mask, count):
+  """Responses [N, T] without their last tokens, the EOS among them."""
+  left = np.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > count
+  return np.where(mask & ~left, 0, tokens), mask & left
+
+
+def untrained() -> pathlib.Path:
+  """A workdir with a policy, a gold model, proxies and pairs.
+
+  They come out of nowhere: 'sft', 'gold' (that has learned the column 'votes'
+  in units of mean 0 and deviation 1), 'proxies' and 'pairs'.
+  """
+  return once('untrained', _make_untrained)
+
+
+def _make_untrained(workdir: pathlib.Path):
+  keys = jax.random.split(jax.random.key(0), 3)
+  save(workdir, 'sft', {'corpus': corpus().fingerprint()}, kind='policy',
+       params=transformer.init(config(), keys[0]))
+  save(workdir, 'gold', {'target_mean': 0., 'target_std': 1.}, kind='reward',
+       params=reward_models.init(config(), keys[1]))
+  save(workdir, 'proxies', {}, kind='reward', num_members=NUM_MEMBERS,
+       params=reward_models.init_members(
+           config(), jax.random.split(keys[2], NUM_MEMBERS)),
+       scale={'mean': np.float32([.1, -.2]), 'std': np.float32([.5, 2.])})
+  demonstrations = corpus().demonstrations
+  first = demonstrations.tokens[:, 0], demonstrations.mask[:, 0]
+  tokens, mask = (np.stack(x, axis=1) for x in zip(first, cut(*first, 3)))
+  scores = np.random.default_rng(0).normal(size=(NUM_PAIRS, 2))
+  save(workdir, 'pairs', {'gold_mean': .1, 'gold_std': .7}, pairs=dict(
+      tokens=tokens, mask=mask, gold_scores=scores.astype(np.float32)))
