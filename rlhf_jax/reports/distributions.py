@@ -16,6 +16,7 @@ from rlhf_jax.evaluation import statistics
 from rlhf_jax.reports import figures
 from rlhf_jax.reports import panels
 from rlhf_jax.reports import results
+from rlhf_jax.reports import style
 from rlhf_jax.storage import files
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -48,19 +49,19 @@ def read(context, groups: Sequence[Sequence[results.Policy]],
     CheckpointError: a stage is not complete, or its files are damaged.
   """
   names = figure['components']
-  found = []
+  shown = []
   for log in figure['logs']:
-    found += _of_log(context, log, logs[log], names,
+    shown += _of_log(context, log, logs[log], names,
                      alone=len(figure['logs']) == 1)
   for group in groups:
     labels = group[0].labels
     if figure['runs'] is None or results.matches(labels, figure['runs']):
-      found += _of_runs(
-          group, panels.name_of(results.pick(labels, figure['line'])), names)
-  if not found:
+      shown += _of_runs(
+          group, style.name_of(results.pick(labels, figure['line'])), names)
+  if not shown:
     raise errors.CheckpointError(
         f'the logs {", ".join(figure["logs"])} hold no response to draw')
-  return sorted(found, key=lambda one: names.index(one.component))
+  return sorted(shown, key=lambda one: names.index(one.component))
 
 
 def _of_log(context, log: str, stages: Sequence[Mapping],
@@ -100,16 +101,16 @@ def _of_runs(group: Sequence[results.Policy], line: str, names: Sequence[str]
           for name, seeds in parts.items()]
 
 
-def _component(found: Mapping, column: str, path: os.PathLike):
+def _component(columns: Mapping, column: str, path: os.PathLike):
   """A column of a file; ConfigError if it has none."""
-  if column in found:
-    return found[column]
+  if column in columns:
+    return columns[column]
   prefix = column.partition('_')[0] + '_'
-  known = [name.removeprefix(prefix) for name in found
+  names = [name.removeprefix(prefix) for name in columns
            if name.startswith(prefix)]
   raise errors.ConfigError(
       f'config.figure.components has {column.removeprefix(prefix)!r}, and '
-      f'{path} has {", ".join(known) or "no components"}; name those')
+      f'{path} has {", ".join(names) or "no components"}; name those')
 
 
 def table(shown: Sequence[Distribution]) -> list[dict]:
@@ -136,6 +137,6 @@ def draw(shown: Sequence[Distribution], path: str | os.PathLike, *,
          title: str):
   """Draws the figure: a panel for each component."""
   panels.violins(
-      [{'panel': panels.label_name(one.component), 'x': one.name,
+      [{'panel': style.label_name(one.component), 'x': one.name,
         'logged': one.logged, 'values': np.concatenate(one.seeds)}
        for one in shown], path, title=title, x_name='reward, in its range')

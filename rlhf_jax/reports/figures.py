@@ -1,4 +1,4 @@
-"""From result rows to the paper's figure and table."""
+"""Tables, means over seeds, and the figure of best-of-n."""
 
 from collections.abc import Sequence
 import math
@@ -7,15 +7,8 @@ import os
 import numpy as np
 
 from rlhf_jax.evaluation import statistics
+from rlhf_jax.reports import style
 from rlhf_jax.storage import files
-
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-STYLE = {
-    'single': ('#D55E00', 'single model (mean of members)'),
-    'mean': ('#0072B2', 'ensemble mean'),
-    'worst_case': ('#009E73', 'worst-case (WCO)'),
-    'uncertainty_weighted': ('#CC79A7', 'uncertainty-weighted (UWO)'),
-}
 
 
 def _value(mean: float, error: float, digits: int) -> str:
@@ -80,8 +73,8 @@ def _panel(axis, rows: Sequence[files.Row], title: str):
                     if r['method'].startswith('single_')})
   for name in members:
     x, mean, _ = _lines(rows, name, 'gold')
-    axis.plot(x, mean, color=STYLE['single'][0], linewidth=0.6, alpha=0.4)
-  for method, (colour, label) in STYLE.items():
+    axis.plot(x, mean, color=style.STYLE['single'][0], linewidth=0.6, alpha=0.4)
+  for method, (colour, label) in style.STYLE.items():
     if not any(r['method'] == method for r in rows):
       continue
     x, mean, error = _lines(rows, method, 'gold')
@@ -99,7 +92,8 @@ def _panel(axis, rows: Sequence[files.Row], title: str):
   return right
 
 
-def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *, title: str):
+def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *,
+              title: str):
   """Draws gold and proxy scores against sqrt(KL), a panel for each condition.
 
   In the manner of Coste et al. 2024, Fig. 3. Bands are one standard error,

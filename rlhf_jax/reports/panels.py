@@ -2,138 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 import os
-import re
 import textwrap
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax.reports.figures import Row
-from rlhf_jax.reports.figures import STYLE
+from rlhf_jax.reports import style
 from rlhf_jax.storage import files
-
-# What an axis says of a column of an evaluation, with its unit.
-AXES = {
-    'step': 'rollouts',
-    'updates': 'optimizer steps',
-    'samples': 'responses drawn',
-    'sqrt_kl': r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$',
-    **{f'kl_k{i}': f'KL (k{i}), nats' for i in (1, 2, 3)},
-    'gold': 'gold score, s.d. of SFT samples',
-    'proxy': 'proxy score',
-    'rule': 'rule, s.d. of SFT samples',
-    'ensemble_variance': 'ensemble variance',
-    'ensemble_variance_unbiased': 'ensemble variance (ddof 1)',
-    'length': 'length, tokens',
-    'words': 'length, words',
-    'unfinished': 'share of unfinished responses',
-    **{f'distinct_{n}': f'distinct-{n}' for n in (1, 2, 3)},
-    **{f'diversity_{n}': f'diversity-{n}' for n in (1, 2)},
-    'perplexity': 'perplexity per token',
-    'reward_variance': 'variance of the proxy score',
-    'entropy': 'entropy, nats',
-    'epoch': 'epochs',  # these of reward models
-    'loss': 'loss on held-out pairs, nats',
-    'accuracy': 'accuracy on held-out pairs',
-}
-# The same of columns that have a name, or number, in them.
-_OPEN = {
-    r'member_(\d+)': 'member {}',
-    r'component_(\w+)': '{} (component)',
-    r'gold_split_(.+)': 'gold score of {}, s.d.',
-    r'proxy_split_(.+)': 'proxy score of {}',
-}
-_DERIVED = {
-    'peak': 'peak of the gold score, s.d. of SFT samples',
-    'peak_step': 'rollouts at the peak',
-    'drop': 'gold score, peak less last, s.d.',
-}
-_LABELS = {
-    'kl_coef': 'KL coefficient',
-    'uncertainty_coef': r'uncertainty coefficient $\lambda$',
-    'num_members': 'ensemble members',
-}
-_MEMBERS = ' (mean of members)'
-_STYLE = {label.removesuffix(_MEMBERS): colour
-          for colour, label in STYLE.values()}
-_PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
-            '#000000')
-
-
-def label_name(label: str) -> str:
-  """What an axis or a legend calls a label of runs."""
-  return _LABELS.get(label, label.replace('_', ' '))
-
-
-def name_of(labels: Mapping[str, Any], *, of_members: bool = False) -> str:
-  """A line of a legend, or the title of a panel, from labels of runs.
-
-  Args:
-    labels: name to value; None where a run has none.
-    of_members: whether it is a mean over the members of an ensemble.
-  """
-  parts = []
-  for label, value in labels.items():
-    if label == 'method' and value in STYLE:
-      parts.append(STYLE[value][1].removesuffix(_MEMBERS))
-    elif isinstance(value, str):
-      parts.append(value)
-    elif value is not None:
-      shown = value if isinstance(value, bool) else f'{value:g}'
-      parts.append(f'{label_name(label)} {shown}')
-  name = ', '.join(parts) or ', '.join(
-      f'no {label_name(label)}' for label in labels)
-  return name + _MEMBERS * (of_members and bool(name))
-
-
-def column_name(column: str) -> str | None:
-  """What an axis says of a column; None where no evaluation has it."""
-  for pattern, text in _OPEN.items():
-    found = re.fullmatch(pattern, column)
-    if found and not column.endswith('_se'):
-      return text.format(found[1].replace('_', ' '))
-  return AXES.get(column)
-
-
-def _axis_name(column: str) -> str:
-  base = column.removesuffix('_above')
-  name = (column_name(base) or _DERIVED.get(base)
-          or base.replace('_', ' '))
-  return name if base == column else f'{name},\nabove the baseline'
+from rlhf_jax.storage.files import Row
 
 
 def _unique(rows: Sequence[Row], key: str) -> list:
   return list(dict.fromkeys(row[key] for row in rows))
-
-
-def _colours(names: Sequence[str]) -> dict[str, Any]:
-  """A colour for each; the methods of STYLE look alike in every figure."""
-  import matplotlib
-  known = {name: _STYLE.get(name.removesuffix(_MEMBERS)) for name in names}
-  rest = [name for name in names if known[name] is None]
-  free = [c for c in _PALETTE if c not in known.values()]
-  if len(rest) > len(free):
-    free = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(rest)))
-  return known | dict(zip(rest, free))
-
-
-def _colours_apart(rows: Sequence[Row]) -> dict[str, Any] | None:
-  """Colours that differ within each panel, where no more can be told apart.
-
-  None where few lines need no more than `_colours`, or a panel has too many.
-  """
-  lines, found = _unique(rows, 'line'), {}
-  if len(lines) <= len(_PALETTE):
-    return None
-  pairs = dict.fromkeys((row['panel'], row['line']) for row in rows)
-  for line in lines:
-    where = {panel for panel, other in pairs if other == line}
-    taken = {found.get(other) for panel, other in pairs if panel in where}
-    free = [colour for colour in _PALETTE if colour not in taken]
-    if not free:
-      return None
-    found[line] = free[0]
-  return found
 
 
 def _canvas(num_rows: int, panels: Sequence[str], *, height: float = 3.3,
@@ -227,8 +107,8 @@ def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
   """
   twin = {'gold', 'proxy'} <= set(y)
   tracks = [name for name in y if not (twin and name == 'proxy')]
-  panels, apart = _unique(rows, 'panel'), _colours_apart(rows)
-  colours = apart or _colours(_unique(rows, 'line'))
+  panels, apart = _unique(rows, 'panel'), style.colours_apart(rows)
+  colours = apart or style.colours(_unique(rows, 'line'))
   figure, axes = _canvas(len(tracks), panels, sharex=True)
   handles, rights = {}, []
   for line, column in zip(axes, tracks):
@@ -241,10 +121,10 @@ def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
       elif column == tracks[0]:
         axis.legend(drawn.values(), drawn.keys(), fontsize=8, framealpha=0.6)
       if column == tracks[-1]:
-        axis.set_xlabel(x_name or _axis_name(x))
+        axis.set_xlabel(x_name or style.axis_name(x))
         axis.tick_params(labelbottom=True)  # a folded row has two last ones
       if axis.get_subplotspec().is_first_col():
-        axis.set_ylabel(_axis_name(column).replace(
+        axis.set_ylabel(style.axis_name(column).replace(
             ' score', ' score (solid)' if twinned else ' score'))
       if not twinned:
         continue
@@ -294,7 +174,8 @@ def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
     x: what the axis is called.
     y: columns, a row of panels each.
   """
-  panels, colours = _unique(rows, 'panel'), _colours(_unique(rows, 'line'))
+  panels = _unique(rows, 'panel')
+  colours = style.colours(_unique(rows, 'line'))
   at = sorted(value for value in _unique(rows, 'x') if value is not None)
   figure, axes = _canvas(len(y), panels)
   handles = {}
@@ -304,7 +185,7 @@ def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
       handles |= _spaced(axis, part, at, column, colours)
       axis.set_xlabel(x)
       if axis.get_subplotspec().is_first_col():
-        axis.set_ylabel(_axis_name(column))
+        axis.set_ylabel(style.axis_name(column))
   _save(figure, handles, colours, path, title)
 
 
@@ -323,9 +204,9 @@ def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
     reference: value of a line across, such as that of chance.
     note: added to the names of the columns.
   """
-  panels, colours = _unique(rows, 'panel'), _colours(_unique(rows, 'line'))
-  at = _unique(rows, 'x')
-  styled = len(colours) == 1 and set(at) <= set(_STYLE)
+  panels, at = _unique(rows, 'panel'), _unique(rows, 'x')
+  colours = style.colours(_unique(rows, 'line'))
+  styled = len(colours) == 1 and set(at) <= set(style.METHODS)
   width = 0.8 / len(colours)
   figure, axes = _canvas(
       len(y), panels, sharex='row', sharey=True,
@@ -345,12 +226,12 @@ def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
             where + width * (i - (len(colours) - 1) / 2), mean, width,
             xerr=np.nan_to_num(error), capsize=2.5,
             error_kw={'elinewidth': 1.0},
-            color=[_STYLE[r['x']] for r in part] if styled else colour)
+            color=[style.METHODS[r['x']] for r in part] if styled else colour)
       axis.axvline(0.0, color='0.2', linewidth=0.8)
       if reference is not None:
         axis.axvline(reference, color='0.2', linewidth=1.0, linestyle=':')
       axis.set_yticks(range(len(at)), at, fontsize=9)
-      axis.set_xlabel(_axis_name(column) + note)
+      axis.set_xlabel(style.axis_name(column) + note)
       axis.tick_params(labelbottom=True)
   axes[0, 0].set_ylim(len(at) - 0.5, -0.5)  # the first on top
   _save(figure, handles, colours, path, title)
@@ -373,7 +254,7 @@ def violins(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *,
   """
   panels, at = _unique(rows, 'panel'), _unique(rows, 'x')
   grey = {row['x']: '0.6' for row in rows if row['logged']}
-  colours = _colours([x for x in at if x not in grey]) | grey
+  colours = style.colours([x for x in at if x not in grey]) | grey
   figure, axes = _canvas(1, panels, height=max(2.0, 0.8 + 0.42 * len(at)))
   for axis, panel in zip(axes[0], panels):
     for row in rows:

@@ -77,8 +77,17 @@ def smooth(x: np.ndarray, window: int) -> np.ndarray:
 
 def read(context, policies: Sequence[Mapping], figure: Mapping
          ) -> list[Policy]:
-  """Reads the stages of `policies`; CheckpointError if one is not whole."""
-  found = []
+  """What policies have measured.
+
+  Args:
+    context: of the stage that reads.
+    policies: {'stage', 'seed', 'run', 'labels'} of each.
+    figure: with its 'kind'; of source 'training' also 'y' and 'window'.
+
+  Raises:
+    CheckpointError: a stage is not complete, or its files are damaged.
+  """
+  trained = []
   for one in policies:
     directory = context.directory_of(one['stage'])
     rows = read_rows(directory / 'evaluation.jsonl')
@@ -90,12 +99,23 @@ def read(context, policies: Sequence[Mapping], figure: Mapping
                    for name in figure['y']}
     if figure['kind'] == 'win_rates':
       final = read_rows(directory / 'final.jsonl')
-    found.append(Policy(
+    trained.append(Policy(
         directory, one['seed'], one['run'], dict(one['labels']), rows,
         _columns(rows, dict.fromkeys(k for row in rows for k in row)),
         training, [row['prompt'] for row in final],
         _columns(final, ['gold'])['gold']))
-  return found
+  return trained
+
+
+def measured(policies: Iterable[Policy]) -> set[str]:
+  """The columns that the evaluations of any policy have."""
+  return {column for policy in policies for column in policy.evaluation}
+
+
+def stage_rows(context, stages: Iterable[str]) -> list[dict]:
+  """Wall time in seconds and every number that each stage reports."""
+  return [{'stage': name, 'stage_seconds': context.seconds_of(name),
+           **context.result_of(name)} for name in stages]
 
 
 def matches(labels: Mapping, wanted: Mapping) -> bool:
@@ -117,12 +137,12 @@ def groups(policies: Sequence[Policy], apart: Iterable[str]
     apart: labels that keep runs apart; with 'member' among them, members are
       not averaged.
   """
-  found = {}
+  averaged = {}
   for policy in policies:
     labels = {k: v for k, v in policy.labels.items()
               if k != 'member' or k in apart}
-    found.setdefault(tuple(sorted(labels.items())), []).append(policy)
-  return list(found.values())
+    averaged.setdefault(tuple(sorted(labels.items())), []).append(policy)
+  return list(averaged.values())
 
 
 def by_seed(group: Sequence[Policy]) -> list[list[Policy]]:
@@ -149,7 +169,7 @@ def curves(members: Sequence[Policy], names: Iterable[str],
   missing = np.full(length, np.nan)
   return {name: np.mean([part.get(name, missing)[:length] for part in parts],
                         axis=0)
-          for given in names for name in (given, f'{given}_se')}
+          for column in names for name in (column, f'{column}_se')}
 
 
 def curve(group: Sequence[Policy], names: Sequence[str], *,
@@ -218,20 +238,20 @@ def win_rate_rows(policy: Policy, policies: Sequence[Policy], figure: Mapping
           f'{other.directory / "final.jsonl"}; delete the result.json beside '
           'each to run both stages again')
   gold = [other.gold for other in against]
-  known = gold and np.isfinite([policy.gold, *gold]).all()
+  scored = gold and np.isfinite([policy.gold, *gold]).all()
   mean, deviation = statistics.win_rate_against(
-      policy.gold, np.stack(gold)) if known else (np.nan, np.nan)
+      policy.gold, np.stack(gold)) if scored else (np.nan, np.nan)
   return [{'opponents': len(gold), 'win_rate': mean, 'win_rate_sd': deviation}]
 
 
 def _last(members: Sequence[Policy], columns: Sequence[str]
           ) -> dict[str, float]:
   """The last value of each column, and its error, of one seed."""
-  trained = [c for c in columns if c in members[0].training]
-  found = curves(members, columns)
-  if trained:
-    found |= curves(members, trained, 'training')
-  return {name: values[-1] for name, values in found.items()}
+  of_training = [c for c in columns if c in members[0].training]
+  values = curves(members, columns)
+  if of_training:
+    values |= curves(members, of_training, 'training')
+  return {name: curve[-1] for name, curve in values.items()}
 
 
 def measure(members: Sequence[Policy], policies: Sequence[Policy],
@@ -240,36 +260,50 @@ def measure(members: Sequence[Policy], policies: Sequence[Policy],
   """(value, s.e. over prompts or NaN) of one seed of a group.
 
   Of each column the last value; of gold `peak` (where its curve is highest),
-  `peak_step` and `drop` = peak - last; `<column>_above`, the last value less
-  that of the baseline, where the seed has one; `win_rate` and `win_rate_sd`.
+  `peak_step` and `drop` = peak - last, where it is measured;
+  `<column>_above`, the last value less that of the baseline, where the seed
+  has one; `win_rate` and `win_rate_sd`.
+
+  Args:
+    members: policies of one seed, which are averaged.
+    policies: all of the study.
+    figure: checked.
+    columns: of an evaluation, or of `Policy.training`.
   """
   mine = _last(members, columns)
-  found = {c: (mine[c], mine[f'{c}_se']) for c in columns}
+  row = {c: (mine[c], mine[f'{c}_se']) for c in columns}
   path = curves(members, ('gold', 'step'))
   if np.isfinite(path['gold']).any():
     top = np.nanargmax(path['gold'])
-    found['peak'] = path['gold'][top], path['gold_se'][top]
-    found['peak_step'] = path['step'][top], np.nan
-    found['drop'] = path['gold'][top] - path['gold'][-1], np.nan
+    row['peak'] = path['gold'][top], path['gold_se'][top]
+    row['peak_step'] = path['step'][top], np.nan
+    row['drop'] = path['gold'][top] - path['gold'][-1], np.nan
   if figure['baseline']:
     base = others(members[0], policies, figure['baseline'], figure)
     if base:
       theirs = _last(base, columns)
-      found |= {f'{c}_above': (mine[c] - theirs[c], np.nan) for c in columns}
+      row |= {f'{c}_above': (mine[c] - theirs[c], np.nan) for c in columns}
   if figure['kind'] == 'win_rates':
-    rates = [row for member in members
-             for row in win_rate_rows(member, policies, figure)]
-    found |= {name: (np.mean([row[name] for row in rates]), np.nan)
-              for name in ('win_rate', 'win_rate_sd') if rates}
-  return found
+    rates = [rate for member in members
+             for rate in win_rate_rows(member, policies, figure)]
+    row |= {name: (np.mean([rate[name] for rate in rates]), np.nan)
+            for name in ('win_rate', 'win_rate_sd') if rates}
+  return row
 
 
 def summary(group: Sequence[Policy], policies: Sequence[Policy],
             figure: Mapping, columns: Sequence[str], names: Sequence[str]
             ) -> dict[str, float]:
-  """`<name>` and `<name>_se` over seeds, of what `measure` finds.
+  """`<name>` and `<name>_se` over the seeds of a group.
 
-  With one seed an error is that over prompts, where it is known.
+  With one seed an error is that over prompts, where there is one.
+
+  Args:
+    group: policies that differ in seed and member only.
+    policies: all of the study.
+    figure: checked.
+    columns: as for `measure`.
+    names: of what `measure` returns; NaN where no seed has it.
   """
   seeds = [measure(members, policies, figure, columns)
            for members in by_seed(group)]

@@ -12,6 +12,7 @@ import matplotlib.image
 import numpy as np
 
 from rlhf_jax.reports import figures
+from rlhf_jax.reports import style
 from rlhf_jax.storage import files
 
 
@@ -124,7 +125,7 @@ class FigureTest(parameterized.TestCase):
     ink = (image[..., :3] < .9).any(axis=-1)
     self.assertBetween(ink.mean(), .01, .5)
     for colour in ('single', 'mean'):  # both curves are there
-      rgb = matplotlib.colors.to_rgb(figures.STYLE[colour][0])
+      rgb = matplotlib.colors.to_rgb(style.STYLE[colour][0])
       near = np.abs(image[..., :3] - rgb).max(axis=-1) < .02
       self.assertGreater(near.sum(), 200 * num_ends * num_noises)
     ends = [ink[:, :width // 2].mean(), ink[:, width // 2:].mean()]

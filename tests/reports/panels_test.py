@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.panels."""
+"""Tests for rlhf_jax.reports.panels."""
 
 import math
 import pathlib
@@ -11,8 +11,8 @@ import matplotlib.colors
 import matplotlib.image
 import numpy as np
 
-from rlhf_jax.reports import figures
 from rlhf_jax.reports import panels
+from rlhf_jax.reports import style
 
 NAN = math.nan
 LINES = ('single model (mean of members)', 'ensemble mean', 'of our own')
@@ -54,11 +54,11 @@ class PanelsTest(parameterized.TestCase):
                      ['', '', 'rollouts', 'rollouts'])
     self.assertEqual([axis.get_title() for axis in figure.axes[:4]],
                      ['noise 0', 'noise 0.25', '', ''])
-    for axis, style, last in ((length, '-', 23), (gold, '-', 1),
-                              (other, '-', 1), (right, '--', 11)):
+    for axis, dashes, last in ((length, '-', 23), (gold, '-', 1),
+                               (other, '-', 1), (right, '--', 11)):
       line = axis.get_lines()[1]
-      self.assertEqual(line.get_linestyle(), style)
-      self.assertEqual(line.get_color(), figures.STYLE['mean'][0])
+      self.assertEqual(line.get_linestyle(), dashes)
+      self.assertEqual(line.get_color(), style.STYLE['mean'][0])
       np.testing.assert_array_equal(line.get_xdata(), [0, 10, 20, 30])
       self.assertEqual(line.get_ydata()[-1], last)
     # The band of one error, none where it is unknown.
@@ -128,7 +128,7 @@ class PanelsTest(parameterized.TestCase):
     self.assertEqual(
         [matplotlib.colors.to_hex(bar.get_facecolor()).upper()
          for bar in handles['']],
-        [figures.STYLE[name][0] for name in ('mean', 'single')])
+        [style.STYLE[name][0] for name in ('mean', 'single')])
 
   def test_colours_differ_within_panels(self):
     given = [row | {'panel': panel} for panel, lines in (
@@ -143,22 +143,13 @@ class PanelsTest(parameterized.TestCase):
       self.assertCountEqual(texts, names)
       shown = [line.get_color() for line in axis.get_legend().get_lines()]
       self.assertLen(set(shown), len(names))
-      self.assertEqual(shown[texts.index('all')], panels._PALETTE[0])
+      self.assertEqual(shown[texts.index('all')], style.PALETTE[0])
     # A panel of eight, and a few lines, have one legend for all.
     for lines in ('abcdefgh', 'abcd'):
       figure, handles = self.drawn(
           panels.curves, rows(lines, 'x'), x='step', y=('length',))
       self.assertLen(handles, len(lines))
       self.assertIsNone(figure.axes[0].get_legend())
-
-  @parameterized.parameters(1, 3, 7, 9, 30)
-  def test_colours_differ(self, count):
-    names = ['ensemble mean', *(f'line {i}' for i in range(count - 1))]
-    found = panels._colours(names)
-    self.assertEqual(list(found), names)
-    self.assertEqual(found['ensemble mean'], figures.STYLE['mean'][0])
-    self.assertLen({matplotlib.colors.to_hex(c) for c in found.values()},
-                   count)
 
   def test_names_of_columns(self):
     figure, _ = self.drawn(
@@ -169,12 +160,6 @@ class PanelsTest(parameterized.TestCase):
         'gold score (solid), s.d. of SFT samples', 'on topic (component)',
         ''])
     self.assertEqual(figure.axes[2].get_xlabel(), 'optimizer steps')
-    for column, name in (
-        ('gold_split_helpful-base', 'gold score of helpful-base, s.d.'),
-        ('proxy_split_a', 'proxy score of a'), ('member_12', 'member 12'),
-        ('words', 'length, words'), ('component_', None),
-        ('component_a_se', None), ('member_x', None), ('glod', None)):
-      self.assertEqual(panels.column_name(column), name)
 
   def test_violins(self):
     values = np.linspace(0, 1, 9)**2
@@ -206,17 +191,6 @@ class PanelsTest(parameterized.TestCase):
     np.testing.assert_allclose(
         [reach[:, 0].min(), reach[:, 0].max()], [0, .5], atol=1e-12)
 
-  @parameterized.parameters(
-      ({'method': 'single'}, 'single model'),
-      ({'method': 'raft', 'kl_coef': .10}, 'raft, KL coefficient 0.1'),
-      ({'method': 'worst_case', 'member': None}, 'worst-case (WCO)'),
-      ({'noise': .25, 'two_heads': True}, 'noise 0.25, two heads True'),
-      ({'noise': None}, 'no noise'), ({}, ''))
-  def test_name_of(self, labels, name):
-    self.assertEqual(panels.name_of(labels), name)
-    self.assertEqual(panels.name_of(labels, of_members=True),
-                     name and f'{name} (mean of members)')
-
   @parameterized.parameters((LINES, 4), (LINES[:1], 1), (('',), 2))
   def test_png(self, lines, count):
     panels.curves(rows(lines, count=count), self.path, title='A title ' * 20,
@@ -231,7 +205,7 @@ class PanelsTest(parameterized.TestCase):
     for edge in (ink[:8], ink[-8:], ink[:, :8], ink[:, -8:]):
       self.assertFalse(edge.any())
     self.assertBetween(ink.mean(), .01, .3)
-    for line, colour in panels._colours(lines).items():
+    for line, colour in style.colours(lines).items():
       near = np.abs(image - matplotlib.colors.to_rgb(colour)).max(axis=-1) < .1
       self.assertGreater(near.sum(), 20, line)
       self.assertEqual(near[-60:].any(), bool(line))

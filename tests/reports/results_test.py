@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.stages.policy_results, with numbers made by hand."""
+"""Tests for rlhf_jax.reports.results, with numbers made by hand."""
 
 import json
 import math
@@ -92,6 +92,17 @@ class SummaryTest(parameterized.TestCase):
     self.check(row, gold_above=(2.75, .25))
     self.check(summary(base, [*group, *noisy, *base], baseline=SINGLE),
                gold_above=(0., 0.))
+
+  def test_gold_is_not_measured(self):
+    group = [policy(0, [1.]), policy(1, [2.])]
+    self.assertEqual(results.measured(group), {'step', 'gold', 'gold_se'})
+    for one in group:
+      del one.evaluation['gold'], one.evaluation['gold_se']
+    self.assertEqual(results.measured(group), {'step'})
+    self.assertEmpty(results.measured([]))
+    row = results.measure(group[:1], group, FIGURE, ('step',))
+    self.assertEqual(list(row), ['step'])
+    self.assertEqual(row['step'][0], 0.)
 
   def test_training_columns(self):
     group = [policy(seed, training={

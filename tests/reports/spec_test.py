@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.stages.policy_figure."""
+"""Tests for rlhf_jax.reports.spec."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -121,7 +121,74 @@ class CheckTest(parameterized.TestCase):
   def test_components(self, figure, message):
     with self.assertRaisesRegex(errors.ConfigError, message):
       spec.check(figure, GROUPS, logs=['up'],
-                          components=['safe', 'long'])
+                 components=['safe', 'long'])
+
+  @parameterized.parameters(
+      (CURVES, RUNS, None, ('gold', 'proxy'),
+       ('gold', 'proxy', 'rule', 'kl_k1', 'length')),
+      (CURVES, RUNS, {'gold', 'rule'}, ('gold', 'proxy'),
+       ('gold', 'proxy', 'rule', 'kl_k1', 'length')),
+      (CURVES, RUNS, {'gold'}, ('gold', 'proxy'),
+       ('gold', 'proxy', 'kl_k1', 'length')),
+      (CURVES, RUNS, {'rule'}, ('proxy',),
+       ('proxy', 'rule', 'kl_k1', 'length')),
+      (CURVES, RUNS, (), ('proxy',), ('proxy', 'kl_k1', 'length')),
+      ({'kind': 'final', 'x': 'kl_coef'}, SWEEP, {'gold'}, ('gold',),
+       ('gold', 'proxy', 'kl_k1', 'length')),
+      ({'kind': 'final', 'x': 'kl_coef'}, SWEEP, (), ('proxy',),
+       ('proxy', 'kl_k1', 'length')))
+  def test_shows_what_the_study_will_have(
+      self, figure, labels, columns, y, shown):
+    full = spec.check(figure, labels, columns=columns)
+    self.assertEqual((full['y'], full['columns']), (y, shown))
+    self.assertEqual(spec.check(full, labels, columns=columns), full)
+
+  @parameterized.parameters(
+      (CURVES | {'columns': ('proxy', 'gold')}, ['rule'],
+       r"config.figure.columns is \('proxy', 'gold'\); 'gold' is not there: no "
+       'policy of this study is measured by a gold model; leave it out, or '
+       'let a component'),
+      (CURVES | {'y': ['gold']}, [], "figure.y is .*; 'gold' is not there: no"),
+      (CURVES | {'y': ('gold_split_a',)}, [], "'gold_split_a' .* a gold model"),
+      (CURVES | {'columns': ('rule',)}, ['gold'],
+       "'rule' is not there: the data of this study has no rule; leave it"),
+      ({'kind': 'final', 'x': 'noise', 'y': ('drop',)}, [],
+       "y is .*'drop' is not there: no policy .* by a gold model"),
+      ({'kind': 'final', 'x': 'noise', 'y': ('gold_above',),
+        'baseline': {'method': 'single'}, 'paired_by': ('noise',)}, [],
+       "'gold_above' is not there: no policy .* by a gold model"),
+      ({'kind': 'win_rates', 'against': {'method': 'single'},
+        'panel': ('noise',)}, [],
+       "kind is 'win_rates'; they are those of gold scores, and no policy of"))
+  def test_what_the_study_will_not_have(self, figure, columns, message):
+    spec.check(figure, RUNS, columns=['gold', 'rule'])
+    with self.assertRaisesRegex(errors.ConfigError, message) as raised:
+      spec.check(figure, RUNS, columns=columns)
+    self.assertNotIn('\n', str(raised.exception))
+
+  def test_names_no_column_that_is_not_there(self):
+    with self.assertRaisesRegex(errors.ConfigError, "no 'glod'") as raised:
+      spec.check(CURVES | {'y': ('glod',)}, RUNS, columns=())
+    self.assertNotIn(' gold,', str(raised.exception))
+    self.assertIn(' proxy,', str(raised.exception))
+
+  def test_training_may_log_what_is_not_evaluated(self):
+    figure = CURVES | {'source': 'training', 'x': 'step', 'y': ('gold',)}
+    self.assertEqual(
+        spec.check(figure, RUNS, columns=())['y'], ('gold',))
+    self.assertEqual(spec.restrict(figure, ())['y'], ('gold',))
+
+  def test_restrict(self):
+    full = spec.check(
+        {'kind': 'final', 'x': 'noise', 'columns': ('gold', 'rule', 'loss'),
+         'y': ('drop', 'loss_above'), 'baseline': {'method': 'single'},
+         'paired_by': ('noise',)}, RUNS)
+    self.assertEqual(spec.restrict(full, {'gold', 'step'}), {
+        **full, 'columns': ('gold', 'loss')})
+    self.assertEqual(spec.restrict(full, {'loss'}), {
+        **full, 'columns': ('loss',), 'y': ('loss_above',)})
+    self.assertEqual(spec.restrict({'columns': ('gold',)}, ()),
+                     {'columns': ('proxy',)})
 
   def test_every_line_is_everywhere(self):
     with self.assertRaisesRegex(
@@ -143,7 +210,7 @@ class CheckTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         errors.ConfigError, 'every run has these labels; add one'):
       spec.check({'kind': 'win_rates', 'against': {'noise': 0.},
-                           'line': ('noise',)}, RUNS[:2])
+                  'line': ('noise',)}, RUNS[:2])
 
 
 if __name__ == '__main__':

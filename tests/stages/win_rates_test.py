@@ -11,6 +11,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from rlhf_jax import errors
+from rlhf_jax.reports import comparisons
 from rlhf_jax.stages import win_rates
 
 GOLD = {'kind': 'gold', 'margin': .1}
@@ -92,7 +93,7 @@ class WinRatesTest(parameterized.TestCase):
       return judge(len(self.asked), *query)
 
     return mock.patch.object(
-        win_rates.http_judge, 'http_judge', lambda *_, **__: ask)
+        comparisons.http_judge, 'http_judge', lambda *_, **__: ask)
 
   def test_gold_against_the_reference(self):
     result, rows = self.run_stage(policy('ppo'), policy('ppo', 1))
@@ -184,45 +185,17 @@ class WinRatesTest(parameterized.TestCase):
         errors.CheckpointError, f'{path}:2 is damaged; delete the line'):
       self.run_stage(policy('ppo'), judge=HTTP)
 
-  def test_disk_full(self):
-    path = self.context.directory / 'answers.jsonl'
-    answers = win_rates._Answers(path, HTTP)
-    answers.ask(lambda *_: 'A', ('p', 'a', 'b', None))
-    before = path.read_bytes()
-
-    class Full:
-      """Writes half a line and says so."""
-
-      def __init__(self, stream):
-        self._stream = stream
-        self.fileno, self.truncate = stream.fileno, stream.truncate
-
-      def __enter__(self):
-        return self
-
-      def __exit__(self, *unused_exc):
-        self._stream.close()
-
-      def write(self, line):
-        return self._stream.write(line[:len(line) // 2])
-
-    opened = answers._open
-    with mock.patch.object(answers, '_open', lambda: Full(opened())):
-      with self.assertRaisesRegex(errors.CheckpointError, 'disk full; free'):
-        answers.ask(lambda *_: 'A', ('q', 'a', 'b', None))
-    self.assertEqual(path.read_bytes(), before)
-
   def test_waits_no_longer_than_asked_to_stop(self):
     def make(*_, sleep, **__):
       return lambda *_: sleep(1000.) or 'A'
 
     self.context.stop = Stop(1)  # before the question, not after it
-    with mock.patch.object(win_rates.http_judge, 'http_judge', make):
-      with mock.patch.object(win_rates.time, 'sleep') as sleep:
+    with mock.patch.object(comparisons.http_judge, 'http_judge', make):
+      with mock.patch.object(comparisons.time, 'sleep') as sleep:
         with self.assertRaises(errors.Interrupted):
           self.run_stage(policy('ppo'), judge=HTTP)
         sleep.assert_not_called()
-        win_rates._sleep(Context(self.workdir), .001)
+        comparisons._sleep(Context(self.workdir), .001)
         sleep.assert_called()
 
 

@@ -1,0 +1,228 @@
+"""The tables and the figure of a study of policies.
+
+`spec` says what can be drawn, `results` how members and seeds are averaged.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any
+
+from rlhf_jax.reports import figures
+from rlhf_jax.reports import panels
+from rlhf_jax.reports import results
+from rlhf_jax.reports import spec
+from rlhf_jax.reports import style
+
+Groups = Sequence[Sequence[results.Policy]]
+DIGITS = 3
+_HEAD = ('run', 'seeds', 'members')  # what names a row of a table
+
+
+def _joined(policies: Sequence[results.Policy],
+            parts: Sequence[Sequence[Mapping]]) -> list[dict]:
+  """The rows of each policy with its seed, run and labels; None if absent."""
+  labels = dict.fromkeys(name for p in policies for name in p.labels)
+  columns = dict.fromkeys(name for rows in parts for row in rows
+                          for name in row)
+  return [{'seed': policy.seed, 'run': policy.run,
+           **results.pick(policy.labels, labels),
+           **results.pick(row, columns)}
+          for policy, rows in zip(policies, parts) for row in rows]
+
+
+def _training_rows(policy: results.Policy) -> list[dict]:
+  return [dict(zip(policy.training, map(float, values)))
+          for values in zip(*policy.training.values())]
+
+
+def tables(policies: Sequence[results.Policy], figure: Mapping
+           ) -> dict[str, list[dict]]:
+  """The rows of each CSV file that is about single policies, by its name.
+
+  Args:
+    policies: of all runs and seeds.
+    figure: checked.
+
+  Returns:
+    'results': one row for each evaluation; with the figure of a source
+    'training' also 'training', the smoothed curves; with 'win_rates' those of
+    each policy.
+  """
+  rows = {'results': _joined(policies, [p.rows for p in policies])}
+  if figure.get('source') == 'training':
+    rows['training'] = _joined(
+        policies, [_training_rows(p) for p in policies])
+  if figure['kind'] == 'win_rates':
+    rows['win_rates'] = _joined(policies, [
+        results.win_rate_rows(p, policies, figure) for p in policies])
+  return rows
+
+
+def _columns(figure: Mapping) -> list[str]:
+  """What is measured of each policy."""
+  derived = spec.derived(figure)
+  return list(dict.fromkeys(
+      name for name in (*figure['columns'], *figure.get('y', ()))
+      if name not in derived))
+
+
+def _names(figure: Mapping, measured: set[str]) -> list[str]:
+  """The numbers in a row of the summary, where evaluations have `measured`."""
+  columns = _columns(figure)
+  names = [*columns, *(name for name in spec.DERIVED
+                       if spec.available(name, measured))]
+  if figure['baseline']:
+    names += [f'{name}_above' for name in columns]
+  if figure['kind'] == 'win_rates':
+    names += ['win_rate', 'win_rate_sd']
+  return names
+
+
+def summary(groups: Groups, policies: Sequence[results.Policy],
+            figure: Mapping) -> list[dict]:
+  """A row for each group, over its seeds.
+
+  Args:
+    groups: policies that are averaged.
+    policies: of all runs and seeds.
+    figure: checked and restricted to what is measured.
+
+  Returns:
+    'run' (the first, and how many more are averaged), the labels, 'seeds' and
+    'members', how many, and of each number of `results.measure` that the
+    figure asks for, its mean and '<name>_se'. Without a gold score there is
+    no 'peak', 'peak_step' and 'drop'.
+  """
+  columns = _columns(figure)
+  names = _names(figure, results.measured(policies))
+  labels = dict.fromkeys(
+      name for p in policies for name in p.labels
+      if name != 'member' or name in spec.apart(figure))
+  rows = []
+  for group in groups:
+    seeds = results.by_seed(group)
+    runs = list(dict.fromkeys(policy.run for policy in group))
+    rows.append({
+        'run': f'{runs[0]} (+{len(runs) - 1})' if runs[1:] else runs[0],
+        **results.pick(group[0].labels, labels),
+        'seeds': len(seeds), 'members': max(len(seed) for seed in seeds),
+        **results.summary(group, policies, figure, columns, names)})
+  return rows
+
+
+def _present(rows: Sequence[Mapping], names: Sequence[str]) -> list[str]:
+  """Those numbers that a summary has."""
+  return [name for name in names if f'{name}_se' in rows[0]]
+
+
+def page(rows: Sequence[Mapping], figure: Mapping) -> str:
+  """The part of a summary that fits a page, in Markdown: summary.md.
+
+  Args:
+    rows: of `summary`.
+    figure: as for `summary`.
+  """
+  columns = _columns(figure)
+  above = [f'{name}_above' for name in dict.fromkeys(
+      ('gold', *figure.get('y', ()))) if name in columns]
+  extra = ['drop' * ('gold' in columns), *above, 'win_rate', 'win_rate_sd']
+  return figures.table(rows, [*columns, *_present(rows, extra)], _HEAD,
+                       digits=DIGITS)
+
+
+def message(rows: Sequence[Mapping], figure: Mapping) -> str:
+  """The few numbers that the command prints, and what their errors are over.
+
+  Args:
+    rows: of `summary`.
+    figure: as for `summary`.
+  """
+  columns = _columns(figure)
+  above = [f'{name}_above' for name in columns]
+  names = [columns[0], *_present(rows, ['drop', *above])][:4]
+  names += _present(rows, ['win_rate', 'win_rate_sd'])
+  over = 'seeds' if max(row['seeds'] for row in rows) > 1 else 'prompts'
+  text = f'At the end of training, +- one standard error over {over}.'
+  if figure['baseline']:
+    text += (f'\n_above: less {style.name_of(figure["baseline"])} of the '
+             'same seed.')
+  return f'\n{text}\n\n{figures.table(rows, names, _HEAD, digits=DIGITS)}\n'
+
+
+def _places(groups: Groups, rows: Sequence[Mapping], figure: Mapping
+            ) -> list[dict[str, str]]:
+  """The panel and the line of each group."""
+  labels = lambda group, field: results.pick(
+      group[0].labels, figure.get(field, ()))
+  lines = [style.name_of(labels(group, 'line')) for group in groups]
+  # A line may run over members at one point and an ensemble at another.
+  mixed = {line for line, row in zip(lines, rows) if row['members'] == 1}
+  return [{'panel': style.name_of(labels(group, 'panel')),
+           'line': style.name_of(labels(group, 'line'),
+                                 of_members=line not in mixed)}
+          for group, line in zip(groups, lines)]
+
+
+def _points(groups: Groups, places: Sequence[Mapping], figure: Mapping
+            ) -> list[dict]:
+  """The points of all curves, those of `everywhere` in every panel."""
+  everywhere = [bool(figure['everywhere']) and results.matches(
+      group[0].labels, figure['everywhere']) for group in groups]
+  all_panels = dict.fromkeys(
+      place['panel'] for place, anywhere in zip(places, everywhere)
+      if not anywhere)
+  rows = []
+  for group, place, anywhere in zip(groups, places, everywhere):
+    points = results.curve(
+        group, (figure['x'], *figure['y']), source=figure['source'],
+        limit_kl=figure['limit_kl'])
+    rows += [place | {'panel': panel} | dict(zip(points, values))
+             for panel in (all_panels if anywhere else (place['panel'],))
+             for values in zip(*points.values())]
+  return rows
+
+
+def draw(groups: Groups, rows: Sequence[Mapping], figure: Mapping,
+         path: str | os.PathLike, *, title: str):
+  """Draws the figure of any kind but 'distributions'.
+
+  Args:
+    groups: policies that are averaged.
+    rows: of `summary`, one for each group.
+    figure: as for `summary`.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+  """
+  places = _places(groups, rows, figure)
+  placed = [{**row, **place} for row, place in zip(rows, places)]
+  shared = {'path': path, 'title': title}
+  if figure['kind'] == 'curves':
+    panels.curves(rows=_points(groups, places, figure), **shared,
+                  x=figure['x'], y=figure['y'], x_name=figure['x_name'])
+  elif figure['kind'] == 'table':
+    panels.bars(rows=[row | {'x': row['run']} for row in placed], **shared,
+                y=figure['columns'][:1])
+  elif figure['kind'] == 'win_rates':
+    panels.bars(
+        rows=[row | {'x': row['line'], 'line': '',
+                     'win_rate_se': row['win_rate_sd']}
+              for group, row in zip(groups, placed)
+              if not results.matches(group[0].labels, figure['against'])],
+        **shared, y=('win_rate',), reference=0.5, note=' against '
+        f'{style.name_of(figure["against"])}, mean and s.d.')
+  else:
+    _draw_final(groups, placed, figure, shared)
+
+
+def _draw_final(groups: Groups, rows: Sequence[dict], figure: Mapping,
+                shared: Mapping[str, Any]):
+  """Lines over a label where it is a number, else bars."""
+  values = [group[0].labels.get(figure['x']) for group in groups]
+  if all(isinstance(x, int | float | None) and not isinstance(x, bool)
+         for x in values):
+    panels.points(rows=[row | {'x': x} for row, x in zip(rows, values)],
+                  **shared, x=style.label_name(figure['x']), y=figure['y'])
+  else:
+    panels.bars(rows=[row | {'x': style.name_of({figure['x']: x})}
+                      for row, x in zip(rows, values)],
+                **shared, y=figure['y'])

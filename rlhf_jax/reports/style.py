@@ -1,0 +1,144 @@
+"""What figures call methods, labels and columns, and how they colour them."""
+
+from collections.abc import Mapping, Sequence
+import re
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.storage import files
+
+# Colour and name of each way to combine reward models. The colours are those
+# of Okabe and Ito, told apart by colour-blind readers too.
+STYLE = {
+    'single': ('#D55E00', 'single model (mean of members)'),
+    'mean': ('#0072B2', 'ensemble mean'),
+    'worst_case': ('#009E73', 'worst-case (WCO)'),
+    'uncertainty_weighted': ('#CC79A7', 'uncertainty-weighted (UWO)'),
+}
+PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
+           '#000000')
+# What an axis says of a column of an evaluation, with its unit.
+AXES = {
+    'step': 'rollouts',
+    'updates': 'optimizer steps',
+    'samples': 'responses drawn',
+    'sqrt_kl': r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$',
+    **{f'kl_k{i}': f'KL (k{i}), nats' for i in (1, 2, 3)},
+    'gold': 'gold score, s.d. of SFT samples',
+    'proxy': 'proxy score',
+    'rule': 'rule, s.d. of SFT samples',
+    'ensemble_variance': 'ensemble variance',
+    'ensemble_variance_unbiased': 'ensemble variance (ddof 1)',
+    'length': 'length, tokens',
+    'words': 'length, words',
+    'unfinished': 'share of unfinished responses',
+    **{f'distinct_{n}': f'distinct-{n}' for n in (1, 2, 3)},
+    **{f'diversity_{n}': f'diversity-{n}' for n in (1, 2)},
+    'perplexity': 'perplexity per token',
+    'reward_variance': 'variance of the proxy score',
+    'entropy': 'entropy, nats',
+    'epoch': 'epochs',  # these of reward models
+    'loss': 'loss on held-out pairs, nats',
+    'accuracy': 'accuracy on held-out pairs',
+}
+# The same of columns that have a name, or number, in them.
+_OPEN = {
+    r'member_(\d+)': 'member {}',
+    r'component_(\w+)': '{} (component)',
+    r'gold_split_(.+)': 'gold score of {}, s.d.',
+    r'proxy_split_(.+)': 'proxy score of {}',
+}
+_DERIVED = {
+    'peak': 'peak of the gold score, s.d. of SFT samples',
+    'peak_step': 'rollouts at the peak',
+    'drop': 'gold score, peak less last, s.d.',
+}
+_LABELS = {
+    'kl_coef': 'KL coefficient',
+    'uncertainty_coef': r'uncertainty coefficient $\lambda$',
+    'num_members': 'ensemble members',
+}
+_MEMBERS = ' (mean of members)'
+# The colour of each name of STYLE.
+METHODS = {name.removesuffix(_MEMBERS): colour
+           for colour, name in STYLE.values()}
+
+
+def label_name(label: str) -> str:
+  """What an axis or a legend calls a label of runs."""
+  return _LABELS.get(label, label.replace('_', ' '))
+
+
+def name_of(labels: Mapping[str, Any], *, of_members: bool = False) -> str:
+  """A line of a legend, or the title of a panel, from labels of runs.
+
+  Args:
+    labels: name to value; None where a run has none.
+    of_members: whether it is a mean over the members of an ensemble.
+  """
+  parts = []
+  for label, value in labels.items():
+    if label == 'method' and value in STYLE:
+      parts.append(STYLE[value][1].removesuffix(_MEMBERS))
+    elif isinstance(value, str):
+      parts.append(value)
+    elif value is not None:
+      shown = value if isinstance(value, bool) else f'{value:g}'
+      parts.append(f'{label_name(label)} {shown}')
+  name = ', '.join(parts) or ', '.join(
+      f'no {label_name(label)}' for label in labels)
+  return name + _MEMBERS * (of_members and bool(name))
+
+
+def column_name(column: str) -> str | None:
+  """What an axis says of a column; None where no evaluation has it."""
+  for pattern, text in _OPEN.items():
+    match = re.fullmatch(pattern, column)
+    if match and not column.endswith('_se'):
+      return text.format(match[1].replace('_', ' '))
+  return AXES.get(column)
+
+
+def axis_name(column: str) -> str:
+  """What an axis says of a column of an evaluation or of a summary."""
+  base = column.removesuffix('_above')
+  name = (column_name(base) or _DERIVED.get(base)
+          or base.replace('_', ' '))
+  return name if base == column else f'{name},\nabove the baseline'
+
+
+def colours(names: Sequence[str]) -> dict[str, Any]:
+  """A colour for each; the methods of STYLE look alike in every figure."""
+  import matplotlib
+  fixed = {name: METHODS.get(name.removesuffix(_MEMBERS)) for name in names}
+  rest = [name for name in names if fixed[name] is None]
+  free = [c for c in PALETTE if c not in fixed.values()]
+  if len(rest) > len(free):
+    free = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(rest)))
+  return fixed | dict(zip(rest, free))
+
+
+def colours_apart(rows: Sequence[files.Row]) -> dict[str, Any] | None:
+  """Colours that differ within each panel, where no more can be told apart.
+
+  Args:
+    rows: each with its 'panel' and its 'line'.
+
+  Returns:
+    The colour of each line; None where few lines need no more than `colours`,
+    or a panel has too many.
+  """
+  lines = list(dict.fromkeys(row['line'] for row in rows))
+  if len(lines) <= len(PALETTE):
+    return None
+  pairs = dict.fromkeys((row['panel'], row['line']) for row in rows)
+  chosen = {}
+  for line in lines:
+    where = {panel for panel, other in pairs if other == line}
+    taken = {chosen.get(other) for panel, other in pairs if panel in where}
+    free = [colour for colour in PALETTE if colour not in taken]
+    if not free:
+      return None
+    chosen[line] = free[0]
+  return chosen

@@ -1,0 +1,170 @@
+"""Tests for rlhf_jax.reports.policies, on hand-written stages."""
+
+import json
+import math
+
+from absl.testing import absltest
+from reports import written
+
+
+class PoliciesTest(written.ReportTestCase):
+
+  def test_summary(self):
+    self.report(kind='curves', columns=('gold', 'rule'),
+                baseline={'method': 'single'})
+    single, mean = self.rows('summary')
+    # Members first: 0, 3, 2 and 0, 1, 6.
+    expected = {'gold': 4, 'gold_se': 2, 'peak': 4.5, 'peak_se': 1.5,
+                'drop': .5, 'drop_se': .5, 'peak_step': 15, 'gold_above': 0}
+    for name, value in expected.items():
+      self.assertAlmostEqual(float(single[name]), value, msg=name)
+    self.assertEqual([single[k] for k in ('run', 'method', 'seeds', 'members',
+                                          'rule', 'rule_above')],
+                     ['single_0 (+1)', 'single', '2', '2', 'nan', 'nan'])
+    self.assertNotIn('member', single)
+    # 5 - 2 and 7 - 6.
+    expected = {'gold': 6, 'gold_se': 1, 'gold_above': 2, 'gold_above_se': 1}
+    for name, value in expected.items():
+      self.assertAlmostEqual(float(mean[name]), value, msg=name)
+    text = (self.context.directory / 'summary.md').read_text().splitlines()
+    self.assertRegex(text[0], r'\| run +\| seeds \| members \| gold +\| rule ')
+    self.assertRegex(text[3], r'\| mean +\| 2 +\| 1 +\| 6.000 \+- 1.000 \| - ')
+    self.assertIn('one standard error over seeds', self.context.shown)
+    self.assertIn('less single model of the same', self.context.shown)
+    self.assertIn('| 2.000 +- 1.000 ', self.context.shown)
+
+  def test_curves(self):
+    given = self.drawn('curves', kind='curves', limit_kl=150.)
+    self.assertEqual((given['x'], given['y']), ('sqrt_kl', ('gold', 'proxy')))
+    self.assertEqual(
+        [(row['line'], row['sqrt_kl'], row['gold'], row['gold_se'])
+         for row in given['rows']],
+        [('single model (mean of members)', 0, 0, 0),
+         ('single model (mean of members)', 8, 2, 1),
+         ('ensemble mean', 0, 0, 0), ('ensemble mean', 8, 3.5, .5)])
+
+  def test_everywhere(self):
+    for policy in self.policies:
+      policy['labels'] = {'method': policy['run'], 'family': {
+          'single_0': 'a', 'single_1': 'b'}.get(policy['run'])}
+    given = self.drawn(
+        'curves', kind='curves', x='step', y=('gold',), panel=('family',),
+        everywhere={'method': 'mean'}, x_name='optimizer steps')
+    self.assertEqual(
+        [(row['panel'], row['line'], row['gold']) for row in given['rows']],
+        [('a', 'single_0', 0), ('a', 'single_0', 2.5), ('a', 'single_0', 3),
+         ('b', 'single_1', 0), ('b', 'single_1', 1.5), ('b', 'single_1', 5),
+         *((panel, 'ensemble mean', gold) for panel in 'ab'
+           for gold in (0, 3.5, 6))])
+    self.assertEqual(given['x_name'], 'optimizer steps')
+
+  def test_training_curves(self):
+    given = self.drawn(
+        'curves', kind='curves', source='training', x='step',
+        y=('rollout/score',), window=2, line=('method', 'member'))
+    self.assertEqual(
+        [(row['line'], row['step'], row['rollout/score'])
+         for row in given['rows'][3:]],
+        [('single model, member 1', 0, 0), ('single model, member 1', 1, .75),
+         ('single model, member 1', 2, 3.25), ('ensemble mean', 0, 0),
+         ('ensemble mean', 1, 1.75), ('ensemble mean', 2, 4.75)])
+    self.assertEqual(self.rows('training')[1], {
+        'seed': '0', 'run': 'single_0', 'method': 'single', 'member': '0',
+        'step': '1.0', 'rollout/score': '2.0'})
+    self.assertEqual(self.rows('summary')[2]['rollout/score'], '4.75')
+
+  def test_final(self):
+    for policy in self.policies:
+      policy['labels'] = {'kl_coef': {'single_0': .1, 'single_1': 0.}.get(
+          policy['run'])}
+    given = self.drawn('points', kind='final', x='kl_coef', line=())
+    self.assertEqual(given['x'], 'KL coefficient')
+    self.assertEqual([(row['x'], row['gold']) for row in given['rows']],
+                     [(.1, 3), (0., 5), (None, 6)])
+    for policy in self.policies:
+      policy['labels'] = {'method': policy['run'], 'deep': True}
+    given = self.drawn('bars', kind='final', x='method', line=('deep',))
+    self.assertEqual([(row['x'], row['line']) for row in given['rows']], [
+        ('single_0', 'deep True'), ('single_1', 'deep True'),
+        ('ensemble mean', 'deep True')])
+
+  def test_win_rates(self):
+    given = self.drawn('bars', kind='win_rates', against={'method': 'single'})
+    row, = given['rows']
+    self.assertEqual((row['x'], row['panel']), ('ensemble mean', ''))
+    # Seed 0, prompt by prompt: tie, loss, win and tie, win, win.
+    # Seed 1: tie, win, win and tie, win, tie.
+    rates = [.5, 2.5 / 3, 2.5 / 3, 2 / 3]
+    self.assertAlmostEqual(row['win_rate'], sum(rates) / 4)
+    spread = (abs(rates[0] - rates[1]) + abs(rates[2] - rates[3])) / 2
+    self.assertAlmostEqual(row['win_rate_se'], spread / 2**.5)
+    rows = self.rows('win_rates')
+    self.assertEqual([(r['seed'], r['run'], r['opponents']) for r in rows],
+                     [('0', 'mean', '2'), ('1', 'mean', '2')])
+    self.assertAlmostEqual(float(rows[0]['win_rate']), 2 / 3)
+    summary = self.rows('summary')
+    self.assertTrue(math.isnan(float(summary[0]['win_rate'])))
+    # Over seeds 2 / 3 and 3 / 4.
+    self.assertAlmostEqual(float(summary[1]['win_rate_se']), 1 / 24)
+
+  def ungold(self):
+    """Takes the gold scores and the rule out of every file."""
+    for policy in self.policies:
+      directory = self.context.directory_of(policy['stage'])
+      for name in ('evaluation', 'final'):
+        rows = map(json.loads, (directory / f'{name}.jsonl').read_text(
+            ).splitlines())
+        self.write(policy['stage'], name, [
+            {k: v for k, v in row.items()
+             if k not in ('gold', 'gold_se', 'rule')} for row in rows])
+
+  def test_without_gold(self):
+    self.ungold()
+    given = self.drawn('curves', kind='curves', baseline={'method': 'single'})
+    self.assertEqual(given['y'], ('proxy',))
+    self.assertEqual([row['proxy'] for row in given['rows']],
+                     [.5, 1.5, 2.5] * 2)
+    single, _ = self.rows('summary')
+    columns = ('proxy', 'kl_k1', 'length')
+    self.assertEqual(
+        [name for name in single if not name.endswith('_se')],
+        ['run', 'method', 'seeds', 'members', *columns,
+         *(f'{name}_above' for name in columns)])
+    text = (self.context.directory / 'summary.md').read_text()
+    self.assertEqual(
+        [cell.strip() for cell in text.splitlines()[0].split('|')[1:-1]],
+        ['run', 'seeds', 'members', *columns, 'proxy_above'])
+    self.assertNotIn(' - ', text + self.context.shown)
+    self.assertIn('| 2.500 +- 0.000 | 0.000 +- 0.000 ', self.context.shown)
+    self.assertNotIn('gold', self.rows('results')[0])
+
+  def test_without_gold_bars_and_points(self):
+    self.ungold()
+    for what, figure, y in (
+        ('bars', {'kind': 'table'}, ('proxy',)),
+        ('bars', {'kind': 'table', 'columns': ('gold', 'length')},
+         ('length',)),
+        ('bars', {'kind': 'final', 'x': 'method', 'line': ()}, ('proxy',))):
+      given = self.drawn(what, **figure)
+      self.assertEqual(given['y'], y)
+      for row in given['rows']:
+        self.assertTrue(math.isfinite(row[y[0]]), row)
+
+  def test_the_page_has_a_drop_beside_gold_alone(self):
+    for columns in (('proxy',), ('proxy', 'gold')):
+      self.report(kind='table', columns=columns)
+      head = (self.context.directory / 'summary.md').read_text().split('\n')[0]
+      self.assertEqual('| drop' in head, 'gold' in columns)
+      self.assertIn('drop', self.rows('summary')[0])
+
+  def test_gold_of_some(self):
+    for policy in self.policies[-2:]:
+      self.write(policy['stage'], 'evaluation', [{'step': 0, 'proxy': 1.}])
+    self.report(kind='table', columns=('proxy', 'gold'))
+    single, mean = self.rows('summary')
+    self.assertEqual((single['gold'], mean['gold'], mean['drop']),
+                     ('4.0', 'nan', 'nan'))
+
+
+if __name__ == '__main__':
+  absltest.main()

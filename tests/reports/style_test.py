@@ -1,0 +1,50 @@
+"""Tests for rlhf_jax.reports.style."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import matplotlib.colors
+
+from rlhf_jax.reports import style
+
+
+class StyleTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 3, 7, 9, 30)
+  def test_colours_differ(self, count):
+    names = ['ensemble mean', *(f'line {i}' for i in range(count - 1))]
+    colours = style.colours(names)
+    self.assertEqual(list(colours), names)
+    self.assertEqual(colours['ensemble mean'], style.STYLE['mean'][0])
+    self.assertLen({matplotlib.colors.to_hex(c) for c in colours.values()},
+                   count)
+
+  @parameterized.parameters(
+      ({'method': 'single'}, 'single model'),
+      ({'method': 'raft', 'kl_coef': .10}, 'raft, KL coefficient 0.1'),
+      ({'method': 'worst_case', 'member': None}, 'worst-case (WCO)'),
+      ({'noise': .25, 'two_heads': True}, 'noise 0.25, two heads True'),
+      ({'noise': None}, 'no noise'), ({}, ''))
+  def test_name_of(self, labels, name):
+    self.assertEqual(style.name_of(labels), name)
+    self.assertEqual(style.name_of(labels, of_members=True),
+                     name and f'{name} (mean of members)')
+
+  @parameterized.parameters(
+      ('gold_split_helpful-base', 'gold score of helpful-base, s.d.'),
+      ('proxy_split_a', 'proxy score of a'), ('member_12', 'member 12'),
+      ('words', 'length, words'), ('component_', None),
+      ('component_a_se', None), ('member_x', None), ('glod', None))
+  def test_column_name(self, column, name):
+    self.assertEqual(style.column_name(column), name)
+
+  @parameterized.parameters(
+      ('kl_k1', 'KL (k1), nats'), ('peak_step', 'rollouts at the peak'),
+      ('win_rate', 'win rate'),
+      ('component_on_topic_above',
+       'on topic (component),\nabove the baseline'))
+  def test_axis_name(self, column, name):
+    self.assertEqual(style.axis_name(column), name)
+
+
+if __name__ == '__main__':
+  absltest.main()
