@@ -29,5 +29,6 @@ def load(context: Any, given: Mapping[str, Any], standardize: bool
   if standardize:
     scale = files.load_arrays(
         context.directory_of(given['proxies']) / 'scale.npz')
-    scores['members'] = scale_lib.standardize(scores['members'], scale)
+    scores['members'] = np.asarray(
+        scale_lib.standardize(scores['members'], scale))
   return scores

@@ -101,8 +101,9 @@ def watch(world: artifacts.World, measure: Mapping[str, Any],
   Args:
     world: of the stage.
     measure: 'components', by which policies are compared, whatever each
-      maximises; 'pool' of `programmatic.Functions`; 'sampler'; 'chunk_size'.
-    evaluation: 'every' so many steps, on 'num_prompts', 'texts' of them kept.
+      maximises; 'pool' of `programmatic.Functions`; 'sampler'.
+    evaluation: 'every' so many steps, on 'num_prompts', 'texts' of them kept;
+      'chunk_size' prompts at a time.
     key: of the samples, the same for all policies that are compared.
     view: what it looks at.
   """
@@ -111,7 +112,7 @@ def watch(world: artifacts.World, measure: Mapping[str, Any],
   setting = monitor_lib.Setting(
       corpus=world.corpus, num_prompts=evaluation['num_prompts'],
       sampler=measure['sampler'], key=key, mesh=world.context.mesh,
-      value_shift=view.value_shift, chunk_size=measure['chunk_size'])
+      value_shift=view.value_shift, chunk_size=evaluation['chunk_size'])
   with rewarding.bind(world, measure['components'], measure['pool']) as rewards:
     monitor = monitor_lib.Monitor(
         setting, view.model.config, world.reference.params, rewards,

@@ -186,7 +186,7 @@ class RewardModels(NamedTuple):
 
   def scores(self, tokens: np.ndarray, mask: np.ndarray, *,
              standardize: bool = True, **options) -> np.ndarray:
-    """f[E, ...] of rows on the host, standardised where there is a scale.
+    """f32[E, ...] of rows on the host, standardised where there is a scale.
 
     Args:
       tokens: i32[..., T].
@@ -197,4 +197,4 @@ class RewardModels(NamedTuple):
     scores = score_rows(self.config, self.params, tokens, mask, **options)
     if self.scale is None or not standardize:
       return scores
-    return scale_lib.standardize(scores, self.scale)
+    return np.asarray(scale_lib.standardize(scores, self.scale))

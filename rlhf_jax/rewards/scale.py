@@ -14,30 +14,25 @@ import numpy as np
 from rlhf_jax.ops import moments
 
 
-def standardize(member_scores: jax.Array | np.ndarray,
-                scale: Mapping[str, jax.Array | np.ndarray]
-                ) -> jax.Array | np.ndarray:
-  """Scores of each member in deviations from its mean.
+def standardize(member_scores: jax.Array,
+                scale: Mapping[str, jax.Array]) -> jax.Array:
+  """Scores of each member in deviations from its mean, f32[E, ...].
+
+  The same program in training and in evaluation, under jit and on the host.
 
   Args:
     member_scores: float[E, ...].
     scale: 'mean' and 'std', f32[E], of each member on held-out responses. Of
       a member whose deviation is 0 only the mean is taken off.
 
-  Returns:
-    f32[E, ...] of JAX arrays; f64[E, ...] of NumPy's.
-
   Raises:
     AssertionError: if `scale` is not of E members.
   """
-  mean, std = scale['mean'], scale['std']
+  mean, std = (jnp.asarray(scale[name]) for name in ('mean', 'std'))
   chex.assert_shape([mean, std], member_scores.shape[:1])
   align = lambda x: x.reshape(-1, *[1] * (member_scores.ndim - 1))
-  if isinstance(member_scores, np.ndarray):
-    mean, std = (align(np.asarray(x, np.float64)) for x in (mean, std))
-    return (member_scores - mean) / np.where(std == 0, 1, std)
   return moments.normalize(
-      member_scores, align(jnp.asarray(mean)), align(jnp.asarray(std)))
+      jnp.asarray(member_scores), align(mean), align(std))
 
 
 def of_members(member_scores: np.ndarray) -> dict[str, np.ndarray]:
@@ -48,7 +43,7 @@ def of_members(member_scores: np.ndarray) -> dict[str, np.ndarray]:
 
 def single(mean: float, std: float) -> dict[str, np.ndarray]:
   """The scale of one model, E = 1, from its mean and deviation."""
-  return {'mean': np.array([mean]), 'std': np.array([std])}
+  return {'mean': np.float32([mean]), 'std': np.float32([std])}
 
 
 def unit(mean: float, std: float) -> dict[str, np.ndarray]:
