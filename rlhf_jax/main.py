@@ -8,6 +8,7 @@ The same command again goes on where it was; a finished study does nothing.
 A user's mistake is one line on stderr and an exit code (`errors`).
 """
 
+import ast
 import logging
 import os
 import pathlib
@@ -89,6 +90,28 @@ def _config_argument(argv: list[str]) -> str:
   return ''
 
 
+def _check_duplicates(path: pathlib.Path):
+  """ConfigError for a name that one dict of a config file gives twice.
+
+  Python would keep the last, so that of two components of one name, or two
+  runs, one would be lost without a word.
+  """
+  try:
+    tree = ast.parse(path.read_bytes())
+  except (OSError, SyntaxError, ValueError):
+    return  # which loading it will say
+  for node in ast.walk(tree):
+    names = set()
+    for key in node.keys if isinstance(node, ast.Dict) else ():
+      if not isinstance(key, ast.Constant):
+        continue
+      if key.value in names:
+        raise errors.ConfigError(
+            f'{path}:{key.lineno}: {key.value!r} is given twice in one dict; '
+            'rename one of them or leave it out')
+      names.add(key.value)
+
+
 def _parse(argv: list[str]) -> dict:
   """Flags to a plain config; every mistake is a ConfigError."""
   # A config imports `experiments.base`, from wherever the command is given.
@@ -96,6 +119,7 @@ def _parse(argv: list[str]) -> dict:
     if (parent / 'experiments' / 'base.py').is_file():
       sys.path.insert(0, str(parent))
       break
+  _check_duplicates(_config_path(argv))
   try:
     # The config file itself runs here, and it may raise anything.
     _, *stray = flags.FLAGS(argv)

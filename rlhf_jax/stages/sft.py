@@ -44,7 +44,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   corpus = load_lib.load(data, seed)
   coder, rows = corpus.tokenizer, corpus.demonstrations
   tokenizer.check_ids(rows.tokens, coder.vocab_size)
-  if corpus.format is not None:
+  if corpus.format is not None and part == 'policy':
     context.show(f'prompts are written in the format {corpus.format!r}, such '
                  f'as {corpus.example()}')
   artifacts.write_model(context, 'policy', node['model'], coder)
