@@ -244,8 +244,8 @@ def _models(method: Method) -> dict[str, chain_lib.Annotator]:
   return {
       'old_logprobs': lambda batch, state, frozen: from_models.old_logprobs(
           batch, config, whole(state, frozen), temperature=temperature),
-      'scores': lambda batch, state, frozen, **node: rewarding.score(
-          batch, frozen, method.reward_configs, **node),
+      'scores': lambda batch, state, frozen, component: rewarding.score(
+          batch, frozen, method.reward_configs, component),
       'ref_logprobs': lambda batch, state, frozen: from_models.ref_logprobs(
           batch, config, frozen.reference, temperature=temperature),
       'old_values': lambda batch, state, frozen: from_models.old_values(

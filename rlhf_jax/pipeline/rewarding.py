@@ -75,16 +75,8 @@ def _not_learned(world: artifacts.World) -> str:
 
 def nodes_of_models(nodes: Nodes) -> list[dict[str, Any]]:
   """Annotators, in order, of the components that a trained model gives."""
-  annotators = []
-  for node in nodes_lib.by_models(nodes).values():
-    annotator = {'name': 'scores', 'model': node['kind'],
-                 'weight': node['weight'], 'squash': node['squash'],
-                 'divisor': node['scale'], 'limits': node['range']}
-    if node['kind'] == 'proxy':
-      annotator |= {'aggregate': node['aggregate'],
-                    'standardize': node['standardize']}
-    annotators.append(annotator)
-  return annotators
+  return [{'name': 'scores', 'component': node}
+          for node in nodes_lib.by_models(nodes).values()]
 
 
 def frozen_models(world: artifacts.World, nodes: Nodes
@@ -101,37 +93,36 @@ def frozen_models(world: artifacts.World, nodes: Nodes
           {kind: model.params for kind, model in models.items()}, scales)
 
 
-def score(batch: types.Batch, frozen: types.Frozen, configs: Mapping, *,
-          model: str, weight: float, squash: str, divisor: float,
-          limits: tuple[float, float] | None,
-          aggregate: Mapping[str, Any] | None = None,
-          standardize: bool = True) -> types.Batch:
+def score(batch: types.Batch, frozen: types.Frozen,
+          configs: Mapping[str, Any], component: Mapping[str, Any]
+          ) -> types.Batch:
   """Adds one component of a trained model to `scores`: an annotator's body.
+
+  A `range` without a squash is not checked here, but in every evaluation.
 
   Args:
     batch: of a rollout.
     frozen: its `reward` and `reward_scale` hold the models, by kind.
     configs: their shapes, by kind.
-    model: kind of the component; the others are fields of its node, see
-      `rewards.nodes`.
-    weight: in the sum.
-    squash: 'none', 'sigmoid' or 'clip'.
-    divisor: `scale` of the node.
-    limits: `range` of the node.
-    aggregate: of an ensemble.
-    standardize: whether its members are.
+    component: with every field, see `rewards.nodes`.
   """
+  kind, squash = component['kind'], component['squash']
+
   def bounded(x):
-    x = x / divisor if divisor != 1 else x
+    x = x / component['scale'] if component['scale'] != 1 else x
     if squash == 'sigmoid':
       return jax.nn.sigmoid(x)
-    return jnp.clip(x, *(limits or (0, 1))) if squash == 'clip' else x
+    if squash == 'clip':
+      return jnp.clip(x, *(component['range'] or (0, 1)))
+    return x
 
+  standardize = component.get('standardize', True)
   scored = from_models.scores(
-      batch, configs[model], frozen.reward[model], weight=weight,
-      squash=bounded, **(aggregate or {'kind': 'single'}),
-      scale=frozen.reward_scale.get(model) if standardize else None)
-  if model != 'proxy':  # whose members are those that may disagree
+      batch, configs[kind], frozen.reward[kind], squash=bounded,
+      weight=component['weight'],
+      scale=frozen.reward_scale.get(kind) if standardize else None,
+      **component.get('aggregate', {'kind': 'single'}))
+  if kind != 'proxy':  # whose members are those that may disagree
     scored = scored.replace(member_scores=batch.member_scores)
   return scored
 

@@ -121,10 +121,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
 
 def _sampled(world, prompts, components, pool, node, key
              ) -> tuple[types.Batch, float]:
-  """The reference's answers [V, S, T], their rewards as targets [V, S].
-
-  And the largest reward that there can be.
-  """
+  """Its answers [V, S, T] with their rewards, and the largest there can be."""
   count, first = node['num_samples'], world.log.num_training
   references = prompt_values.references(
       world, world.log.arrays['example'][first:])
