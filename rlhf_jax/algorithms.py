@@ -7,12 +7,23 @@ The README's table is printed from here.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import types
 from typing import Any
+
+from flax.core import FrozenDict
 
 from rlhf_jax import objectives
 
 Node = Mapping[str, Any]  # {'name': ..., **kwargs}
+
+
+def node(fields: Node) -> FrozenDict:
+  """A node that can be shared and hashed: lists in it become tuples."""
+  def frozen(value):
+    if isinstance(value, Mapping):
+      return FrozenDict({k: frozen(v) for k, v in value.items()})
+    return tuple(map(frozen, value)) if isinstance(
+        value, list | tuple) else value
+  return frozen(fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +35,45 @@ class Algorithm:
     source: what a batch is made of: 'demonstrations', 'preferences' (chosen
       first), 'rankings' (best first), 'choices', 'targets', 'prompts' (the
       policy samples) or 'logged' (responses with scores).
-    samples: K, the responses of a prompt.
+    samples: K, the responses of a prompt: so many, or at least so many.
     annotators: what fills the batch, in order.
     objective: the loss and its arguments; None where nothing is trained.
     unit: what a loss is counted by.
+    more: whether K may be more than `samples`.
   """
 
   title: str
   source: str
-  samples: str
+  samples: int
   annotators: tuple[Node, ...]
   objective: Node | None
   unit: str
+  more: bool = False
+
+  def takes(self, samples: int) -> bool:
+    """Whether a prompt may have so many responses."""
+    return samples == self.samples or (self.more and samples > self.samples)
+
+  def adapt(self, arguments: Mapping[str, Node]) -> 'Algorithm':
+    """A copy with a run's own arguments, as `replace` takes them.
+
+    {'drop': True} takes an annotator out, as `without` does.
+
+    Raises:
+      ValueError: a node is unknown, or its arguments are not given by name.
+    """
+    for name, changes in arguments.items():
+      if not isinstance(changes, Mapping):
+        raise ValueError(f'arguments.{name} is {changes!r}; give arguments by '
+                         'name.')
+      if 'drop' in changes and (changes['drop'] is not True
+                                or len(changes) > 1):
+        raise ValueError(f'arguments.{name} is {dict(changes)}; a node that is '
+                         "dropped has {'drop': True} and nothing else.")
+    dropped = [name for name, changes in arguments.items()
+               if 'drop' in changes]
+    changed = {k: v for k, v in arguments.items() if k not in dropped}
+    return self.replace(**changed).without(*dropped)
 
   def replace(self, **changes: Node) -> 'Algorithm':
     """A copy whose nodes have these arguments too, {name: {argument: value}}.
@@ -45,12 +83,12 @@ class Algorithm:
     """
     nodes = [*self.annotators, *([self.objective] if self.objective else [])]
     for name, arguments in changes.items():
-      if name not in (known := [node['name'] for node in nodes]):
+      if name not in (names := [old['name'] for old in nodes]):
         raise ValueError(f'{self.title} has no node {name!r}; it has '
-                         f'{", ".join(known)}.')
+                         f'{", ".join(names)}.')
       if 'name' in arguments:
         raise ValueError(f'a node keeps its name, got {arguments}.')
-    nodes = [{**node, **changes.get(node['name'], {})} for node in nodes]
+    nodes = [node({**old, **changes.get(old['name'], {})}) for old in nodes]
     count = len(self.annotators)
     return dataclasses.replace(
         self, annotators=tuple(nodes[:count]),
@@ -62,13 +100,13 @@ class Algorithm:
     Raises:
       ValueError: if the row has no annotator of that name.
     """
-    known = [node['name'] for node in self.annotators]
+    present = [old['name'] for old in self.annotators]
     for name in names:
-      if name not in known:
+      if name not in present:
         raise ValueError(f'{self.title} has no annotator {name!r}; it has '
-                         f'{", ".join(known)}.')
+                         f'{", ".join(present)}.')
     return dataclasses.replace(self, annotators=tuple(
-        node for node in self.annotators if node['name'] not in names))
+        old for old in self.annotators if old['name'] not in names))
 
   def bind(self) -> Callable[..., Any]:
     """The objective with its arguments, (PolicyOutput, Batch) -> LossOutput.
@@ -82,7 +120,7 @@ class Algorithm:
 
 
 def _node(name: str, **kwargs) -> Node:
-  return types.MappingProxyType({'name': name, **kwargs})  # rows share nodes
+  return node({'name': name, **kwargs})
 
 
 SCORES, REFERENCE = _node('scores'), _node('ref_logprobs')
@@ -109,116 +147,117 @@ def _leftover(variant: str, **kwargs) -> Node:
 
 ALGORITHMS = {
     'sft': Algorithm(
-        'SFT', 'demonstrations', '1', (), _node('sft'), 'token'),
+        'SFT', 'demonstrations', 1, (), _node('sft'), 'token'),
     'reward_model': Algorithm(
-        'reward model, ensemble', 'preferences', '2', (),
+        'reward model, ensemble', 'preferences', 2, (),
         _node('bradley_terry'), 'pair'),
     'step_rewards': Algorithm(
-        'step rewards of Christiano et al.', 'preferences', '2', (),
+        'step rewards of Christiano et al.', 'preferences', 2, (),
         _node('bradley_terry', per_step=True), 'pair'),
     'choice': Algorithm(
-        'reward model of Ziegler et al.', 'choices', '4', (),
+        'reward model of Ziegler et al.', 'choices', 4, (),
         _node('ranking', kind='choice'), 'prompt'),
     'plackett_luce': Algorithm(
-        'K-wise reward model', 'rankings', 'k', (), _node('ranking'),
-        'prompt'),
+        'K-wise reward model', 'rankings', 2, (), _node('ranking'),
+        'prompt', more=True),
     'preference_lm': Algorithm(
-        'reward model of Askell et al.', 'preferences', '2', (),
+        'reward model of Askell et al.', 'preferences', 2, (),
         _node('preference_lm'), 'pair'),
     'gold_model': Algorithm(
-        'gold model on a rule', 'targets', '1', (),
+        'gold model on a rule', 'targets', 1, (),
         _node('value_regression'), 'sequence'),
     'best_of_n': Algorithm(
-        'best-of-n', 'prompts', 'n', (SCORES,), None, '-'),
+        'best-of-n', 'prompts', 1, (SCORES,), None, '-', more=True),
     'raft': Algorithm(
-        'RAFT', 'prompts', 'k', (SCORES, REFERENCE, KL_SCORES,
+        'RAFT', 'prompts', 1, (SCORES, REFERENCE, KL_SCORES,
                                  _node('keep_best')),
-        _node('sft', aggregate='sequence'), 'sequence'),
+        _node('sft', aggregate='sequence'), 'sequence', more=True),
     'ppo': Algorithm(
-        'PPO', 'prompts', '1', (*_token_level(.95), _node('whiten')),
+        'PPO', 'prompts', 1, (*_token_level(.95), _node('whiten')),
         _node('ppo'), 'token'),
     'ppo_kl_penalty': Algorithm(
-        'PPO, KL-penalty form', 'prompts', '1',
+        'PPO, KL-penalty form', 'prompts', 1,
         (*_token_level(.95), _node('whiten')),
         _node('ppo', clip_ratio=None, kl_penalty_coef=1.), 'token'),
     'vanilla_pg': Algorithm(
-        'Vanilla PG', 'prompts', '1', _token_level(1.),
+        'Vanilla PG', 'prompts', 1, _token_level(1.),
         _node('ppo', ratio='none', value_clip=None), 'token'),
     'actor_critic': Algorithm(
-        'actor-critic', 'prompts', '1', _token_level(0.),
+        'actor-critic', 'prompts', 1, _token_level(0.),
         _node('ppo', ratio='none', value_clip=None), 'token'),
     'reinforce': Algorithm(
-        'REINFORCE', 'prompts', '1',
+        'REINFORCE', 'prompts', 1,
         (SCORES, REFERENCE, KL_SCORES, _node('moving_average')),
         _node('reinforce'), 'sequence'),
     'rloo': Algorithm(
-        'RLOO', 'prompts', 'k >= 2',
+        'RLOO', 'prompts', 2,
         (SCORES, REFERENCE, KL_SCORES, _node('leave_one_out')),
-        _node('reinforce'), 'sequence'),
+        _node('reinforce'), 'sequence', more=True),
     'grpo': Algorithm(
-        'GRPO', 'prompts', 'k', (SCORES, REFERENCE, GROUP),
+        'GRPO', 'prompts', 1, (SCORES, REFERENCE, GROUP),
         _node('reinforce', ratio='token', clip_ratio=.2,
-              aggregate='sequence_mean', kl_coef=.04), 'sequence'),
+              aggregate='sequence_mean', kl_coef=.04), 'sequence', more=True),
     'dr_grpo': Algorithm(
-        'Dr. GRPO', 'prompts', 'k',
+        'Dr. GRPO', 'prompts', 1,
         (SCORES, _node('group_normalize', scale=False)),
         _node('reinforce', ratio='token', clip_ratio=.2,
-              aggregate='constant', constant_length=3000), 'sequence'),
+              aggregate='constant', constant_length=3000), 'sequence',
+        more=True),
     'dapo': Algorithm(
-        'DAPO', 'prompts', 'k', (SCORES, GROUP),
+        'DAPO', 'prompts', 1, (SCORES, GROUP),
         _node('reinforce', ratio='token', clip_ratio=(.2, .28),
-              aggregate='token'), 'token'),
+              aggregate='token'), 'token', more=True),
     'gspo': Algorithm(
-        'GSPO', 'prompts', 'k', (SCORES, GROUP),
+        'GSPO', 'prompts', 1, (SCORES, GROUP),
         _node('reinforce', ratio='sequence_mean', clip_ratio=(3e-4, 4e-4)),
-        'sequence'),
+        'sequence', more=True),
     'apa': Algorithm(
-        'APA', 'prompts', '1', (SCORES, REFERENCE, *WHITENED),
+        'APA', 'prompts', 1, (SCORES, REFERENCE, *WHITENED),
         _node('apa', beta=.1), 'token'),
     'apa_offline': Algorithm(
-        'APA, offline', 'logged', '1', (LOGGED, REFERENCE, *WHITENED),
+        'APA, offline', 'logged', 1, (LOGGED, REFERENCE, *WHITENED),
         _node('apa', beta=1.), 'token'),
     'awr': Algorithm(
-        'AWR', 'prompts', '1', (SCORES, *WHITENED), _node('awr', beta=1.),
+        'AWR', 'prompts', 1, (SCORES, *WHITENED), _node('awr', beta=1.),
         'token'),
     'awr_offline': Algorithm(
-        'AWR, offline', 'logged', '1', (LOGGED, *WHITENED),
+        'AWR, offline', 'logged', 1, (LOGGED, *WHITENED),
         _node('awr', beta=1.), 'token'),
     'dpo': Algorithm(
-        'DPO', 'preferences', '2', (REFERENCE,), _node('dpo', beta=.1),
+        'DPO', 'preferences', 2, (REFERENCE,), _node('dpo', beta=.1),
         'pair'),
     'dpo_reference_free': Algorithm(
-        'DPO, reference-free', 'preferences', '2', (),
+        'DPO, reference-free', 'preferences', 2, (),
         _node('dpo', beta=.1, reference_free=True), 'pair'),
     'dpo_robust': Algorithm(
-        'DPO, robust', 'preferences', '2', (REFERENCE,),
+        'DPO, robust', 'preferences', 2, (REFERENCE,),
         _node('dpo', beta=.1, label_smoothing=.1, robust=True), 'pair'),
     'ipo': Algorithm(
-        'IPO', 'preferences', '2', (REFERENCE,),
+        'IPO', 'preferences', 2, (REFERENCE,),
         _node('dpo', kind='ipo', tau=.1), 'pair'),
     'pro': Algorithm(
-        'PRO', 'rankings', 'n', (SCORES,), _node('pro'), 'prompt'),
+        'PRO', 'rankings', 2, (SCORES,), _node('pro'), 'prompt', more=True),
     'ilql': Algorithm(
-        'ILQL', 'logged', '1', (LOGGED, _node('kl_rewards', kl_coef=0.)),
+        'ILQL', 'logged', 1, (LOGGED, _node('kl_rewards', kl_coef=0.)),
         _node('ilql'), 'token'),
     'a_lol': Algorithm(
-        'A-LOL', 'logged', '1', LEFTOVER, _leftover('a_lol'), 'sequence'),
+        'A-LOL', 'logged', 1, LEFTOVER, _leftover('a_lol'), 'sequence'),
     'a_lol_ref_free': Algorithm(
-        'A-LOL, reference-free', 'logged', '1', LEFTOVER[1:],
+        'A-LOL, reference-free', 'logged', 1, LEFTOVER[1:],
         _leftover('ref_free'), 'sequence'),
     'a_lol_sequence': Algorithm(
-        'A-LOL, sequence', 'logged', '1', LEFTOVER, _leftover('sequence'),
+        'A-LOL, sequence', 'logged', 1, LEFTOVER, _leftover('sequence'),
         'sequence'),
     'a_lol_kl': Algorithm(
-        'A-LOL, KL', 'logged', '1', LEFTOVER,
+        'A-LOL, KL', 'logged', 1, LEFTOVER,
         _leftover('kl', kl_coef=.05), 'sequence'),
     'r_lol': Algorithm(
-        'R-LOL', 'logged', '1', (REFERENCE,), _leftover('r_lol'),
+        'R-LOL', 'logged', 1, (REFERENCE,), _leftover('r_lol'),
         'sequence'),
     'gold': Algorithm(
-        'R-GOLD', 'logged', '1', (), _leftover('gold'), 'sequence'),
+        'R-GOLD', 'logged', 1, (), _leftover('gold'), 'sequence'),
     'wbc': Algorithm(
-        'wBC', 'logged', '1', (), _leftover('wbc'), 'sequence'),
+        'wBC', 'logged', 1, (), _leftover('wbc'), 'sequence'),
 }
 
 
@@ -234,6 +273,9 @@ def table() -> str:
   for row in ALGORITHMS.values():
     steps = ', '.join(_text(node) for node in row.annotators) or '-'
     loss = _text(row.objective) if row.objective else 'none: `ops.best_of_n`'
-    lines.append(f'| {row.title} | {row.source} | {row.samples} | {steps} | '
-                 f'{loss} | {row.unit} |')
+    count = str(row.samples)
+    if row.more:
+      count = 'k' if row.samples == 1 else f'k >= {count}'
+    lines.append(f'| {row.title} | {row.source} | {count} | {steps} | {loss} | '
+                 f'{row.unit} |')
   return '\n'.join(lines)

@@ -5,33 +5,16 @@
 
 from collections.abc import Mapping, Sequence
 import math
-from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import errors
 from rlhf_jax.evaluation import statistics
+from rlhf_jax.ops import endings
 from rlhf_jax.ops import ensembles
 from rlhf_jax.ops import kl
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import texts as texts_lib
-
-
-def finite(name: str, scores: Any, count: int, what: str) -> np.ndarray:
-  """Scores f64[B]; a RewardError says which of them is no number."""
-  scores = np.asarray(scores, np.float64)
-  if scores.shape != (count,):
-    raise errors.RewardError(
-        f'{name} gave scores of shape {scores.shape} for {count} evaluation '
-        f'prompts ({what}); it has to give one number for each')
-  bad = np.flatnonzero(~np.isfinite(scores))
-  if bad.size:
-    raise errors.RewardError(
-        f'{name} gave {scores[bad[0]]} for evaluation prompt {bad[0]} '
-        f'({what}; {bad.size} of {count} are not finite); mend it, train it '
-        'again, or choose another')
-  return scores
 
 
 def with_error(name: str, values: np.ndarray) -> dict[str, float]:
@@ -94,3 +77,21 @@ def parts(components: Mapping[str, np.ndarray]) -> dict[str, float]:
   for name, values in components.items():
     row |= with_error(f'component_{name}', values.astype(np.float64))
   return row
+
+
+def of_texts(tokens: np.ndarray, mask: np.ndarray, responses: Sequence[str],
+             eos_id: int) -> dict[str, float]:
+  """Length in tokens and words, unfinished ones, and their variety.
+
+  Args:
+    tokens: i32[B, T].
+    mask: bool[B, T], true on response tokens.
+    responses: B texts.
+    eos_id: of the tokenizer.
+  """
+  lengths = statistics.response_lengths(tokens, mask, eos_id=eos_id)
+  return {'length': float(lengths.mean()),
+          'words': texts_lib.mean_words(responses),
+          'unfinished': float(
+              1 - endings.finished(tokens, mask, eos_id).mean())} | variety(
+                  responses)

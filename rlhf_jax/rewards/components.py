@@ -141,7 +141,7 @@ class Components:
         members = standing if members is None else members
       else:
         scores = self._raw(name, node, rows)
-      where = f'component {name!r} ({node["kind"]}) gave'
+      where = f'component {name!r} ({node["kind"]})'
       raw[name] = finite_lib.finite(
           scores, len(responses), where, f'step {step}').astype(np.float32)
       values[name] = _bounded(raw[name], node, where, step)
@@ -258,7 +258,7 @@ def _bounded(raw: np.ndarray, node: Mapping[str, Any], where: str, step: int
   bad = np.flatnonzero((x < low) | (x > high))  # in float32, limits too
   if bad.size:
     raise errors.RewardError(
-        f'{where} {x[bad[0]]:.6g} at step {step}, row {bad[0]}, outside its '
-        f'range [{low:g}, {high:g}] ({bad.size} of {len(x)} are); mend it, or '
+        f'{where} gave {x[bad[0]]:.6g} at step {step}, row {bad[0]}, outside '
+        f'its range [{low:g}, {high:g}] ({bad.size} of {len(x)} are); mend it, or '
         'give another range')
   return x
