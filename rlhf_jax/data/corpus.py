@@ -53,6 +53,8 @@ class Corpus:
   eval_references: tuple[str, ...] | None = None  # right answers, likewise
   log: Log | None = None  # of training prompts alone
   log_target: str | None = None  # score of the log that gold is fitted to
+  pair_references: tuple[str, ...] | None = None  # answers of pair_prompts
+  format: str | None = None  # of prompts and responses; None: the world's
   summary: dict = dataclasses.field(default_factory=dict)
 
   def fingerprint(self) -> str:

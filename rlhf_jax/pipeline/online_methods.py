@@ -317,8 +317,8 @@ def _check_run(row: algorithms.Algorithm, run: Mapping[str, Any]):
     raise ValueError('kl.target adapts a coefficient, which must begin above '
                      '0; set kl.coef')
   if not row.takes(samples):
-    raise ValueError(f'{row.title} takes rollout.samples {row.samples}, got '
-                     f'{samples}')
+    raise ValueError(f'{row.title} takes rollout.samples {row.samples}'
+                     f'{" or more" * row.more}, got {samples}')
   target = updates['penalty_target']
   if target is None:
     return
