@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from rlhf_jax import types
 from rlhf_jax.annotators import running
 from rlhf_jax.ops import advantages
+from rlhf_jax.ops import endings
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import moments
 
@@ -23,19 +24,19 @@ def standardize_scores(batch: types.Batch) -> types.Batch:
   Zhu et al. 2023 normalise logged rewards over the data set (objectives.md
   2.8 and 8.6), so run it on the data set, before it is cut.
   """
-  given, = running.need(batch, 'scores')
+  scores, = running.need(batch, 'scores')
   present = batch.mask.any(axis=-1)
-  found = moments.update(moments.init(), given, present)
+  whole = moments.update(moments.init(), scores, present)
   return batch.replace(scores=moments.normalize(
-      given, found.mean, moments.std(found)))
+      scores, whole.mean, moments.std(whole)))
 
 
 def clip_scores(batch: types.Batch, *, limit: float) -> types.Batch:
   """Scores into [-limit, limit]; Coste et al. 2024 take 10."""
   if not limit > 0:
     raise ValueError(f'limit must be > 0, got {limit}.')
-  given, = running.need(batch, 'scores')
-  return batch.replace(scores=jnp.clip(given, -limit, limit))
+  scores, = running.need(batch, 'scores')
+  return batch.replace(scores=jnp.clip(scores, -limit, limit))
 
 
 def missing_eos(batch: types.Batch, *, eos_id: int,
@@ -59,20 +60,20 @@ def missing_eos(batch: types.Batch, *, eos_id: int,
                      f'{penalty} and value={value}.')
   if penalty is not None and not penalty >= 0:
     raise ValueError(f'penalty must be >= 0, got {penalty}.')
-  given, = running.need(batch, 'scores')
-  finished = (batch.mask & (batch.tokens == eos_id)).any(axis=-1)
-  other = given - penalty if value is None else value
+  scores, = running.need(batch, 'scores')
+  finished = endings.finished(batch.tokens, batch.mask, eos_id)
+  other = scores - penalty if value is None else value
   return batch.replace(scores=jnp.where(
-      batch.mask.any(axis=-1) & ~finished, other, given))
+      batch.mask.any(axis=-1) & ~finished, other, scores))
 
 
 def gae(batch: types.Batch, *, discount: float = 1.0,
         gae_lambda: float = 0.95) -> types.Batch:
   """`advantages` and `returns`, f32[B, K, T], from rewards and old values."""
-  found, returns = advantages.gae(
+  advantage, returns = advantages.gae(
       *running.need(batch, 'rewards', 'old_values'), batch.mask,
       discount=discount, gae_lambda=gae_lambda)
-  return batch.replace(advantages=found, returns=returns)
+  return batch.replace(advantages=advantage, returns=returns)
 
 
 def whiten(batch: types.Batch, *, shift_mean: bool = True,
@@ -103,10 +104,10 @@ def prompt_advantages(batch: types.Batch) -> types.Batch:
   Baheti et al. 2024, https://arxiv.org/abs/2305.14718, section 2.2:
   A(x, y) = R(x, y) - V_ref(x).
   """
-  given, values = running.need(batch, 'scores', 'prompt_values')
-  chex.assert_shape(values, given.shape[:1])
+  scores, values = running.need(batch, 'scores', 'prompt_values')
+  chex.assert_shape(values, scores.shape[:1])
   return batch.replace(
-      advantages=jax.lax.stop_gradient(given - values[:, None]))
+      advantages=jax.lax.stop_gradient(scores - values[:, None]))
 
 
 def keep_positive(batch: types.Batch) -> types.Batch:
@@ -114,9 +115,9 @@ def keep_positive(batch: types.Batch) -> types.Batch:
 
   Baheti et al. 2024, section 2.2; about a third of their data (section 4.1).
   """
-  found, = running.need(batch, 'advantages')
-  chex.assert_shape(found, batch.mask.shape[:2])
-  return batch.replace(mask=batch.mask & (found > 0)[..., None])
+  advantage, = running.need(batch, 'advantages')
+  chex.assert_shape(advantage, batch.mask.shape[:2])
+  return batch.replace(mask=batch.mask & (advantage > 0)[..., None])
 
 
 def keep_best(batch: types.Batch) -> types.Batch:
@@ -124,11 +125,11 @@ def keep_best(batch: types.Batch) -> types.Batch:
 
   The first on ties; a missing sample is never the best.
   """
-  given, = running.need(batch, 'scores')
-  chex.assert_shape(given, batch.mask.shape[:2])
+  scores, = running.need(batch, 'scores')
+  chex.assert_shape(scores, batch.mask.shape[:2])
   best = jnp.argmax(
-      jnp.where(batch.mask.any(axis=-1), given, -jnp.inf), axis=1)
-  chosen = jnp.arange(given.shape[1])[None] == best[:, None]
+      jnp.where(batch.mask.any(axis=-1), scores, -jnp.inf), axis=1)
+  chosen = jnp.arange(scores.shape[1])[None] == best[:, None]
   return batch.replace(mask=batch.mask & chosen[..., None])
 
 

@@ -101,10 +101,10 @@ def noise(batch: types.Batch, state: types.TrainState, *,
   """
   if not sigma >= 0:
     raise ValueError(f'sigma must be >= 0, got {sigma}.')
-  given, = need(batch, 'scores')
+  scores, = need(batch, 'scores')
   drawn = jax.random.normal(
-      streams.child(state.key, 'noise'), given.shape)
-  return batch.replace(scores=given + sigma * drawn), state
+      streams.child(state.key, 'noise'), scores.shape)
+  return batch.replace(scores=scores + sigma * drawn), state
 
 
 def scale_scores(batch: types.Batch, state: types.TrainState, *,
@@ -125,14 +125,15 @@ def scale_scores(batch: types.Batch, state: types.TrainState, *,
   """
   if kind not in SCALES:
     raise ValueError(f'kind must be one of {SCALES}, got {kind!r}.')
-  given, = need(batch, 'scores')
+  scores, = need(batch, 'scores')
   seen = _seen(state, 'score_moments')
-  found = moments.update(seen, given, _counted(batch, given))
+  current = moments.update(seen, scores, _counted(batch, scores))
   if kind == 'first':
-    found = jax.tree.map(
-        functools.partial(jnp.where, seen.count > 0), seen, found)
-  scores = moments.normalize(given, 0., moments.std(found))
-  return batch.replace(scores=scores), _remember(state, score_moments=found)
+    current = jax.tree.map(
+        functools.partial(jnp.where, seen.count > 0), seen, current)
+  return batch.replace(scores=moments.normalize(
+      scores, 0., moments.std(current))), _remember(
+          state, score_moments=current)
 
 
 def moving_average(batch: types.Batch, state: types.TrainState, *,
@@ -140,8 +141,8 @@ def moving_average(batch: types.Batch, state: types.TrainState, *,
                    ) -> tuple[types.Batch, types.TrainState]:
   """Advantages f32[B, K] against the mean score of *earlier* rollouts.
 
-  Ahmadian et al. 2024, eq. 8; see `ops.advantages.moving_average`, of which
-  this is the form that leaves missing responses out. The first baseline is 0.
+  Ahmadian et al. 2024, eq. 8; see `ops.advantages.moving_average`; missing
+  responses are left out. The first baseline is 0.
 
   Args:
     batch: `scores` and mask.
@@ -155,21 +156,15 @@ def moving_average(batch: types.Batch, state: types.TrainState, *,
   Raises:
     ValueError: if `decay` is out of range.
   """
-  if decay is not None and not 0 <= decay < 1:
-    raise ValueError(f'decay must be in [0, 1), got {decay}.')
-  given, = need(batch, 'scores')
-  given = jax.lax.stop_gradient(given.astype(jnp.float32))
-  seen, counted = _seen(state, 'baseline'), _counted(batch, given)
-  added = counted.sum(dtype=jnp.float32)
-  count = seen['count'] + added
-  share = added / jnp.maximum(count, 1)
-  if decay is not None:
-    share = jnp.where(seen['count'] > 0, 1 - decay, 1) * (added > 0)
-  # An update of the mean, not of a sum, which would lose digits in float32.
-  step = masked.masked_mean(given - seen['mean'], counted) * share
-  found = jnp.where(batch.mask.any(axis=-1), given - seen['mean'], 0)
-  return batch.replace(advantages=found), _remember(
-      state, baseline={'mean': seen['mean'] + step, 'count': count})
+  scores, = need(batch, 'scores')
+  seen = _seen(state, 'baseline')
+  baseline, mean, count = advantages.moving_average(
+      seen['mean'], seen['count'], scores, mask=_counted(batch, scores),
+      ema_decay=decay)
+  advantage = jax.lax.stop_gradient(jnp.where(
+      batch.mask.any(axis=-1), scores.astype(jnp.float32) - baseline, 0))
+  return batch.replace(advantages=advantage), _remember(
+      state, baseline={'mean': mean, 'count': count})
 
 
 def _coefficient(state, kl_coef):
@@ -191,9 +186,10 @@ def kl_scores(batch: types.Batch, state: types.TrainState | None, *,
     state: 'kl_coef' in its statistics takes the place of `kl_coef`.
     kl_coef: score units per nat, >= 0; a 0 written here stays 0.
   """
-  given, old, ref = need(batch, 'scores', 'old_logprobs', 'ref_logprobs')
-  return batch.replace(scores=advantages.kl_scores(
-      given, old, ref, batch.mask, kl_coef=_coefficient(state, kl_coef))), state
+  scores, old, ref = need(batch, 'scores', 'old_logprobs', 'ref_logprobs')
+  penalized = advantages.kl_scores(
+      scores, old, ref, batch.mask, kl_coef=_coefficient(state, kl_coef))
+  return batch.replace(scores=penalized), state
 
 
 def kl_rewards(batch: types.Batch, state: types.TrainState | None, *,
@@ -204,14 +200,14 @@ def kl_rewards(batch: types.Batch, state: types.TrainState | None, *,
   Ziegler et al. 2019, eq. 2; see `ops.advantages.shape_rewards`. Arguments are
   those of `kl_scores`; without a penalty (kl_coef = 0) no reference is read.
   """
-  given, = need(batch, 'scores')
+  scores, = need(batch, 'scores')
   kl_coef = _coefficient(state, kl_coef)
   if isinstance(kl_coef, numbers.Real) and kl_coef == 0:
     logprobs = [jnp.zeros(batch.mask.shape)] * 2
   else:
     logprobs = need(batch, 'old_logprobs', 'ref_logprobs')
   return batch.replace(rewards=advantages.shape_rewards(
-      given, *logprobs, batch.mask, kl_coef=kl_coef)), state
+      scores, *logprobs, batch.mask, kl_coef=kl_coef)), state
 
 
 def adapt_kl_coef(batch: types.Batch, state: types.TrainState, *,
@@ -269,24 +265,24 @@ def metrics(batch: types.Batch) -> dict[str, jax.Array]:
   mean = lambda x: masked.masked_mean(x, present)
   deviation = lambda x, mask: moments.std(
       moments.update(moments.init(), x, mask), ddof=0)
-  found = {'rollout/length': mean(batch.mask.sum(axis=-1))}
+  row = {'rollout/length': mean(batch.mask.sum(axis=-1))}
   if batch.scores is not None:
-    found['rollout/score'] = found['rollout/reward'] = mean(batch.scores)
-    found['rollout/score_std'] = deviation(batch.scores, present)
+    row['rollout/score'] = row['rollout/reward'] = mean(batch.scores)
+    row['rollout/score_std'] = deviation(batch.scores, present)
   if batch.rewards is not None:
-    found['rollout/reward'] = mean(
+    row['rollout/reward'] = mean(
         masked.masked_sum(batch.rewards, batch.mask, axis=-1))
   if batch.old_logprobs is not None and batch.ref_logprobs is not None:
     for kind in kl.KINDS:
-      found[f'rollout/kl_{kind}'] = mean(_sequence_kl(batch, kind))
+      row[f'rollout/kl_{kind}'] = mean(_sequence_kl(batch, kind))
   if batch.member_scores is not None:
-    found['rollout/ensemble_variance'] = mean(
+    row['rollout/ensemble_variance'] = mean(
         ensembles.variance(batch.member_scores))
   if batch.advantages is not None:
     whole = batch.advantages.ndim == present.ndim
-    found['rollout/advantage_std'] = deviation(
+    row['rollout/advantage_std'] = deviation(
         batch.advantages, present if whole else batch.mask)
-  return found
+  return row
 
 
 # By the names that rows and configs use.

@@ -151,7 +151,7 @@ def group_normalize(scores: jax.Array, mask: jax.Array | None = None, *,
 
 def moving_average(
     mean: jax.Array, count: jax.Array, scores: jax.Array, *,
-    ema_decay: float | None = None
+    mask: jax.Array | None = None, ema_decay: float | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Baseline = mean of all scores of *previous* steps; then adds these.
 
@@ -160,8 +160,10 @@ def moving_average(
 
   Args:
     mean: f32[], mean of all scores so far; any value while `count` is 0.
-    count: i32[], how many; 0 at the start.
+    count: i32[] or f32[], how many; 0 at the start.
     scores: real[...].
+    mask: bool[...], the scores that are there; None: all. Without one the mean
+      stays as it is.
     ema_decay: in [0, 1), share of the old mean that a step keeps: another
       baseline, which forgets. The first step's mean starts it. None weighs
       all scores alike, as the paper does.
@@ -174,15 +176,20 @@ def moving_average(
   """
   if ema_decay is not None and not 0 <= ema_decay < 1:
     raise ValueError(f'ema_decay must be in [0, 1), got {ema_decay}.')
-  started = jnp.asarray(count) > 0
+  count = jnp.asarray(count)
+  started = count > 0
   baseline = jnp.where(started, mean, 0).astype(jnp.float32)
   baseline, scores = _detach(baseline), _detach(scores)
-  total = count + scores.size
-  share = scores.size / total
+  if mask is None:
+    mask = jnp.ones(scores.shape, bool)
+  added = mask.sum(dtype=count.dtype)
+  total = count + added
+  share = added / jnp.maximum(total, 1)
   if ema_decay is not None:
-    share = jnp.where(started, 1 - ema_decay, 1)
+    share = jnp.where(started, 1 - ema_decay, 1) * (added > 0)
   # An update of the mean, not of a sum, which would lose digits in float32.
-  return baseline, baseline + (scores.mean() - baseline) * share, total
+  step = masked.masked_mean(scores - baseline, mask)
+  return baseline, baseline + step * share, total
 
 
 def _penalty(scores, logprobs, ref_logprobs, mask, kl_coef):

@@ -198,7 +198,8 @@ class MovingAverageTest(parameterized.TestCase):
   @parameterized.parameters(1., -.1)
   def test_rejects_decay(self, decay):
     with self.assertRaisesRegex(ValueError, f'decay.*{decay}'):
-      running.moving_average(_batch([[1.]]), _state(), decay=decay)
+      running.moving_average(
+          _batch([[1.]]), _state([_node('moving_average')]), decay=decay)
 
 
 class KlTest(parameterized.TestCase):
