@@ -19,11 +19,11 @@ torch = pytest.importorskip(
 import make_goldens as peers  # noqa: E402
 import transformers  # noqa: E402 - of use only with torch
 
-from rlhf_jax import rewards  # noqa: E402
 from rlhf_jax import sampling  # noqa: E402
 from rlhf_jax.models import convert  # noqa: E402
 from rlhf_jax.models import tensors  # noqa: E402
 from rlhf_jax.models import transformer  # noqa: E402
+from rlhf_jax.rewards import models as reward_models  # noqa: E402
 
 V, WIDTH, NEW = 61, 24, 10
 LENGTHS = (WIDTH, 13, 6, 1)
@@ -271,7 +271,7 @@ class RewardParityTest(parameterized.TestCase):
           second, transformers.AutoModelForSequenceClassification)
       labels = json.loads(
           pathlib.Path(second, 'config.json').read_text())['id2label']
-    ours = rewards.score(config, params, right.astype('i'), mask)
+    ours = reward_models.score(config, params, right.astype('i'), mask)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
     self.assertGreater(np.ptp(theirs), .1)
     self.assertEmpty(report)
@@ -286,7 +286,7 @@ class RewardParityTest(parameterized.TestCase):
   def test_fresh_reward_models(self, family):
     config = transformer.make_config(
         family, vocab_size=V, hidden_size=32, num_layers=2, num_heads=4)
-    params = rewards.init(config, jax.random.key(0))
+    params = reward_models.init(config, jax.random.key(0))
     right, mask = peers.rows(V, LENGTHS, WIDTH, False)
     with tempfile.TemporaryDirectory() as directory:
       convert.save_reward(
@@ -294,7 +294,7 @@ class RewardParityTest(parameterized.TestCase):
       model, report = _read_back(
           directory, transformers.AutoModelForSequenceClassification)
     self.assertEmpty(report)
-    ours = rewards.score(config, params, right.astype('i'), mask)
+    ours = reward_models.score(config, params, right.astype('i'), mask)
     np.testing.assert_allclose(
         ours, peers.logits(model, right, mask), rtol=0, atol=TOLERANCE)
 
