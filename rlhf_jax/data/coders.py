@@ -1,23 +1,27 @@
-"""The tokenizer of a corpus: loaded, or trained on its texts."""
+"""The tokenizer of a corpus, loaded or trained on its texts, and its rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import itertools
 import pathlib
+from typing import Any
 
 from rlhf_jax.data import formats
+from rlhf_jax.data import options as options_lib
+from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
 
+Texts = tuple[formats.Text, formats.Text]  # prompt and response
 
-def check_texts(config: dict, coder: tokenizer_lib.Tokenizer | None,
-                texts: list[tuple[formats.Text, formats.Text]]):
+
+def check_texts(options: options_lib.Texts,
+                coder: tokenizer_lib.Tokenizer | None, texts: Sequence[Texts]):
   """ValueError or ConfigError if prompts and responses cannot be encoded.
 
   Args:
-    config: node of the corpus.
+    options: of the corpus.
     coder: its tokenizer; None: one that is to be trained on the texts.
     texts: in their format; the first and the last are tried.
   """
-  names = tuple(config.get('control') or ())
   if coder is not None:
     for prompt, response in (texts[0], texts[-1]):
       coder.encode_rows([prompt], [response], max_prompt_length=1,
@@ -26,16 +30,15 @@ def check_texts(config: dict, coder: tokenizer_lib.Tokenizer | None,
   specials = {part for text in (*texts[0], *texts[-1])
               if not isinstance(text, str) for part in text
               if isinstance(part, formats.Special) and part != formats.END}
-  least = 259 + len(specials | {formats.Special(name) for name in names})
-  if config.get('vocab_size', 4096) < least:
+  specials |= {formats.Special(name) for name in options.control}
+  least = 259 + len(specials)
+  if options.vocab_size < least:
     raise ValueError(f'vocab_size must be >= {least} (256 bytes, the special '
-                     f'tokens), got {config["vocab_size"]}')
+                     f'tokens), got {options.vocab_size}')
 
 
-def train_tokenizer(
-    rows: Iterable[tuple[formats.Text, formats.Text]], vocab_size: int,
-    control: Sequence[str],
-) -> tokenizer_lib.Tokenizer:
+def train_tokenizer(rows: Iterable[Texts], vocab_size: int,
+                    control: Sequence[str]) -> tokenizer_lib.Tokenizer:
   """A BPE of the texts, with the control tokens that their format needs."""
   texts, names = [], dict.fromkeys(control)
   for text in itertools.chain.from_iterable(rows):
@@ -50,7 +53,7 @@ def train_tokenizer(
 
 def load_tokenizer(
     path: str, pad: str | None = None, bos: str | None = None,
-    eos: str | None = None, control: tuple[str, ...] = (),
+    eos: str | None = None, control: Sequence[str] = (),
 ) -> tokenizer_lib.Tokenizer:
   """A tokenizer from a Hugging Face directory or from a file.
 
@@ -78,10 +81,32 @@ def load_tokenizer(
   return make.from_file(path, **names)
 
 
-def named_tokenizer(config: dict) -> tokenizer_lib.Tokenizer | None:
-  """The tokenizer that a node names, by `load_tokenizer`; None: none."""
-  if not config.get('tokenizer'):
+def named_tokenizer(node: Mapping[str, Any]) -> tokenizer_lib.Tokenizer | None:
+  """The tokenizer that a corpus node names, by `load_tokenizer`; None: none."""
+  if not node.get('tokenizer'):
     return None
-  return load_tokenizer(config['tokenizer'], **{
-      k: config[k] for k in ('pad', 'bos', 'eos', 'control')
-      if config.get(k)})
+  return load_tokenizer(node['tokenizer'], **{
+      name: node[name] for name in ('pad', 'bos', 'eos', 'control')
+      if node.get(name)})
+
+
+def own_tokenizer(options: options_lib.Texts, rows: Iterable[Texts]
+                  ) -> tokenizer_lib.Tokenizer:
+  """The tokenizer that the options name, or else one trained on the rows."""
+  return named_tokenizer(vars(options)) or train_tokenizer(
+      rows, options.vocab_size, options.control)
+
+
+def encode(coder: tokenizer_lib.Tokenizer, options: Any, rows: Iterable[Texts]
+           ) -> rows_lib.EncodedRows:
+  """Prompts and responses as rows of tokens.
+
+  Args:
+    coder: the tokenizer.
+    options: with max_prompt_length and max_response_length.
+    rows: N of them.
+  """
+  prompts, responses = zip(*rows)
+  return coder.encode_rows(
+      prompts, responses, max_prompt_length=options.max_prompt_length,
+      max_response_length=options.max_response_length)

@@ -1,8 +1,8 @@
-"""What a study trains and samples on, from the small world or from files.
+"""The nouns of a study's data: prompts, logged responses, and the corpus.
 
-Both give the same thing: demonstrations for SFT, prompts for preference
-pairs, prompts held out for evaluation, and what the gold reward model learns
-from: the world's rule, or human preferences.
+Every source gives the same thing: demonstrations for SFT, prompts for
+preference pairs, prompts held out for evaluation, and what the gold reward
+model learns from: a rule, human preferences, or scores of a log.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax import errors
+from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.data import reviews
+from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.storage import files
 
@@ -47,14 +50,14 @@ class Corpus:
   eval_prompts: Prompts
   max_response_length: int
   preferences: types.Batch | None = None  # [N, 2, T], chosen first
+  pair_references: tuple[str, ...] | None = None  # answers of pair_prompts
   eval_demonstrations: types.Batch | None = None  # [N, 1, T], of eval_prompts
-  world: reviews.Reviews | None = None  # the rule and the damage
+  eval_references: tuple[str, ...] | None = None  # answers of eval_prompts
   eval_splits: tuple[str, ...] | None = None  # a name for each eval prompt
-  eval_references: tuple[str, ...] | None = None  # right answers, likewise
+  world: reviews.Reviews | None = None  # the rule and the damage
   log: Log | None = None  # of training prompts alone
   log_target: str | None = None  # score of the log that gold is fitted to
-  pair_references: tuple[str, ...] | None = None  # answers of pair_prompts
-  format: str | None = None  # of prompts and responses; None: the world's
+  format: str | None = None  # of the prompts, see `formats`; None: the world's
   summary: dict = dataclasses.field(default_factory=dict)
 
   def fingerprint(self) -> str:
@@ -63,24 +66,49 @@ class Corpus:
     Without the held-out completions and right answers, which nothing is
     trained on.
     """
-    held = (self.demonstrations.tokens, self.pair_prompts.tokens,
-            self.eval_prompts.tokens)
+    arrays = (self.demonstrations.tokens, self.pair_prompts.tokens,
+              self.eval_prompts.tokens)
     if self.preferences is not None:
-      held += (self.preferences.tokens,)
+      arrays += (self.preferences.tokens,)
     if self.log is not None:
-      held += (self.log.tokens, self.log.mask, self.log.group,
-               *(self.log.scores[name] for name in sorted(self.log.scores)))
-    return files.digest([files.array_digest(x) for x in held])
+      arrays += (self.log.tokens, self.log.mask, self.log.group,
+                 *(self.log.scores[name] for name in sorted(self.log.scores)))
+    return files.digest([files.array_digest(x) for x in arrays])
+
+  def example(self) -> str:
+    """The first demonstration as a model sees it, quoted on one line.
+
+    Control tokens are spelled by their names, and line breaks as in Python.
+    """
+    tokens, mask = self.demonstrations.tokens[0, 0], (
+        self.demonstrations.mask[0, 0])
+    end = np.flatnonzero(mask)[-1] + 1
+    return repr(self.tokenizer.spell(tokens[:end]))
 
 
-def as_prompts(rows: tokenizer_lib.EncodedRows) -> Prompts:
+def as_prompts(rows: rows_lib.EncodedRows) -> Prompts:
   """The prompts of encoded rows."""
   return Prompts(rows.prompts, rows.prompt_lengths)
 
 
-def single(rows: tokenizer_lib.EncodedRows) -> types.Batch:
+def single(rows: rows_lib.EncodedRows) -> types.Batch:
   """Encoded rows as a batch of one sample per prompt, [N, 1, T]."""
   return types.Batch(tokens=rows.tokens[:, None], mask=rows.mask[:, None])
+
+
+def check_prompts(num_prompts: int, num_eval_prompts: int, source: str):
+  """Raises DataError unless a prompt is left when some are held out.
+
+  Args:
+    num_prompts: different prompts that there are.
+    num_eval_prompts: prompts to be held out.
+    source: of the prompts: a path, or the name of a task.
+  """
+  if num_prompts < num_eval_prompts + 1:
+    raise errors.DataError(
+        f'{source}: {num_prompts} usable prompts, but {num_eval_prompts} are '
+        'to be held out for evaluation; lower config.data.num_eval_prompts or '
+        'give more data')
 
 
 def split_by_prompt(texts: list[tuple], seed: int, num_eval_prompts: int
@@ -91,16 +119,25 @@ def split_by_prompt(texts: list[tuple], seed: int, num_eval_prompts: int
 
   Args:
     texts: tuples whose first entry is the prompt.
-    seed: of the order.
+    seed: of the study, whose stream 'split' orders the texts.
     num_eval_prompts: prompts held out.
   """
-  order = np.random.Generator(np.random.Philox(seed)).permutation(len(texts))
+  bits = np.random.Philox(streams.number(seed, 'split'))
   by_prompt = {}
-  for i in order:
+  for i in np.random.Generator(bits).permutation(len(texts)):
     by_prompt.setdefault(texts[i][0], []).append(texts[i])
   groups = list(by_prompt.values())
   return ([text for group in groups[num_eval_prompts:] for text in group],
           [group[0] for group in groups[:num_eval_prompts]])
+
+
+def repeated(num_prompts: int, size: int) -> np.ndarray:
+  """Which of some prompts each of `size` pair prompts is, i64[size].
+
+  All are asked equally often. Repeats are neighbours, so that pairs held out
+  from the front share at most one prompt with the rest.
+  """
+  return np.sort(np.resize(np.arange(num_prompts), size))
 
 
 def freeze(value: Any) -> Any:
@@ -110,5 +147,3 @@ def freeze(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(freeze(v) for v in value)
   return value
-
-

@@ -12,11 +12,11 @@ def value(entry: Mapping, name: str, types: type | tuple[type, ...],
   """Field `name`, which has to be of one of `types`."""
   if name not in entry:
     raise tables.BadRowError(f'field {name!r} is missing')
-  found = entry[name]
-  if not isinstance(found, types):
-    kind = type(found).__name__
+  field = entry[name]
+  if not isinstance(field, types):
+    kind = type(field).__name__
     raise tables.BadRowError(f'field {name!r} must be {expected}, got {kind}')
-  return found
+  return field
 
 
 def text(entry: Mapping, name: str) -> str:
@@ -26,8 +26,8 @@ def text(entry: Mapping, name: str) -> str:
 
 def nullable(entry: Mapping, name: str) -> str:
   """A string; '' if it is null."""
-  found = value(entry, name, (str, type(None)), 'a string')
-  return '' if found is None else _encodable(found, name)
+  string = value(entry, name, (str, type(None)), 'a string')
+  return '' if string is None else _encodable(string, name)
 
 
 def optional(entry: Mapping, name: str) -> str:
@@ -37,21 +37,21 @@ def optional(entry: Mapping, name: str) -> str:
 
 def filled(entry: Mapping, name: str) -> str:
   """A string with more in it than white space."""
-  found = text(entry, name)
-  if not found.strip():
+  string = text(entry, name)
+  if not string.strip():
     raise tables.BadRowError(f'field {name!r} is blank')
-  return found
+  return string
 
 
 def objects(entry: Mapping, name: str, kind: type, expected: str) -> list:
   """A list of values of one type."""
-  found = value(entry, name, list, 'a list')
-  for item in found:
+  items = value(entry, name, list, 'a list')
+  for item in items:
     if not isinstance(item, kind):
       got = type(item).__name__
       raise tables.BadRowError(
           f'field {name!r} must be a list of {expected}, got {got} in it')
-  return found
+  return items
 
 
 def texts(entry: Mapping, name: str) -> list[str]:
@@ -74,11 +74,11 @@ def numbers(entry: Mapping, name: str) -> list[float]:
 
 def flag(entry: Mapping, name: str) -> bool:
   """True or false, also as 1 or 0."""
-  found = value(entry, name, (bool, int), 'true or false')
-  if found not in (0, 1):
+  switch = value(entry, name, (bool, int), 'true or false')
+  if switch not in (0, 1):
     raise tables.BadRowError(
-        f'field {name!r} must be true or false, got {found}')
-  return bool(found)
+        f'field {name!r} must be true or false, got {switch}')
+  return bool(switch)
 
 
 def first(entry: Mapping, names: Sequence[str]) -> str | None:
@@ -86,26 +86,26 @@ def first(entry: Mapping, names: Sequence[str]) -> str | None:
   return next((name for name in names if entry.get(name) is not None), None)
 
 
-def _encodable(found: str, name: str) -> str:
+def _encodable(string: str, name: str) -> str:
   try:
-    found.encode()
+    string.encode()
   except UnicodeEncodeError:
     # JSON can spell half of a surrogate pair; no tokenizer can take it.
     raise tables.BadRowError(
         f'field {name!r} has a lone surrogate') from None
-  return found
+  return string
 
 
-def _number(found: Any, name: str, low: float = -math.inf,
+def _number(field: Any, name: str, low: float = -math.inf,
             high: float = math.inf) -> float:
   try:
-    if isinstance(found, bool) or not isinstance(found, int | float | str):
+    if isinstance(field, bool) or not isinstance(field, int | float | str):
       raise TypeError
-    got = float(found)
+    got = float(field)
   except (TypeError, ValueError, OverflowError):
-    kind = repr(found)[:40]
+    shown = repr(field)[:40]
     raise tables.BadRowError(
-        f'field {name!r} must be a number, got {kind}') from None
+        f'field {name!r} must be a number, got {shown}') from None
   if not math.isfinite(got):
     raise tables.BadRowError(f'field {name!r} must be finite, got {got}')
   if not low <= got <= high:

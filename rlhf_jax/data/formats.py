@@ -417,8 +417,7 @@ def get(name: str) -> Format:
     ConfigError: unknown name; the message lists those there are.
   """
   if name not in _FORMATS:
-    known = ', '.join(sorted(_FORMATS))
     raise errors.ConfigError(
-        f'unknown prompt format {name!r}; available: {known}'
-    )
+        f'unknown prompt format {name!r}; available: '
+        f'{", ".join(sorted(_FORMATS))}')
   return _FORMATS[name]

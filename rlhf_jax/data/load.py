@@ -1,70 +1,111 @@
 """From the config node of a corpus to the corpus: checked, pinned, loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import pathlib
+from typing import Any, NamedTuple
 
 from rlhf_jax import errors
-from rlhf_jax.data import coders
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import from_files
 from rlhf_jax.data import from_reviews
 from rlhf_jax.data import logs
-from rlhf_jax.data import reviews
 from rlhf_jax.storage import files
 
 FILES = ('path', 'preferences', 'tokenizer')  # fields that name one
 
 
-def num_preferences(config: dict) -> int:
-  """Usable pairs of a node whose name is 'files' or 'logged'."""
-  if config['name'] == 'logged':
-    return logs.num_preferences(config)
-  return len(from_files.read(config['path'], config['preferences'],
-                   config.get('max_bad_rows', 0),
-                   config['num_eval_prompts'])[1].rows)
+class _Source(NamedTuple):
+  """Where a corpus comes from."""
+
+  load: Callable[..., corpus_lib.Corpus]  # (seed=, **fields)
+  check: Callable[[Mapping], None]
+  num_preferences: Callable[[Mapping], int]
+  takes_directory: bool = False  # whether `path` may be one
 
 
-def _logs():
-  """The module of logged responses, which builds on this one."""
-  from rlhf_jax.data import logs
-  return logs
+_SOURCES = {
+    'files': _Source(from_files.from_files, from_files.check,
+                     from_files.num_preferences),
+    'logged': _Source(logs.from_logged, logs.check, logs.num_preferences,
+                      takes_directory=True),
+    'reviews': _Source(from_reviews.from_reviews, from_reviews.check,
+                       lambda node: 0),
+}
+
+
+def _source(name: str) -> _Source:
+  if name not in _SOURCES:
+    raise errors.ConfigError(f'config.data.name is {name!r}; there are '
+                             f'{", ".join(_SOURCES)}')
+  return _SOURCES[name]
+
+
+def load(node: Mapping[str, Any], seed: int) -> corpus_lib.Corpus:
+  """The corpus of a config node; kept for the next stage.
+
+  The stages of a study ask for the same corpus one after the other, and it is
+  a pure function of its arguments.
+
+  Args:
+    node: {name, **fields}: 'reviews', 'files' or 'logged', and the fields of
+      `Options` of its module. Those that are None are left out.
+    seed: of the study.
+  """
+  return _load(seed, corpus_lib.freeze(
+      {k: v for k, v in node.items() if v is not None}))
 
 
 @functools.lru_cache(maxsize=4)  # a study compares up to three logs
 def _load(seed: int, items: tuple) -> corpus_lib.Corpus:
-  kwargs = dict(items)
-  name = kwargs.pop('name')
-  builders: dict[str, Callable[..., corpus_lib.Corpus]] = {
-      'reviews': from_reviews.from_reviews,
-      'files': from_files.from_files,
-      'logged': logs.from_logged}
-  if name not in builders:
-    raise errors.ConfigError(f'config.data.name is {name!r}; there are '
-                             f'{", ".join(sorted(builders))}')
-  return builders[name](seed=seed, **kwargs)
+  fields = dict(items)
+  return _source(fields.pop('name')).load(seed=seed, **fields)
 
 
-def load(config: dict, seed: int) -> corpus_lib.Corpus:
-  """The corpus of a config node {name, **kwargs}; kept for the next stage.
+def num_preferences(node: Mapping[str, Any]) -> int:
+  """Usable human pairs of a node; none in the small world."""
+  return _source(node['name']).num_preferences(node)
 
-  Fields that are None are left out. The stages of a study ask for the same
-  corpus one after the other, and it is a pure function of its arguments.
+
+def check(node: Mapping[str, Any]):
+  """Raises at once what `load` would raise later; touches no device.
+
+  Args:
+    node: as for `load`.
+
+  Raises:
+    DataError: a file that it names is missing or malformed.
+    ConfigError: a field of it is unknown, missing or out of range.
   """
-  return _load(seed, corpus_lib.freeze(
-      {k: v for k, v in config.items() if v is not None}))
-
-
-def fingerprints(config: dict) -> dict[str, str]:
-  """SHA-256 of the content of each file that `config` names."""
-  found = {}
+  source = _source(node['name'])
   for field in FILES:
-    path = config.get(field)
+    if not node.get(field):
+      continue
+    path = pathlib.Path(node[field])
+    directory = field == 'tokenizer' or source.takes_directory
+    if not (path.exists() if directory else path.is_file()):
+      raise errors.DataError(
+          f'{path}: no such file; check --config.data.{field}')
+  for field in ('max_prompt_length', 'max_response_length'):
+    if node.get(field) is not None and node[field] < 1:
+      raise errors.ConfigError(f'{field} of config.data is {node[field]}; '
+                               'give at least 1 token')
+  try:
+    source.check(node)
+  except (TypeError, ValueError) as error:
+    raise errors.ConfigError(f'config.data: {error}') from None
+
+
+def fingerprints(node: Mapping[str, Any]) -> dict[str, str]:
+  """SHA-256 of the content of each file that a node names, by its field."""
+  digests = {}
+  for field in FILES:
+    path = node.get(field)
     if path and field == 'path' and pathlib.Path(path).is_dir():
-      found[field] = _directory_fingerprint(pathlib.Path(path))
+      digests[field] = _directory_fingerprint(pathlib.Path(path))
     elif path:
-      found[field] = files.fingerprint(path, ('.json', '.txt', '.model'))
-  return found
+      digests[field] = files.fingerprint(path, ('.json', '.txt', '.model'))
+  return digests
 
 
 def _directory_fingerprint(path: pathlib.Path) -> str:
@@ -74,40 +115,3 @@ def _directory_fingerprint(path: pathlib.Path) -> str:
   return files.digest({
       name.as_posix(): files.fingerprint(path / name) for name in names
       if not any(part.startswith('.') for part in name.parts)})
-
-
-def check(config: dict):
-  """Raises at once what `load` would raise later; touches no device.
-
-  Raises:
-    DataError: a file that `config` names is missing or malformed.
-    ConfigError: a field of it is out of range.
-  """
-  for field in FILES:
-    path = config.get(field)
-    directory = field == 'tokenizer' or config['name'] == 'logged'
-    exists = path and (pathlib.Path.exists if directory
-                       else pathlib.Path.is_file)(pathlib.Path(path))
-    if path and not exists:
-      raise errors.DataError(
-          f'{path}: no such file; check --config.data.{field}')
-  for field in ('max_prompt_length', 'max_response_length'):
-    if config.get(field, 1) < 1:
-      raise errors.ConfigError(f'{field} of config.data is {config[field]}; '
-                               'give at least 1 token')
-  try:
-    if config['name'] == 'reviews':
-      reviews.Reviews(**{k: v for k, v in config.items() if k in (
-          'num_adjectives', 'zipf', 'typo_rate', 'advert_rate',
-          'sentences')})
-      return
-    if config['name'] == 'logged':
-      logs.check(config)
-      return
-    coder = coders.named_tokenizer(config)
-    rows, pairs = from_files.read(
-        config['path'], config['preferences'], config.get('max_bad_rows', 0),
-        config['num_eval_prompts'])
-    from_files.check_formats(config, coder, rows, pairs)
-  except (TypeError, ValueError) as error:
-    raise errors.ConfigError(f'config.data: {error}') from None

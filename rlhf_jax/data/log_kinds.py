@@ -187,8 +187,8 @@ def _faithful(entry: Mapping, example: int) -> Responses:
   history = fields.texts(entry, 'history')
   response = fields.text(entry, 'response')
   original = fields.optional(entry, 'original_response')
-  known = fields.first(entry, ['BEGIN'])
-  scores = _scores(*fields.texts(entry, known)) if known else ()
+  judged = fields.first(entry, ['BEGIN'])
+  scores = _scores(*fields.texts(entry, judged)) if judged else ()
   if not history:
     return [None]
   *history, prompt = history
@@ -271,12 +271,12 @@ def gsm8k(entry: Mapping) -> Responses:
   reference = final_answer(answer)
   if reference is None:
     raise tables.BadRowError(f"field {name!r} has no line '#### ' or 'A: '")
-  found = [('human', answer, True)] if human else [
-      (model, fields.text(found, 'solution'), fields.flag(found, 'is_correct'))
-      for model, found in entry.items() if isinstance(found, dict)]
+  answers = [('human', answer, True)] if human else [
+      (model, fields.text(node, 'solution'), fields.flag(node, 'is_correct'))
+      for model, node in entry.items() if isinstance(node, dict)]
   return [Logged(question, solution, 0, model, reference=reference,
                  scores=(('correct', float(correct)),))
-          for model, solution, correct in sorted(found, key=lambda x: -x[2])]
+          for model, solution, correct in sorted(answers, key=lambda x: -x[2])]
 
 
 def final_answer(text: str) -> str | None:
@@ -288,10 +288,10 @@ def final_answer(text: str) -> str | None:
   give '1080'.
   """
   lines = _FINAL_LINE.findall(text)
-  found = _FINAL.split(lines[-1] if lines else text)
-  if len(found) < 2:
+  parts = _FINAL.split(lines[-1] if lines else text)
+  if len(parts) < 2:
     return None
-  answer = found[-1].partition('\n')[0].strip()
+  answer = parts[-1].partition('\n')[0].strip()
   return answer.removeprefix('$').replace(',', '') or None
 
 
@@ -306,10 +306,10 @@ def rows(entry: Mapping, *, columns: Mapping[str, str] | None = None
     columns: the names that these have in the file, where they differ; one
       that is given has to be there.
   """
-  unknown = set(columns or ()) - set(_ROW)
-  if unknown:
+  foreign = sorted({*(columns or ())}.difference(_ROW))
+  if foreign:
     raise ValueError(
-        f'columns must be of {", ".join(_ROW)}, got {", ".join(unknown)}')
+        f'columns must be of {", ".join(_ROW)}, got {", ".join(foreign)}')
   name = {field: field for field in _ROW} | dict(columns or {})
   for column in (columns or {}).values():
     fields.value(entry, column, object, '')

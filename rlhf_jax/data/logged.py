@@ -1,4 +1,4 @@
-"""Logged responses, with what is known of each, from the files of papers.
+"""Logged responses, with what is said of each, from the files of papers.
 
   kind               one entry                                     group
   hh                 chosen, rejected dialogues (Anthropic HH)     chosen,
@@ -85,21 +85,21 @@ def read(
       that can be used.
     ValueError: if kind or an option is unknown.
   """
-  found = readers.collect(
+  entries = readers.collect(
       path, _parser(kind, options), max_bad_rows=max_bad_rows, split=split,
       columns=_COLUMNS.get(kind, ()))
-  every = [(key, row) for number, group in enumerate(found.rows)
+  every = [(key, row) for number, group in enumerate(entries.rows)
            for key, row in _keyed(number, group)]
   present = [(key, row) for key, row in every if row is not None]
   filled = [(key, row) for key, row in present if row.response.strip()]
   if not filled:
     raise errors.DataError(
-        f'{path}: no usable response: {len(found.bad)} bad, '
-        f'{found.empty} empty and {len(every)} blank or left out')
+        f'{path}: no usable response: {len(entries.bad)} bad, '
+        f'{entries.empty} empty and {len(every)} blank or left out')
   return dataclasses.replace(
-      found,
+      entries,
       rows=_ordered(path, filled, _BEST_FIRST.get(kind, ())),
-      empty=found.empty + len(present) - len(filled),
+      empty=entries.empty + len(present) - len(filled),
       skipped=len(every) - len(present),
   )
 

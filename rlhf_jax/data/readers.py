@@ -63,7 +63,7 @@ class Logged:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-  """The rows of one file, in its order, and what was found beside them."""
+  """The rows of one file, in its order, and what is beside them."""
 
   rows: list[Any]  # Demonstration, Preference or Logged
   bad: list[str]  # 'file:line: reason', dropped
@@ -201,12 +201,7 @@ def collect(
   for where, entry in tables.entries(path, split=split, columns=columns):
     total += 1
     try:
-      if isinstance(entry, tables.BadRowError):
-        raise entry
-      if not isinstance(entry, dict):
-        kind = type(entry).__name__
-        raise tables.BadRowError(f'must be a JSON object, got {kind}')
-      row = parse(entry)
+      row = _parsed(entry, parse)
     except tables.BadRowError as error:
       bad.append(f'{where}: {error}')
       continue
@@ -221,14 +216,29 @@ def collect(
   if not total:
     raise errors.DataError(f'{path}: the file is empty')
   if len(bad) > max_bad_rows:
-    more = len(bad) - _LISTED
-    listed = '; '.join(bad[:_LISTED]) + (f'; and {more} more' * (more > 0))
     raise errors.DataError(
         f'{path}: {len(bad)} bad rows of {total}, {max_bad_rows} allowed: '
-        f'{listed} (fix them, or raise max_bad_rows to drop them)'
+        f'{_listed(bad)} (fix them, or raise max_bad_rows to drop them)'
     )
   if not rows:
     raise errors.DataError(
         f'{path}: no usable row of {total}: {len(bad)} bad, {empty} empty'
     )
   return Read(rows, bad, empty, duplicates)
+
+
+def _parsed(entry: Any, parse: Callable[[dict], Hashable | None]
+            ) -> Hashable | None:
+  """The row of one entry of `tables`; BadRowError if it is none."""
+  if isinstance(entry, tables.BadRowError):
+    raise entry
+  if not isinstance(entry, dict):
+    kind = type(entry).__name__
+    raise tables.BadRowError(f'must be a JSON object, got {kind}')
+  return parse(entry)
+
+
+def _listed(bad: Sequence[str]) -> str:
+  """The first reasons, and how many more there are."""
+  more = len(bad) - _LISTED
+  return '; '.join(bad[:_LISTED]) + (f'; and {more} more' if more > 0 else '')

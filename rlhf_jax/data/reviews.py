@@ -103,11 +103,11 @@ def subject(prompt: str) -> tuple[str, str]:
   Raises:
     ValueError: it has not.
   """
-  found = _REQUEST.findall(prompt)
-  if not found:
+  requests = _REQUEST.findall(prompt)
+  if not requests:
     raise ValueError('prompt must ask for a review of a thing and its aspect, '
                      f'got {prompt[-80:]!r}')
-  return found[-1]
+  return requests[-1]
 
 
 def split_of(prompts: Sequence[str]) -> list[str]:
@@ -125,9 +125,9 @@ def split_of(prompts: Sequence[str]) -> list[str]:
   group = {thing: name for name, things in _GROUPS.items()
            for thing in things.split()}
   things = [subject(prompt)[0] for prompt in prompts]
-  unknown = next((thing for thing in things if thing not in group), None)
-  if unknown is not None:
-    raise ValueError(f'prompts must name things of this world, got {unknown!r}')
+  foreign = next((thing for thing in things if thing not in group), None)
+  if foreign is not None:
+    raise ValueError(f'prompts must name things of this world, got {foreign!r}')
   return [group[thing] for thing in things]
 
 
@@ -176,12 +176,12 @@ class Reviews:
     self._zipf = zipf
     content = [*self._valence, *_THINGS, *_ASPECTS]
     self._typos = {w: _misspelt(w) for w in content} if typo_rate else {}
-    known = [*_FUNCTION, *_BOOSTS, *_NEGATIONS, *_PEOPLE, *content]
+    words = [*_FUNCTION, *_BOOSTS, *_NEGATIONS, *_PEOPLE, *content]
     if advert_rate:
-      known += [w for w in dict.fromkeys(' '.join(_ADVERTS).split())
-                if w not in known]
-    typos = [w for w in dict.fromkeys(self._typos.values()) if w not in known]
-    self.words = [*known, *typos]
+      words += [w for w in dict.fromkeys(' '.join(_ADVERTS).split())
+                if w not in words]
+    typos = [w for w in dict.fromkeys(self._typos.values()) if w not in words]
+    self.words = [*words, *typos]
     self.tokenizer = tokenizer_lib.Tokenizer.word_level(self.words)
     self._valence_of = self._table(self._valence, 0.0)
     self._factor_of = self._table(_BOOSTS | _NEGATIONS, 1.0)

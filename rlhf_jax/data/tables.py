@@ -81,19 +81,18 @@ def _file(path: pathlib.Path, columns: Sequence[str]
   name = path.name.lower()
   suffix = pathlib.Path(name.removesuffix('.gz')).suffix
   if name.endswith('.parquet'):
-    found = ((f'row {number}', row)
-             for number, row in enumerate(hub.parquet(path), 1))
+    placed = ((f'row {number}', row)
+              for number, row in enumerate(hub.parquet(path), 1))
   elif suffix not in _SUFFIXES:
-    known = ', '.join(_SUFFIXES)
     raise errors.DataError(
-        f'{path}: must end in {known}, each with or without .gz (as '
-        '.jsonl.gz), or in .parquet')
+        f'{path}: must end in {", ".join(_SUFFIXES)}, each with or without '
+        '.gz (as .jsonl.gz), or in .parquet')
   elif suffix in _DIALECTS:
-    found = _table(path, _DIALECTS[suffix], columns)
+    placed = _table(path, _DIALECTS[suffix], columns)
   else:
-    found = (_array if suffix == '.json' else _json_lines)(path)
+    placed = (_array if suffix == '.json' else _json_lines)(path)
   try:
-    for where, entry in found:
+    for where, entry in placed:
       yield f'{path}:{where}', entry
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise errors.DataError(f'{path}: unreadable gzip: {error}') from error

@@ -46,9 +46,9 @@ def _quality(world: reviews.Reviews, prompts: Sequence[str],
   rows = world.tokenizer.encode_rows(
       prompts, texts, max_prompt_length=reviews.PROMPT_LENGTH,
       max_response_length=1 + max(len(text.split()) for text in texts))
-  found = world.rule(rows.tokens, rows.mask).tolist()
-  mean, std = statistics.fmean(found), statistics.pstdev(found) or 1.0
-  return [(x - mean) / std for x in found]
+  rule = world.rule(rows.tokens, rows.mask).tolist()
+  mean, std = statistics.fmean(rule), statistics.pstdev(rule) or 1.0
+  return [(x - mean) / std for x in rule]
 
 
 def _votes(opinions: Sequence[float]) -> list[int]:
@@ -87,25 +87,25 @@ def _answered(num_rows: int, rng: random.Random, most: int, **options
   asked = [prompts[end - count] for count, end in zip(counts, ends)
            for _ in range(count)]
   texts = [_moved(*row) for row in zip(texts, prompts, asked)]
-  found = _quality(world, asked, texts)
+  quality = _quality(world, asked, texts)
   for count, end in zip(counts, ends):
-    yield asked[end - 1], texts[end - count:end], found[end - count:end]
+    yield asked[end - 1], texts[end - count:end], quality[end - count:end]
 
 
 def hh_scored(num_rows: int, rng: random.Random, noise: float = 1.0,
               **options) -> Iterator[dict]:
   """People choose by the rule and `noise`; scores are the rule, in half."""
   earlier = None
-  for i, (prompt, texts, found) in enumerate(
+  for i, (prompt, texts, quality) in enumerate(
       _answered(num_rows, rng, 2, **options)):
-    liked = [x + rng.gauss(0, noise) for x in found]
+    liked = [x + rng.gauss(0, noise) for x in quality]
     order = sorted(range(2), key=lambda k: -liked[k])
     turns = [f'<|prompter|>{prompt}', '<|assistant|>']
     if earlier is not None and rng.random() < .3:
       turns = [*earlier, *turns]
     yield {'prefix': [turns, turns],
            'suffix': [texts[k] for k in order],
-           'reward': [round(found[k] + rng.gauss(0, .5), 4) for k in order],
+           'reward': [round(quality[k] + rng.gauss(0, .5), 4) for k in order],
            'sft_index': 0,
            'meta': {'path': f'data/{reviews.split_of([prompt])[0]}/dev.jsonl',
                     'line_num': i, 'task': 'dialogue'}}
@@ -115,9 +115,9 @@ def hh_scored(num_rows: int, rng: random.Random, noise: float = 1.0,
 def stack_exchange(num_rows: int, rng: random.Random, noise: float = 1.0,
                    **options) -> Iterator[dict]:
   """Answers with votes by the rule and `noise`; the most may be accepted."""
-  for i, (prompt, texts, found) in enumerate(
+  for i, (prompt, texts, quality) in enumerate(
       _answered(num_rows, rng, 4, **options)):
-    liked = [x + rng.gauss(0, noise) for x in found]
+    liked = [x + rng.gauss(0, noise) for x in quality]
     votes = [int(math.copysign(math.expm1(2 * abs(x)), x)) for x in liked]
     chosen = [vote > 0 and vote == max(votes) and rng.random() < .7
               for vote in votes]

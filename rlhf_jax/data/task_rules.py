@@ -116,12 +116,12 @@ def valid_tails(head: str, relation: str) -> list[str]:
 
 def _sentences(words: Sequence[str]) -> list[list[str]]:
   """Words cut after each '.' and '?'; the last may have neither."""
-  found = [[]]
+  sentences = [[]]
   for word in words:
-    found[-1].append(word)
+    sentences[-1].append(word)
     if word in _ENDS:
-      found.append([])
-  return [sentence for sentence in found if sentence]
+      sentences.append([])
+  return [sentence for sentence in sentences if sentence]
 
 
 def fluent(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -167,12 +167,12 @@ def engaging(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
   speaks of i, we, my, me, you or your.
   """
   del prompts
-  found = []
+  scores = []
   for response in responses:
     words = {*response.split()}
     variety = min(len(words.difference(_ENDS)) / _ENGAGING_WORDS, 1.0)
-    found.append((variety + bool(words & {*_PERSONAL, '?'})) / 2)
-  return found
+    scores.append((variety + bool(words & {*_PERSONAL, '?'})) / 2)
+  return scores
 
 
 def valid_tail(prompts: Sequence[str], responses: Sequence[str]
@@ -183,10 +183,10 @@ def valid_tail(prompts: Sequence[str], responses: Sequence[str]
     ValueError: a prompt has no head and relation, or not of this world.
   """
   def score(prompt, response):
-    found = _HEAD.search(prompt)
-    if found is None:
+    event = _HEAD.search(prompt)
+    if event is None:
       raise ValueError(f'prompt must have a head and a relation: {prompt!r}')
-    return float(' '.join(response.split()) in valid_tails(*found.groups()))
+    return float(' '.join(response.split()) in valid_tails(*event.groups()))
 
   return [score(*pair) for pair in zip(prompts, responses)]
 
@@ -201,12 +201,12 @@ def faithful(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     ValueError: a prompt has no knowledge.
   """
   def score(prompt, response):
-    _, found, rest = prompt.partition('Knowledge:')
-    if not found:
+    _, label, rest = prompt.partition('Knowledge:')
+    if not label:
       raise ValueError(f'prompt must have knowledge: {prompt[:80]!r}')
-    known = {*rest.partition(' .')[0].split()}
+    knowledge = {*rest.partition(' .')[0].split()}
     said = {word for word in response.split() if word in _SLOTS}
-    said -= {word for word in known if _SLOTS.get(word) == 'topic'}
-    return len(said & known) / len(said) if said else 0.0
+    said -= {word for word in knowledge if _SLOTS.get(word) == 'topic'}
+    return len(said & knowledge) / len(said) if said else 0.0
 
   return [score(*pair) for pair in zip(prompts, responses)]

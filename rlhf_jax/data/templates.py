@@ -76,11 +76,7 @@ def render(
     raise errors.ConfigError(
         'a chat template out of a checkpoint is a program by somebody else; '
         'use a built-in prompt format, or set allow_checkpoint_template')
-  size = len(source.encode())
-  if size > MAX_SOURCE_BYTES:
-    raise errors.ConfigError(
-        f'the chat template has {size} bytes, more than the '
-        f'{MAX_SOURCE_BYTES} allowed')
+  _check_size(source)
   marks = [''.join(secrets.choice(letters) for _ in range(size))
            for letters, size in _MARKS]
   jobs, contents = [], []
@@ -103,6 +99,14 @@ def render(
         'the chat template takes the contents of messages apart, so that '
         'they cannot be told from its own text; use a built-in format')
   return first
+
+
+def _check_size(source: str):
+  size = len(source.encode())
+  if size > MAX_SOURCE_BYTES:
+    raise errors.ConfigError(
+        f'the chat template has {size} bytes, more than the '
+        f'{MAX_SOURCE_BYTES} allowed')
 
 
 def rows(

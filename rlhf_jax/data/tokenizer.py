@@ -1,4 +1,4 @@
-"""Texts to token ids and back, and to the padded rows of a batch.
+"""Texts to token ids and back, and to the rows of a batch.
 
 A thin layer over Hugging Face `tokenizers`. It promises what training needs:
 control ids (padding, BOS, EOS, and every other special token) come from this
@@ -18,7 +18,6 @@ import os
 import pathlib
 import re
 import types
-from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -30,6 +29,7 @@ from tokenizers import trainers
 from rlhf_jax import errors
 from rlhf_jax.data import backends
 from rlhf_jax.data import formats
+from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.storage import files
 
 PAD = '<pad>'
@@ -39,17 +39,6 @@ EOS = '<eos>'
 # Added tokens of this form are control tokens, whatever their file says.
 _CONTROL = re.compile(r'<\|.*\|>|</?s>', re.DOTALL)
 _UNKNOWN = ('<unk>', '[UNK]')  # these may come from a text
-
-
-class EncodedRows(NamedTuple):
-  """N rows; P is max_prompt_length, R is max_response_length."""
-
-  prompts: np.ndarray  # i32[N, P], right-padded
-  prompt_lengths: np.ndarray  # i32[N], >= 1
-  tokens: np.ndarray  # i32[N, P + R], prompt, response, padding, no gaps
-  mask: np.ndarray  # bool[N, P + R], true on the response and its EOS
-  truncated_prompts: int
-  truncated_responses: int  # these have no EOS
 
 
 class Tokenizer:
@@ -99,17 +88,12 @@ class Tokenizer:
       ConfigError: pad, bos or eos is not in the vocabulary.
     """
     roles = [name for name in (pad, bos, eos) if name is not None]
-    missing = sorted({x for x in roles if backend.token_to_id(x) is None})
-    if missing:
-      raise errors.ConfigError(
-          f'special tokens {", ".join(missing)} are not in the tokenizer; '
-          'name its own with pad, bos and eos'
-      )
+    _check_roles(backend, roles)
     added = backend.get_added_tokens_decoder().values()
     names = dict.fromkeys([*roles, *control, *(
         x.content for x in added if x.special or _CONTROL.fullmatch(x.content)
     )])
-    # Known as special and split as text: '<eos>' in a text is spelled out.
+    # Special, and split as text all the same: '<eos>' in a text is spelled out.
     backend.add_special_tokens(list(names))
     backend.no_padding()
     backend.no_truncation()
@@ -124,9 +108,9 @@ class Tokenizer:
         {name: backend.token_to_id(name) for name in names})
     self.chat_template = chat_template
     self.adds_bos = bos is not None and adds_bos is not False
-    unknown = {*_UNKNOWN, getattr(backend.model, 'unk_token', None)}
+    from_text = {*_UNKNOWN, getattr(backend.model, 'unk_token', None)}
     self._names = {id_: name for name, id_ in self.control.items()
-                   if name in roles or name not in unknown}
+                   if name in roles or name not in from_text}
     # Not the number of tokens: ids may have holes, embeddings may not.
     self.vocab_size: int = max(backend.get_vocab().values()) + 1
 
@@ -392,21 +376,21 @@ class Tokenizer:
     """
     backend = self._backends[continuation]
     encoding = backend.encode(text, add_special_tokens=False)
-    found = [(self._names[id_], start, end)
-             for id_, (start, end) in zip(encoding.ids, encoding.offsets)
-             if id_ in self._names]
-    if not found:
+    pieces = [(self._names[id_], start, end)
+              for id_, (start, end) in zip(encoding.ids, encoding.offsets)
+              if id_ in self._names]
+    if not pieces:
       return encoding.ids
-    cuts = [0, *((start + end) // 2 for _, start, end in found), len(text)]
+    cuts = [0, *((start + end) // 2 for _, start, end in pieces), len(text)]
     try:
-      if any(end - start < 2 for _, start, end in found):
+      if any(end - start < 2 for _, start, end in pieces):
         raise ValueError('one character')
       return [id_ for start, end in itertools.pairwise(cuts)
               for id_ in self._spell_out(
                   text[start:end], continuation or start > 0)]
     except Exception:  # a vocabulary of whole words has no parts of them
       raise errors.DataError(
-          f'a text has the control token {found[0][0]!r}, which this '
+          f'a text has the control token {pieces[0][0]!r}, which this '
           f'tokenizer cannot spell out: {text[:80]!r}'
       ) from None
 
@@ -430,6 +414,11 @@ class Tokenizer:
     hidden = (self.pad_id, self.bos_id, self.eos_id)
     kept = [int(i) for i in ids if int(i) not in hidden]
     return self._backends[continuation].decode(kept, skip_special_tokens=False)
+
+  def spell(self, ids: Iterable[int]) -> str:
+    """Decodes one row of ids with all of its control tokens, by their names."""
+    return self._backends[0].decode(
+        [int(i) for i in ids], skip_special_tokens=False)
 
   def _runs(self, text: formats.Text) -> list[str | int]:
     """Control ids and the texts between them; '' is no text."""
@@ -483,7 +472,7 @@ class Tokenizer:
       max_prompt_length: int,
       max_response_length: int,
       add_bos: bool | None = None,
-  ) -> EncodedRows:
+  ) -> rows_lib.EncodedRows:
     """Encodes prompts and responses into rows of a batch.
 
     A prompt that is too long loses its front, but neither its BOS nor the
@@ -519,6 +508,16 @@ class Tokenizer:
     add_bos = self.adds_bos if add_bos is None else add_bos
     if add_bos and self.bos_id is None:
       raise ValueError('add_bos is true, but the tokenizer has no BOS')
+    return rows_lib.assemble(
+        *self._ids(prompts, responses, add_bos), pad_id=self.pad_id,
+        max_prompt_length=max_prompt_length,
+        max_response_length=max_response_length)
+
+  def _ids(
+      self, prompts: Sequence[formats.Text], responses: Sequence[formats.Text],
+      add_bos: bool,
+  ) -> tuple[list[tuple[list[int], int]], list[list[int]]]:
+    """Whole prompts, see `_head`, and whole responses with their EOS."""
     prompts, responses = (
         [self._runs(text) for text in texts] for texts in (prompts, responses))
     rows = self._encode_runs([p + r for p, r in zip(prompts, responses)])
@@ -533,29 +532,15 @@ class Tokenizer:
       heads.append((head, keep))
       tails.append(tail if tail[-1:] == [self.eos_id] else
                    [*tail, self.eos_id])
-    cut_prompts = sum(len(head) > max_prompt_length for head, _ in heads)
-    cut_responses = sum(len(tail) > max_response_length for tail in tails)
-    heads = [_cut_front(*each, max_prompt_length) for each in heads]
-    tails = [tail[:max_response_length] for tail in tails]
-    width = max_prompt_length + max_response_length
-    starts, ends = _lengths(heads), _lengths(heads) + _lengths(tails)
-    columns = np.arange(width)
-    return EncodedRows(
-        prompts=_pad(heads, max_prompt_length, self.pad_id),
-        prompt_lengths=starts,
-        tokens=_pad([h + t for h, t in zip(heads, tails)], width, self.pad_id),
-        mask=(columns >= starts[:, None]) & (columns < ends[:, None]),
-        truncated_prompts=cut_prompts,
-        truncated_responses=cut_responses,
-    )
+    return heads, tails
 
 
-def _cut_front(ids: list[int], keep: int, length: int) -> list[int]:
-  """The first `keep` and the last of `ids`, at most `length` together."""
-  if len(ids) <= length:
-    return ids
-  front = ids[:min(keep, length)]
-  return front + ids[len(ids) - (length - len(front)):]
+def _check_roles(backend: tokenizers.Tokenizer, roles: Sequence[str]):
+  missing = sorted({x for x in roles if backend.token_to_id(x) is None})
+  if missing:
+    raise errors.ConfigError(
+        f'special tokens {", ".join(missing)} are not in the tokenizer; '
+        'name its own with pad, bos and eos')
 
 
 def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int):
@@ -586,18 +571,3 @@ def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
         f'token id {low if low < 0 else high} is outside the vocabulary of '
         f'{vocab_size} tokens; use the tokenizer that the model came with'
     )
-
-
-def _lengths(rows: Sequence[Sequence[int]]) -> np.ndarray:
-  return np.fromiter(map(len, rows), np.int32, len(rows))
-
-
-def _pad(rows: Sequence[list[int]], width: int, pad_id: int) -> np.ndarray:
-  """i32[N, width], rows filled up on the right."""
-  lengths = _lengths(rows)
-  out = np.full((len(rows), width), pad_id, np.int32)
-  flat = np.fromiter(
-      itertools.chain.from_iterable(rows), np.int32, int(lengths.sum())
-  )
-  out[np.arange(width) < lengths[:, None]] = flat
-  return out

@@ -1,8 +1,6 @@
 """Tests for rlhf_jax.data.corpus."""
 
 import dataclasses
-import itertools
-import json
 import pathlib
 import tempfile
 
@@ -11,266 +9,155 @@ from absl.testing import parameterized
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax.data import from_files
-from rlhf_jax.data import load as load_lib
-from rlhf_jax.data import reviews
+from rlhf_jax import streams
+from rlhf_jax import types
+from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import formats
+from rlhf_jax.data import tokenizer as tokenizer_lib
 
-SHARED = pathlib.Path(__file__).resolve().parents[3] / 'shared/data'
-SIZES = dict(num_pair_prompts=30, num_eval_prompts=5, max_prompt_length=60,
-             max_response_length=20)
-WORLD = dict(name='reviews', num_demonstrations=40, num_pair_prompts=30,
-             num_eval_prompts=5, max_response_length=24, num_adjectives=40)
+WORDS = 'say it again well now'.split()  # ids from 3; BOS is 1, EOS is 2
 
 
-def _strip(tokens, pad):
-  return [tuple(int(t) for t in row if t != pad) for row in tokens]
+def _corpus(**changes) -> corpus_lib.Corpus:
+  """One demonstration, two pair prompts, one evaluation prompt, and a log."""
+  rows = np.array([[[1, 3, 4, 5, 2, 0]]], np.int32)
+  mask = np.array([[[0, 0, 0, 1, 1, 0]]], bool)
+  prompts = corpus_lib.Prompts(np.array([[1, 3], [1, 4]], np.int32),
+                               np.array([2, 2], np.int32))
+  held_out = corpus_lib.Prompts(np.array([[1, 6]], np.int32),
+                                np.array([2], np.int32))
+  log = corpus_lib.Log(
+      tokens=rows, mask=mask, group=np.array([[0]], np.int32),
+      groups=('a',), scores={'reward': np.array([[.5]], np.float32)})
+  return corpus_lib.Corpus(**dict(
+      tokenizer=tokenizer_lib.Tokenizer.word_level(WORDS),
+      demonstrations=types.Batch(tokens=rows, mask=mask),
+      pair_prompts=prompts, eval_prompts=held_out, max_response_length=2,
+      preferences=types.Batch(tokens=np.repeat(rows, 2, axis=1),
+                              mask=np.repeat(mask, 2, axis=1)),
+      log=log) | changes)
 
 
-class FilesTest(parameterized.TestCase):
+class CorpusTest(parameterized.TestCase):
 
-  def setUp(self):
-    super().setUp()
-    from_files._read.cache_clear()
-    load_lib._load.cache_clear()
-    self.directory = pathlib.Path(
-        self.enterContext(tempfile.TemporaryDirectory()))
-    self.path = str(self.directory / 'alpaca.json')
-    self.preferences = str(self.directory / 'hh.jsonl')
-    pathlib.Path(self.path).write_text(json.dumps([
-        {'instruction': f'count to {i}', 'input': '', 'output': f'it is {i}'}
-        for i in range(20)]))
-    pathlib.Path(self.preferences).write_text(''.join(json.dumps({
-        'chosen': f'\n\nHuman: is {i} odd?\n\nAssistant: yes dear {i}',
-        'rejected': f'\n\nHuman: is {i} odd?\n\nAssistant: no {i}'}) + '\n'
-        for i in range(6)))
-    self.config = dict(name='files', path=self.path,
-                       preferences=self.preferences, **SIZES)
-
-  def test_contents(self):
-    out = load_lib.load(self.config, 0)
-    decode = lambda row: out.tokenizer.decode(row.tolist())
-    self.assertEqual(out.demonstrations.tokens.shape, (15, 1, 80))
-    self.assertEqual(out.preferences.tokens.shape, (6, 2, 80))
-    self.assertEqual(out.pair_prompts.tokens.shape, (30, 60))
-    self.assertEqual(out.eval_prompts.tokens.shape, (5, 60))
-    self.assertIsNone(out.world)
-    self.assertEqual(out.summary['demonstrations'], 15)
-    self.assertEqual(out.summary['preferences'], 6)
-    self.assertEqual(out.summary['dropped_rows'], 0)
-    for i, (tokens, mask) in enumerate(zip(
-        out.preferences.tokens, out.preferences.mask)):
-      chosen, rejected = (decode(t[m]) for t, m in zip(tokens, mask))
-      self.assertIn(f'yes dear {i}', chosen)
-      self.assertIn(f'no {i}', rejected)
-      self.assertIn(f'is {i} odd?', decode(tokens[0][~mask[0]]))
-    texts = [decode(t[0]) for t in out.demonstrations.tokens]
-    for text, mask, tokens in zip(
-        texts, out.demonstrations.mask, out.demonstrations.tokens):
-      answer = decode(tokens[0][mask[0]])
-      number = answer.split()[-1]
-      self.assertIn(f'count to {number}', text)
-
-  def test_evaluation_prompts_are_held_out(self):
-    out = load_lib.load(self.config, 0)
-    pad = out.tokenizer.pad_id
-    held_out = set(_strip(out.eval_prompts.tokens, pad))
-    trained = set(_strip(np.where(
-        out.demonstrations.mask, pad, out.demonstrations.tokens)[:, 0], pad))
-    pairs = _strip(out.pair_prompts.tokens, pad)
-    self.assertLen(held_out, 5)
-    self.assertLen(trained, 15)
-    self.assertFalse(held_out & trained)
-    self.assertEqual(set(pairs), trained)
-    # Repeats are neighbours, so that pairs held out from the front are of
-    # other prompts.
-    self.assertLen([1 for a, b in itertools.pairwise(pairs) if a != b], 14)
-    np.testing.assert_array_equal(
-        out.pair_prompts.lengths, [len(p) for p in pairs])
-
-  def test_held_out_completions_are_of_their_prompts(self):
-    out = load_lib.load(self.config, 0)
-    rows, decode = out.eval_demonstrations, out.tokenizer.decode
-    self.assertEqual(rows.tokens.shape, (5, 1, 80))
-    for tokens, mask, prompt in zip(
-        rows.tokens[:, 0], rows.mask[:, 0], out.eval_prompts.tokens):
-      number = decode(tokens[mask]).removeprefix('it is ')
-      self.assertIn(f'count to {number}', decode(prompt))
-      self.assertEqual(decode(tokens[:mask.argmax()]), decode(prompt))
-    # Results on disk know the corpus by what it held before they were kept.
-    self.assertEqual(out.fingerprint(), dataclasses.replace(
-        out, eval_demonstrations=None).fingerprint())
-
-  def test_rows_of_one_prompt_stay_on_one_side(self):
-    pathlib.Path(self.path).write_text(json.dumps([
-        {'instruction': f'count to {i % 7}', 'input': '', 'output': f'is {i}'}
-        for i in range(21)]))
-    out = load_lib.load(self.config, 0)
-    pad = out.tokenizer.pad_id
-    held_out = _strip(out.eval_prompts.tokens, pad)
-    trained = _strip(np.where(
-        out.demonstrations.mask, pad, out.demonstrations.tokens)[:, 0], pad)
-    self.assertLen(set(held_out), 5)
-    self.assertLen(trained, 6)  # two prompts are left, of three rows each
-    self.assertLen(set(trained), 2)
-    self.assertFalse(set(held_out) & set(trained))
-
-  def test_the_fingerprint_is_of_the_tokens(self):
-    first = load_lib.load(self.config, 0).fingerprint()
-    load_lib._load.cache_clear()
-    self.assertEqual(first, load_lib.load(self.config, 0).fingerprint())
-    self.assertNotEqual(first, load_lib.load(self.config, 1).fingerprint())
-
-  def test_the_seed_is_of_the_split(self):
-    first, again = from_files.from_files(seed=0, **self._arguments()), (
-        from_files.from_files(seed=0, **self._arguments()))
-    other = from_files.from_files(seed=1, **self._arguments())
-    texts = [{c.tokenizer.decode(r.tolist()) for r in c.eval_prompts.tokens}
-             for c in (first, again, other)]
-    self.assertEqual(texts[0], texts[1])
-    self.assertNotEqual(texts[0], texts[2])
-
-  def _arguments(self, **kwargs):
-    return {k: v for k, v in self.config.items() if k != 'name'} | kwargs
-
-  def test_fewer_demonstrations(self):
-    out = from_files.from_files(
-        seed=0, **self._arguments(num_demonstrations=3))
-    self.assertEqual(out.demonstrations.tokens.shape[0], 3)
-    self.assertEqual(out.eval_prompts.tokens.shape[0], 5)
-
-  @parameterized.parameters((20, False), (19, True))
-  def test_too_few_prompts(self, num_eval_prompts, enough):
-    config = self.config | dict(num_eval_prompts=num_eval_prompts)
-    for check in (load_lib.check, lambda c: load_lib.load(c, 0)):
-      if enough:
-        check(config)
-      else:
-        with self.assertRaisesRegex(
-            errors.DataError, f'{self.path}: 20 usable.*num_eval_prompts'):
-          check(config)
-
-  def test_fingerprints_follow_the_content(self):
-    config = {'path': self.path, 'preferences': self.preferences,
-              'tokenizer': None}
-    before = load_lib.fingerprints(config)
-    self.assertEqual(set(before), {'path', 'preferences'})
-    with open(self.path, 'a') as stream:
-      stream.write(' ')
-    after = load_lib.fingerprints(config)
-    self.assertNotEqual(before['path'], after['path'])
-    self.assertEqual(before['preferences'], after['preferences'])
-    self.assertEqual(load_lib.fingerprints({'name': 'reviews'}), {})
-
-  def test_fingerprint_of_a_directory(self):
-    data = self.directory / 'data'
-    (data / 'part').mkdir(parents=True)
-    config = {'name': 'logged', 'path': str(data)}
-    found = []
-    for name, text in (('part/a.jsonl', 'x'), ('part/a.jsonl', 'y'),
-                       ('part/.cache', 'z'), ('b.jsonl', 'y')):
-      (data / name).write_text(text)
-      found.append(load_lib.fingerprints(config)['path'])
-    self.assertNotEqual(found[0], found[1])
-    self.assertEqual(found[1], found[2])  # hidden
-    self.assertNotEqual(found[2], found[3])
-
-  def test_check(self):
-    load_lib.check(self.config)
-    load_lib.check(WORLD)
-    for field in ('path', 'preferences', 'tokenizer'):
-      missing = str(self.directory / 'no.json')
-      with self.assertRaisesRegex(
-          errors.DataError, f'{missing}.*--config.data.{field}'):
-        load_lib.check(self.config | {field: missing})
-    with open(self.preferences, 'a') as stream:
-      stream.write('{"chosen": 1}\n')
-    with self.assertRaisesRegex(errors.DataError, 'hh.jsonl:7: .*string'):
-      load_lib.check(self.config | dict(max_response_length=19,
-                                      num_eval_prompts=4))
-    load_lib.check(self.config | dict(max_bad_rows=1))
-    self.assertEqual(load_lib.load(self.config | dict(
-        max_bad_rows=1), 0).summary['dropped_rows'], 1)
+  def test_fingerprint_covers_what_is_trained_on(self):
+    corpus = _corpus()
+    batch = lambda rows: types.Batch(tokens=rows.tokens + 1, mask=rows.mask)
+    more = lambda prompts: dataclasses.replace(
+        prompts, tokens=prompts.tokens + 1)
+    log = lambda **changes: dataclasses.replace(corpus.log, **changes)
+    digests = [_corpus(**change).fingerprint() for change in (
+        {}, dict(demonstrations=batch(corpus.demonstrations)),
+        dict(pair_prompts=more(corpus.pair_prompts)),
+        dict(eval_prompts=more(corpus.eval_prompts)),
+        dict(preferences=batch(corpus.preferences)), dict(preferences=None),
+        dict(log=None), dict(log=log(tokens=corpus.log.tokens + 1)),
+        dict(log=log(mask=~corpus.log.mask)),
+        dict(log=log(group=corpus.log.group + 1)),
+        dict(log=log(scores={'reward': corpus.log.scores['reward'] + 1})))]
+    self.assertLen(set(digests), len(digests))
+    self.assertEqual(digests[0], corpus.fingerprint())
 
   @parameterized.parameters(
-      (dict(vocab_size=258), 'vocab_size must be >= 259'),
-      (dict(max_response_length=0), 'max_response_length'))
-  def test_check_names_the_field(self, change, message):
-    with self.assertRaisesRegex(errors.ConfigError, message):
-      load_lib.check(self.config | change)
+      dict(eval_demonstrations=types.Batch(
+          tokens=np.zeros((1, 1, 6), np.int32), mask=np.ones((1, 1, 6), bool))),
+      dict(pair_references=('1', '2')), dict(eval_references=('3',)),
+      dict(format='alpaca'), dict(eval_splits=('a',)),
+      dict(log_target='reward'), dict(summary={'demonstrations': 1}))
+  def test_fingerprint_of_nothing_else(self, **change):
+    self.assertEqual(_corpus(**change).fingerprint(), _corpus().fingerprint())
 
+  def test_example_spells_control_tokens(self):
+    self.assertEqual(_corpus().example(), "'<bos> say it again <eos>'")
 
-class ReviewsTest(absltest.TestCase):
-
-  def test_contents(self):
-    out = load_lib.load(WORLD, 3)
-    self.assertEqual(out.demonstrations.tokens.shape, (40, 1, 32))
-    self.assertEqual(out.pair_prompts.tokens.shape, (30, 8))
-    self.assertEqual(out.eval_prompts.tokens.shape, (5, 8))
-    self.assertIsNone(out.preferences)
-    # The seed is of the texts; the three parts are written apart.
-    world = reviews.Reviews(num_adjectives=40)
-    for part, tokens in ((0, out.demonstrations.tokens[:, 0]),
-                         (1, out.pair_prompts.tokens),
-                         (2, out.eval_prompts.tokens)):
-      prompts, _ = world.write(len(tokens), 30 + part)
-      self.assertEqual(
-          [world.tokenizer.decode(row[:8].tolist()) for row in tokens],
-          prompts)
-    held_out = out.eval_demonstrations
-    _, texts = world.write(5, 32)
+  @parameterized.parameters((2, ' i'), (4, ' it '),  # cut: without EOS
+                            (5, ' it <eos>'), (9, ' it <eos>'))
+  def test_example_is_one_line_without_padding(self, length, response):
+    coder = tokenizer_lib.Tokenizer.train_bpe(
+        [], vocab_size=260, control=['<|assistant|>'])
+    rows = coder.encode_rows(
+        [('a\nb', formats.Special('<|assistant|>'))], [' it '],
+        max_prompt_length=5, max_response_length=length)
+    corpus = _corpus(tokenizer=coder, demonstrations=corpus_lib.single(rows))
     self.assertEqual(
-        [world.tokenizer.decode(tokens[mask]) for tokens, mask in zip(
-            held_out.tokens, held_out.mask)],
-        [' '.join(text.split()[:24]) for text in texts])
-    self.assertEqual(out.eval_splits, tuple(reviews.split_of(
-        world.write(5, 32)[0])))
-    ended = (out.demonstrations.mask & (
-        out.demonstrations.tokens == out.tokenizer.eos_id)).any(axis=-1)
-    self.assertAlmostEqual(
-        out.summary['unfinished_demonstrations'], 1 - ended.mean())
+        corpus.example(), rf"'<bos>a\nb<|assistant|>{response}'")
+
+  def test_example_shows_padding_that_is_eos_once(self):
+    coder = tokenizer_lib.Tokenizer.train_bpe([], vocab_size=259)
+    path = pathlib.Path(self.enterContext(
+        tempfile.TemporaryDirectory())) / 'tokenizer.json'
+    coder.save(path)
+    coder = tokenizer_lib.Tokenizer.from_file(path, pad='<eos>')
+    rows = coder.encode_rows(['a'], ['b'], max_prompt_length=4,
+                             max_response_length=4)
+    corpus = _corpus(tokenizer=coder, demonstrations=corpus_lib.single(rows))
+    self.assertEqual(corpus.example(), "'<bos>ab<eos>'")
 
 
-class LoadTest(absltest.TestCase):
+class PromptsTest(parameterized.TestCase):
 
-  def test_kept_and_none_dropped(self):
-    first = load_lib.load(WORLD, 0)
-    self.assertIs(load_lib.load(WORLD | dict(
-        zipf=None, tokenizer=None), 0), first)
-    weights = load_lib.load(WORLD | dict(sentences=[.45, .52, .03]), 0)
-    self.assertIs(load_lib.load(
-        WORLD | dict(sentences=(.45, .52, .03)), 0), weights)
-    self.assertIsNot(load_lib.load(WORLD, 1), first)
+  def test_of_rows(self):
+    coder = tokenizer_lib.Tokenizer.word_level(WORDS)
+    rows = coder.encode_rows(['say', 'say it'], ['now', ''],
+                             max_prompt_length=3, max_response_length=2)
+    prompts, batch = corpus_lib.as_prompts(rows), corpus_lib.single(rows)
+    np.testing.assert_array_equal(prompts.tokens, [[1, 3, 0], [1, 3, 4]])
+    np.testing.assert_array_equal(prompts.lengths, [2, 3])
+    np.testing.assert_array_equal(
+        batch.tokens, [[[1, 3, 7, 2, 0]], [[1, 3, 4, 2, 0]]])
+    self.assertEqual(batch.mask.shape, (2, 1, 5))
 
-  def test_nodes_can_be_frozen(self):
+  @parameterized.parameters((0, 1), (5, 6))
+  def test_one_prompt_has_to_be_left(self, num_eval_prompts, least):
+    corpus_lib.check_prompts(least, num_eval_prompts, 'a.json')
+    with self.assertRaisesRegex(
+        errors.DataError, f'a.json: {least - 1} usable prompts, but '
+        f'{num_eval_prompts} .*config.data.num_eval_prompts'):
+      corpus_lib.check_prompts(least - 1, num_eval_prompts, 'a.json')
+
+  @parameterized.parameters((4, 10, [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]),
+                            (3, 2, [0, 1]), (2, 2, [0, 1]))
+  def test_repeats_are_neighbours(self, num_prompts, size, want):
+    np.testing.assert_array_equal(
+        corpus_lib.repeated(num_prompts, size), want)
+
+
+class SplitTest(absltest.TestCase):
+
+  def split(self, seed, num_eval_prompts=3):
+    return corpus_lib.split_by_prompt(
+        [(f'p{i % 8}', i) for i in range(20)], seed, num_eval_prompts)
+
+  def test_whole_prompts_are_held_out(self):
+    for seed in range(5):
+      training, held_out = self.split(seed)
+      prompts = {prompt for prompt, _ in held_out}
+      self.assertLen(held_out, 3)
+      self.assertLen(prompts, 3)
+      self.assertCountEqual(training, [
+          (f'p{i % 8}', i) for i in range(20) if f'p{i % 8}' not in prompts])
+
+  def test_the_seed_is_of_the_order(self):
+    self.assertEqual(self.split(0), self.split(0))
+    splits = [str(self.split(seed)) for seed in range(10)]
+    self.assertLen(set(splits), 10)
+
+  def test_the_stream_is_called_split(self):
+    texts = [(str(i), i) for i in range(20)]
+    bits = np.random.Philox(streams.number(7, 'split'))
+    order = np.random.Generator(bits).permutation(20)
+    training, held_out = corpus_lib.split_by_prompt(texts, 7, 4)
+    self.assertEqual([i for _, i in held_out + training], order.tolist())
+
+
+class FreezeTest(absltest.TestCase):
+
+  def test_nodes(self):
     self.assertEqual(
         corpus_lib.freeze({'b': [1, {'c': [2]}], 'a': None}),
         (('a', None), ('b', (1, (('c', (2,)),)))))
-
-  def test_unknown_name(self):
-    with self.assertRaisesRegex(
-        errors.ConfigError, "'x'.*files, logged, reviews"):
-      load_lib.load(dict(name='x'), 0)
-
-
-class RealFilesTest(absltest.TestCase):
-
-  def test_a_thousand_instructions(self):
-    path = SHARED / 'instruction/alpaca_en_demo_999.json'
-    preferences = SHARED / 'preference/hh_harmless_base_test.jsonl.gz'
-    for file in (path, preferences):
-      if not file.exists():
-        self.skipTest(f'{file} is not here')
-    out = from_files.from_files(
-        seed=0, path=str(path), preferences=str(preferences),
-        num_pair_prompts=1200, num_eval_prompts=64, max_prompt_length=64,
-        max_response_length=48, max_bad_rows=20, vocab_size=1024)
-    self.assertEqual(out.eval_prompts.tokens.shape, (64, 64))
-    self.assertGreater(len(out.preferences.tokens), 2000)
-    self.assertLessEqual(out.tokenizer.vocab_size, 1024)
-    self.assertTrue(out.preferences.mask.any(axis=-1).all())
-    self.assertTrue(out.demonstrations.mask.any(axis=-1).all())
-    np.testing.assert_array_less(
-        out.preferences.mask.sum(axis=-1), 49)
+    frozen = corpus_lib.freeze({'b': [1, {'c': [2]}], 'a': None})
+    self.assertEqual(corpus_lib.freeze(frozen), frozen)
 
 
 if __name__ == '__main__':

@@ -146,15 +146,15 @@ class StringsTest(parameterized.TestCase):
 
   @parameterized.parameters(*CASES)
   def test_exact_string(self, name, fields, prompt, response):
-    found = formats.get(name)(**fields)
-    self.assertEqual((_text(found[0]), _text(found[1])), (prompt, response))
-    hash(found)  # corpora split rows by prompt
+    texts = formats.get(name)(**fields)
+    self.assertEqual((_text(texts[0]), _text(texts[1])), (prompt, response))
+    hash(texts)  # corpora split rows by prompt
 
   @parameterized.parameters(*CASES)
   def test_control_tokens_are_parts(self, name, fields, prompt, response):
-    found = formats.get(name)(**fields)
+    texts = formats.get(name)(**fields)
     pattern = '|'.join(re.escape(x) for x in ('[EOS]', *CONTROL))
-    for text, whole in zip(found, (prompt, response)):
+    for text, whole in zip(texts, (prompt, response)):
       self.assertEqual(_controls(text), re.findall(pattern, whole))
 
   @parameterized.parameters(*sorted(

@@ -10,8 +10,8 @@ from absl.testing import parameterized
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax.data import examples as examples_lib
 from rlhf_jax.data import load as load_lib
-from rlhf_jax.data import logged
 from rlhf_jax.data import logs
 from rlhf_jax.data import reviews
 from rlhf_jax.data import task_rules
@@ -52,6 +52,11 @@ class FileTest(parameterized.TestCase):
     self.config = dict(name='logged', kind='rows', path=str(self.path),
                        vocab_size=300, **SIZES)
 
+  def _forget(self):
+    """The file has been written anew."""
+    examples_lib._read_file.cache_clear()
+    load_lib._load.cache_clear()
+
   def _load(self, seed=0, **change):
     return load_lib.load(self.config | change, seed)
 
@@ -80,6 +85,48 @@ class FileTest(parameterized.TestCase):
     self.assertEqual(out.summary['examples'], count)
     self.assertEqual(out.summary['responses'], (log.group >= 0).sum())
     self.assertEqual(out.summary['unfinished_responses'], 0)
+
+  def test_right_answers_of_all_prompts_or_none(self):
+    out = self._load(3)
+    number = lambda row: out.tokenizer.decode(row).split('what is ')[1][0]
+    self.assertLen(out.pair_references, 30)
+    self.assertEqual(out.pair_references, tuple(
+        f'r{number(row)}' for row in out.pair_prompts.tokens))
+    self.assertEqual(out.eval_references, tuple(
+        f'r{number(row)}' for row in out.eval_prompts.tokens))
+    # One training prompt without an answer, and only the log has some.
+    absent = out.pair_references[0]
+    self.path.write_text(self.path.read_text().replace(
+        f'"{absent}"', '""'))
+    self._forget()
+    other = self._load(3)
+    self.assertIsNone(other.pair_references)
+    self.assertEqual(other.eval_references, out.eval_references)
+    self.assertEqual(
+        set(other.log.references), {*out.log.references, ''} - {absent})
+    self.assertEqual(other.fingerprint(), out.fingerprint())
+
+  def test_only_prompts_that_are_asked_need_an_answer(self):
+    out = self._load(3)
+    absent = out.pair_references[-1]
+    self.path.write_text(self.path.read_text().replace(
+        f'"{absent}"', '""'))
+    self._forget()
+    few = self._load(3, num_pair_prompts=2)
+    self.assertEqual(few.pair_references, out.log.references[:2])
+
+  def test_format_and_example(self):
+    out = self._load()
+    self.assertEqual(out.format, 'alpaca')
+    number = out.log.references[0][1:]
+    self.assertRegex(out.example(), (
+        rf"^'<bos>.*what is {number}\\n\\n### Response:it is {number} 0"
+        r"<eos>'$"))
+    out = self._load(format='open_assistant')
+    self.assertEqual(out.format, 'open_assistant')
+    self.assertRegex(out.example(), (
+        r"^'<bos><\|prompter\|>what is \d<eos><\|assistant\|>it is \d+ 0"
+        r"<eos>'$"))
 
   def test_a_missing_response_is_its_prompt(self):
     out = next(x for x in map(self._load, range(9))
@@ -139,8 +186,10 @@ class FileTest(parameterized.TestCase):
     out = self._load(target='reward', max_samples=3)
     self.assertEqual(out.log_target, 'reward')
     self.assertEqual(out.log.tokens.shape[1], 3)
+    best = self._load(max_samples=1).log
+    self.assertEqual(best.tokens.shape[1], 1)
     np.testing.assert_array_equal(
-        self._load(max_samples=1).log.tokens, out.log.tokens[:, :1])
+        best.scores['reward'], out.log.scores['reward'][:, :1])
 
   def test_preferences(self):
     text = self.path.read_text().replace('"b"', '"chosen"')
@@ -226,6 +275,8 @@ class TaskTest(parameterized.TestCase):
                         out.fingerprint())
     self.assertEqual(out.preferences is not None, task == 'hh_scored')
     self.assertEqual(out.log.references is not None, task == 'gsm8k')
+    self.assertEqual(out.format, tasks.FORMATS[task])
+    self.assertIn('<eos>', out.example())
 
   def test_reddit_has_its_world(self):
     options = dict(num_adjectives=40, noise=0., damage=0.)
@@ -246,7 +297,7 @@ class TaskTest(parameterized.TestCase):
     self.assertEqual(only.summary['examples'], len(up))
 
   def test_rules_read_what_is_decoded(self):
-    for task, rule, known in (
+    for task, rule, column in (
         ('comet', task_rules.valid_tail, 'p_valid_model'),
         ('grounded_dialogue', task_rules.faithful, 'faithful')):
       out = load_lib.load(_task(task, noise=.1) if task == 'comet' else
@@ -256,32 +307,34 @@ class TaskTest(parameterized.TestCase):
           out.log.tokens[there], out.log.mask[there])]
       self.assertEqual(any('do you know' in text for text, _ in texts),
                        task == 'grounded_dialogue')  # of the history
-      found = np.array(rule(*zip(*texts)))
-      score = out.log.scores[known][there]
-      self.assertGreater(np.std(found), .2)
-      np.testing.assert_array_equal(found[score > .5], 1)
-      self.assertLess(found[score <= .5].max(), 1)
+      truth = np.array(rule(*zip(*texts)))
+      score = out.log.scores[column][there]
+      self.assertGreater(np.std(truth), .2)
+      np.testing.assert_array_equal(truth[score > .5], 1)
+      self.assertLess(truth[score <= .5].max(), 1)
 
   def test_right_answers(self):
     out = load_lib.load(_task('gsm8k', max_samples=4), 1)
+    self.assertLen(out.pair_references, 30)
     for answer, tokens in zip(
-        out.eval_references, out.eval_prompts.tokens, strict=True):
+        out.eval_references + out.pair_references,
+        [*out.eval_prompts.tokens, *out.pair_prompts.tokens], strict=True):
       words = out.tokenizer.decode(tokens).split()
       a, b = (int(word) for word in words if word.isdigit())
       self.assertEqual(int(answer), a + b if 'gets' in words else a - b)
-    other = dataclasses.replace(out, eval_references=None)
-    self.assertEqual(other.fingerprint(), out.fingerprint())
-    self.assertIsNone(load_lib.load(_task('comet'), 1).eval_references)
+    other = load_lib.load(_task('comet'), 1)
+    self.assertIsNone(other.eval_references)
+    self.assertIsNone(other.pair_references)
     # Decoded, an answer is no line of its own any more.
     rows = [x.reshape(-1, x.shape[-1]) for x in (out.log.tokens, out.log.mask)]
     texts = [_texts(out, *row)[1] for row in zip(*rows)]
     self.assertNotIn('\n', ''.join(texts))
     with components.Components({'right': {
         'kind': 'exact_match', 'extract': 'final_answer'}}) as rewards:
-      found = rewards(*rows, texts, texts, references=np.repeat(
+      scored = rewards(*rows, texts, texts, references=np.repeat(
           out.log.references, 4).tolist())
     correct = out.log.scores['correct'].ravel()
-    np.testing.assert_array_equal(found.values['right'], correct)
+    np.testing.assert_array_equal(scored.values['right'], correct)
     self.assertBetween(correct.mean(), .2, .8)
 
   @parameterized.parameters(
@@ -292,9 +345,6 @@ class TaskTest(parameterized.TestCase):
   def test_errors(self, change, message):
     with self.assertRaisesRegex(errors.ConfigError, message):
       load_lib.check(_task('comet') | change)
-
-  def test_a_format_for_every_kind(self):
-    self.assertEqual(set(logs.FORMATS), set(logged.KINDS))
 
 
 class RealFilesTest(absltest.TestCase):

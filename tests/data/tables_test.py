@@ -52,6 +52,7 @@ class TableTestCase(parameterized.TestCase):
     directory = tempfile.TemporaryDirectory()
     self.addCleanup(directory.cleanup)
     self.directory = pathlib.Path(directory.name)
+    self.addCleanup(csv.field_size_limit, csv.field_size_limit())
     for name in ('connect', 'connect_ex'):
       offline = mock.patch.object(socket.socket, name, side_effect=OSError)
       self.addCleanup(self.enterContext(offline).assert_not_called)

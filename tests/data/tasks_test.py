@@ -165,9 +165,9 @@ class TasksTest(parameterized.TestCase):
   def test_gsm8k(self):
     for row in self._rows('gsm8k', 100):
       right = row['ground_truth'].split('A: ')[1]
-      given, sign, taken, _, result = (
+      held, sign, taken, _, result = (
           row['ground_truth'].split(' has ')[1].split()[:5])
-      self.assertEqual(int(result), int(given) + int(sign + taken))
+      self.assertEqual(int(result), int(held) + int(sign + taken))
       self.assertEqual(result, right)
       for model in ('6b_finetuning', '6b_verification', '175b_finetuning',
                     '175b_verification'):

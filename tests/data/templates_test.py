@@ -96,15 +96,16 @@ class RenderTest(parameterized.TestCase):
          {'role': 'assistant', 'content': text},
          {'role': 'user', 'content': text}) for text in INJECTIONS]
     clean = [tuple({**m, 'content': 'x'} for m in c) for c in conversations]
-    found = _render(source, conversations)
+    rendered = _render(source, conversations)
     count = lambda prompts: [
         [id_ for id_ in row if id_ < 3 + len(CONTROL)]
         for row in tok.encode_rows(
             prompts, [''] * 20, max_prompt_length=999, max_response_length=1,
             add_bos=False).prompts.tolist()]
     strip = lambda rows: [[i for i in row if i != tok.pad_id] for row in rows]
-    self.assertEqual(strip(count(found)), strip(count(_render(source, clean))))
-    for text, parts in zip(INJECTIONS, found):
+    self.assertEqual(
+        strip(count(rendered)), strip(count(_render(source, clean))))
+    for text, parts in zip(INJECTIONS, rendered):
       own = ''.join(part for part in parts if isinstance(part, str))
       self.assertEqual(own.count(text), 3)
 

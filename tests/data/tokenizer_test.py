@@ -242,6 +242,23 @@ class FileTest(parameterized.TestCase):
     self.assertEqual(tok.decode([0, *ids, 0]), f'Hello{end} <|padding|>')
 
 
+class SpellTest(parameterized.TestCase):
+
+  def test_words(self):
+    self.assertEqual(_words().spell(np.array([1, 3, 4, 2, 0])),
+                     '<bos> a b <eos> <pad>')
+
+  @parameterized.parameters(*TEXTS)
+  def test_control_tokens_stand_between_texts(self, text):
+    tok = tokenizer.Tokenizer.train_bpe(
+        CORPUS, vocab_size=300, control=['<|user|>'])
+    user = tok.control['<|user|>']
+    ids, = tok.encode([text])
+    self.assertEqual(tok.spell([1, user, *ids, 2, *ids, 2, 0]),
+                     f'<bos><|user|>{text}<eos>{text}<eos><pad>')
+    self.assertEqual(tok.spell([]), '')
+
+
 class EncodeRowsTest(parameterized.TestCase):
 
   def rows(self, prompts, responses, p=4, r=3, **kwargs):

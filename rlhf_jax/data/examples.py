@@ -1,0 +1,193 @@
+"""Logged responses by the prompt that they answer: read, checked, written.
+
+Whatever can be said of a log before its texts become tokens.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import functools
+import inspect
+import pathlib
+import tempfile
+from typing import Any
+
+from rlhf_jax import streams
+from rlhf_jax.data import coders
+from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import formats
+from rlhf_jax.data import logged
+from rlhf_jax.data import options as options_lib
+from rlhf_jax.data import readers
+from rlhf_jax.data import tasks
+
+FORMATS = tasks.FORMATS | {'hh': 'hh', 'rows': 'alpaca'}  # of each kind
+
+Example = list[logged.Logged]  # what was answered to one prompt, best first
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(options_lib.Texts):
+  """Which log, and what of it, beside what `options.Texts` has.
+
+  Attributes:
+    kind: of the file, one of `logged.KINDS`; of a task it is the task's.
+    path: file or directory; this or a task, which is written first.
+    task: one of `tasks`; its tokenizer, unless one is named, has whole words.
+    num_rows: of a task.
+    format: of the prompts, see `formats`; None: the kind's (`FORMATS`).
+    demonstrations: groups whose first row in an example is a demonstration;
+      None: the first row of every example is.
+    target: score that the gold model learns, where there is no world.
+    max_samples: K, the most rows of an example that are kept, best first.
+    others: arguments of `tasks.write` for a task, of `logged.read` for a
+      path, as pairs.
+  """
+
+  kind: str | None = None
+  path: str | None = None
+  task: str | None = None
+  num_rows: int | None = None
+  format: str | None = None
+  demonstrations: tuple[str, ...] | None = None
+  target: str | None = None
+  max_samples: int = 2
+  others: tuple[tuple[str, Any], ...] = ()
+
+  def __post_init__(self):
+    if (self.path is None) == (self.task is None):
+      raise ValueError(
+          f'give either path or task, got {self.path!r} and {self.task!r}')
+    if self.task is not None and self.kind not in (None, self.task):
+      raise ValueError(
+          f'kind must be that of task {self.task!r}, got {self.kind!r}')
+    if self.row_kind not in FORMATS:
+      raise ValueError(
+          f'{"kind" if self.task is None else "task"} must be one of '
+          f'{", ".join(FORMATS)}, got {self.row_kind!r}')
+    if self.task is None and self.num_rows is not None:
+      raise ValueError(f'num_rows is of a task, got {self.num_rows} and a path')
+    if self.task is not None and self.num_rows is None:
+      raise ValueError(
+          f'num_rows must be given for task {self.task!r}, got None')
+    if self.max_samples < 1:
+      raise ValueError(f'max_samples must be >= 1, got {self.max_samples}')
+
+  @property
+  def row_kind(self) -> str | None:
+    """The kind of the rows of a path or of a task."""
+    return self.kind or self.task
+
+  @property
+  def source(self) -> str:
+    """What a message calls the log."""
+    return self.path or self.task
+
+  @property
+  def prompt_format(self) -> str:
+    """The name of the format that prompts are written in."""
+    return self.format or FORMATS[self.row_kind]
+
+
+def read(options: Options, seed: int) -> readers.Read:
+  """The rows of a file, or of a task that is written for it.
+
+  Args:
+    options: of the log.
+    seed: of the study, whose stream 'task' writes the texts of a task.
+
+  Raises:
+    DataError: the file is missing or malformed.
+    ValueError: one of `options.others` is unknown or out of range.
+  """
+  if options.task is None:
+    return _read_file(options.path, options.kind, options.max_bad_rows,
+                      options.others)
+  return _read_task(options.task, options.num_rows,
+                    streams.number(seed, 'task'), options.others)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_file(path: str, kind: str, max_bad_rows: int, others: tuple
+               ) -> readers.Read:
+  arguments = {k: dict(v) if k == 'columns' else v for k, v in others}
+  return logged.read(path, kind, max_bad_rows=max_bad_rows, **arguments)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_task(task: str, num_rows: int, seed: int, others: tuple
+               ) -> readers.Read:
+  with tempfile.TemporaryDirectory() as directory:
+    file = pathlib.Path(directory) / f'{task}{tasks.SUFFIXES[task]}'
+    tasks.write(task, file, num_rows=num_rows, seed=seed, **dict(others))
+    return logged.read(file, task)
+
+
+def split(options: Options, seed: int) -> tuple[list[Example], list[Example]]:
+  """Examples of training prompts, and one of each held-out prompt.
+
+  Args:
+    options: of the log.
+    seed: of the study, see `corpus.split_by_prompt`. A prompt that was
+      answered often is held out more often.
+
+  Raises:
+    DataError: as `read`, or there are too few prompts.
+    ValueError: as `read`.
+  """
+  by_number = {}
+  for row in read(options, seed).rows:
+    by_number.setdefault(row.example, []).append(row)
+  examples = [rows[:options.max_samples] for rows in by_number.values()]
+  keyed = [(_prompt(example[0]), example) for example in examples]
+  corpus_lib.check_prompts(len({prompt for prompt, _ in keyed}),
+                           options.num_eval_prompts, options.source)
+  training, held_out = corpus_lib.split_by_prompt(
+      keyed, seed, options.num_eval_prompts)
+  return ([example for _, example in training],
+          [example for _, example in held_out])
+
+
+def _prompt(row: logged.Logged) -> tuple:
+  return row.prompt, row.input, row.history
+
+
+def check_names(options: Options, rows: Sequence[logged.Logged]):
+  """Raises ValueError if a group or the target is not in the log."""
+  in_log, scores = groups(rows), score_names(rows)
+  if options.demonstrations is not None and not (
+      {*options.demonstrations} & {*in_log}):
+    raise ValueError(f'demonstrations must name groups of the log '
+                     f'({", ".join(in_log)}), got {options.demonstrations!r}')
+  if options.target is not None and options.target not in scores:
+    raise ValueError(
+        f'target must be a score of the log '
+        f'({", ".join(scores) or "it has none"}), got {options.target!r}')
+
+
+def groups(rows: Iterable[logged.Logged]) -> tuple[str, ...]:
+  """The groups of rows, in the order of `corpus.Log.groups`."""
+  return tuple(sorted({row.group for row in rows}))
+
+
+def score_names(rows: Iterable[logged.Logged]) -> list[str]:
+  """The scores that some of the rows have."""
+  return sorted({name for row in rows for name, _ in row.scores})
+
+
+def writer(options: Options) -> Callable[[logged.Logged], coders.Texts]:
+  """A function that gives a row its format.
+
+  It raises ValueError if the format has no place for what a row has.
+  """
+  write = formats.get(options.prompt_format)
+  takes_history = 'history' in inspect.signature(write).parameters
+
+  def apply(row):
+    if takes_history:
+      return write(row.prompt, row.response, row.input, history=row.history)
+    if row.history:
+      raise ValueError(f'format {options.prompt_format!r} has no place for '
+                       f'the history of {row.prompt[:80]!r}')
+    return write(row.prompt, row.response, row.input)
+
+  return apply
