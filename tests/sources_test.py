@@ -1,25 +1,25 @@
 """Tests for rlhf_jax.sources."""
 
-import pathlib
-import tempfile
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import stages_test
+import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
 from rlhf_jax import sources
+from rlhf_jax import streams
 from rlhf_jax import types
+from rlhf_jax.data import corpus
 from rlhf_jax.data import order
 from rlhf_jax.ops import priorities
 from rlhf_jax.pipeline import fit as fit_lib
 
 ROWS = 10
+PROMPTS = corpus.Prompts(np.arange(ROWS * 2).reshape(ROWS, 2),
+                         np.arange(ROWS) + 1)
 
 
 def _dataset():
@@ -136,13 +136,13 @@ class ResumeTest(parameterized.TestCase):
       lambda data: sources.prioritized(
           data, np.arange(ROWS), batch_size=8, seed=3))
   def test_same_rows(self, make):
-    path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    source = make(_dataset())
+    source, directories = make(_dataset()), {}
 
     def fit(name, limit=10**9):
       """The rows that each step of a training gets, and where it ends."""
-      context = stages_test.Context(path / name, stages_test.Stop(limit))
-      context.directory.mkdir(exist_ok=True)
+      context = worlds.Context(worlds.SHARED, directories.get(name),
+                               worlds.Stop(limit))
+      directories[name] = context.directory
       seen = {}
 
       def recorded(step, state, frozen):
@@ -161,10 +161,11 @@ class ResumeTest(parameterized.TestCase):
           step=jnp.int32(0), params={'sum': jnp.zeros(())}, opt_state={},
           key=jax.random.key(0))
       try:
-        found = fit_lib.fit(context, state, recorded, step_fn, num_steps=7)[0]
+        last, _ = fit_lib.fit(context, state, recorded, step_fn,
+                              loop=fit_lib.Loop(7))
       except errors.Interrupted:
         return seen, None
-      return seen, float(found.params['sum'])
+      return seen, float(last.params['sum'])
 
     whole, result = fit('whole')
     first, none = fit('cut', limit=3)  # 32 of 10 rows: in the fourth epoch
@@ -179,7 +180,6 @@ class ResumeTest(parameterized.TestCase):
 class OnlineTest(absltest.TestCase):
 
   def _source(self):
-    prompts = np.arange(ROWS * 2).reshape(ROWS, 2)
     calls = []
 
     def sampler(params, prompts, lengths, key, row_ids):
@@ -198,8 +198,8 @@ class OnlineTest(absltest.TestCase):
               statistics={'seen': state.statistics['seen'] + 1})
 
     return sources.online(
-        prompts, np.arange(ROWS) + 1, sampler, sources.rollout(annotators),
-        batch_size=3, seed=2), calls
+        PROMPTS, sampler, sources.rollout(annotators), batch_size=3,
+        seed=2), calls
 
   def test_prompts_come_in_order_with_their_lengths(self):
     source, _ = self._source()
@@ -230,17 +230,15 @@ class OnlineTest(absltest.TestCase):
       used.append(tuple(jax.random.key_data(state.key).tolist()))
       source(step, state, types.Frozen(reward=0.))
       # As the train step does.
-      state = state.replace(key=jax.random.split(state.key)[0])
+      state = state.replace(key=streams.child(state.key, 'next'))
     used += [tuple(jax.random.key_data(key).tolist()) for key in calls]
     self.assertLen(set(used), 8)
-
 
 
 class CutTest(parameterized.TestCase):
   """Chunks, devices and programmatic scores of a rollout."""
 
   def _source(self, batch_size=8, **kwargs):
-    prompts = np.arange(ROWS * 2).reshape(ROWS, 2)
 
     @jax.jit
     def sampler(params, prompts, lengths, key, row_ids):
@@ -257,14 +255,14 @@ class CutTest(parameterized.TestCase):
       return batch.replace(mask=kept), state
 
     return sources.online(
-        prompts, np.arange(ROWS) + 1, sampler, sources.rollout(annotators),
-        batch_size=batch_size, seed=2, **kwargs)
+        PROMPTS, sampler, sources.rollout(annotators), batch_size=batch_size,
+        seed=2, **kwargs)
 
   @parameterized.parameters(dict(chunk_size=4), dict(chunk_size=1),
                             dict(mesh=8), dict(chunk_size=4, mesh=4))
   def test_samples_are_the_same(self, mesh=None, **kwargs):
     if mesh:
-      kwargs['mesh'] = sharding.make_mesh(devices=jax.devices()[:mesh])
+      kwargs['mesh'] = worlds.mesh(mesh)
     whole = self._source()(3, _state(), types.Frozen())
     cut = self._source(**kwargs)(3, _state(), types.Frozen())
     chex.assert_trees_all_equal(
@@ -283,10 +281,20 @@ class CutTest(parameterized.TestCase):
         self._source()(0, _state(scale=3.), types.Frozen()).batch)
 
   def test_scores_of_texts_come_first(self):
-    score = lambda step, batch: step + batch.tokens[..., 0]
-    rollout = self._source(score=score)(3, _state(), types.Frozen())
+    seen = []
+
+    def score(step, batch, places):
+      seen.append(places)
+      return step + batch.tokens[..., 0]
+
+    rollout = self._source(score=score, chunk_size=4)(
+        3, _state(), types.Frozen())
     np.testing.assert_array_equal(
         rollout.batch.scores, 3 + rollout.batch.tokens[..., 0])
+    # Whose right answers some scores read: the prompt at place i is 2 i.
+    np.testing.assert_array_equal(seen, [order.indices(2, 3, 8, ROWS)])
+    np.testing.assert_array_equal(
+        rollout.batch.tokens[:, 0, 0], 2 * seen[0])
 
   def test_metrics_are_of_all_that_was_sampled(self):
     rollout = self._source()(3, _state(), types.Frozen())

@@ -1,37 +1,31 @@
-"""Tests for rlhf_jax.stages.common: training over devices, resumed."""
+"""Tests for rlhf_jax.pipeline.fit: training over devices, resumed."""
 
 import functools
-import json
-import pathlib
-import tempfile
+import itertools
 from unittest import mock
 
 from absl.testing import absltest
-from absl.testing import parameterized
 import chex
 import jax
 import numpy as np
 import optax
+import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import objectives
 from rlhf_jax import policy
-from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.models import transformer
-from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.rewards import models as reward_models
-from rlhf_jax.runner import run as run_lib
-from rlhf_jax.runner import stop
 
 CONFIG = transformer.make_config(
     'llama', vocab_size=19, hidden_size=8, num_layers=1, num_heads=2)
 
 
-def _rows(count=64, width=9, responses=1):
+def rows(count=64, width=9, responses=1):
   """Ragged rows, so that a mean of per-device means would be wrong."""
   rng = np.random.default_rng(0)
   shape = (count, responses, width)
@@ -43,35 +37,34 @@ def _rows(count=64, width=9, responses=1):
 
 
 @functools.cache
-def _sft_step():
+def sft_step():
   tx = optax.sgd(0.1)  # Adam's first step would amplify rounding
   return tx, jax.jit(train.make_train_step(
       functools.partial(policy.forward, CONFIG), objectives.get('sft'), tx))
 
 
-class CommonTest(parameterized.TestCase):
+def context_of(name, num_devices=1):
+  """Of a stage that reads no other."""
+  directory = worlds.folder() / name
+  directory.mkdir()
+  return worlds.Context(
+      worlds.SHARED, directory, num_devices=num_devices)
 
-  def _context(self, name):
-    workdir = tempfile.TemporaryDirectory()
-    self.addCleanup(workdir.cleanup)
-    context = run_lib.StageContext(
-        pathlib.Path(workdir.name), name, stop.StopSignal())
-    context.directory.mkdir()
-    return context
 
-  def _fit(self, context, devices, *, batch_size=16, num_steps=5, **kwargs):
-    tx, step = _sft_step()
-    state = train.init_state(
-        transformer.init(CONFIG, jax.random.key(0)), tx, jax.random.key(1))
-    source = sources.offline(_rows(), batch_size=batch_size, seed=3)
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    with mock.patch.object(sharding, 'make_mesh', lambda: mesh):
-      return fit_lib.fit(context, state, source, step, num_steps=num_steps,
-                        **kwargs)
+def fit(context, *, batch_size=16, num_steps=5, watch=None, **loop):
+  tx, step = sft_step()
+  state = train.init_state(
+      transformer.init(CONFIG, jax.random.key(0)), tx, jax.random.key(1))
+  return fit_lib.fit(
+      context, state, sources.offline(rows(), batch_size=batch_size, seed=3),
+      step, loop=fit_lib.Loop(num_steps, **loop), watch=watch)
+
+
+class DevicesTest(absltest.TestCase):
 
   def test_one_device_against_eight(self):
-    one, _ = self._fit(self._context('one'), 1)
-    eight, _ = self._fit(self._context('eight'), 8)
+    one, _ = fit(context_of('one'))
+    eight, _ = fit(context_of('eight', 8))
     self.assertLen(jax.tree.leaves(eight.params)[0].sharding.device_set, 8)
     chex.assert_trees_all_close(
         jax.device_get(one.params), jax.device_get(eight.params), atol=1e-6)
@@ -81,72 +74,7 @@ class CommonTest(parameterized.TestCase):
 
   def test_a_batch_that_does_not_split_is_refused_with_both_numbers(self):
     with self.assertRaisesRegex(errors.TopologyError, '12 prompts.*data 8'):
-      self._fit(self._context('odd'), 8, batch_size=12)
-
-  def test_resume_is_bitwise_and_logs_each_step_once(self):
-    whole, _ = self._fit(self._context('whole'), 1, num_steps=7, save_every=2,
-                         log_every=1)
-    context = self._context('halves')
-    context.stop._event.set()  # as a signal does; stops after the next step
-    with self.assertRaisesRegex(errors.Interrupted, 'step 1 of halves'):
-      self._fit(context, 1, num_steps=7, save_every=2, log_every=1)
-    context.stop._event.clear()
-    resumed, _ = self._fit(context, 1, num_steps=7, save_every=2, log_every=1)
-    chex.assert_trees_all_equal(whole.params, resumed.params)
-    lines = (context.directory / 'metrics.jsonl').read_text().splitlines()
-    self.assertEqual([json.loads(line)['step'] for line in lines],
-                     [1, 2, 3, 4, 5, 6, 7])
-
-  def test_a_finished_training_reports_the_same_again(self):
-    """Killed after the last checkpoint, before the stage's result."""
-    context = self._context('again')
-    first, metrics = self._fit(context, 1, tokens_per_step=10)
-    second, again = self._fit(context, 1, tokens_per_step=10)
-    chex.assert_trees_all_equal(first.params, second.params)
-    self.assertIn('train/loss', metrics)
-    self.assertEqual(
-        {k: v for k, v in metrics.items() if k.startswith('train/')},
-        {k: v for k, v in again.items() if k.startswith('train/')})
-    self.assertGreaterEqual(again['seconds'], metrics['seconds'] * 0.5)
-
-  def test_a_step_of_one_update_writes_no_updates(self):
-    """A policy on logged responses is evaluated; its metrics are scalars."""
-    evaluate = lambda step, state: {'gold': float(step)}
-    context = self._context('offline')
-    self._fit(context, 1, num_steps=3, log_every=1, evaluate=evaluate,
-              evaluate_every=2)
-    read = lambda name: [json.loads(line) for line in (
-        context.directory / f'{name}.jsonl').read_text().splitlines()]
-    self.assertEqual([row['step'] for row in read('metrics')], [1, 2, 3])
-    self.assertEqual([row['gold'] for row in read('evaluation')], [0, 2, 3])
-    self.assertFalse((context.directory / 'updates.jsonl').exists())
-
-  def test_updates_of_a_rollout_survive_a_resumption_once(self):
-    metrics = lambda: {'train/loss': np.float32([1, 2]), 'x': np.float32(5)}
-    context = self._context('online')
-    for start, stop in ((1, 5), (3, 6)):  # restored at step 2
-      with fit_lib._Log(context.directory, lambda *_: {}) as log:
-        log.truncate(start - 1)
-        for step in range(start, stop):
-          self.assertEqual(log.step(step, metrics()),
-                           {'train/loss': 1.5, 'x': 5})
-    rows = [json.loads(line) for line in (
-        context.directory / 'updates.jsonl').read_text().splitlines()]
-    self.assertEqual(
-        [(r['step'], r['update'], r['train/loss']) for r in rows],
-        [(step, i, i + 1) for step in range(1, 6) for i in range(2)])
-    self.assertNotIn('x', rows[0])
-
-  def test_another_corpus_is_refused(self):
-    context = self._context('gold')
-    config = dict(name='reviews', num_demonstrations=4, num_pair_prompts=4,
-                  num_eval_prompts=4, max_response_length=24)
-    corpus = artifacts.corpus_lib.load(config, 0)
-    with mock.patch.object(context, 'result_of', lambda name: {
-        'corpus': corpus.fingerprint()}):
-      self.assertIs(artifacts.load_corpus(context, config, 0, 'sft'), corpus)
-      with self.assertRaisesRegex(errors.CheckpointError, 'not the one'):
-        artifacts.load_corpus(context, config, 1, 'sft')
+      fit(context_of('odd', 8), batch_size=12)
 
   def test_members_split_along_their_prompts(self):
     tx = optax.sgd(0.1)
@@ -155,17 +83,117 @@ class CommonTest(parameterized.TestCase):
         objectives.get('bradley_terry'), tx)))
     keys = jax.random.split(jax.random.key(0), 3)
     source = sources.offline_members(
-        _rows(responses=2), batch_size=8, seeds=[1, 2, 3])
+        rows(responses=2), batch_size=8, seeds=[1, 2, 3])
     results = []
     for devices in (1, 8):
       state = jax.vmap(lambda p, k: train.init_state(p, tx, k))(
           reward_models.init_members(CONFIG, keys), keys)
-      mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-      with mock.patch.object(sharding, 'make_mesh', lambda m=mesh: m):
-        state, _ = fit_lib.fit(self._context(f'on_{devices}'), state, source,
-                              step, num_steps=3)
+      state, _ = fit_lib.fit(context_of(f'on_{devices}', devices), state,
+                             source, step, loop=fit_lib.Loop(3))
       results.append(jax.device_get(state.params))
     chex.assert_trees_all_close(*results, atol=1e-6)
+
+
+class ResumeTest(absltest.TestCase):
+
+  def test_resume_is_bitwise_and_logs_each_step_once(self):
+    often = dict(num_steps=7, save_every=2, log_every=1)
+    whole, _ = fit(context_of('whole'), **often)
+    context = context_of('halves')
+    context.stop = worlds.Stop(0)  # as a signal; stops after the next step
+    with self.assertRaisesRegex(errors.Interrupted, 'step 1 of halves'):
+      fit(context, **often)
+    context.stop = worlds.Stop()
+    resumed, _ = fit(context, **often)
+    self.assertEqual(context.shown, ['goes on at step 1 of 7'])
+    for name in ('params', 'opt_state', 'step'):
+      chex.assert_trees_all_equal(getattr(whole, name), getattr(resumed, name))
+    self.assertEqual([line['step'] for line in context.lines('metrics')],
+                     [1, 2, 3, 4, 5, 6, 7])
+
+  def test_a_finished_training_reports_the_same_again(self):
+    """Killed after the last checkpoint, before the stage's result."""
+    context = context_of('again')
+    clock = mock.Mock(monotonic=itertools.count(0, 10).__next__)
+    with mock.patch.object(fit_lib, 'time', clock):
+      first, metrics = fit(context)
+      second, again = fit(context)
+    chex.assert_trees_all_equal(first.params, second.params)
+    self.assertIn('train/loss', metrics)
+    self.assertEqual(
+        {k: v for k, v in metrics.items() if k.startswith('train/')},
+        {k: v for k, v in again.items() if k.startswith('train/')})
+    # Ten to the last checkpoint, of both, and ten after it.
+    self.assertEqual((metrics['seconds'], again['seconds']), (20, 20))
+
+  def test_rate_is_per_second_of_the_whole_training(self):
+    self.assertEqual(
+        fit_lib.rate({'train/loss': 2., 'seconds': 4.}, 100),
+        {'train/loss': 2., 'seconds': 4., 'tokens_per_second': 25.})
+
+
+class WatchTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.seen = []
+
+    def evaluate(step, state):
+      self.seen.append(step)
+      return {'gold': float(step), 'at': float(state.step)}
+
+    self.watch = fit_lib.Watch(evaluate, 2)
+
+  def test_a_step_of_one_update_writes_no_updates(self):
+    """A policy on logged responses is evaluated; its metrics are scalars."""
+    context = context_of('offline')
+    fit(context, num_steps=3, log_every=1, watch=self.watch)
+    self.assertEqual([row['step'] for row in context.lines('metrics')],
+                     [1, 2, 3])
+    evaluated = context.lines('evaluation')
+    self.assertEqual([row['gold'] for row in evaluated], [0, 2, 3])
+    # Of the state of that step, and of no other.
+    self.assertEqual([row['at'] for row in evaluated], [0, 2, 3])
+    self.assertFalse((context.directory / 'updates.jsonl').exists())
+
+  def test_nothing_is_evaluated_twice_but_the_last_step(self):
+    """What it writes beside its line may have been lost in a kill."""
+    context = context_of('twice')
+    context.stop = worlds.Stop(2)
+    with self.assertRaises(errors.Interrupted):
+      fit(context, num_steps=5, watch=self.watch)
+    context.stop = worlds.Stop()
+    for _ in range(2):
+      fit(context, num_steps=5, watch=self.watch)
+    self.assertEqual(self.seen, [0, 2, 4, 5, 5])
+    self.assertEqual([row['step'] for row in context.lines('evaluation')],
+                     [0, 2, 4, 5])
+
+  def test_an_evaluation_that_is_gone_is_named(self):
+    context = context_of('gone')
+    context.stop = worlds.Stop(2)
+    with self.assertRaises(errors.Interrupted):
+      fit(context, num_steps=5, watch=self.watch)
+    (context.directory / 'evaluation.jsonl').write_text('')
+    context.stop = worlds.Stop()
+    with self.assertRaisesRegex(errors.CheckpointError,
+                                'evaluation.jsonl lacks step 0; delete .*gone'):
+      fit(context, num_steps=5, watch=self.watch)
+
+  def test_updates_of_a_rollout_survive_a_resumption_once(self):
+    metrics = lambda: {'train/loss': np.float32([1, 2]), 'x': np.float32(5)}
+    context = context_of('online')
+    for start, stop in ((1, 5), (3, 6)):  # restored at step 2
+      with fit_lib._Log(context.directory, self.watch) as log:
+        log.truncate(start - 1)
+        for step in range(start, stop):
+          self.assertEqual(log.step(step, metrics()),
+                           {'train/loss': 1.5, 'x': 5})
+    updates = context.lines('updates')
+    self.assertEqual(
+        [(r['step'], r['update'], r['train/loss']) for r in updates],
+        [(step, i, i + 1) for step in range(1, 6) for i in range(2)])
+    self.assertNotIn('x', updates[0])
 
 
 if __name__ == '__main__':
