@@ -1,7 +1,10 @@
-"""Eight fake CPU devices and a compilation cache for the whole suite."""
+"""Eight fake CPU devices, a compilation cache and shared worlds for the suite.
+"""
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 DEVICES = 8
 # jaxlib 0.10.2 deadlocks in async collectives when fake devices outnumber
@@ -22,6 +25,21 @@ import pytest
 jax.config.update('jax_num_cpu_devices', DEVICES)
 # Catches (B,) against (B, 1) in a loss, which would broadcast to (B, B).
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+WORLDS = 'RLHF_JAX_TEST_WORLDS'  # of worlds.py
+
+
+def pytest_configure(config):
+  """One directory of worlds, told to the workers before they start."""
+  if not hasattr(config, 'workerinput') and WORLDS not in os.environ:
+    os.environ[WORLDS] = config.rlhf_jax_worlds = tempfile.mkdtemp(
+        prefix='rlhf_jax_worlds_')
+
+
+def pytest_unconfigure(config):
+  """Removes it with the process that has made it, after the last worker."""
+  if hasattr(config, 'rlhf_jax_worlds'):
+    shutil.rmtree(config.rlhf_jax_worlds, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -5,6 +5,7 @@ a run of the suite, on disk, by whichever process comes first; the others wait
 at its lock.
 """
 
+import atexit
 import csv
 import fcntl
 import functools
@@ -33,14 +34,18 @@ from rlhf_jax.storage import files
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COSTE = 'coste2024_reward_model_ensembles'
 FIGURE_3 = f'experiments/{COSTE}/fig3_best_of_n.py'
-# One directory for all processes of a run of the suite; see conftest.py.
-SHARED = pathlib.Path(os.environ.setdefault(
-    'RLHF_JAX_TEST_WORLDS', tempfile.mkdtemp(prefix='rlhf_jax_worlds_')))
 
 
-def clear():
-  """Removes everything; called when the suite ends."""
-  shutil.rmtree(SHARED, ignore_errors=True)
+def _shared() -> pathlib.Path:
+  """One directory for all processes of a run of the suite; see conftest.py."""
+  if 'RLHF_JAX_TEST_WORLDS' in os.environ:
+    return pathlib.Path(os.environ['RLHF_JAX_TEST_WORLDS'])
+  path = tempfile.mkdtemp(prefix='rlhf_jax_worlds_')  # a test without pytest
+  atexit.register(shutil.rmtree, path, ignore_errors=True)
+  return pathlib.Path(path)
+
+
+SHARED = _shared()
 
 
 def folder() -> pathlib.Path:
@@ -78,9 +83,12 @@ def command(config: str, workdir, *arguments: str) -> list[str]:
 
 def launch(config: str, workdir, *arguments: str):
   """Runs the front door to its end."""
-  return subprocess.run(
-      command(config, workdir, *arguments), cwd=ROOT, env=environment(),
-      capture_output=True, text=True, timeout=600)
+  return _launch(command(config, workdir, *arguments))
+
+
+def _launch(arguments):
+  return subprocess.run(arguments, cwd=ROOT, env=environment(),
+                        capture_output=True, text=True, timeout=600)
 
 
 def get_config(config: str, size: str = 'laptop') -> dict:
@@ -96,6 +104,8 @@ def smoke(config: str = FIGURE_3, reuse: tuple[pathlib.Path, ...] = ()
           ) -> tuple[pathlib.Path, dict]:
   """The workdir of a finished smoke study, and what its command printed.
 
+  Beside the workdir, `streams.jsonl` says which streams it has asked for.
+
   Args:
     config: path of the file.
     reuse: workdirs whose stages it may take over.
@@ -104,7 +114,10 @@ def smoke(config: str = FIGURE_3, reuse: tuple[pathlib.Path, ...] = ()
 
   def make(path):
     arguments = [f'--reuse={",".join(map(str, reuse))}'] if reuse else []
-    done = launch(f'{config}:smoke', path / 'study', *arguments)
+    python, _, _, *flags = command(
+        f'{config}:smoke', path / 'study', *arguments)
+    done = _launch([python, ROOT / 'tests/recorder.py',
+                    path / 'streams.jsonl', *flags])
     files.write_json(path / 'done.json', {
         'code': done.returncode, 'stdout': done.stdout,
         'stderr': done.stderr})

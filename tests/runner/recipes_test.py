@@ -258,7 +258,8 @@ def test_what_a_killed_process_leaves_is_removed(source, tmp_path):
     (left / 'half').write_text('half')
     # It is in nobody's way, and nobody takes it.
     workdirs.write_record(left.parent, workdirs.read_record(source / 'base'))
-    files.write_json(tmp_path / name / 'config.json', {})
+    files.write_json(tmp_path / name / 'config.json',
+                     {'layout': workdirs.LAYOUT})
     assert recipes.scan([tmp_path / name]) == {}
     assert launch(tmp_path / name, make_stages(), reuse) == (
         [] if reuse else ['base', 'teacher'])
@@ -308,6 +309,17 @@ def test_a_damaged_source_is_named(source, tmp_path):
   with pytest.raises(errors.CheckpointError, match=str(path)):
     launch(tmp_path / 'new', make_stages(), [source])
   assert not (tmp_path / 'new').exists()
+
+
+def test_a_study_of_an_older_layout_is_not_taken_over(source, tmp_path):
+  config = files.read_json(source / 'config.json')
+  assert config.pop('layout') == workdirs.LAYOUT
+  files.write_json(source / 'config.json', config)
+  before = tree(source)
+  with pytest.raises(errors.ConfigError, match='by an older version'):
+    launch(tmp_path / 'new', make_stages(), [source])
+  assert not (tmp_path / 'new').exists()
+  assert tree(source) == before
 
 
 @pytest.mark.parametrize('name', ['missing', 'empty', 'file'])

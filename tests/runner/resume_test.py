@@ -12,18 +12,17 @@ import tempfile
 import time
 
 from absl.testing import absltest
-import experiments_test
 import jax
 import numpy as np
-import stages_test
+import worlds
 
 from rlhf_jax import errors
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.stages import sft
 from rlhf_jax.storage import files
-from rlhf_jax.studies import best_of_n
+from rlhf_jax.studies import plan
 
-SMOKE = f'{experiments_test.FIGURE_3}:smoke'
+SMOKE = f'{worlds.FIGURE_3}:smoke'
 RESULTS = 'report_seeds_0/results.csv'
 SEED = 20260731  # of when to kill
 KILLS = 5
@@ -62,8 +61,8 @@ def without(others, found: dict) -> dict:
 def interrupt(workdir, number, ready, *arguments, delay=0.):
   """Starts the study, signals it once `ready()`; its code and its stderr."""
   process = subprocess.Popen(
-      experiments_test.command(SMOKE, workdir, *arguments),
-      cwd=experiments_test.ROOT, env=experiments_test.environment(),
+      worlds.command(SMOKE, workdir, *arguments),
+      cwd=worlds.ROOT, env=worlds.environment(),
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   try:
     deadline = time.monotonic() + 300
@@ -79,7 +78,7 @@ def interrupt(workdir, number, ready, *arguments, delay=0.):
 
 
 def finish(workdir, *arguments):
-  done = experiments_test.launch(SMOKE, workdir, *arguments)
+  done = worlds.launch(SMOKE, workdir, *arguments)
   assert done.returncode == 0, done.stderr
   return done
 
@@ -90,7 +89,7 @@ class ResumeTest(absltest.TestCase):
     super().setUp()
     self.workdir = pathlib.Path(
         self.enterContext(tempfile.TemporaryDirectory()))
-    self.whole, _ = experiments_test.smoke()
+    self.whole, _ = worlds.smoke()
 
   def check_interrupted(self, code, log):
     """Exit code 75 and one line that says what to do."""
@@ -213,26 +212,23 @@ class FitTest(absltest.TestCase):
 
   def test_resumes_bitwise(self):
     """Stopped twice, it sees the same batches and ends in the same bits."""
-    context, config = stages_test.Context, stages_test.config()
-    arguments = config['policy'] | dict(
-        seed=0, data=best_of_n.data_config(config))
-    vocab_size = stages_test.world().tokenizer.vocab_size
-    stopped, whole = (self.enterContext(tempfile.TemporaryDirectory())
-                      for _ in range(2))
+    study, _ = worlds.smoke()
+    stage = next(stage for stage in plan.plan(
+        files.read_json(study / 'config.json')) if stage.name == 'seed_0/sft')
+    self.assertIs(stage.run.func, sft.run)
+    stopped, whole = worlds.folder(), worlds.folder()
     for steps in (3, 2):
       with self.assertRaises(errors.Interrupted):
-        sft.run(context(stopped, stages_test.Stop(steps - 1)), **arguments)
-    sft.run(context(stopped), **arguments)
-    sft.run(context(whole), **arguments)
-    # An absolute directory stays as it is below the study.
-    params = [artifacts.load_policy(
-        context(), name, config['policy']['model'], vocab_size)[1]
-              for name in (stopped, whole, 'seed_0/sft')]
+        stage.run(worlds.Context(study, stopped, worlds.Stop(steps - 1), 8))
+    stage.run(worlds.Context(study, stopped, num_devices=8))
+    stage.run(worlds.Context(study, whole, num_devices=8))
+    params = [artifacts.restore_policy(directory).params
+              for directory in (stopped, whole, study / 'seed_0/sft')]
     jax.tree.map(np.testing.assert_array_equal, *params[:2])
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5),
                  *params[1:])  # another number of devices
-    lines = pathlib.Path(stopped, 'metrics.jsonl').read_text().splitlines()
-    self.assertEqual([json.loads(line)['step'] for line in lines], [3, 5, 8])
+    lines = files.read_jsonl(stopped / 'metrics.jsonl')
+    self.assertEqual([line['step'] for line in lines], [3, 5, 8])
 
 
 if __name__ == '__main__':

@@ -1,7 +1,5 @@
 """Studies under real signals: nothing half-written, nothing run twice."""
 
-import hashlib
-import json
 import os
 import re
 import select
@@ -16,9 +14,11 @@ import pytest
 
 from rlhf_jax import errors
 from rlhf_jax.runner import run as run_lib
+from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
 CONFIG = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 10}}
+LAYOUT = {'layout': workdirs.LAYOUT}
 
 
 def make_stages(calls, names=('seed_0/sft', 'seed_0/rl', 'figure')):
@@ -51,7 +51,7 @@ def test_runs_in_order_and_then_not_again(tmp_path, capsys):
   record = files.read_json(tmp_path / 'seed_0/rl/result.json')
   assert record['result'] == {'loss': 0.25, 'nan': None, 'stage': 'rl'}
   assert record['seconds'] >= 0
-  assert files.read_json(tmp_path / 'config.json') == CONFIG
+  assert files.read_json(tmp_path / 'config.json') == CONFIG | LAYOUT
   status = status_of(tmp_path)
   assert (status['state'], status['code'], status['exit_code']) == (
       'complete', 'OK', 0)
@@ -101,6 +101,36 @@ def test_a_stage_reads_the_results_of_another(tmp_path):
   assert 'after: reading' in (tmp_path / 'log.txt').read_text()
 
 
+def test_the_mesh_is_that_of_the_config_and_made_once(tmp_path):
+  meshes = []
+
+  def run(context):
+    meshes.append(context.mesh)
+    return {}
+
+  stages = [run_lib.Stage(name, run) for name in 'ab']
+  for config, shape in (({}, {'data': 8}),
+                        ({'mesh': {'data': -1}}, {'data': 8}),
+                        ({'mesh': {'data': 4, 'model': -1}},
+                         {'data': 4, 'model': 2})):
+    workdir = tmp_path / files.digest(config)
+    run_lib.run_study(stages, workdir, config=config)
+    one, other = meshes[-2:]
+    assert dict(one.shape) == shape
+    assert one is other
+  assert len(meshes) == 6
+
+
+def test_a_mesh_is_made_when_a_stage_asks(tmp_path):
+  """So that a study that has nothing to do starts no device."""
+  config = {'mesh': {'data': 3}}
+  run_lib.run_study(make_stages([]), tmp_path, config=config)
+  stages = [run_lib.Stage('c', lambda context: {'mesh': context.mesh})]
+  with pytest.raises(errors.TopologyError, match=r'config\.mesh'):
+    run_lib.run_study(stages, tmp_path, config=config)
+  assert status_of(tmp_path)['exit_code'] == 8
+
+
 def test_a_damaged_result_is_named_and_not_rerun(tmp_path):
   calls = []
   run_lib.run_study(make_stages(calls), tmp_path, config={})
@@ -125,9 +155,22 @@ def test_a_safe_change_is_logged_and_kept(tmp_path, capsys):
   safe = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 5}}
   run_lib.run_study([], tmp_path, config=safe)
   assert 'sft.log_every: 10 -> 5' in capsys.readouterr().out
-  assert files.read_json(tmp_path / 'config.json') == safe
+  assert files.read_json(tmp_path / 'config.json') == safe | LAYOUT
   with pytest.raises(errors.ConfigError, match='log_every'):
     run_lib.run_study([], tmp_path, config=CONFIG, safe_keys=())
+
+
+def test_a_study_of_an_older_layout_is_left_as_it_is(tmp_path):
+  """But for the lock, which names who has looked."""
+  files.write_json(tmp_path / 'config.json', CONFIG)
+  (tmp_path / 'seed_0').mkdir()
+  before, calls = tree(tmp_path), []
+  with pytest.raises(errors.ConfigError, match='older version of rlhf_jax'):
+    run_lib.run_study(make_stages(calls), tmp_path, config=CONFIG)
+  assert not calls
+  after = tree(tmp_path)
+  del after['lock']
+  assert after == before
 
 
 def test_tuples_are_not_a_change(tmp_path):
@@ -180,7 +223,9 @@ def test_a_study_may_run_outside_the_main_thread(tmp_path):
 # code that no Python handler can interrupt.
 PROGRAM = """
 import hashlib, sys, time
-from rlhf_jax import errors, files, study
+from rlhf_jax import errors
+from rlhf_jax.runner import run as run_lib
+from rlhf_jax.storage import files
 
 def count(context):
   path = context.directory / 'step.json'
@@ -300,16 +345,10 @@ def test_stdout_may_be_closed(tmp_path):
   os.close(reader)
   script = ('import sys\nfrom rlhf_jax.runner import run as run_lib\n'
             's = [run_lib.Stage(n, lambda c: {}) for n in "ab"]\n'
-            'study.run_study(s, sys.argv[1], config={})\n')
+            'run_lib.run_study(s, sys.argv[1], config={})\n')
   done = subprocess.run(
       [sys.executable, '-c', script, str(tmp_path)], stdout=writer,
       stderr=subprocess.PIPE, text=True)
   os.close(writer)
   assert (done.returncode, done.stderr) == (0, '')
   assert status_of(tmp_path)['state'] == 'complete'
-
-
-def test_digest_does_not_depend_on_order():
-  expected = hashlib.sha256(
-      json.dumps({'a': 1, 'b': [2]}).encode()).hexdigest()
-  assert files.digest({'b': [2], 'a': 1}) == expected

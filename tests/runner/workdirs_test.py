@@ -64,8 +64,25 @@ def test_a_safe_change_is_returned_and_written(tmp_path):
   safe = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 5}}
   changes = workdirs.check_config(tmp_path, safe, ('sft.log_*',))
   assert changes == ['sft.log_every: 10 -> 5']
-  assert files.read_json(tmp_path / 'config.json') == safe
+  assert files.read_json(tmp_path / 'config.json') == safe | {
+      'layout': workdirs.LAYOUT}
   assert workdirs.check_config(tmp_path, safe, ()) == []
+
+
+@pytest.mark.parametrize('config, layout', [
+    ({}, 1), (CONFIG, 1), (CONFIG | {'layout': 1}, 1), ([], 1)])
+def test_a_study_of_an_older_layout_is_refused(tmp_path, config, layout):
+  """Whether its config is the same or not, and nothing is written."""
+  files.write_json(tmp_path / 'config.json', config)
+  before = (tmp_path / 'config.json').read_bytes()
+  for refuse in (lambda: workdirs.check_config(tmp_path, CONFIG, ('*',)),
+                 lambda: workdirs.check_layout(tmp_path)):
+    with pytest.raises(errors.ConfigError) as caught:
+      refuse()
+    assert str(caught.value) == (
+        f'{tmp_path} was made by an older version of rlhf_jax (layout '
+        f'{layout}, this one has {workdirs.LAYOUT}); start a new workdir')
+  assert (tmp_path / 'config.json').read_bytes() == before
 
 
 def test_a_record_comes_back(tmp_path):
