@@ -16,11 +16,34 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import experiments_test
+import worlds
 
-CONFIG = f'--config={experiments_test.FIGURE_3}:smoke'
+CONFIG = f'--config={worlds.FIGURE_3}:smoke'
 BAD, HH, ALPACA = ('bad.jsonl', 'hh.jsonl', 'alpaca.json')
+# RLOO on one component, of the kind that follows the colon.
+ONLINE = """
+from experiments import base
+COMPONENTS = dict(
+    tfidf=dict(kind='tfidf'), file=dict(kind='file', column='votes'),
+    proxy=dict(kind='proxy'), exact_match=dict(kind='exact_match'),
+    length=dict(kind='length'), function=dict(
+        kind='function', function='nowhere:f'))
+def get_config(kind):
+  config = base.online_config('smoke')
+  config.title = 'RLOO'
+  config.runs.one = dict(
+      algorithm='rloo', rollout=dict(samples=2), labels=dict(method='RLOO'),
+      reward=dict(components=dict(part=COMPONENTS[kind])))
+  config.figure = dict(kind='table', columns=('proxy',))
+  return config
+"""
 FILES = {
+    'online.py': ONLINE,
+    'twice.py': 'def get_config(size):\n'
+                "  return {'fluent': {'kind': 'vader'},\n"
+                "          'fluent': {'kind': 'length'}}\n",
+    'repeated.py': 'def get_config(size):\n  return dict(one={}, one={})\n',
+    'old/config.json': '{"seeds": [0], "title": "by an older version"}',
     'syntax.py': 'def get_config(size):\n  retrun 1\n',
     'raises.py': 'def get_config(size):\n  return {}[size]\n',
     'empty.py': '',
@@ -39,6 +62,7 @@ FILES = {
                         for i in range(9)]),
 }
 field = lambda text: (CONFIG, f'--config.{text}')
+component = lambda kind: (f'--config=DIR/online.py:{kind}',)
 files = lambda path, *more: (
     CONFIG, f'--config.data.path=DIR/{path}',
     f'--config.data.preferences=DIR/{HH}', *more)
@@ -127,9 +151,9 @@ CASES = {
     'width': (field('data.world.max_response_length=0'), 2, (
         'max_response_length', 'at least 1')),
     'one_file': (field(f'data.path=DIR/{ALPACA}'), 2, (
-        'data.path', 'data.preferences', 'together')),
+        'config.data.preferences is None', 'gold model', 'conditions')),
     'other_file': (field(f'data.preferences=DIR/{HH}'), 2, (
-        'data.path', 'data.preferences', 'together')),
+        'config.data.path', 'config.data.preferences', 'give both')),
     'no_file': (files('no.json'), 3, ('DIR/no.json', '--config.data.path')),
     'malformed': (files(BAD), 3, (
         'DIR/bad.jsonl:2', 'DIR/bad.jsonl:3', '2 bad rows of 3',
@@ -140,6 +164,29 @@ CASES = {
         'vocab_size', '259')),
     'tokenizer': (files(ALPACA, f'--config.data.files.tokenizer=DIR/{HH}'), 3,
                   (f'DIR/{HH}', 'tokenizer.json')),
+    'no_log': (component('tfidf'), 2, (
+        "config.runs.one.reward.components.part has kind 'tfidf'",
+        "reads 'log'", 'offline')),
+    'no_condition': (component('proxy'), 2, (
+        "config.runs.one.condition is 'clean'", 'there are none')),
+    'no_target': (component('file'), 2, (
+        "config.runs.one.reward.components.part has kind 'file'",
+        'config.data.logged.target', "'votes'")),
+    'no_answers': (component('exact_match'), 2, (
+        "config.runs.one.reward.components.part has kind 'exact_match'",
+        'config.data.logged.kind')),
+    'no_field': (component('length'), 2, (
+        "config.runs.one.reward.components: component 'part'",
+        'target is absent')),
+    'no_module': (component('function'), 2, ('part', 'nowhere')),
+    'name_twice': (('--config=DIR/twice.py:x',), 2, (
+        "DIR/twice.py:3: 'fluent' is given twice in one dict", 'rename')),
+    'keyword_twice': (('--config=DIR/repeated.py:x',), 2, (
+        'DIR/repeated.py', 'SyntaxError', 'repeated: one')),
+    'old': ((CONFIG, '--workdir=DIR/old'), 2, (
+        'DIR/old was made by an older version', 'start a new workdir')),
+    'old_reuse': ((CONFIG, '--reuse=DIR/old'), 2, (
+        'DIR/old was made by an older version', 'start a new workdir')),
     'stage': ((CONFIG, '--stages=slf'), 2, ("'slf'", 'seed_0/sft')),
     'reuse': ((CONFIG, '--reuse=DIR/owned'), 2, (
         '--reuse=DIR/owned', 'no study', 'check the path')),
@@ -215,7 +262,7 @@ def outcomes():
       fcntl.flock(lock, fcntl.LOCK_EX)
       done = subprocess.run(
           [sys.executable, '-c', FORKS], input=json.dumps(jobs),
-          cwd=experiments_test.ROOT, env=experiments_test.environment(),
+          cwd=worlds.ROOT, env=worlds.environment(),
           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = dict(zip(CASES, json.loads(done.stdout), strict=True))
@@ -228,14 +275,14 @@ class BadInputTest(parameterized.TestCase):
 
   @parameterized.named_parameters((name, name) for name in CASES)
   def test_one_line_that_helps(self, name):
-    _, code, parts = CASES[name]
+    _, expected, parts = CASES[name]
     results, _, _, directory = outcomes()
-    found, output, log = results[name]
+    code, output, log = results[name]
     log = log.replace(directory, 'DIR')
-    self.assertEqual((found, output), (code, ''), log)
+    self.assertEqual((code, output), (expected, ''), log)
     self.assertLen(log.splitlines(), 1)
     self.assertStartsWith(log, f'rlhf_jax: {CODES[code]}: ')
-    for part in (*parts,):
+    for part in parts:
       self.assertIn(part, log)
     for noise in ('Traceback', 'config_config', '\\n', '  '):
       self.assertNotIn(noise, log)
@@ -243,7 +290,9 @@ class BadInputTest(parameterized.TestCase):
       self.assertLess(len(log), 420)
 
   def test_nothing_is_left_behind(self):
-    _, before, after, _ = outcomes()
+    _, before, after, directory = outcomes()
+    # Whoever looks into a workdir leaves its name in the lock.
+    self.assertIn(b'pid ', after.pop(f'{directory}/old/lock'))
     self.assertEqual(before, after)
 
 
@@ -252,7 +301,7 @@ class FrontDoorTest(absltest.TestCase):
   def test_help(self):
     done = subprocess.run(
         [sys.executable, '-m', 'rlhf_jax.main', '--help'], text=True,
-        cwd=experiments_test.ROOT, env=experiments_test.environment(),
+        cwd=worlds.ROOT, env=worlds.environment(),
         capture_output=True, timeout=120)
     for part in ('--config', '--workdir', '--stages', '--reuse'):
       self.assertIn(part, done.stdout)
@@ -260,7 +309,7 @@ class FrontDoorTest(absltest.TestCase):
 
   def test_a_stage_without_what_it_needs(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
-    done = experiments_test.launch(
+    done = worlds.launch(
         CONFIG.removeprefix('--config='), workdir, '--stages=gold')
     self.assertEqual(done.returncode, 4)
     self.assertLen(done.stderr.splitlines(), 1)
@@ -270,12 +319,11 @@ class FrontDoorTest(absltest.TestCase):
     self.assertFalse(os.path.exists(f'{workdir}/seed_0/gold/result.json'))
 
   def test_a_changed_config_is_refused(self):
-    whole, _ = experiments_test.smoke()
-    workdir = pathlib.Path(
-        self.enterContext(tempfile.TemporaryDirectory()), 'copy')
-    shutil.copytree(whole, workdir)
+    whole, _ = worlds.smoke()
+    workdir = worlds.folder()
+    shutil.copytree(whole, workdir, dirs_exist_ok=True)
     before = (workdir / 'config.json').read_bytes()
-    done = experiments_test.launch(
+    done = worlds.launch(
         CONFIG.removeprefix('--config='), workdir,
         '--config.policy.num_steps=9')
     self.assertEqual(done.returncode, 2)

@@ -78,7 +78,7 @@ def _check(config: dict, data: dict, proxy: Mapping):
                              'trains no policy to go on with')
   run_checks.check_components(
       'online.reward', run['reward']['components'], config['pool'],
-      {'gold', 'pairs', 'proxies'})
+      {'gold', 'pairs', 'proxies'}, data)
   run_checks.check_online('online', run, {'proxy': proxy},
                           config['data']['num_eval_prompts'])
   spec.check(config['figure'], [_labels(*run) for run in _runs(config)],

@@ -54,8 +54,13 @@ def _check_log(where, log, config, conditions, data):
   require(pairs or data['name'] == 'logged', f'{where}.source',
           'give config.data.logged.kind, a corpus of logged responses')
   run_checks.check_components(where, log['components'], config['pool'], {
-      'gold', 'pairs', 'proxies', 'log'})
-  _check_rewards(where, log, data, require)
+      'gold', 'pairs', 'proxies', 'log'}, data)
+  kinds = reward_nodes.kinds(log['components'])
+  require('proxy' not in kinds or data['name'] != 'logged',
+          f'{where}.components', "kind 'proxy' learns from pairs of samples; "
+          "use 'gold' or 'file', which learn from the logged responses")
+  require('exact_match' not in kinds or not pairs, f'{where}.components',
+          "samples have no right answer to match; give source='corpus'")
   most = (data['num_pair_prompts'] if pairs
           else len(logs_lib.training(data))) - 1
   require(2 <= log['num_validation'] <= most, f'{where}.num_validation',
@@ -83,26 +88,6 @@ def _check_condition(where, log, conditions, require):
       checks.check_aggregate(
           f'{where}.components.{name}.aggregate',
           node.get('aggregate', {'kind': 'mean'}), condition['num_members'])
-
-
-def _check_rewards(where, log, data, require):
-  """Raises ConfigError for rewards that the data cannot give."""
-  for node in reward_nodes.check(log['components']).values():
-    kind = node['kind']
-    require(kind != 'file' or node['column'] == data.get('target'),
-            f'{where}.components', "kind 'file' scores new responses by what "
-            'the gold model has learned; set config.data.logged.target to its '
-            'column')
-    require(kind != 'file' or not nodes.has_rule(data),
-            f'{where}.components', 'the gold model of this task learns the '
-            "rule of the small world; use kind 'gold', or give "
-            'config.data.logged.path')
-    require(kind != 'proxy' or data['name'] != 'logged',
-            f'{where}.components', "kind 'proxy' learns from pairs of samples; "
-            "use 'gold' or 'file', which learn from the logged responses")
-    require(kind != 'exact_match' or log['source'] == 'corpus',
-            f'{where}.components', 'samples have no right answer to match; '
-            "give source='corpus'")
 
 
 def _check_head(where, log, config, require):
@@ -139,7 +124,7 @@ def _check_run(where, run, log, conditions, data, pool):
   components = run['reward']['components']
   run_checks.check_components(
       f'{where}.reward', components, pool,
-      {'gold', 'pairs', 'proxies', 'log'})
+      {'gold', 'pairs', 'proxies', 'log'}, data)
   require(not nodes.reads_proxies(run) or data['name'] != 'logged',
           f'{where}.algorithm', 'its reward model learns from pairs of '
           'samples, which a log has not; give it other components, or take an '

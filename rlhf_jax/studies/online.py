@@ -64,7 +64,7 @@ def _check(config, data, conditions, runs, reads_gold):
     where = f'runs.{name}'
     run_checks.check_components(
         f'{where}.reward', run['reward']['components'], config['pool'],
-        {'gold', 'pairs', 'proxies'})
+        {'gold', 'pairs', 'proxies'}, data)
     run_checks.check_online(
         where, run, conditions, config['data']['num_eval_prompts'])
   if any(map(nodes.is_best_of_n, runs.values())):

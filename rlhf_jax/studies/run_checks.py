@@ -24,7 +24,7 @@ def check_conditions(conditions: Mapping[str, Mapping]):
 
 
 def check_components(where: str, components: Mapping[str, Mapping],
-                     pool: Mapping, roles: Collection[str]):
+                     pool: Mapping, roles: Collection[str], data: Mapping):
   """Raises ConfigError for a reward that a study cannot compute.
 
   Args:
@@ -32,9 +32,10 @@ def check_components(where: str, components: Mapping[str, Mapping],
     components: of `rewards.nodes`.
     pool: of `programmatic.Functions`.
     roles: that the study has stages for.
+    data: of `nodes.data_config`.
   """
   try:
-    reward_nodes.check(components)
+    components = reward_nodes.check(components)
   except errors.ConfigError as error:
     raise errors.ConfigError(f'config.{where}.components: {error}') from None
   for role, name in reward_nodes.roles(components).items():
@@ -46,10 +47,31 @@ def check_components(where: str, components: Mapping[str, Mapping],
           + {'proxies': 'name one of config.conditions',
              'log': 'give it to a study of kind offline, which has logs'}.get(
                  role, 'give data that a gold model can learn from'))
+  for name, node in components.items():
+    lack = _lack(node, data)
+    if lack:
+      raise errors.ConfigError(f'config.{where}.components.{name} has kind '
+                               f'{node["kind"]!r}, which {lack}')
   functions = reward_nodes.functions(components)
   if functions:
     checks.try_to_make('pool', functools.partial(
         programmatic.check, functions), pool)
+
+
+def _lack(node: Mapping, data: Mapping) -> str | None:
+  """What a component needs and the data cannot give, and what to do."""
+  kind = node['kind']
+  if kind == 'file' and node['column'] != data.get('target'):
+    return ('scores new responses by what the gold model has learned; set '
+            f'config.data.logged.target to {node["column"]!r}, its column')
+  if kind == 'file' and nodes.has_rule(data):
+    return ('scores new responses by the gold model, which learns the rule of '
+            "the small world in this task; use kind 'gold', or give "
+            'config.data.logged.path')
+  if kind == 'exact_match' and data['name'] != 'logged':
+    return ('compares with right answers, and these texts have none; give '
+            'config.data.logged.kind')
+  return None
 
 
 def check_online(where: str, run: Mapping, conditions: Mapping[str, Mapping],
