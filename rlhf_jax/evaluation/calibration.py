@@ -33,17 +33,17 @@ def kendall_tau(scores: np.ndarray, gold: np.ndarray) -> dict[str, float]:
   Raises:
     ValueError: if shapes disagree, have other axes, are empty or hold NaN.
   """
-  scores = statistics.checked('scores', scores, 2)
-  gold = statistics.checked('gold', gold, 2)
+  scores = statistics.as_floats('scores', scores, 2)
+  gold = statistics.as_floats('gold', gold, 2)
   statistics.same_shape(scores=scores, gold=gold)
   if scores.shape[1] < 2:
     raise ValueError(f'scores must have K >= 2, got shape {scores.shape}.')
-  defined = ((scores != scores[:, :1]).any(axis=1)
-             & (gold != gold[:, :1]).any(axis=1))
+  has_order = ((scores != scores[:, :1]).any(axis=1)
+               & (gold != gold[:, :1]).any(axis=1))
   taus = [stats.kendalltau(x, y).statistic
-          for x, y in zip(scores[defined], gold[defined])]
+          for x, y in zip(scores[has_order], gold[has_order])]
   return {'tau': float(np.mean(taus)) if taus else np.nan,
-          'left_out': int((~defined).sum())}
+          'left_out': int((~has_order).sum())}
 
 
 def intra_ensemble_variance(member_scores: np.ndarray) -> dict[str, float]:
@@ -61,7 +61,7 @@ def intra_ensemble_variance(member_scores: np.ndarray) -> dict[str, float]:
   Raises:
     ValueError: if `member_scores` has other axes, is empty or holds NaN.
   """
-  scores = statistics.checked('member_scores', member_scores, 2)
+  scores = statistics.as_floats('member_scores', member_scores, 2)
   variances = {f'ddof_{ddof}': np.asarray(
       ensembles.variance(scores, ddof=ddof)) for ddof in (0, 1)}
   return {k: float(v.mean(dtype=np.float64)) for k, v in variances.items()}
@@ -70,8 +70,8 @@ def intra_ensemble_variance(member_scores: np.ndarray) -> dict[str, float]:
 def _signed_gaps(member_scores: np.ndarray, preferred: np.ndarray):
   """Gap f64[E, N] of preferred to other score, and f64[N], 1 or -1 where that
   is score 0 - score 1 or its opposite."""
-  scores = statistics.checked('member_scores', member_scores, 3)
-  preferred = statistics.checked('preferred', preferred, 1)
+  scores = statistics.as_floats('member_scores', member_scores, 3)
+  preferred = statistics.as_floats('preferred', preferred, 1)
   if scores.shape[1:] != (*preferred.shape, 2):
     raise ValueError(
         'member_scores must be [E, N, 2] and preferred [N], got shapes '
@@ -98,6 +98,12 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
   if np.ptp(x) == 0 or np.ptp(y) == 0:
     return np.nan
   return float(stats.spearmanr(x, y).statistic)
+
+
+def _deviation(gaps: np.ndarray) -> np.ndarray:
+  """S.d. over members f64[N] of gaps [E, N]."""
+  # Rounding gives identical members a deviation just above 0.
+  return np.where((gaps == gaps[0]).all(axis=0), 0, gaps.std(axis=0))
 
 
 def ensemble_calibration(
@@ -153,11 +159,8 @@ def ensemble_calibration(
       'bins': bins,
   }
   if gold_gap is not None:
-    gold_gap = statistics.checked('gold_gap', gold_gap, 1)
+    gold_gap = statistics.as_floats('gold_gap', gold_gap, 1)
     statistics.same_shape(gold_gap=gold_gap, preferred=p)
-    error = np.abs(gaps.mean(axis=0) - sign * gold_gap)
-    # Rounding gives identical members a deviation just above 0.
-    agree = (gaps == gaps[0]).all(axis=0)
     result['disagreement_spearman'] = _spearman(
-        np.where(agree, 0, gaps.std(axis=0)), error)
+        _deviation(gaps), np.abs(gaps.mean(axis=0) - sign * gold_gap))
   return result

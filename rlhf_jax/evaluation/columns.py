@@ -1,6 +1,34 @@
 """The columns of an evaluation, each from what it is about.
 
-`monitor.Monitor` says what they mean.
+Means over prompts, in this order; those in brackets only where there is what
+they need, `_se` the standard error of the mean:
+
+  proxy, proxy_se: the total of the rewards, without the noise, KL penalty or
+    clipping of training.
+  [member_0, ...]: each reward model of an ensemble among the components, as it
+    is combined.
+  [ensemble_variance, ensemble_variance_unbiased]: over these members, ddof 0
+    and 1 (Coste et al. 2024, Fig. 10).
+  component_<name>, component_<name>_se: each component, in its range, before
+    its weight.
+  [gold, gold_se], [rule, rule_se]: in standard deviations of the initial
+    policy's samples, from their mean.
+  [gold_split_<split>, proxy_split_<split>, and their errors]: of the prompts
+    of each of `corpus.eval_splits`.
+  kl_k1, kl_k2, kl_k3: KL from the reference by `ops.kl.estimate`, summed over
+    response tokens, in nats. Under the softmax at the sampler's temperature,
+    at 1 if it is greedy, before top-k and top-p; with `value_shift`, of the
+    shifted distribution that sampled.
+  sqrt_kl: of kl_k2 (Coste et al. 2024, equation 10).
+  length: response tokens without EOS. words: of a response (Baheti et al.
+    2024). unfinished: share of responses without EOS.
+  distinct_1 to distinct_3, diversity_1, diversity_2: see `ops.texts`.
+  [perplexity]: of the chosen completions of the same prompts, per token, at
+    temperature 1; not with `value_shift`.
+  reward_variance: of the proxy, the population's.
+
+diversity_n is NaN where every response is shorter than n words, standard
+errors where there is one prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +43,7 @@ from rlhf_jax.ops import ensembles
 from rlhf_jax.ops import kl
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import texts as texts_lib
+from rlhf_jax.rewards import components as components_lib
 
 
 def with_error(name: str, values: np.ndarray) -> dict[str, float]:
@@ -71,12 +100,38 @@ def by_split(splits: Sequence[str], **scores: np.ndarray) -> dict[str, float]:
   return row
 
 
-def parts(components: Mapping[str, np.ndarray]) -> dict[str, float]:
+def of_components(components: Mapping[str, np.ndarray]) -> dict[str, float]:
   """`component_<name>` and its error, of f[B] by name."""
   row = {}
   for name, values in components.items():
     row |= with_error(f'component_{name}', values.astype(np.float64))
   return row
+
+
+def of_scores(proxy: np.ndarray, scored: components_lib.Scored,
+              splits: Sequence[str] | None, *, gold: np.ndarray | None,
+              rule: np.ndarray | None) -> dict[str, float]:
+  """What is thought of the responses, as a whole and by split.
+
+  Args:
+    proxy: f64[B], the total of the components.
+    scored: each of them, f32[B], and the members of an ensemble.
+    splits: the part of the data that each prompt is of, B names, or None.
+    gold: f64[B], or None.
+    rule: f64[B], or None.
+  """
+  row = with_error('proxy', proxy)
+  if scored.members is not None:
+    row |= disagreement(scored.members)
+  row |= of_components(scored.values)
+  optional = {name: values for name, values in (('gold', gold), ('rule', rule))
+              if values is not None}
+  for name, values in optional.items():
+    row |= with_error(name, values)
+  if splits is None:
+    return row
+  optional.pop('rule', None)
+  return row | by_split(splits, **optional, proxy=proxy)
 
 
 def of_texts(tokens: np.ndarray, mask: np.ndarray, responses: Sequence[str],

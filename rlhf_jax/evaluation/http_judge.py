@@ -86,10 +86,7 @@ def http_judge(endpoint: str, model: str, *,
     if reference is not None:
       query['reference'] = reference
     body = {'model': model, 'temperature': 0, 'max_tokens': max_tokens,
-            'messages': [
-                {'role': 'system', 'content': instructions},
-                {'role': 'user', 'content': json.dumps(
-                    query, ensure_ascii=False, indent=2)}]}
+            'messages': _messages(instructions, query)}
     for attempt in range(max_retries + 1):
       try:
         return _choice(_post(url, body, key_variable, timeout))
@@ -105,6 +102,13 @@ def http_judge(endpoint: str, model: str, *,
   return judge
 
 
+def _messages(instructions: str, query: Mapping[str, str]
+              ) -> list[dict[str, str]]:
+  return [{'role': 'system', 'content': instructions},
+          {'role': 'user', 'content': json.dumps(
+              query, ensure_ascii=False, indent=2)}]
+
+
 def parse_choice(text: str) -> str | None:
   """One of `judging.CHOICES` from the last line of a model's answer.
 
@@ -114,9 +118,9 @@ def parse_choice(text: str) -> str | None:
   Returns:
     None if the line says anything else.
   """
-  named = re.findall(r'"answer"\s*:\s*"(\w+)"', text)
+  fields = re.findall(r'"answer"\s*:\s*"(\w+)"', text)
   lines = [line for line in text.splitlines() if re.search(r'\w', line)]
-  last = named[-1] if named else lines[-1] if lines else ''
+  last = fields[-1] if fields else lines[-1] if lines else ''
   words = re.findall(r'\w+', last[:200].lower().replace('_', ' '))
   return _WORDS.get(tuple(word for word in words if word not in _FILLERS))
 
@@ -197,14 +201,14 @@ def _post(url: str, body: Mapping[str, Any], key_variable: str | None,
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> str:
   """All of it: some servers send blanks for as long as a model thinks."""
-  received = b''
+  body = b''
   while part := response.read1(2**16):
-    received += part
-    if len(received) > _MAX_BYTES:
+    body += part
+    if len(body) > _MAX_BYTES:
       raise _TransientError(f'an answer of more than {_MAX_BYTES} bytes', None)
     if time.monotonic() > deadline:
       raise TimeoutError
-  return received.decode(errors='replace')
+  return body.decode(errors='replace')
 
 
 def _refusal(url: str, error: urllib.error.HTTPError,
@@ -212,21 +216,21 @@ def _refusal(url: str, error: urllib.error.HTTPError,
              key_variable: str | None) -> Exception:
   """What an HTTP status other than 200 means."""
   try:
-    said = hide(error.read(2**12).decode(errors='replace'))
+    text = hide(error.read(2**12).decode(errors='replace'))
   except (OSError, http.client.HTTPException):
-    said = ''
+    text = ''
   try:
-    said = json.loads(said)['error']['message']
+    text = json.loads(text)['error']['message']
   except (ValueError, LookupError, TypeError):
     pass
-  said = ' '.join(str(said).split())
-  reason = f'HTTP {error.code} {said[:200]}'.strip()
+  text = ' '.join(str(text).split())
+  reason = f'HTTP {error.code} {text[:200]}'.strip()
   if error.code in (408, 409, 425, 429) or error.code >= 500:
     return _TransientError(reason, _retry_after(error.headers))
-  sent = f'the key in {key_variable}' if key_variable else (
+  key = f'the key in {key_variable}' if key_variable else (
       'key_variable, since no key was sent')
   return errors.ConfigError(
-      f'judge {url}: {reason}; check the endpoint, the model and {sent}')
+      f'judge {url}: {reason}; check the endpoint, the model and {key}')
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

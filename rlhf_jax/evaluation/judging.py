@@ -74,9 +74,9 @@ def ask_twice(judge: Judge, prompts: Sequence[str], responses: Sequence[str],
 
 def _unswapped(choices: Sequence[str], swapped_choices: Sequence[str]):
   """Both lists, checked, with the second as if asked in the first order."""
-  for name, given in (('choices', choices),
-                      ('swapped_choices', swapped_choices)):
-    for i, choice in enumerate(given):
+  for name, answers in (('choices', choices),
+                        ('swapped_choices', swapped_choices)):
+    for i, choice in enumerate(answers):
       if choice not in CHOICES:
         raise ValueError(
             f'{name}[{i}] must be one of {CHOICES}, got {choice!r}.')
@@ -109,10 +109,10 @@ def judge_win_rate(choices: Sequence[str],
       are 0.
   """
   pairs = zip(*_unswapped(choices, swapped_choices))
-  kept = [first for first, second in pairs if first == second]
-  share = {choice: kept.count(choice) / len(kept) if kept else np.nan
+  firm = [first for first, second in pairs if first == second]
+  share = {choice: firm.count(choice) / len(firm) if firm else np.nan
            for choice in CHOICES}
-  return {'kept': len(kept), 'win': share['A'], 'tie': share['tie'],
+  return {'kept': len(firm), 'win': share['A'], 'tie': share['tie'],
           'lose': share['B'], 'neither': share['neither']}
 
 

@@ -39,7 +39,7 @@ _HEADS = ('value_head', 'value_trunk', 'reward_head', 'q_heads',
 class Evaluation:
   """One response to each of B prompts, and what is thought of them."""
 
-  row: dict[str, float]  # the columns of `Monitor`
+  row: dict[str, float]  # see `columns`
   tokens: np.ndarray  # i32[B, T], prompt, response, padding
   mask: np.ndarray  # bool[B, T], true on response tokens
   proxy: np.ndarray  # f64[B], the total of the components
@@ -83,34 +83,7 @@ class Monitor:
   Rows are split over the mesh, and all monitors of the same shapes run the
   same programs.
 
-  Columns of `Evaluation.row`, means over prompts; those in brackets only where
-  there is what they need, `_se` the standard error of the mean:
-
-    proxy, proxy_se: the total of `rewards`, without the noise, KL penalty or
-      clipping of training.
-    [member_0, ...]: each reward model of an ensemble among the components, as
-      it is combined.
-    [ensemble_variance, ensemble_variance_unbiased]: over these members, ddof
-      0 and 1 (Coste et al. 2024, Fig. 10).
-    component_<name>, component_<name>_se: each component, in its range, before
-      its weight.
-    [gold, gold_se], [rule, rule_se]: as `gold` and `rule` give them.
-    [gold_split_<split>, proxy_split_<split>, and their errors]: of the prompts
-      of each of `corpus.eval_splits`.
-    kl_k1, kl_k2, kl_k3: KL from the reference by `ops.kl.estimate`, summed
-      over response tokens, in nats. Under the softmax at the sampler's
-      temperature, at 1 if it is greedy, before top-k and top-p; with
-      `value_shift`, of the shifted distribution that sampled.
-    sqrt_kl: of kl_k2 (Coste et al. 2024, equation 10).
-    length: response tokens without EOS. words: of a response.
-    unfinished: share of responses without EOS.
-    distinct_1 to distinct_3, diversity_1, diversity_2: see `ops.texts`.
-    [perplexity]: of the chosen completions of the same prompts, per token, at
-      temperature 1; not with `value_shift`.
-    reward_variance: of the proxy, the population's.
-
-  diversity_n is NaN where every response is shorter than n words, standard
-  errors where there is one prompt.
+  `columns` says what each of `Evaluation.row` means.
   """
 
   def __init__(self, setting: Setting, config: transformer.Config,
@@ -145,8 +118,8 @@ class Monitor:
       step: rollouts or optimizer steps so far, for rewards and messages.
 
     Raises:
-      RewardError: the gold model or a component gives a score that is not
-        finite, or not one for each prompt.
+      RewardError: the gold model, a component or a member of an ensemble gives
+        a score that is not finite, or not one for each prompt.
       ValueError: `params` lack what `value_shift` needs.
     """
     setting = self._setting
@@ -154,7 +127,7 @@ class Monitor:
       # Without their heads, policies of all methods run the same programs.
       params = {k: v for k, v in params.items() if k not in _HEADS}
     params = self._place(params)
-    tokens, mask, sampled = self._sample(params)
+    tokens, mask, old_logprobs = self._sample(params)
     coder = setting.corpus.tokenizer
     prompts, responses = texts_lib.decode(coder, tokens, mask)
     what = f'response at step {step}'
@@ -163,18 +136,13 @@ class Monitor:
     scored = self._rewards(tokens, mask, prompts, responses, step=step,
                            references=self._answers)
     proxy = self._rewards.total(scored.values).astype(np.float64)
-    row = columns.with_error('proxy', proxy)
-    if scored.members is not None:
-      row |= columns.disagreement(scored.members)
-    row |= columns.parts(scored.values)
-    measured = {'gold': gold, 'rule': rule}
-    for name, values in measured.items():
-      if values is not None:
-        row |= columns.with_error(name, values)
-    if self._splits is not None:
-      row |= columns.by_split(self._splits, proxy=proxy, **(
-          {} if gold is None else {'gold': gold}))
-    row |= self._divergence(params, tokens, mask, sampled)
+    # One of them may be no number, and the aggregate not show it.
+    for i, member in enumerate(() if scored.members is None
+                               else scored.members):
+      finite_lib.finite(
+          member, len(tokens), f'reward model member_{i}', what)
+    row = columns.of_scores(proxy, scored, self._splits, gold=gold, rule=rule)
+    row |= self._divergence(params, tokens, mask, old_logprobs)
     row |= columns.of_texts(tokens, mask, responses, coder.eos_id)
     chosen = self._chosen
     if chosen is not None and setting.value_shift is None:
@@ -263,12 +231,14 @@ class Monitor:
       return None
     return finite_lib.finite(scorer(tokens, mask), len(tokens), source, what)
 
-  def _divergence(self, params, tokens, mask, sampled) -> dict[str, float]:
+  def _divergence(self, params, tokens, mask, old_logprobs
+                  ) -> dict[str, float]:
     """KL from the reference, of the distribution that has sampled."""
     setting = self._setting
     temperature = float(setting.sampler.get('temperature', 1.0) or 1.0)
-    logprobs = sampled if setting.value_shift is not None else self._logprobs(
-        params, tokens, mask, temperature)
+    logprobs = (
+        old_logprobs if setting.value_shift is not None
+        else self._logprobs(params, tokens, mask, temperature))
     reference = self._logprobs(self._reference, tokens, mask, temperature)
     return columns.divergence(logprobs, reference, mask)
 

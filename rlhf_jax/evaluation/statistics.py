@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def checked(name: str, x: np.ndarray, ndim: int) -> np.ndarray:
+def as_floats(name: str, x: np.ndarray, ndim: int) -> np.ndarray:
   """f64 copy of `x`, for functions that report numbers.
 
   Args:
@@ -137,7 +137,7 @@ def reward_variance(scores: np.ndarray) -> float:
   Raises:
     ValueError: if `scores` has other axes, is empty or holds NaN.
   """
-  return float(checked('scores', scores, 1).var())
+  return float(as_floats('scores', scores, 1).var())
 
 
 def variance_reduction(scores: np.ndarray,
@@ -157,7 +157,7 @@ def variance_reduction(scores: np.ndarray,
   Raises:
     ValueError: as `reward_variance`, or if the baseline has no variance.
   """
-  base = checked('baseline_scores', baseline_scores, 1).var()
+  base = as_floats('baseline_scores', baseline_scores, 1).var()
   if base == 0:
     raise ValueError('baseline_scores must vary, got variance 0.')
   return float(1 - reward_variance(scores) / base)
@@ -178,8 +178,8 @@ def win_rate(gold: np.ndarray, baseline_gold: np.ndarray) -> float:
   Raises:
     ValueError: if shapes disagree, have other axes, are empty or hold NaN.
   """
-  gold = checked('gold', gold, 1)
-  baseline = checked('baseline_gold', baseline_gold, 1)
+  gold = as_floats('gold', gold, 1)
+  baseline = as_floats('baseline_gold', baseline_gold, 1)
   same_shape(gold=gold, baseline_gold=baseline)
   return float((gold > baseline).mean() + 0.5 * (gold == baseline).mean())
 
@@ -204,7 +204,7 @@ def win_rate_against(gold: np.ndarray, baselines: np.ndarray, *,
   """
   if ddof not in (0, 1):
     raise ValueError(f'ddof must be 0 or 1, got {ddof}.')
-  baselines = checked('baselines', baselines, 2)
+  baselines = as_floats('baselines', baselines, 2)
   rates = np.array([win_rate(gold, row) for row in baselines])
   deviation = rates.std(ddof=ddof) if len(rates) > ddof else np.nan
   return float(rates.mean()), float(deviation)
@@ -227,7 +227,8 @@ def weighted_mean(values: np.ndarray, counts: np.ndarray) -> float:
     ValueError: if shapes disagree, have other axes, are empty or hold NaN, or
       `counts` has a negative number or only zeros.
   """
-  values, counts = checked('values', values, 1), checked('counts', counts, 1)
+  values = as_floats('values', values, 1)
+  counts = as_floats('counts', counts, 1)
   same_shape(values=values, counts=counts)
   if (counts < 0).any() or not counts.any():
     raise ValueError(f'counts must be >= 0 and not all 0, got {counts}.')
@@ -252,7 +253,7 @@ def curve_until(kl: np.ndarray, values: np.ndarray, *,
     ValueError: if `kl` has other axes, is empty, or holds NaN or a negative
       number, `limit` is negative, or `values` does not end in its axis.
   """
-  kl, values = checked('kl', kl, 1), np.asarray(values)
+  kl, values = as_floats('kl', kl, 1), np.asarray(values)
   if not limit >= 0:
     raise ValueError(f'limit must be >= 0, got {limit}.')
   if (kl < 0).any():

@@ -1,9 +1,8 @@
-"""Tests for rlhf_jax.monitor."""
+"""Tests for rlhf_jax.evaluation.monitor and its columns."""
 
 import dataclasses
 import functools
 import json
-import types as python_types
 from unittest import mock
 
 from absl.testing import absltest
@@ -12,9 +11,11 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import sampling
 from rlhf_jax import sharding
-from rlhf_jax import types
+from rlhf_jax import streams
 from rlhf_jax.data import from_reviews
+from rlhf_jax.evaluation import columns
 from rlhf_jax.evaluation import monitor
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
@@ -22,20 +23,34 @@ from rlhf_jax.rewards import components
 from rlhf_jax.rewards import models as reward_models
 
 B, E, PADDED = 11, 3, 5
+PROMPTS = 13  # that the corpus has
 SCALE = {'mean': np.float32([.5, -1., -1.5]), 'std': np.float32([2., .5, 1.])}
+NODES = {
+    'worst': {'kind': 'proxy', 'aggregate': {'kind': 'worst_case'},
+              'weight': .25},
+    'long': {'kind': 'length', 'target': 4, 'weight': 2.}}
 COLUMNS = [
     'proxy', 'proxy_se', 'member_0', 'member_1', 'member_2',
-    'ensemble_variance', 'ensemble_variance_unbiased', 'gold', 'gold_se',
-    'rule', 'rule_se', 'kl_k1', 'kl_k2', 'kl_k3', 'sqrt_kl', 'length',
-    'unfinished', 'distinct_1', 'distinct_2', 'distinct_3', 'diversity_1',
-    'diversity_2', 'perplexity', 'reward_variance']
+    'ensemble_variance', 'ensemble_variance_unbiased', 'component_worst',
+    'component_worst_se', 'component_long', 'component_long_se', 'gold',
+    'gold_se', 'rule', 'rule_se', 'kl_k1', 'kl_k2', 'kl_k3', 'sqrt_kl',
+    'length', 'words', 'unfinished', 'distinct_1', 'distinct_2', 'distinct_3',
+    'diversity_1', 'diversity_2', 'perplexity', 'reward_variance']
 
 
 @functools.cache
 def _corpus():
-  return from_reviews.from_reviews(
-      seed=0, num_demonstrations=1, num_pair_prompts=1, num_eval_prompts=13,
-      max_response_length=8, num_adjectives=4)
+  corpus = from_reviews.from_reviews(
+      seed=0, num_demonstrations=1, num_pair_prompts=1,
+      num_eval_prompts=PROMPTS, max_response_length=8, num_adjectives=4)
+  return dataclasses.replace(corpus, eval_splits=None)
+
+
+@functools.cache
+def _reviews():
+  """Prompts and completions of the evaluation, as the world writes them."""
+  return _corpus().world.write(
+      PROMPTS, streams.number(0, 'reviews', 'evaluation'))
 
 
 @functools.cache
@@ -69,20 +84,51 @@ def _members(seed, count):
       _config(0), jax.random.split(jax.random.key(0), count)), seed, .7)
 
 
-@functools.cache
-def _monitor(**changes):
-  fields = dict(
-      config=_config(), reference=_policy(0), reward_config=_config(0),
-      reward=_members(2, E), reward_scale=SCALE,
-      aggregate=dict(kind='worst_case'), gold_config=_config(0),
-      gold=_members(3, 1), gold_scale=(3., 2.), rule_scale=(-1., 4.),
+def _score(params, tokens, mask):
+  """f32[E, ...], not standardised."""
+  return reward_models.score_rows(_config(0), params, tokens, mask)
+
+
+def _gold(tokens, mask):
+  return (_score(_members(3, 1), tokens, mask)[0] - 3) / 2
+
+
+def _rule(tokens, mask):
+  return (_corpus().world.rule(tokens, mask) + 1.) / 4
+
+
+def _rewards(nodes, scale=SCALE, params=None):
+  return components.Components(nodes, models=components.Models(
+      proxy=reward_models.RewardModels(
+          _config(0), params or _members(2, E), scale)))
+
+
+class Rewards:
+  """Components of which every value is known; the first has weight 1, ..."""
+
+  def __init__(self, *, members=None, **values):
+    self.members = members
+    self.values = {k: np.float32(v) for k, v in values.items()}
+    self.calls = []
+
+  def __call__(self, *rows, step, references):
+    self.calls.append((*rows, step, references))
+    return components.Scored(self.values, self.values, self.members)
+
+  def total(self, values):
+    return sum(i * x for i, x in enumerate(values.values(), 1))
+
+
+def _setting(**changes):
+  return monitor.Setting(**dict(
       corpus=_corpus(), num_prompts=B, sampler=dict(temperature=.7),
-      key=jax.random.key(4), chunk_size=8)
-  return monitor.Monitor(**(fields | changes))
+      key=jax.random.key(4), chunk_size=8) | changes)
 
 
-def _changed(**changes):
-  return dataclasses.replace(_monitor(), **changes)
+def _monitor(*, rewards=None, gold=_gold, rule=_rule, **changes):
+  return monitor.Monitor(
+      _setting(**changes), _config(), _policy(0), rewards or _rewards(NODES),
+      gold=gold, rule=rule)
 
 
 @functools.cache
@@ -90,10 +136,38 @@ def _evaluation():
   return _monitor()(_policy(1), step=3)
 
 
-def _scores(params):
-  out = _evaluation()
-  return np.float64(reward_models.score_rows(
-      _config(0), params, out.tokens, out.mask))
+def _sampled(params, **options):
+  """Tokens, mask and log-probabilities [B, T], without the monitor.
+
+  In two batches of eight, the second filled up, so that the program is that
+  of the monitor.
+  """
+  coder, prompts, parts = _corpus().tokenizer, _corpus().eval_prompts, []
+  for rows in (np.arange(8), np.resize([8, 9, 10], 8)):
+    batch = sampling.sample(
+        _config(), params, prompts.tokens[rows], prompts.lengths[rows],
+        jax.random.key(4), num_samples=1, max_new_tokens=8, temperature=.7,
+        eos_id=coder.eos_id, pad_id=coder.pad_id, num_tokens=coder.vocab_size,
+        row_ids=rows, **options)
+    parts.append((batch.tokens, batch.mask, batch.old_logprobs))
+  return [np.concatenate(x)[:B, 0] for x in zip(*parts)]
+
+
+def _changed(**changes):
+  """The corpus with other fields."""
+  return dataclasses.replace(_corpus(), **changes)
+
+
+def _answering(tokens, mask):
+  """A policy that answers so, whatever its parameters."""
+  return mock.patch.object(
+      monitor.Monitor, '_sample', lambda self, params: (
+          tokens, mask, np.zeros(tokens.shape, np.float32)))
+
+
+def _chosen():
+  rows = _corpus().eval_demonstrations
+  return rows.tokens[:B, 0], rows.mask[:B, 0]
 
 
 def _logprobs(seed, tokens, temperature):
@@ -108,52 +182,95 @@ def _logprobs(seed, tokens, temperature):
 
 class RowTest(parameterized.TestCase):
 
+  def _assert_column(self, row, name, values):
+    self.assertAlmostEqual(row[name], values.mean(), 5)
+    self.assertAlmostEqual(row[f'{name}_se'], values.std(ddof=1) / B**.5, 5)
+
   def test_columns(self):
     out = _evaluation()
     self.assertEqual(list(out.row), COLUMNS)
     for value in out.row.values():
       self.assertIsInstance(value, float)
     json.dumps(out.row, allow_nan=False)
-    for x in (out.gold, out.proxy, out.rule, out.length):
+    for x in (out.gold, out.proxy, out.rule, *out.components.values()):
       self.assertEqual(x.shape, (B,))
-    self.assertLess(out.tokens.max(), _corpus().tokenizer.vocab_size)
-    np.testing.assert_array_equal(
-        out.tokens[:, :8], _corpus().eval_prompts.tokens[:B])
-    self.assertGreater(len(set(out.length)), 4)
+    lengths = (out.mask & (
+        out.tokens != _corpus().tokenizer.eos_id)).sum(axis=-1)
+    self.assertGreater(len(set(lengths)), 4)
+    self.assertAlmostEqual(out.row['length'], lengths.mean())
+    self.assertAlmostEqual(out.row['unfinished'], (lengths == 8).mean())
     self.assertBetween(out.row['unfinished'], .1, .9)
 
-  def test_gold_and_rule_are_in_deviations_of_their_scales(self):
-    out = _evaluation()
-    gold = (_scores(_members(3, 1))[0] - 3) / 2
-    rule = (_corpus().world.rule(out.tokens, out.mask) + 1) / 4
-    for name, found, expected in (
-        ('gold', out.gold, gold), ('rule', out.rule, rule)):
-      np.testing.assert_allclose(found, expected, rtol=1e-6)
-      self.assertAlmostEqual(out.row[name], expected.mean(), 6)
-      self.assertAlmostEqual(
-          out.row[f'{name}_se'], expected.std(ddof=1) / B**.5, 6)
+  def test_answers_are_those_of_the_sampler(self):
+    """The first prompts, each by its own random numbers; tokens alone."""
+    tokens, mask, _ = _sampled(_policy(1))
+    np.testing.assert_array_equal(_evaluation().tokens, tokens)
+    np.testing.assert_array_equal(_evaluation().mask, mask)
+    self.assertLess(tokens.max(), _corpus().tokenizer.vocab_size)
 
-  def test_members_are_standardised(self):
+  def test_gold_and_rule_are_as_their_scorers_say(self):
     out = _evaluation()
-    members = _scores(_members(2, E))
-    members = (members - SCALE['mean'][:, None]) / SCALE['std'][:, None]
+    for name, scorer in (('gold', _gold), ('rule', _rule)):
+      expected = scorer(out.tokens, out.mask)
+      np.testing.assert_allclose(getattr(out, name), expected, rtol=1e-6)
+      self._assert_column(out.row, name, expected)
+
+  def test_members_are_those_that_are_combined(self):
+    out = _evaluation()
+    scores = np.float64(_score(_members(2, E), out.tokens, out.mask))
+    members = (scores - SCALE['mean'][:, None]) / SCALE['std'][:, None]
     for i, x in enumerate(members):
       self.assertAlmostEqual(out.row[f'member_{i}'], x.mean(), 5)
     self.assertAlmostEqual(
         out.row['ensemble_variance'], members.var(axis=0).mean(), 5)
     self.assertAlmostEqual(out.row['ensemble_variance_unbiased'],
                            members.var(axis=0, ddof=1).mean(), 5)
-    proxy = members.min(axis=0)
-    np.testing.assert_allclose(out.proxy, proxy, atol=1e-6)
-    self.assertAlmostEqual(out.row['proxy'], proxy.mean(), 5)
-    self.assertAlmostEqual(
-        out.row['proxy_se'], proxy.std(ddof=1) / B**.5, 5)
-    self.assertAlmostEqual(out.row['reward_variance'], proxy.var(), 5)
-    plain = _changed(reward_scale=None, aggregate=dict(
-        kind='single', member=1))(_policy(1), step=0)
     np.testing.assert_allclose(
-        plain.proxy, _scores(_members(2, E))[1], rtol=1e-6)
-    self.assertAlmostEqual(plain.row['member_1'], plain.row['proxy'])
+        out.components['worst'], members.min(axis=0), atol=1e-6)
+    plain = _monitor(rewards=_rewards({'one': {
+        'kind': 'proxy', 'aggregate': {'kind': 'single', 'member': 1}}},
+                                      scale=None))(_policy(1), step=0)
+    np.testing.assert_allclose(plain.proxy, scores[1], rtol=1e-6)
+    for name in ('proxy', 'component_one'):
+      self.assertAlmostEqual(plain.row['member_1'], plain.row[name], 6)
+
+  def test_components_and_their_total(self):
+    out = _evaluation()
+    words = np.array([len(row['response'].split())
+                      for row in _monitor().texts(out, B)])
+    self.assertAlmostEqual(out.row['words'], words.mean())
+    long = np.minimum(words / 4, 1)
+    np.testing.assert_allclose(out.components['long'], long, rtol=1e-6)
+    for name, values in out.components.items():
+      self._assert_column(out.row, f'component_{name}', np.float64(values))
+    proxy = .25 * np.float64(out.components['worst']) + 2 * long
+    np.testing.assert_allclose(out.proxy, proxy, rtol=1e-5)
+    self._assert_column(out.row, 'proxy', proxy)
+    self.assertAlmostEqual(out.row['reward_variance'], proxy.var(), 5)
+
+  def test_one_component_without_members(self):
+    rewards = Rewards(only=np.arange(B))
+    out = _monitor(rewards=rewards)(_policy(1), step=7)
+    np.testing.assert_array_equal(out.proxy, np.arange(B))
+    self.assertEqual(list(out.row), [
+        *COLUMNS[:2], 'component_only', 'component_only_se', *COLUMNS[11:]])
+    self.assertEqual(out.row['component_only'], 5)
+    # What the rewards are does not touch the rest.
+    for name in COLUMNS[11:-1]:
+      self.assertEqual(out.row[name], _evaluation().row[name], name)
+
+  def test_what_rewards_are_asked(self):
+    rewards = Rewards(only=np.ones(B))
+    out = _monitor(rewards=rewards)(_policy(1), step=7)
+    (tokens, mask, prompts, responses, step, references), = rewards.calls
+    self.assertIs(tokens, out.tokens)
+    self.assertIs(mask, out.mask)
+    rows = _monitor().texts(out, B)
+    self.assertEqual(prompts, [row['prompt'] for row in rows])
+    self.assertEqual(responses, [row['response'] for row in rows])
+    self.assertEqual(step, 7)
+    self.assertEqual(references, [
+        ' '.join(text.split()[:8]) for text in _reviews()[1][:B]])
 
   def test_divergence_by_hand(self):
     """[objectives.md 5.1] d in nats at the temperature of the sampler."""
@@ -170,15 +287,13 @@ class RowTest(parameterized.TestCase):
 
   @parameterized.parameters(.7, 0)
   def test_no_divergence_of_the_reference_from_itself(self, temperature):
-    out = _changed(sampler=dict(temperature=temperature))(
-        _policy(0), step=0)
+    out = _monitor(sampler=dict(temperature=temperature))(_policy(0), step=0)
     for name in ('kl_k1', 'kl_k2', 'kl_k3', 'sqrt_kl'):
       self.assertAlmostEqual(out.row[name], 0, 6)
     self.assertTrue(out.mask.any())
 
   def test_perplexity_of_the_chosen_completions(self):
-    rows = _corpus().eval_demonstrations
-    tokens, mask = rows.tokens[:B, 0], rows.mask[:B, 0]
+    tokens, mask = _chosen()
     nll = -_logprobs(1, tokens, 1.)[mask]
     np.testing.assert_allclose(
         _evaluation().row['perplexity'], np.exp(nll.mean()), rtol=1e-4)
@@ -187,123 +302,90 @@ class RowTest(parameterized.TestCase):
     """the the the, cut off; the phone, ended. Words are tokens."""
     coder = _corpus().tokenizer
     (the, phone), = coder.encode(['the phone'])
-    tokens = _corpus().eval_demonstrations.tokens[:2].copy()
-    tokens[:, 0, 8:] = coder.pad_id
-    tokens[0, 0, 8:11] = the
-    tokens[1, 0, 8:11] = the, phone, coder.eos_id
+    tokens = _chosen()[0][:2].copy()
+    tokens[:, 8:] = coder.pad_id
+    tokens[0, 8:11] = the
+    tokens[1, 8:11] = the, phone, coder.eos_id
     mask = np.zeros(tokens.shape, bool)
-    mask[:, :, 8:11] = True
-    with mock.patch.object(monitor.Monitor, '_sample',
-                           lambda self, params: types.Batch(tokens, mask)):
-      row = _changed(num_prompts=2)(_policy(1), step=0).row
+    mask[:, 8:11] = True
+    with _answering(tokens, mask):
+      row = _monitor(num_prompts=2)(_policy(1), step=0).row
     for name, expected in dict(
-        length=2.5, unfinished=.5, distinct_1=2 / 5, distinct_2=2 / 5,
-        distinct_3=1 / 5, diversity_1=2 / 3, diversity_2=3 / 4).items():
+        length=2.5, words=2.5, unfinished=.5, distinct_1=2 / 5,
+        distinct_2=2 / 5, distinct_3=1 / 5, diversity_1=2 / 3,
+        diversity_2=3 / 4).items():
       self.assertAlmostEqual(row[name], expected, msg=name)
 
-  def test_functions_add_to_the_weighted_ensemble(self):
-    seen = []
-    def score(prompts, responses, step):
-      seen.append((prompts, responses, step))
-      return np.arange(B)
-    functions = python_types.SimpleNamespace(score=score)
-    out = _changed(functions=functions, weight=.25)(_policy(1), step=3)
-    np.testing.assert_allclose(
-        out.proxy, .25 * _evaluation().proxy + np.arange(B), rtol=1e-6)
-    np.testing.assert_array_equal(out.tokens, _evaluation().tokens)
-    alone = _changed(functions=functions, reward=None)(_policy(1), step=7)
-    np.testing.assert_array_equal(alone.proxy, np.arange(B))
-    self.assertEqual([k for k in COLUMNS if k not in alone.row], COLUMNS[2:7])
-    self.assertEqual([step for *_, step in seen], [3, 7])
-    rows = _monitor().texts(out, B)
-    self.assertEqual(seen[0][:2], ([r['prompt'] for r in rows],
-                                   [r['response'] for r in rows]))
+  def test_no_gold_and_no_rule(self):
+    out = _monitor(gold=None, rule=None)(_policy(1), step=3)
+    absent = ['gold', 'gold_se', 'rule', 'rule_se']
+    self.assertEqual(list(out.row), [k for k in COLUMNS if k not in absent])
+    self.assertEqual((out.gold, out.rule), (None, None))
+    for name, value in out.row.items():
+      self.assertEqual(value, _evaluation().row[name], name)
+
+  def test_no_error_of_one_prompt(self):
+    row = columns.with_error('gold', np.array([2.]))
+    self.assertEqual(row['gold'], 2)
+    self.assertTrue(np.isnan(row['gold_se']))
 
 
-class ComponentsTest(absltest.TestCase):
+class SplitsTest(absltest.TestCase):
 
-  def _changed(self, nodes, **changes):
-    models = {'gold': lambda tokens, mask: mask.sum(axis=-1) - 4.}
-    named = components.Components(nodes, models=models)
-    splits = (*('abc' * 4), 'last')
-    corpus = dataclasses.replace(_corpus(), eval_splits=splits)
-    return _changed(components=named, corpus=corpus, **changes)
+  def _evaluate(self, **changes):
+    return _monitor(corpus=_changed(eval_splits=(*('abc' * 4), 'last')),
+                    **changes)(_policy(1), step=0)
 
-  def test_columns_and_total(self):
-    watch = self._changed({'votes': {'kind': 'gold', 'weight': 2.},
-                           'long': {'kind': 'length', 'target': 4}})
-    out = watch(_policy(1), step=3)
-    votes = 1 / (1 + np.exp(4. - out.mask.sum(axis=-1)))
-    words = np.array([len(row['response'].split())
-                      for row in watch.texts(out, B)])
-    long = np.minimum(words / 4, 1)
-    for name, expected in (('votes', votes), ('long', long)):
-      np.testing.assert_allclose(out.components[name], expected, rtol=1e-6)
-      column = f'component_{name}'
-      self.assertAlmostEqual(out.row[column], expected.mean(), 6)
-      self.assertAlmostEqual(
-          out.row[f'{column}_se'], expected.std(ddof=1) / B**.5, 6)
-    np.testing.assert_allclose(out.proxy, 2 * votes + long, rtol=1e-6)
-    self.assertAlmostEqual(out.row['reward_variance'], out.proxy.var(), 5)
-    self.assertAlmostEqual(out.row['words'], words.mean())
-    # The reward models are still followed, and nothing else has changed.
-    for name in COLUMNS:
-      if not name.startswith(('proxy', 'reward_variance')):
-        self.assertEqual(out.row[name], _evaluation().row[name], name)
-    self.assertCountEqual(out.row, [
-        *COLUMNS, 'component_votes', 'component_votes_se', 'component_long',
-        'component_long_se', 'words', *(
-            f'{score}_split_{split}{se}' for score in ('gold', 'proxy')
-            for split in 'abc' for se in ('', '_se'))])
-    json.dumps(out.row, allow_nan=False)
+  def _columns(self, *scores):
+    return [f'{score}_split_{split}{se}' for split in 'abc'
+            for score in scores for se in ('', '_se')]
 
-  def test_splits_by_hand(self):
-    out = self._changed({'long': {'kind': 'length', 'target': 4}})(
-        _policy(1), step=0)
+  def test_by_hand(self):
+    out = self._evaluate()
     for i, split in enumerate('abc'):
       for name in ('gold', 'proxy'):
         values = getattr(out, name)[i::3]  # of the first eleven prompts
         self.assertAlmostEqual(out.row[f'{name}_split_{split}'], values.mean())
         self.assertAlmostEqual(out.row[f'{name}_split_{split}_se'],
                                values.std(ddof=1) / len(values)**.5)
+    self.assertEqual(list(out.row), [
+        *COLUMNS[:15], *self._columns('gold', 'proxy'), *COLUMNS[15:]])
 
-  def test_final_rows_and_references(self):
-    same = self._changed({'same': {'kind': 'exact_match'}}, reward=None)
-    chosen = _corpus().eval_demonstrations
-    with mock.patch.object(
-        monitor.Monitor, '_sample', lambda self, params: types.Batch(
-            chosen.tokens[:B], chosen.mask[:B])):
-      out = same(_policy(1), step=0)
+  def test_without_gold(self):
+    out = self._evaluate(gold=None)
+    self.assertEqual(list(out.row), [
+        *COLUMNS[:11], *COLUMNS[13:15], *self._columns('proxy'),
+        *COLUMNS[15:]])
+
+
+class ReferencesTest(absltest.TestCase):
+
+  def _evaluate(self, **changes):
+    """A policy that answers with the chosen completions."""
+    watch = _monitor(rewards=_rewards({'same': {'kind': 'exact_match'}}),
+                     corpus=_changed(**changes))
+    with _answering(*_chosen()):
+      return watch, watch(_policy(1), step=0)
+
+  def test_chosen_completions(self):
+    watch, out = self._evaluate(eval_splits=(*('abc' * 4), 'last'))
     np.testing.assert_array_equal(out.proxy, np.ones(B))
-    self.assertNotIn('member_0', out.row)
-    rows = same.final_rows(out)
+    rows = watch.final_rows(out)
     json.dumps(rows, allow_nan=False)
     self.assertEqual([row['split'] for row in rows], list('abcabcabcab'))
     self.assertEqual([row['component_same'] for row in rows], [1.] * B)
+    for row in rows:
+      self.assertEqual(row['response'], row['reference'])
+      self.assertAlmostEqual(row['gold'], row['reference_gold'], 5)
 
   def test_right_answers_go_before_chosen_completions(self):
-    named = components.Components({'same': {'kind': 'exact_match'}})
-    chosen = _corpus().eval_demonstrations
-    mine = _monitor()._references
-    answers = tuple(text if i % 2 else 'other' for i, text in enumerate(
-        mine + ['not asked'] * 2))
-    watch = _changed(
-        components=named, reward=None,
-        corpus=dataclasses.replace(_corpus(), eval_references=answers))
-    with mock.patch.object(
-        monitor.Monitor, '_sample', lambda self, params: types.Batch(
-            chosen.tokens[:B], chosen.mask[:B])):
-      out = watch(_policy(1), step=0)
+    """And are still not the completions that people wrote."""
+    completions = [' '.join(text.split()[:8]) for text in _reviews()[1]]
+    watch, out = self._evaluate(eval_references=tuple(
+        text if i % 2 else 'other' for i, text in enumerate(completions)))
     np.testing.assert_array_equal(out.proxy, np.arange(B) % 2)
-    self.assertEqual(
-        [row['reference'] for row in watch.final_rows(out)], mine)
-
-  def test_a_component_fails(self):
-    watch = self._changed({'votes': {
-        'kind': 'gold', 'squash': 'none', 'range': (-10, 3)}})
-    with self.assertRaisesRegex(
-        errors.RewardError, r"component 'votes' \(gold\) gave 4 at step 20"):
-      watch(_policy(1), step=20)
+    self.assertEqual([row['reference'] for row in watch.final_rows(out)],
+                     completions[:B])
 
 
 class ValueShiftTest(absltest.TestCase):
@@ -316,19 +398,18 @@ class ValueShiftTest(absltest.TestCase):
 
   def test_columns(self):
     """The KL is of the distribution that has sampled."""
-    watch = _changed(value_shift=3.)
-    out = watch(_policy(0) | self._heads(1.), step=3)
+    watch, params = _monitor(value_shift=3.), _policy(0) | self._heads(1.)
+    out = watch(params, step=3)
     self.assertEqual([k for k in COLUMNS if k not in out.row], ['perplexity'])
     self.assertGreater((out.tokens != _evaluation().tokens).sum(), B)
     self.assertGreater(out.row['kl_k3'], .5)
-    batch = watch._sample(_policy(0) | self._heads(1.))
-    np.testing.assert_array_equal(batch.tokens[:, 0], out.tokens)
-    d = np.where(out.mask, batch.old_logprobs[:, 0]
-                 - _logprobs(0, out.tokens, .7), 0)
+    tokens, mask, old_logprobs = _sampled(params, value_shift=3.)
+    np.testing.assert_array_equal(tokens, out.tokens)
+    d = np.where(mask, old_logprobs - _logprobs(0, tokens, .7), 0)
     np.testing.assert_allclose(out.row['kl_k1'], d.sum(-1).mean(), rtol=1e-4)
 
   def test_without_advantages_it_is_the_language_model(self):
-    out = _changed(value_shift=3.)(
+    out = _monitor(value_shift=3.)(
         _policy(1) | self._heads(0.) | {'q_heads': np.float32(np.nan)}, step=3)
     np.testing.assert_array_equal(out.tokens, _evaluation().tokens)
     for name, value in out.row.items():
@@ -337,123 +418,188 @@ class ValueShiftTest(absltest.TestCase):
 
   def test_heads_are_needed(self):
     with self.assertRaisesRegex(ValueError, 'target_q_heads'):
-      _changed(value_shift=3.)(_policy(0), step=0)
+      _monitor(value_shift=3.)(_policy(0), step=0)
 
 
 class SameTest(absltest.TestCase):
 
-  def _assert_same(self, found, **tolerance):
+  def _assert_same(self, out, **tolerance):
     expected = _evaluation()
-    np.testing.assert_array_equal(found.tokens, expected.tokens)
-    np.testing.assert_array_equal(found.mask, expected.mask)
-    np.testing.assert_allclose(found.gold, expected.gold, **tolerance)
+    np.testing.assert_array_equal(out.tokens, expected.tokens)
+    np.testing.assert_array_equal(out.mask, expected.mask)
+    np.testing.assert_allclose(out.gold, expected.gold, **tolerance)
+    self.assertEqual(list(out.row), list(expected.row))
     np.testing.assert_allclose(
-        list(found.row.values()), list(expected.row.values()), **tolerance)
+        list(out.row.values()), list(expected.row.values()), **tolerance)
 
   def test_twice_and_by_the_key(self):
     self._assert_same(_monitor()(_policy(1), step=3), rtol=0)
-    other = _changed(key=jax.random.key(5))(_policy(1), step=3)
+    other = _monitor(key=jax.random.key(5))(_policy(1), step=3)
     self.assertGreater((other.tokens != _evaluation().tokens).sum(), B)
 
   def test_heads_are_not_read(self):
-    heads = {k: np.float32(np.nan) for k in (
+    nans = {k: np.float32(np.nan) for k in (
         'value_head', 'value_trunk', 'reward_head', 'q_heads',
         'target_q_heads')}
-    self._assert_same(_monitor()(_policy(1) | heads, step=3), rtol=0)
+    self._assert_same(_monitor()(_policy(1) | nans, step=3), rtol=0)
 
-  def test_chunks_and_devices(self):
-    """Four chunks on one device give what two on eight devices give."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    with mock.patch.object(sharding, 'make_mesh', lambda: mesh):
-      found = _changed(chunk_size=3)(_policy(1), step=3)
-    self._assert_same(found, rtol=1e-4, atol=1e-5)
+  def test_chunks(self):
+    """Four of at most three give what two of at most eight give."""
+    self._assert_same(_monitor(chunk_size=3)(_policy(1), step=3),
+                      rtol=1e-4, atol=1e-5)
+
+  def test_devices(self):
+    """A mesh of eight gives what one device gives without a mesh."""
+    mesh = sharding.make_mesh()
+    self.assertEqual(mesh.shape, {'data': 8})
+    shard_batch = sharding.shard_batch
+    shards = []
+
+    def record(batch, *args):
+      placed = shard_batch(batch, *args)
+      shards.extend(x.addressable_shards[0].data.shape[0]
+                    for x in jax.tree.leaves(placed))
+      return placed
+
+    with mock.patch.object(sharding, 'shard_batch', record):
+      out = _monitor(mesh=mesh)(_policy(1), step=3)
+    self._assert_same(out, rtol=1e-4, atol=1e-5)
+    # Eleven prompts are two chunks of eight, in which a device has one; they
+    # are sampled, and scored by the policy twice and by the reference.
+    self.assertEqual(shards, [1] * 2 * (3 + 3 * 2))
+
+  def test_parameters_are_placed_once(self):
+    with mock.patch.object(sharding, 'shard_params',
+                           wraps=sharding.shard_params) as place:
+      watch = _monitor(mesh=sharding.make_mesh())
+      self.assertLen(place.call_args_list, 1)
+      self.assertIs(place.call_args.args[0], _policy(0))
+      for _ in range(2):
+        place.reset_mock()
+        watch(_policy(1), step=3)
+        trees = [call.args[0] for call in place.call_args_list
+                 if isinstance(call.args[0], dict)]
+        self.assertLen(trees, 1)
+        self.assertEqual(trees[0].keys(), _policy(0).keys())
+
+  def test_no_mesh_is_made(self):
+    """Nor anything placed, where there is none."""
+    names = 'make_mesh', 'shard_params', 'shard_batch'
+    for name in names:
+      self.enterContext(mock.patch.object(
+          sharding, name, side_effect=AssertionError(name)))
+    self._assert_same(_monitor()(_policy(1), step=3), rtol=0)
 
 
-class ReadTest(absltest.TestCase):
+class ReadTest(parameterized.TestCase):
 
   def test_texts(self):
-    rows = _monitor().texts(_evaluation(), 4)
+    watch, out = _monitor(), _evaluation()
+    rows = watch.texts(out, 4)
+    json.dumps(rows, allow_nan=False)
     self.assertLen(rows, 4)
-    prompts, _ = _corpus().world.write(13, 2)
-    coder, out = _corpus().tokenizer, _evaluation()
-    found = monitor.decode(coder, out.tokens[:4].reshape(2, 2, -1),
-                           out.mask[:4].reshape(2, 2, -1))
-    self.assertEqual(found, ([row['prompt'] for row in rows],
-                             [row['response'] for row in rows]))
     for i, row in enumerate(rows):
-      self.assertEqual(row['prompt'], prompts[i])
-      self.assertEqual(row['response'], coder.decode(out.tokens[i, 8:]))
+      self.assertEqual(row['prompt'], _reviews()[0][i])
+      self.assertEqual(row['response'],
+                       _corpus().tokenizer.decode(out.tokens[i, 8:]))
       self.assertEqual((row['gold'], row['proxy']),
                        (out.gold[i], out.proxy[i]))
+    self.assertLen(watch.texts(out, B + 1), B)
 
   def test_final_rows(self):
-    out = _evaluation()
-    rows = _monitor().final_rows(out)
+    watch, out = _monitor(), _evaluation()
+    rows = watch.final_rows(out)
     json.dumps(rows, allow_nan=False)
     self.assertLen(rows, B)
-    chosen = _corpus().eval_demonstrations
-    gold = (reward_models.score_rows(
-        _config(0), _members(3, 1), chosen.tokens, chosen.mask)[0] - 3) / 2
-    _, reviews = _corpus().world.write(13, 2)
+    gold = _gold(*_chosen())
     for i, row in enumerate(rows):
       # There is room for eight tokens, EOS included.
       self.assertEqual(
-          row['reference'], ' '.join(reviews[i].split()[:8]))
-      self.assertAlmostEqual(row['reference_gold'], gold[i, 0], 5)
+          row['reference'], ' '.join(_reviews()[1][i].split()[:8]))
+      self.assertAlmostEqual(row['reference_gold'], gold[i], 5)
       self.assertEqual(row['rule'], out.rule[i])
-      self.assertEqual(row['length'], out.length[i])
+      self.assertEqual(row['component_long'], out.components['long'][i])
+      self.assertIsNone(row['split'])
       self.assertLessEqual(
-          set(_monitor().texts(out, B)[i].items()), set(row.items()))
+          set(watch.texts(out, B)[i].items()), set(row.items()))
+    self.assertAlmostEqual(
+        np.mean([row['length'] for row in rows]), out.row['length'])
 
-  def test_a_world_without_rule_or_references(self):
-    small = _changed(rule_scale=None, num_prompts=1,
-                     corpus=dataclasses.replace(
-                         _corpus(), world=None, eval_demonstrations=None))
-    out = small(_policy(1), step=0)
-    self.assertEqual([k for k in COLUMNS if k not in out.row],
-                     ['rule', 'rule_se', 'perplexity'])
-    self.assertTrue(np.isnan(out.row['gold_se']))
-    row, = small.final_rows(out)
-    self.assertEqual((row['reference'], row['reference_gold'], row['rule']),
-                     (None, None, None))
+  @parameterized.parameters(
+      (dict(gold=None), ('gold', 'reference_gold'), ('gold', 'gold_se')),
+      (dict(rule=None), ('rule',), ('rule', 'rule_se')),
+      (dict(eval_demonstrations=None), ('reference', 'reference_gold'),
+       ('perplexity',)))
+  def test_what_is_absent(self, changes, fields, absent):
+    if 'eval_demonstrations' in changes:
+      changes = dict(corpus=_changed(**changes))
+    watch = _monitor(**changes)
+    out = watch(_policy(1), step=3)
+    self.assertEqual(
+        list(out.row), [k for k in COLUMNS if k not in absent])
+    rows = watch.final_rows(out)
+    json.dumps(rows, allow_nan=False)
+    for name, value in rows[0].items():
+      self.assertEqual(value is None, name in (*fields, 'split'), name)
+    row, = watch.texts(out, 1)
+    self.assertEqual(list(row), ['prompt', 'response', 'gold', 'proxy'])
+    self.assertEqual(row['gold'], rows[0]['gold'])
 
 
 class ErrorsTest(parameterized.TestCase):
 
   def _message(self, **changes):
     with self.assertRaises(errors.RewardError) as caught:
-      _changed(**changes)(_policy(1), step=20)
+      _monitor(**changes)(_policy(1), step=20)
     self.assertNotIn('\n', str(caught.exception))
     return str(caught.exception)
 
   def test_scores_that_are_not_finite(self):
-    spoilt = lambda params, *bias: params | {
-        'head': params['head'] | {'bias': np.float32(bias)}}
-    message = self._message(gold=spoilt(_members(3, 1), np.nan))
-    self.assertIn('gold reward model gave nan for evaluation prompt 0 '
-                  '(response at step 20; 11 of 11', message)
-    self.assertIn('member_2 gave -inf', self._message(
-        reward=spoilt(_members(2, E), 0, 1, -np.inf)))
-
-  def test_functions(self):
     at_three = np.where(np.arange(B) == 3, np.nan, 1)
-    for value, expected in (
-        (at_three, 'gave nan for evaluation prompt 3 (response at step 20; 1'),
-        (np.zeros((B, 1)), 'shape (11, 1) for 11')):
-      functions = python_types.SimpleNamespace(score=lambda *_, v=value: v)
-      message = self._message(functions=functions)
-      self.assertIn('reward functions', message)
-      self.assertIn(expected, message)
+    for name, source in (
+        ('gold', 'the gold reward model'), ('rule', 'the rule')):
+      self.assertIn(
+          f'{source} gave nan in row 3 (response at step 20; 1 of 11 are not '
+          'finite)', self._message(**{name: lambda *unused: at_three}))
+
+  def test_too_many_scores(self):
+    self.assertIn('the gold reward model gave scores of shape (11, 1) for 11 '
+                  'responses (response at step 20)',
+                  self._message(gold=lambda *unused: np.zeros((B, 1))))
+
+  def test_a_reference_without_a_score(self):
+    gold = lambda tokens, mask: np.where(
+        (tokens == _chosen()[0]).all(axis=-1), np.inf, 0)
+    watch = _monitor(gold=gold)
+    out = watch(_policy(1), step=0)
+    with self.assertRaisesRegex(
+        errors.RewardError, 'gold reward model gave inf in row 0 '
+        r'\(chosen completion; 11 of 11'):
+      watch.final_rows(out)
+
+  def test_a_member_that_the_aggregate_hides(self):
+    """The minimum never shows that a member has run away upwards."""
+    members = _members(2, E)
+    bias = np.float32([0, 1, np.inf])
+    params = members | {'head': members['head'] | {'bias': bias}}
+    self.assertIn(
+        'reward model member_2 gave inf in row 0 (response at step 20; 11 of',
+        self._message(rewards=_rewards(NODES, params=params)))
+
+  def test_a_component(self):
+    nodes = {'votes': {'kind': 'proxy', 'range': (1e3, 1e4)}}
+    self.assertRegex(
+        self._message(rewards=_rewards(nodes)),
+        r"component 'votes' \(proxy\) gave .* at step 20, row 0, outside")
 
   @parameterized.parameters(
-      (dict(num_prompts=14), r'num_prompts must be in \[1, 13\].*got 14'),
-      (dict(chunk_size=0), 'chunk_size must be >= 1'),
-      (dict(gold_scale=(0., 0.)), 'gold_scale must be'),
-      (dict(rule_scale=(np.nan, 1.)), 'rule_scale must be'),
-      (dict(reward=None), 'reward, functions or components'))
+      (dict(num_prompts=PROMPTS + 1),
+       r'num_prompts must be in \[1, 13\].*got 14'),
+      (dict(num_prompts=0), r'num_prompts must be in \[1, 13\].*got 0'),
+      (dict(chunk_size=0), 'chunk_size must be >= 1, got 0'))
   def test_fields_out_of_range(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
-      _changed(**changes)
+      _setting(**changes)
 
 
 if __name__ == '__main__':

@@ -348,15 +348,15 @@ class CurveUntilTest(absltest.TestCase):
       statistics.curve_until([1, np.nan], [1, 2])
 
 
-class CheckedTest(absltest.TestCase):
+class AsFloatsTest(absltest.TestCase):
 
   def test_is_a_float64_copy(self):
     x = np.ones(2)
-    out = statistics.checked('x', x, 1)
+    out = statistics.as_floats('x', x, 1)
     out[0] = 5
     self.assertEqual(x[0], 1)
     self.assertEqual(
-        statistics.checked('x', jnp.ones((1, 2), jnp.bfloat16), 2).dtype,
+        statistics.as_floats('x', jnp.ones((1, 2), jnp.bfloat16), 2).dtype,
         np.float64)
 
   def test_infinity_is_a_number(self):

@@ -1,0 +1,39 @@
+"""Tests for rlhf_jax.evaluation.texts."""
+
+from absl.testing import absltest
+import numpy as np
+
+from rlhf_jax.data import reviews
+from rlhf_jax.evaluation import texts
+
+
+class DecodeTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.coder = reviews.Reviews(num_adjectives=4).tokenizer
+    self.the, self.phone = self.coder.encode(['the phone'])[0]
+
+  def _rows(self):
+    """the | phone <eos>; the phone | the, cut off, padding."""
+    the, phone, eos, pad = (
+        self.the, self.phone, self.coder.eos_id, self.coder.pad_id)
+    return (np.array([[the, phone, eos, pad], [the, phone, the, pad]]),
+            np.array([[0, 1, 1, 0], [0, 0, 1, 0]], bool))
+
+  def test_by_hand(self):
+    prompts, responses = texts.decode(self.coder, *self._rows())
+    self.assertEqual(prompts, ['the', 'the phone'])
+    self.assertEqual(responses, ['phone', 'the'])
+
+  def test_axes_before_the_last_are_rows(self):
+    tokens, mask = self._rows()
+    several = np.stack([tokens, tokens[::-1]])
+    prompts, responses = texts.decode(
+        self.coder, several, np.stack([mask, mask[::-1]]))
+    self.assertEqual(prompts, ['the', 'the phone', 'the phone', 'the'])
+    self.assertEqual(responses, ['phone', 'the', 'the', 'phone'])
+
+
+if __name__ == '__main__':
+  absltest.main()
