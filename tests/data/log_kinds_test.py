@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.data.log_kinds and rlhf_jax.data.fields."""
+"""Tests for rlhf_jax.data.log_kinds."""
 
 import csv
 import io
@@ -314,19 +314,6 @@ class Gsm8kTest(KindTestCase):
 
 
 class RowsTest(KindTestCase):
-
-  def test_rows_of_one_prompt_best_first(self):
-    rows = self.rows(
-        'rows', {**ROW, 'prompt_id': 7}, {**ROW, 'response': 'b'},
-        {**ROW, 'response': 'c', 'reward': 1, 'prompt_id': 7})
-    self.assertEqual([(row.response, row.example) for row in rows],
-                     [('c', 0), ('a', 0), ('b', 1)])
-
-  def test_one_id_of_two_prompts(self):
-    with self.assertRaisesRegex(
-        errors.DataError, "prompt_id '7' has two prompts, 'p' and 'q'"):
-      self.read('rows', {**ROW, 'prompt_id': 7},
-                {**ROW, 'prompt_id': 7, 'prompt': 'q'})
 
   def test_columns(self):
     entry = {'q': 'p', 'response': 'r', 'stars': '4', 'who': 'me',

@@ -101,6 +101,19 @@ class ReadTest(LoggedTestCase):
                      [('rejected', 0)])
     self.assertEqual(read.empty, 1)
 
+  def test_rows_of_one_prompt_best_first(self):
+    rows = self.rows(
+        'rows', {**ROW, 'prompt_id': 7}, {**ROW, 'response': 'b'},
+        {**ROW, 'response': 'c', 'reward': 1, 'prompt_id': 7})
+    self.assertEqual([(row.response, row.example) for row in rows],
+                     [('c', 0), ('a', 0), ('b', 1)])
+
+  def test_one_id_of_two_prompts(self):
+    with self.assertRaisesRegex(
+        errors.DataError, "prompt_id '7' has two prompts, 'p' and 'q'"):
+      self.read('rows', {**ROW, 'prompt_id': 7},
+                {**ROW, 'prompt_id': 7, 'prompt': 'q'})
+
   def test_unknown_kind_and_option(self):
     with self.assertRaisesRegex(ValueError, "one of comet, .*got 'hf'"):
       self.read('hf', ROW)

@@ -11,6 +11,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax.data import formats
 from rlhf_jax.data import tokenizer
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -69,6 +70,13 @@ class BpeTest(parameterized.TestCase):
     )
     ids = tok.encode(['<eos><bos> <pad>'])[0]
     self.assertGreater(min(ids), 2)
+
+  def test_name_of_a_control_token_is_text_like_any_other(self):
+    tok = tokenizer.Tokenizer.train_bpe(['eos'] * 9, vocab_size=261)
+    word = tok.encode(['eos'])[0]
+    self.assertLen(word, 1)
+    self.assertEqual(tok.encode(['<eos>'])[0],
+                     [*tok.encode(['<'])[0], *word, *tok.encode(['>'])[0]])
 
   def test_ids_and_size(self):
     tok = _bpe()
@@ -188,6 +196,16 @@ class FileTest(parameterized.TestCase):
         errors.ConfigError, r'tokenizer\.json.*</s>, <s> are not') as caught:
       tokenizer.Tokenizer.from_file(self.path, bos='<s>', eos='</s>')
     self.assertNotIn('<pad>', str(caught.exception))
+
+  def test_added_tokens_that_look_like_control_tokens_are(self):
+    backend = _bpe()._backends[0]
+    backend.add_tokens(['<|end|>', '  '])
+    backend.save(str(self.path))
+    tok = tokenizer.Tokenizer.from_file(self.path)
+    self.assertEqual(tok.control['<|end|>'], tok.id_of('<|end|>'))
+    self.assertNotIn('  ', tok.control)
+    self.assertNotIn(tok.id_of('<|end|>'), tok.encode(['a<|end|>'])[0])
+    self.assertIn(tok.id_of('  '), tok.encode(['a  b'])[0])
 
   def test_pad_and_bos_may_be_eos(self):  # as GPT-2's
     _bpe().save(self.path)
@@ -310,6 +328,19 @@ class EncodeRowsTest(parameterized.TestCase):
         rows.prompts[0, : rows.prompt_lengths[0]], expected
     )
     self.assertEqual(rows.truncated_prompts, cut)
+
+  def test_a_prompt_with_its_bos_gets_no_second_one(self):
+    bos = formats.Special('<bos>')
+    rows = self.rows([(bos, 'a'), (bos,), 'a'], ['b'] * 3, add_bos=True)
+    np.testing.assert_array_equal(rows.prompt_lengths, [2, 1, 2])
+    np.testing.assert_array_equal(rows.prompts[0], rows.prompts[2])
+
+  def test_a_response_with_its_eos_gets_no_second_one(self):
+    rows = self.rows(['a'] * 3, [('b', formats.END), (formats.END,), 'b'])
+    self.assertEqual([rows.tokens[i][rows.mask[i]].tolist() for i in range(3)],
+                     [[4, 2], [2], [4, 2]])
+    with self.assertRaisesRegex(ValueError, 'response 1 has EOS before'):
+      self.rows(['a'] * 2, ['b', (formats.END, 'b')])
 
   def test_response_length_of_one(self):
     rows = self.rows(['a', 'a'], ['', 'b'], r=1)
