@@ -398,12 +398,13 @@ class EncodeRowsTest(parameterized.TestCase):
   def test_speed(self):
     tok = _bpe()
     texts = [f'the quick brown fox number {i}' for i in range(50_000)]
-    started = time.perf_counter()
+    # About 3 s of two cores; the machine of a test run is rarely free, so that
+    # the clock on the wall says little.
+    started = time.process_time()
     tok.encode_rows(
         texts, texts, max_prompt_length=32, max_response_length=32
     )
-    # About 1 s on two free cores; the machine of a test run is rarely free.
-    self.assertLess(time.perf_counter() - started, 15)
+    self.assertLess(time.process_time() - started, 10)
 
 
 class CheckIdsTest(parameterized.TestCase):
