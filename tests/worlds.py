@@ -24,6 +24,8 @@ from rlhf_jax import errors
 from rlhf_jax import sharding
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import load as load_lib
+from rlhf_jax.data import tokenizer
+from rlhf_jax.models import convert
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.pipeline import artifacts
@@ -134,6 +136,47 @@ def rows(path: pathlib.Path) -> list[dict[str, str]]:
     return list(csv.DictReader(stream))
 
 
+# Texts of a user in files, and a model to load.
+
+ALPACA = [{'instruction': f'count to {i}', 'output': f'it is {i}, my dear'}
+          for i in range(40)]
+HH = [{'chosen': f'\n\nHuman: is {i} odd?\n\nAssistant: yes dear {i}',
+       'rejected': f'\n\nHuman: is {i} odd?\n\nAssistant: no {i}'}
+      for i in range(40)]
+
+
+def loaded() -> pathlib.Path:
+  """A directory with `alpaca.json`, `hh.jsonl` and a `model`.
+
+  The model has more embeddings than its tokenizer has tokens.
+  """
+  return once('loaded', _make_loaded)
+
+
+def _make_loaded(directory: pathlib.Path):
+  files.write_json(directory / 'alpaca.json', ALPACA)
+  files.write_jsonl(directory / 'hh.jsonl', HH)
+  coder = tokenizer.Tokenizer.train_bpe(
+      [x['output'] for x in ALPACA], vocab_size=270,
+      control=('<|prompter|>', '<|assistant|>'))
+  config = transformer.make_config(
+      'gpt_neox', vocab_size=288, hidden_size=16, num_layers=3, num_heads=2,
+      max_positions=None)
+  convert.save(directory / 'model', config, jax.jit(
+      transformer.init, static_argnums=0)(config, jax.random.key(5)))
+  coder.save_directory(directory / 'model')
+
+
+def on_files(config: dict, preferences: bool = True) -> dict:
+  """The config of a study on these texts, with these models' tokenizer."""
+  config['data']['path'] = str(loaded() / 'alpaca.json')
+  if preferences:
+    config['data']['preferences'] = str(loaded() / 'hh.jsonl')
+  config['data']['files'].update(max_prompt_length=40, max_response_length=16)
+  config['gold']['held_out'] = 8
+  return config
+
+
 # Contexts, and a world that nothing has trained.
 
 
@@ -189,8 +232,12 @@ MODEL = dict(family='llama', hidden_size=16, num_layers=1, num_heads=2)
 NUM_PAIRS, NUM_MEMBERS = 24, 2
 
 
+def corpus_of(seed: int) -> corpus_lib.Corpus:
+  return load_lib.load(DATA, seed)
+
+
 def corpus() -> corpus_lib.Corpus:
-  return load_lib.load(DATA, 0)
+  return corpus_of(0)
 
 
 def config() -> transformer.Config:
@@ -253,3 +300,15 @@ def _make_untrained(workdir: pathlib.Path):
   scores = np.random.default_rng(0).normal(size=(NUM_PAIRS, 2))
   save(workdir, 'pairs', {'gold_mean': .1, 'gold_std': .7}, pairs=dict(
       tokens=tokens, mask=mask, gold_scores=scores.astype(np.float32)))
+
+
+def copy(workdir: pathlib.Path, target: pathlib.Path):
+  """The stages of a workdir, to be changed."""
+  shutil.copytree(workdir, target, dirs_exist_ok=True)
+
+
+def replace(workdir: pathlib.Path, name: str, params):
+  """Gives a stage of a copied workdir other parameters."""
+  shutil.rmtree(workdir / name / 'checkpoints')
+  with checkpoint.Checkpointer(workdir / name / 'checkpoints') as saver:
+    saver.save(0, params)

@@ -1,0 +1,71 @@
+"""Optimizer steps in float64 NumPy: clipping, AdamW, schedules, targets.
+
+Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101: weights decay
+beside the adaptive step, both times the rate. A rate belongs to an update,
+not to a rollout, and updates count from 0. Nothing of the package is imported.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+ADAM_EPSILON = 1e-8
+
+
+class State(NamedTuple):
+  """What an update reads and writes; trees of float64 arrays."""
+
+  params: Any
+  mu: Any
+  nu: Any
+  count: int = 0  # updates so far
+
+
+def start(params) -> State:
+  """A state before the first update."""
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  zeros = jax.tree.map(np.zeros_like, params)
+  return State(params, zeros, zeros)
+
+
+def rate(count, *, learning_rate, num_steps, warmup_steps=0,
+         schedule='cosine'):
+  """The learning rate of update `count` of `num_steps`."""
+  if count < warmup_steps:
+    return learning_rate * count / warmup_steps
+  if schedule == 'constant':
+    return learning_rate
+  share = (count - warmup_steps) / (
+      max(num_steps, warmup_steps + 1) - warmup_steps)
+  return learning_rate * .5 * (1 + np.cos(np.pi * min(share, 1.)))
+
+
+def norm(gradients):
+  """Of all leaves together."""
+  return np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(gradients)))
+
+
+def update(state: State, gradients, *, clip_norm=1., weight_decay=0., b1=.9,
+           b2=.999, **schedule) -> State:
+  """One step of AdamW on gradients, clipped by their global norm."""
+  shrink = min(clip_norm / norm(gradients), 1.) if clip_norm else 1.
+  g = jax.tree.map(lambda x: np.asarray(x, np.float64) * shrink, gradients)
+  count = state.count + 1
+  mu = jax.tree.map(lambda m, x: b1 * m + (1 - b1) * x, state.mu, g)
+  nu = jax.tree.map(lambda v, x: b2 * v + (1 - b2) * x**2, state.nu, g)
+  size = rate(state.count, **schedule)
+
+  def moved(p, m, v):
+    step = (m / (1 - b1**count)) / (
+        np.sqrt(v / (1 - b2**count)) + ADAM_EPSILON)
+    return p - size * (step + weight_decay * p)
+
+  return State(jax.tree.map(moved, state.params, mu, nu), mu, nu, count)
+
+
+def polyak(targets, online, share):
+  """share * online + (1 - share) * targets (objectives.md 8.6)."""
+  return jax.tree.map(
+      lambda old, new: share * np.asarray(new, np.float64)
+      + (1 - share) * np.asarray(old, np.float64), targets, online)
