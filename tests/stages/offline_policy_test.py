@@ -1,40 +1,66 @@
 """Tests for rlhf_jax.stages.offline_policy, on a policy that nobody trained."""
 
+import contextlib
 import functools
 import json
 import math
+import shutil
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-import logged_stage_test as worlds
 import numpy as np
-import stages_test
+import orbax.checkpoint as ocp
+import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import policy as policy_lib
-from rlhf_jax import sharding
+from rlhf_jax import streams
 from rlhf_jax import types
+from rlhf_jax.models import heads
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import policies
 from rlhf_jax.stages import logged
 from rlhf_jax.stages import offline_policy
 from rlhf_jax.storage import files
 
-EXAMPLES, VALIDATION, STEPS, BATCH = 24, 4, 5, 8
+EXAMPLES, VALIDATION, STEPS, BATCH = worlds.NUM_PAIRS, 4, 5, 8
 NODES = dict(short=dict(kind='length', target=20, weight=2.),
              readable=dict(kind='readability', weight=.5))
-CLIP = dict(clip_ratio=.1)
+CLIP = dict(clip_ratio=.8)
 ONE = dict(one=dict(kind='length', target=.01))  # of any text
 Q = dict(mlp=True, scale=1., rate=.25, every=2, shift=4., top_k=20)
+GIVEN = dict(reference='sft', gold='gold', pairs='pairs', log='log',
+             values='log_values')
+NO_VALUES = dict(GIVEN, values=None)
+RUN = dict(
+    algorithm='a_lol', arguments={}, use='all', filtered=False,
+    priority='none', batch_size=BATCH, num_microbatches=1, num_steps=STEPS,
+    scale_steps=False, value=dict(trunk='separate', mlp=True, scale=.5), q=Q,
+    optimizer=dict(learning_rate=1e-2, schedule='constant'),
+    evaluation=dict(every=STEPS, num_prompts=4, texts=1, chunk_size=256))
+
+
+@functools.cache
+def workdir():
+  """The untrained world with logs and values of their prompts."""
+  path = worlds.folder()
+  shutil.copytree(worlds.untrained(), path, dirs_exist_ok=True)
+  arrays = make_log()
+  save_log(path, 'log', arrays,
+           np.random.default_rng(6).uniform(.6, 1.2, EXAMPLES))
+  save_log(path, 'hopeless', arrays, np.full(EXAMPLES, 2.))
+  save_log(path, 'worthless', arrays | {'scores': -arrays['scores']})
+  return path
 
 
 def make_log():
   """Two responses to each prompt, the second cut; of some one is missing."""
-  known = worlds.pairs()
-  tokens, mask = known['tokens'].copy(), known['mask'].copy()
+  pairs = files.load_arrays(worlds.untrained() / 'pairs/pairs.npz')
+  tokens, mask = pairs['tokens'].copy(), pairs['mask'].copy()
   mask[2, 1] = mask[7, 0] = mask[-1, 1] = False
   there = mask.any(axis=-1)
   rng = np.random.default_rng(5)
@@ -44,112 +70,85 @@ def make_log():
               group=np.where(there, [0, 1], -1).astype(np.int32))
 
 
-def save_log(name, arrays, values=None):
+def save_log(path, name, arrays, values=None):
   """A stage `logged`, and one of values beside it."""
-  worlds.save(name, {'num_validation': VALIDATION, 'groups': ['up', 'down']})
-  files.save_arrays(worlds.world() / name / 'logged.npz', **arrays)
+  worlds.save(path, name, {'num_validation': VALIDATION, 'source': 'pairs',
+                           'groups': ['up', 'down']}, logged=arrays)
   if values is not None:
-    worlds.save(f'{name}_values', {})
-    files.save_arrays(worlds.world() / f'{name}_values/values.npz',
-                      values=np.asarray(values, np.float32))
+    worlds.save(path, f'{name}_values', {},
+                values={'values': np.asarray(values, np.float32)})
 
 
-def log(name='log'):
-  return files.load_arrays(worlds.world() / name / 'logged.npz')
+def log():
+  return files.load_arrays(workdir() / 'log/logged.npz')
 
 
-def values(name='log'):
-  return files.load_arrays(
-      worlds.world() / f'{name}_values/values.npz')['values']
+def values():
+  return files.load_arrays(workdir() / 'log_values/values.npz')['values']
 
 
-make_mesh = sharding.make_mesh
-ONE_DEVICE = mock.patch.object(  # compiles faster
-    sharding, 'make_mesh', lambda: make_mesh(devices=jax.devices()[:1]))
-
-
-def setUpModule():
-  ONE_DEVICE.start()
-  worlds.make_world()
-  arrays = make_log()
-  save_log('log', arrays, np.random.default_rng(6).uniform(.6, 1.2, EXAMPLES))
-  save_log('hopeless', arrays, np.full(EXAMPLES, 2.))
-  save_log('worthless', arrays | {'scores': -arrays['scores']})
-
-
-def tearDownModule():
-  ONE_DEVICE.stop()
-
-
-def run(context=None, *, evaluate=False, **changes):
+def run(context=None, *, evaluate=False, given=GIVEN, num_devices=1,
+        **changes):
   """(context, result) of the stage; without evaluations, which compile."""
-  context = context or worlds.Context()
+  context = context or worlds.Context(workdir(), num_devices=num_devices)
   if 'algorithm' not in changes:
     changes['arguments'] = dict(alol=CLIP)
-  given = dict(
-      seed=0, data=worlds.DATA, policy='sft', policy_model=worlds.MODEL,
-      gold='gold', gold_model=worlds.MODEL, pairs='pairs', components=NODES,
-      logged='log', values='log_values', algorithm='a_lol', arguments={},
-      use='all', filtered=False, priority='none', batch_size=BATCH,
-      num_microbatches=1, num_steps=STEPS, scale_steps=False,
-      optimizer=dict(learning_rate=1e-2, schedule='constant'),
-      value=dict(trunk='separate', mlp=True, scale=.5), q=Q,
-      evaluation=dict(every=STEPS, num_prompts=4, texts=1),
-      sampler=dict(temperature=1.), pool={},
-      training=dict(save_every=1, log_every=1)) | changes
+  stage = functools.partial(
+      offline_policy.run, context, seed=0, data=worlds.DATA, given=given,
+      run=RUN | changes, training=dict(save_every=1, log_every=1),
+      measure=dict(components=NODES, pool={}, sampler=dict(temperature=1.)))
   if evaluate:
-    return context, offline_policy.run(context, **given)
-  with mock.patch.object(policies, 'evaluator', return_value=None):
-    return context, offline_policy.run(context, **given)
+    return context, stage()
+  with mock.patch.object(policies, 'watch', return_value=(
+      contextlib.nullcontext())):
+    return context, stage()
 
 
 def stopped(step, context=None, **changes):
   """As `run`, stopped after `step` steps, one at a time."""
-  context = context or worlds.Context()
-  context.stop = stages_test.Stop(step - 1)
+  context = context or worlds.Context(workdir())
+  context.stop = worlds.Stop(step - 1)
   try:
     run(context, **changes)
   except errors.Interrupted:
-    context.stop = stages_test.Stop()
+    context.stop = worlds.Stop()
     return context
   raise AssertionError(f'not stopped at step {step}')
 
 
 def restored(context, step, part='params', folder='training'):
-  import orbax.checkpoint as ocp
   with ocp.PyTreeCheckpointer() as reader:
     return reader.restore(context.directory / folder / str(step) / part)
 
 
 def initial():
   """The SFT policy."""
-  return restored(worlds.Context(worlds.world() / 'sft'), 0,
+  return restored(worlds.Context(workdir(), workdir() / 'sft'), 0,
                   folder='checkpoints')
 
 
 def gradient(context):
   """What Adam remembers of the first step, a tenth of the gradient."""
   state = restored(context, 1, 'training')['opt_state']
-  found = [x for path, x in jax.tree_util.tree_leaves_with_path(state)
-           if 'mu' in str(path)]
-  assert found
-  return found
-
-
-def lines(context, name):
-  text = (context.directory / f'{name}.jsonl').read_text()
-  return [{k: v for k, v in json.loads(line).items() if k != 'time'}
-          for line in text.splitlines()]
+  moments = [x for path, x in jax.tree_util.tree_leaves_with_path(state)
+             if 'mu' in str(path)]
+  assert moments
+  return moments
 
 
 @functools.cache
+def _dataset(changes):
+  with (mock.patch.object(offline_data, 'source') as source,
+        mock.patch.object(fit_lib, 'fit', return_value=(
+            mock.Mock(), {'seconds': 1.})),
+        mock.patch.object(policies, 'save_policy')):
+    _, result = run(**json.loads(changes))
+  return source.call_args.args[0], result
+
+
 def dataset(**changes):
   """What a run is trained on, and the result; nothing is trained."""
-  with (mock.patch.object(offline_policy, '_source') as source,
-        mock.patch.object(fit_lib, 'fit', return_value=(mock.Mock(), {})),
-        mock.patch.object(artifacts, 'save_policy')):
-    _, result = run(**changes)
-  return source.call_args.args[0], result
+  return _dataset(json.dumps(changes, sort_keys=True))
 
 
 def close(a, b, **tolerance):
@@ -177,20 +176,19 @@ def a_lol():
 class ReductionTest(parameterized.TestCase):
 
   def test_cloning_weighted_by_one_is_cloning(self):
-    context = worlds.Context()
+    context = worlds.Context(workdir())
     result = logged.run(
-        context, seed=0, data=worlds.DATA, policy='sft',
-        policy_model=worlds.MODEL, gold='gold', gold_model=worlds.MODEL,
-        pairs='pairs', source='pairs', label_noise=0., components=ONE,
-        num_validation=VALIDATION)
+        context, seed=0, data=worlds.DATA, given=GIVEN, label_noise=0.,
+        pool={}, node=dict(source='pairs', components=ONE,
+                           num_validation=VALIDATION))
     arrays = files.load_arrays(context.directory / 'logged.npz')
     np.testing.assert_array_equal(arrays['scores'], 1)
-    worlds.save('ones', result)
-    files.save_arrays(worlds.world() / 'ones/logged.npz', **arrays)
+    worlds.save(workdir(), 'ones', result, logged=arrays)
+    ones = dict(GIVEN, log='ones')
     nll = restored(run(
         algorithm='sft', arguments=dict(sft=dict(aggregate='sequence')),
-        logged='ones')[0], STEPS)
-    wbc = restored(run(algorithm='wbc', logged='ones')[0], STEPS)
+        given=ones)[0], STEPS)
+    wbc = restored(run(algorithm='wbc', given=ones)[0], STEPS)
     close(wbc, nll, rtol=1e-6, atol=1e-7)
     self.assertGreater(differ(nll, initial()), .01)
     # With rewards of its own it is another.
@@ -201,11 +199,11 @@ class ReductionTest(parameterized.TestCase):
       ('a_lol', CLIP, 'a_lol_ref_free'), ('r_lol', {}, 'wbc'),
       ('a_lol_kl', dict(kl_coef=0.), 'a_lol_ref_free'))
   def test_first_step_at_the_reference(self, name, arguments, other):
-    mine, known = first(name, **arguments), first(other)
-    for a, b in zip(gradient(mine), gradient(known), strict=True):
+    mine, theirs = first(name, **arguments), first(other)
+    for a, b in zip(gradient(mine), gradient(theirs), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
-    row, = lines(mine, 'metrics')
-    reference, = lines(known, 'metrics')
+    row, = mine.lines('metrics')
+    reference, = theirs.lines('metrics')
     self.assertAlmostEqual(
         row['train/loss'] / reference['train/loss'], 1, delta=1e-5)
     if 'policy/ratio' in row:
@@ -213,7 +211,7 @@ class ReductionTest(parameterized.TestCase):
       self.assertEqual(row['policy/clip_fraction'], 0)
 
   def test_later_steps_are_weighted(self):
-    rows = lines(a_lol()[0], 'metrics')
+    rows = a_lol()[0].lines('metrics')
     self.assertNotAlmostEqual(rows[-1]['policy/ratio'], 1, 2)
     self.assertGreater(rows[-1]['policy/clip_fraction'], 0)
     other = run(algorithm='a_lol_ref_free', arguments={})[0]
@@ -231,81 +229,66 @@ class DataTest(parameterized.TestCase):
     return [(i, k) for i, k in there
             if arrays['scores'][i, k] > of_prompts[i]], len(there)
 
-  def check_rows(self, found, at):
+  def check_rows(self, batch, at):
     arrays = log()
-    self.assertLen(found.tokens, len(at))
+    self.assertLen(batch.tokens, len(at))
     for row, (i, k) in enumerate(at):
-      for name, given in (('tokens', found.tokens), ('mask', found.mask)):
-        np.testing.assert_array_equal(given[row, 0], arrays[name][i, k])
+      for name in ('tokens', 'mask'):
+        np.testing.assert_array_equal(
+            getattr(batch, name)[row, 0], arrays[name][i, k])
 
   def test_filter_is_a_count_by_hand(self):
-    found, result = dataset()
+    batch, result = dataset()
     at, count = self.expected()
-    self.check_rows(found, at)
+    self.check_rows(batch, at)
     self.assertEqual(result['examples'], count)
     self.assertAlmostEqual(result['filtered_share'], 1 - len(at) / count)
     self.assertBetween(result['filtered_share'], .2, .8)
     arrays = log()
-    np.testing.assert_allclose(found.advantages[:, 0], [
+    np.testing.assert_allclose(batch.advantages[:, 0], [
         arrays['scores'][i, k] - values()[i] for i, k in at], rtol=1e-6)
 
   def test_same_filter_before_cloning(self):
-    known, _ = dataset()
-    found, result = dataset(algorithm='sft', filtered=True)
-    np.testing.assert_array_equal(found.tokens, known.tokens)
-    np.testing.assert_array_equal(found.mask, known.mask)
+    own, _ = dataset()
+    other, result = dataset(algorithm='sft', filtered=True)
+    np.testing.assert_array_equal(other.tokens, own.tokens)
+    np.testing.assert_array_equal(other.mask, own.mask)
     self.assertGreater(result['filtered_share'], 0)
-    _, result = dataset(algorithm='sft', values=None)
+    _, result = dataset(algorithm='sft', given=NO_VALUES)
     self.assertEqual(result['filtered_share'], 0)
 
   @parameterized.parameters(
       ('first', (0,)), ('up', (0,)), ('down', (1,)), ('all', (0, 1)))
   def test_use(self, use, columns):
-    found, _ = dataset(algorithm='wbc', use=use, values=None)
+    batch, _ = dataset(algorithm='wbc', use=use, given=NO_VALUES)
     mask = log()['mask']
-    self.check_rows(found, [(i, k) for i in range(EXAMPLES - VALIDATION)
+    self.check_rows(batch, [(i, k) for i in range(EXAMPLES - VALIDATION)
                             for k in columns if mask[i, k].any()])
 
   @parameterized.parameters(('dpo', 'scores'), ('pro', 'raw_scores'))
   def test_comparisons(self, algorithm, scores):
-    found, _ = dataset(algorithm=algorithm, values=None)
+    batch, _ = dataset(algorithm=algorithm, given=NO_VALUES)
     arrays = log()
     whole = [i for i in range(EXAMPLES - VALIDATION)
              if arrays['mask'][i].any(axis=-1).all()]
-    np.testing.assert_array_equal(found.tokens, arrays['tokens'][whole])
-    np.testing.assert_array_equal(found.scores, arrays[scores][whole])
+    np.testing.assert_array_equal(batch.tokens, arrays['tokens'][whole])
+    np.testing.assert_array_equal(batch.scores, arrays[scores][whole])
 
   def test_nothing_has_an_advantage(self):
     with self.assertRaisesRegex(errors.ConfigError,
                                 'A-LOL is left without a response') as caught:
-      run(logged='hopeless', values='hopeless_values')
+      run(given=dict(GIVEN, log='hopeless', values='hopeless_values'))
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
       (dict(use='best'), "use is 'best'; there are first, all, up, down"),
-      (dict(algorithm='wbc', priority='reward', logged='worthless'),
+      (dict(algorithm='wbc', priority='reward',
+            given=dict(GIVEN, log='worthless')),
        "priority is 'reward', and none of 38 responses"))
   def test_what_the_log_does_not_have(self, changes, message):
     with self.assertRaisesRegex(errors.ConfigError, message) as caught:
       run(**changes)
     self.assertNotIn('\n', str(caught.exception))
-
-  @parameterized.parameters(
-      ('a_lol', 'advantage', 'advantages'), ('wbc', 'reward', 'scores'))
-  def test_draws_follow_the_priority(self, algorithm, priority, field):
-    found, _ = dataset(algorithm=algorithm, priority=priority)
-    source = offline_policy._source(found, priority, 50, seed=3)
-    drawn = [row[0].tobytes() for step in range(80)
-             for row in source(step, None, None).tokens]
-    weights = getattr(found, field)[:, 0].astype(np.float64)
-    expected = weights / weights.sum() * len(drawn)
-    counts = np.array([drawn.count(row[0].tobytes()) for row in found.tokens])
-    self.assertEqual(counts.sum(), len(drawn))
-    statistic = np.sum((counts - expected)**2 / expected)
-    degrees = len(weights) - 1  # twice as much has a chance of 1e-4 or less
-    self.assertLess(statistic, 2.5 * degrees)
-    even = len(drawn) / len(weights)
-    self.assertGreater(np.sum((counts - even)**2 / even), 5 * degrees)
 
   def test_steps_shrink_with_the_data(self):
     at, count = self.expected()
@@ -323,19 +306,22 @@ class DataTest(parameterized.TestCase):
 class CriticTest(parameterized.TestCase):
 
   @parameterized.parameters('apa_offline', 'awr_offline')
+  def test_devices_change_nothing(self, algorithm):
+    """What the initial policy says is computed over all of them."""
+    one, eight = (dataset(num_devices=devices, algorithm=algorithm,
+                          given=NO_VALUES)[0] for devices in (1, 8))
+    close(one, eight, rtol=1e-4, atol=1e-5)
+
+  @parameterized.parameters('apa_offline', 'awr_offline')
   def test_data_set_by_hand(self, algorithm):
     """Values and reference of the initial model; statistics of all rows."""
-    made, real = [], policies.add_value_head
-    with mock.patch.object(
-        policies, 'add_value_head', lambda *args, **kwargs: (
-            made.append(real(*args, **kwargs)) or made[0])):
-      found, _ = dataset(algorithm=algorithm, values=None)
-    params, value_config = made[0]
+    filled, _ = dataset(algorithm=algorithm, given=NO_VALUES)
     config = worlds.config()
-    self.assertEqual(value_config, config)
-    sft = artifacts.load_policy(
-        worlds.Context(), 'sft', worlds.MODEL, config.vocab_size)[1]
-    close({k: params[k] for k in sft}, sft, rtol=0)
+    sft = artifacts.restore_policy(workdir() / 'sft').params
+    params = {**sft, 'value_trunk': heads.trunk(sft),
+              'value_head': heads.init_scalar(
+                  streams.key(0, 'offline', 'value_head'), config.hidden_size,
+                  scale=.5, mlp=True)}
     arrays = {k: x[:EXAMPLES - VALIDATION] for k, x in log().items()}
     there = arrays['mask'].any(axis=-1)
     batch = types.Batch(arrays['tokens'][there][:, None],
@@ -343,15 +329,15 @@ class CriticTest(parameterized.TestCase):
     out = jax.jit(functools.partial(
         policy_lib.forward, config, value_config=config))(params, batch)
     mask = batch.mask
-    np.testing.assert_array_equal(found.tokens, batch.tokens)
+    np.testing.assert_array_equal(filled.tokens, batch.tokens)
     np.testing.assert_allclose(
-        found.old_values[mask], out.values[mask], rtol=1e-4, atol=1e-5)
-    self.assertGreater(np.abs(found.old_values[mask]).max(), .1)
+        filled.old_values[mask], out.values[mask], rtol=1e-4, atol=1e-5)
+    self.assertGreater(np.abs(filled.old_values[mask]).max(), .1)
     if algorithm == 'apa_offline':
       np.testing.assert_allclose(
-          found.ref_logprobs[mask], out.logprobs[mask], rtol=1e-4, atol=1e-5)
+          filled.ref_logprobs[mask], out.logprobs[mask], rtol=1e-4, atol=1e-5)
     else:
-      self.assertIsNone(found.ref_logprobs)
+      self.assertIsNone(filled.ref_logprobs)
     scores = arrays['scores'][there].astype(np.float64)
     scores = (scores - scores.mean()) / scores.std(ddof=1)
     advantages = []
@@ -365,10 +351,10 @@ class CriticTest(parameterized.TestCase):
                      for t in range(len(delta))]
     advantages = np.array(advantages)
     np.testing.assert_allclose(
-        found.returns[mask], advantages + np.asarray(out.values)[mask],
+        filled.returns[mask], advantages + np.asarray(out.values)[mask],
         rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(
-        found.advantages[mask],
+        filled.advantages[mask],
         (advantages - advantages.mean()) / advantages.std(),
         rtol=1e-3, atol=1e-4)
 
@@ -377,7 +363,7 @@ class ResumeTest(parameterized.TestCase):
 
   @parameterized.parameters('none', 'advantage')
   def test_goes_on_bitwise_in_the_middle_of_an_epoch(self, priority):
-    known = a_lol()[0] if priority == 'none' else run(priority=priority)[0]
+    whole = a_lol()[0] if priority == 'none' else run(priority=priority)[0]
     context = stopped(2, priority=priority)
     rows, _ = dataset(priority=priority)
     self.assertNotEqual(2 * BATCH % len(rows.tokens), 0)
@@ -385,29 +371,29 @@ class ResumeTest(parameterized.TestCase):
     for folder, step in (('training', STEPS), ('checkpoints', STEPS)):
       jax.tree.map(np.testing.assert_array_equal,
                    restored(context, step, folder=folder),
-                   restored(known, step, folder=folder))
-    self.assertEqual(lines(context, 'metrics'), lines(known, 'metrics'))
+                   restored(whole, step, folder=folder))
+    self.assertEqual(context.lines('metrics'), whole.lines('metrics'))
     self.assertEqual(result['updates'], STEPS)
     self.assertFalse((context.directory / 'updates.jsonl').exists())
     if priority == 'advantage':
-      self.assertNotEqual(lines(known, 'metrics'), lines(a_lol()[0], 'metrics'))
+      self.assertNotEqual(whole.lines('metrics'), a_lol()[0].lines('metrics'))
 
 
 class IlqlTest(parameterized.TestCase):
 
   def test_targets_follow_every_second_step(self):
-    given = dict(algorithm='ilql', values=None)
-    context = stopped(1, **given)
+    ilql = dict(algorithm='ilql', given=NO_VALUES)
+    context = stopped(1, **ilql)
     start = restored(context, 1, 'training')['targets']
-    stopped(1, context, **given)
+    stopped(1, context, **ilql)
     online = restored(context, 2)['q_heads']
     targets = restored(context, 2, 'training')['targets']
     self.assertGreater(differ(online, start), .005)
     close(targets, jax.tree.map(lambda a, b: .75 * a + .25 * b, start, online),
           rtol=1e-5, atol=1e-7)
-    stopped(1, context, **given)
+    stopped(1, context, **ilql)
     close(restored(context, 3, 'training')['targets'], targets, rtol=0)
-    run(context, **given)
+    run(context, **ilql)
     self.assertContainsSubset(
         ['q_heads', 'value_head', 'value_trunk'], restored(context, STEPS))
     self.assertEqual(
@@ -423,7 +409,7 @@ class EvaluationTest(parameterized.TestCase):
 
   def test_no_step_is_the_reference(self):
     context, result = untrained()
-    row, = lines(context, 'evaluation')
+    row, = context.lines('evaluation')
     for name in ('kl_k1', 'kl_k2', 'kl_k3'):
       self.assertAlmostEqual(row[name], 0, delta=1e-6)
     self.assertEqual((row['step'], row['updates'], row['epoch']), (0, 0, 0))
@@ -434,11 +420,11 @@ class EvaluationTest(parameterized.TestCase):
 
   def test_proxy_is_the_sum_of_its_parts(self):
     context, _ = untrained()
-    row, = lines(context, 'evaluation')
+    row, = context.lines('evaluation')
     self.assertAlmostEqual(
         row['proxy'],
         2 * row['component_short'] + .5 * row['component_readable'], 5)
-    final = lines(context, 'final')
+    final = context.lines('final')
     self.assertLen(final, 4)
     for one_of in final:
       words = len(one_of['response'].split())
@@ -446,15 +432,26 @@ class EvaluationTest(parameterized.TestCase):
       self.assertAlmostEqual(
           one_of['proxy'], 2 * one_of['component_short']
           + .5 * one_of['component_readable'], 5)
-    texts = json.loads((context.directory / 'texts/000000.json').read_text())
+    texts = files.read_json(context.directory / 'texts/000000.json')
     self.assertEqual(texts[0]['response'], final[0]['response'])
+
+  def test_columns_of_gold_where_there_is_gold(self):
+    context, _ = untrained()
+    bare, _ = run(evaluate=True, num_steps=0,
+                  given=dict(GIVEN, gold=None, pairs=None))
+    (row,), (other,) = (c.lines('evaluation') for c in (context, bare))
+    splits = {f'gold_split_{split}' for split in worlds.corpus().eval_splits}
+    self.assertEqual(row.keys() - other.keys(), {
+        f'{name}{end}' for name in ('gold', 'rule', *splits)
+        for end in ('', '_se')})
+    self.assertEqual({k: row[k] for k in other}, other)
 
   def test_ilql_samples_by_the_shift(self):
     row = {}
     for shift in (0., 4.):
       context, _ = run(evaluate=True, num_steps=0, algorithm='ilql',
-                       values=None, q=Q | dict(shift=shift))
-      row[shift], = lines(context, 'evaluation')
+                       given=NO_VALUES, q=Q | dict(shift=shift))
+      row[shift], = context.lines('evaluation')
       self.assertNotIn('perplexity', row[shift])
     # Without a shift it is the language model, but for top-k.
     self.assertAlmostEqual(row[0.]['kl_k2'], 0, delta=1e-6)
