@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.rewards."""
+"""Tests for rlhf_jax.rewards.models."""
 
 import functools
 from unittest import mock
@@ -9,6 +9,7 @@ import chex
 import decoder_twin
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from rlhf_jax import errors
@@ -196,12 +197,14 @@ class MembersTest(parameterized.TestCase):
 
   def test_fresh_trunks_differ(self):
     keys = jax.random.split(jax.random.key(1), 2)
-    members = jax.jit(reward_models.init_members, static_argnums=0)(CONFIG, keys)
+    members = jax.jit(
+        reward_models.init_members, static_argnums=0)(CONFIG, keys)
     embed = members['trunk']['embed']
     self.assertGreater(np.abs(embed[0] - embed[1]).max(), .1)
     chex.assert_trees_all_close(
         jax.tree.map(lambda x: x[1], members),
-        jax.jit(reward_models.init, static_argnums=0)(CONFIG, keys[1]), atol=1e-6)
+        jax.jit(reward_models.init, static_argnums=0)(CONFIG, keys[1]),
+        atol=1e-6)
 
   @parameterized.parameters(1., .2)
   def test_head_scale(self, scale):
@@ -228,23 +231,22 @@ class RowsTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 5, 12, 13, 14, 2048)
   def test_chunks_cover_every_row_once(self, chunk_size):
     tokens, mask, end = _responses((13,), width=21)
-    shapes, checks = [], []
+    shapes, polls = [], []
 
     def fake(config, params, tokens, mask):
+      self.assertLen(polls, len(shapes) + 1)  # once before each
       shapes.append(tokens.shape)
       return _fake(config, params, tokens, mask)
 
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    with (mock.patch.object(reward_models, '_score_chunk', fake),
-          mock.patch.object(sharding, 'make_mesh', lambda: mesh)):
+    with mock.patch.object(reward_models, '_score_chunk', fake):
       scores = reward_models.score_rows(
           CONFIG, {'x': np.zeros(2)}, tokens, mask, chunk_size=chunk_size,
-          check=lambda: checks.append(1))
+          poll=lambda: polls.append(1))
     np.testing.assert_array_equal(
         scores, [(tokens * mask).sum(-1), end])
     self.assertEqual(scores.dtype, np.float32)
     self.assertLen(shapes, -(-13 // chunk_size))
-    self.assertLen(checks, len(shapes))
+    self.assertLen(polls, len(shapes))
     self.assertEqual({n for n, _ in shapes}, {min(13, chunk_size)})
     # No wider than the longest row it holds, rounded up.
     widths, longest = [w for _, w in shapes], np.sort(end)
@@ -252,29 +254,63 @@ class RowsTest(parameterized.TestCase):
       needed = longest[min((i + 1) * chunk_size, 13) - 1]
       self.assertEqual(width, min(21, -(-needed // 8) * 8))
 
-  def test_equals_score_in_any_order(self):
+  def test_chunks_split_over_the_mesh(self):
+    """Of 13 rows in chunks of at most 5, each is of 8, a row a device."""
+    tokens, mask, end = _responses((13,), width=21)
+    placed = []
+
+    def fake(config, params, tokens, mask):
+      placed.append((tokens.shape[0], tokens.sharding.spec,
+                     len(tokens.sharding.device_set),
+                     params['x'].is_fully_replicated))
+      return _fake(config, params, tokens, mask)
+
+    with mock.patch.object(reward_models, '_score_chunk', fake):
+      scores = reward_models.score_rows(
+          CONFIG, {'x': np.zeros(2)}, tokens, mask, chunk_size=5,
+          mesh=sharding.make_mesh())
+    np.testing.assert_array_equal(scores, [(tokens * mask).sum(-1), end])
+    self.assertEqual(placed, [(8, PartitionSpec('data'), 8, True)] * 2)
+
+  @parameterized.parameters(None, 8)
+  def test_equals_score_in_any_order_and_in_any_cut(self, num_devices):
     tokens, mask, _ = _responses((10,), width=18)
+    mesh = num_devices and sharding.make_mesh(
+        devices=jax.devices()[:num_devices])
     expected = _score_members(CONFIG, _members(), tokens, mask)
     shuffle = np.random.default_rng(3).permutation(10)
-    for order in (np.arange(10), shuffle):
+    for order, chunk_size in ((np.arange(10), 2048), (shuffle, 4)):
       scores = reward_models.score_rows(
-          CONFIG, _members(), tokens[order], mask[order], chunk_size=4)
+          CONFIG, _members(), tokens[order], mask[order], mesh=mesh,
+          chunk_size=chunk_size)
       np.testing.assert_allclose(scores, expected[:, order], atol=1e-5)
+
+  def test_eight_devices_say_what_one_says(self):
+    """Of rows with several axes, and more or fewer of them than devices."""
+    mesh = sharding.make_mesh()
+    for shape in ((3, 7), (2,)):
+      tokens, mask, _ = _responses(shape, width=18)
+      one, eight = (reward_models.score_rows(
+          CONFIG, _members(), tokens, mask, mesh=where)
+                    for where in (None, mesh))
+      self.assertEqual(eight.shape, (E, *shape))
+      np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
 
   def test_parameters_from_one_device_score_on_all(self):
     """As a checkpoint restores them: committed to the first device."""
     tokens, mask, _ = _responses((11,), width=18)
     members = jax.device_put(_members(), jax.devices()[0])
-    scores = reward_models.score_rows(CONFIG, members, tokens, mask)
+    scores = reward_models.score_rows(
+        CONFIG, members, tokens, mask, mesh=sharding.make_mesh())
     np.testing.assert_allclose(
         scores, _score_members(CONFIG, _members(), tokens, mask), atol=1e-5)
 
-  def test_check_may_stop(self):
+  def test_poll_may_stop(self):
     tokens, mask, _ = _responses((4,))
-    def check():
+    def poll():
       raise KeyboardInterrupt
     with self.assertRaises(KeyboardInterrupt):
-      reward_models.score_rows(CONFIG, _members(), tokens, mask, check=check)
+      reward_models.score_rows(CONFIG, _members(), tokens, mask, poll=poll)
 
 
 class ChunkTest(absltest.TestCase):
@@ -293,6 +329,24 @@ class ChunkTest(absltest.TestCase):
     tokens = np.full((1, 4), CONFIG.vocab_size, np.int32)
     with self.assertRaisesRegex(errors.DataError, 'outside the vocabulary'):
       reward_models.score_rows(CONFIG, params, tokens, tokens > 0)
+
+
+class RewardModelsTest(absltest.TestCase):
+
+  def test_standardised_where_there_is_a_scale(self):
+    tokens, mask, _ = _responses()
+    raw = np.asarray(_score_members(CONFIG, _members(), tokens, mask))
+    bare = reward_models.RewardModels(CONFIG, _members())
+    self.assertEqual(bare.num_members, E)
+    np.testing.assert_allclose(bare.scores(tokens, mask), raw, atol=1e-5)
+    scaled = bare._replace(scale={
+        'mean': np.float32([1, -2, 0]), 'std': np.float32([2, .5, 0])})
+    np.testing.assert_allclose(
+        scaled.scores(tokens, mask),
+        [(raw[0] - 1) / 2, (raw[1] + 2) / .5, raw[2]], atol=1e-4)
+    np.testing.assert_array_equal(
+        scaled.scores(tokens, mask, standardize=False),
+        bare.scores(tokens, mask))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.programmatic and its processes."""
+"""Tests for rlhf_jax.rewards.programmatic and its processes."""
 
 import os
 import signal
@@ -29,21 +29,19 @@ MODULE = """
 
   def asks(prompts, responses):
     assert len(prompts) <= 2
-    found = np.array([len(x) for x in prompts], np.float32)
+    lengths = np.array([len(x) for x in prompts], np.float32)
     prompts.clear()  # its own
     responses += 'more'
-    return found
+    return lengths
 
   def world(prompts, responses):
-    ours = [x for x in sys.modules if x.startswith('rlhf_jax.')]
-    return [float('jax' in sys.modules), len(ours), os.getpgrp() - os.getpid(),
-            float(os.path.sameopenfile(1, 2))]
+    ours = {x for x in sys.modules if x.startswith('rlhf_jax.')}
+    return [float('jax' in sys.modules),
+            len(ours - {'rlhf_jax.errors', 'rlhf_jax.rewards'}),
+            os.getpgrp() - os.getpid(), float(os.path.sameopenfile(1, 2))]
 
   def pid(prompts, responses):
     return np.full(len(prompts), os.getpid())
-
-  def huge(prompts, responses):
-    return [3e38] * len(prompts)
 
   def act(prompts, responses):
     what = prompts[0]
@@ -81,9 +79,8 @@ def tearDownModule():
   directory.cleanup()
 
 
-def nodes(**weights):
-  return {name: {'function': f'user_rewards:{name}', 'weight': weight}
-          for name, weight in weights.items()}
+def named(*names):
+  return {name: f'user_rewards:{name}' for name in names}
 
 
 def pids(functions):
@@ -108,24 +105,23 @@ class ScoreTest(parameterized.TestCase):
   def test_by_hand(self):
     prompts = ['', 'a', 'bc', 'd\u2028e\n', '\ud800']
     responses = ['abc', '', 'é', '{"a": 1}\n', '\0\n']
-    given = list(prompts), list(responses)
+    before = list(prompts), list(responses)
     with programmatic.Functions(
-        nodes(length=.5, asks=-2.), timeout=60, num_workers=2,
+        named('length', 'asks'), timeout=60, num_workers=2,
         chunk_size=2) as functions:
-      found = functions.components(prompts, responses, 7)
-      self.assertEqual(list(found), ['length', 'asks'])
-      np.testing.assert_array_equal(found['length'], [3, 0, 1, 9, 2])
-      np.testing.assert_array_equal(found['asks'], [0, 1, 2, 4, 1])
+      scores = functions.components(prompts, responses, 7)
+      self.assertEqual(list(scores), ['length', 'asks'])
+      np.testing.assert_array_equal(scores['length'], [3, 0, 1, 9, 2])
+      np.testing.assert_array_equal(scores['asks'], [0, 1, 2, 4, 1])
+      for values in scores.values():
+        self.assertEqual(values.dtype, np.float32)
       first = set(pids(functions))
       self.assertLen(first, 2)
-      total = functions.score(prompts, responses, 8)
-      np.testing.assert_array_equal(total, [1.5, -2, -3.5, -3.5, -1])
-      for values in (total, *found.values()):
-        self.assertEqual(values.dtype, np.float32)
-      self.assertEqual((prompts, responses), given)
-      self.assertEqual(functions.score([], [], 0).shape, (0,))
+      self.assertEqual((prompts, responses), before)
+      nothing = functions.components([], [], 0)
+      self.assertEqual([x.shape for x in nothing.values()], [(0,), (0,)])
       with self.assertRaisesRegex(ValueError, 'equally many, got 2 and 1'):
-        functions.score(['a', 'b'], ['a'], 0)
+        functions.components(['a', 'b'], ['a'], 0)
       # One dies between two calls: another takes its place.
       killed = functions._workers[0]
       os.kill(killed._process.pid, signal.SIGKILL)
@@ -134,8 +130,9 @@ class ScoreTest(parameterized.TestCase):
         if not killed.is_alive():
           break
         time.sleep(.05)
-      np.testing.assert_array_equal(
-          functions.score(prompts, responses, 8), total)
+      again = functions.components(prompts, responses, 8)
+      for name, values in scores.items():
+        np.testing.assert_array_equal(again[name], values)
       self.assertLen(first & set(pids(functions)), 1)
       self.assertLen(pids(functions), 2)
       started = pids(functions)
@@ -145,52 +142,12 @@ class ScoreTest(parameterized.TestCase):
 
   def test_processes_are_small_and_few(self):
     with programmatic.Functions(
-        nodes(world=1., pid=1., huge=1.), num_workers=1) as functions:
-      found = functions.components('abcd', 'abcd', 0)
+        named('world', 'pid'), num_workers=1) as functions:
+      scores = functions.components('abcd', 'abcd', 0)
       # No JAX, of this package only `errors`; a group of their own; what they
       # print goes where errors go.
-      np.testing.assert_array_equal(found['world'], [0, 1, 0, 1])
-      self.assertEqual([*found['pid']], pids(functions) * 4)
-      # Finite parts with a sum that is not.
-      functions._weights['huge'] = 2.
-      with self.assertRaisesRegex(
-          errors.RewardError, 'sum of the rewards world, pid, huge is 6e.38 '
-          'at step 4, row 0; lower'):
-        functions.score('abcd', 'abcd', 4)
-
-  @parameterized.parameters(
-      ([1, 2.5, np.float32(2), np.int8(3)], [1, 2.5, 2, 3]),
-      (np.arange(2), [0, 1]), ((1.,), [1]), ([], []))
-  def test_usable(self, result, values):
-    self.assertEqual(worker._values(result, len(values)), values)
-
-  @parameterized.parameters(
-      ([1., 2.], None, 'returned 2 numbers for 3'),
-      ([1., 2., 3., 4.], None, 'returned 4 numbers for 3'),
-      (None, None, 'a NoneType, not a list'), (1., None, 'a float, not a list'),
-      (np.float32(1), None, 'a float, not a list'),
-      ({1: 1, 2: 2, 3: 3}, None, 'a dict, not a list'),
-      ('123', None, 'a str, not a list'),
-      (np.zeros((3, 1)), 0, r'returned \[0.0\], a list, not a number'),
-      ([1., None, 2.], 1, 'returned None, a NoneType, not a number'),
-      ([1., 2., '3'], 2, "returned '3', a str"),
-      ([1., 2., True], 2, 'returned True, a bool'),
-      (np.ones(3, bool), 0, 'returned True, a bool'),
-      ([1., np.bool_(True), 2.], 1, 'bool, not a number'),
-      ([1., 2., np.zeros((9, 1))], 2, r'array\(\[\[0.\], \[0.\],'),
-      ([0., float('nan'), 1.], 1, 'returned nan, not a finite'),
-      ([0., 1., -float('inf')], 2, 'returned -inf, not a finite'),
-      ([1e39, 1., 1.], 0, 'returned 1e.39, not a finite'),
-      ([0., np.float32('nan'), 1.], 1, 'returned nan, not a finite'),
-      ([0., 1., 10**400], 2, 'returned inf, not a finite'))
-  def test_unusable(self, result, row, message):
-    functions = {'f': lambda prompts, responses: result}
-    answer = worker._answer(
-        functions, {'name': 'f', 'prompts': 'abc', 'responses': 'abc'})
-    self.assertNotIn('values', answer)
-    self.assertEqual(answer['row'], row)
-    self.assertRegex(answer['error'], message)
-    self.assertNotIn('\n', answer['error'])
+      np.testing.assert_array_equal(scores['world'], [0, 0, 0, 1])
+      self.assertEqual([*scores['pid']], pids(functions) * 4)
 
 
 class FaultTest(parameterized.TestCase):
@@ -199,7 +156,7 @@ class FaultTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.functions = programmatic.Functions(
-        nodes(act=1.), timeout=60, num_workers=1, chunk_size=2)
+        named('act'), timeout=60, num_workers=1, chunk_size=2)
 
   @classmethod
   def tearDownClass(cls):
@@ -217,7 +174,7 @@ class FaultTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         errors.RewardError,
         r'^reward function act \(user_rewards:act\) ' + message) as caught:
-      self.functions.score(prompts, prompts, 12)
+      self.functions.components(prompts, prompts, 12)
     self.assertNotIn('\n', str(caught.exception))
     self.assertEmpty(self.functions._workers)
 
@@ -234,8 +191,8 @@ class FaultTest(parameterized.TestCase):
       os.kill(hung, 0)
     self.assertTrue(gone(its_child))
     # The pool is not lost.
-    np.testing.assert_array_equal(
-        self.functions.score(['a'] * 3, ['b'] * 3, 4), np.zeros(3))
+    again = self.functions.components(['a'] * 3, ['b'] * 3, 4)
+    np.testing.assert_array_equal(again['act'], np.zeros(3))
 
   def test_parent_is_killed(self):
     """Ctrl-C in a terminal, and then SIGKILL of the command alone."""
@@ -244,7 +201,8 @@ class FaultTest(parameterized.TestCase):
         import signal, sys
         signal.signal(signal.SIGINT, lambda *_: print('seen', flush=True))
         from rlhf_jax.rewards import programmatic
-        programmatic.Functions({nodes(act=1.)!r}).score(['hang'], [{path!r}], 0)
+        functions = programmatic.Functions({named('act')!r})
+        functions.components(['hang'], [{path!r}], 0)
         """
     parent = subprocess.Popen(
         [sys.executable, '-c', textwrap.dedent(program)], text=True,
@@ -277,7 +235,7 @@ class ConfigTest(parameterized.TestCase):
       ('user_dies:f', r'importing them ended the process \(exit code 5\)'))
   def test_cannot_be_found(self, function, message):
     with self.assertRaisesRegex(errors.ConfigError, message) as caught:
-      programmatic.check({'mine': {'function': function}}, num_workers=9)
+      programmatic.check({'mine': function}, num_workers=9)
     self.assertIn(function, str(caught.exception))
     self.assertNotIn('\n', str(caught.exception))
 
@@ -285,26 +243,21 @@ class ConfigTest(parameterized.TestCase):
     with mock.patch.object(programmatic, '_START_SECONDS', .2):
       with self.assertRaisesRegex(
           errors.ConfigError, 'user_hangs:f could not be imported within 0.2'):
-        programmatic.check({'mine': {'function': 'user_hangs:f'}})
+        programmatic.check({'mine': 'user_hangs:f'})
 
   @parameterized.parameters(
-      (dict(function='length'), "is 'length'; give it as 'package"),
-      (dict(function='a.b:c d'), 'give it as'),
-      (dict(weight=1.), 'is None; give it'),
-      (dict(function='a:b', weight=float('nan')), 'has weight nan; give'),
-      (dict(function='a:b', weight='1'), "has weight '1'; give a finite"),
-      (dict(function='a:b', wieght=1.), 'fields function and weight, and no'),
-      (dict(function='a:b', name='x'), 'fields function and weight, and no'),
-      ('a:b', "is 'a:b'; give it the fields function and weight"))
-  def test_mistakes(self, node, message):
+      'length', 'a.b:c d', 'a:b:c', ':f', 'a:', 'a..b:c', '1a:b', None, 3.)
+  def test_names(self, function):
     with mock.patch.object(programmatic, '_Worker', side_effect=ValueError):
-      with self.assertRaisesRegex(errors.ConfigError, f'mine.*{message}'):
-        programmatic.check({'mine': node})
+      with self.assertRaisesRegex(
+          errors.ConfigError, f"^reward function mine is {function!r}; give it "
+          "as 'package.module:function'$"):
+        programmatic.check({'mine': function})
 
   @parameterized.parameters('timeout', 'num_workers', 'chunk_size')
   def test_ranges(self, name):
     with self.assertRaisesRegex(ValueError, f'^{name} must be > 0, got 0'):
-      programmatic.check(nodes(length=1.), **{name: 0})
+      programmatic.check(named('length'), **{name: 0})
     with self.assertRaisesRegex(ValueError, 'at least one'):
       programmatic.check({})
 
@@ -317,7 +270,7 @@ class ConfigTest(parameterized.TestCase):
       return started[-1]
 
     with mock.patch.object(programmatic.subprocess, 'Popen', spy):
-      programmatic.check(nodes(length=1.), num_workers=9)
+      programmatic.check(named('length'), num_workers=9)
     process, = started
     self.assertEqual(process.returncode, -signal.SIGKILL)
 
