@@ -9,6 +9,7 @@ from rlhf_jax import errors
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.pipeline import online_methods
+from rlhf_jax.reports import spec
 from rlhf_jax.rewards import nodes as reward_nodes
 
 PARTS = ('policy', 'proxy', 'gold')  # of a config, with a model each
@@ -17,8 +18,6 @@ STAGES = ('sft', 'trunk', 'gold', 'pairs', 'samples', 'logs', 'policies')
 # Arguments that belong to a name or kind, so that a run replaces them whole.
 OPEN = ('aggregate', 'arguments', 'components', 'labels')
 BEST_OF_N = 'best_of_n'  # an `algorithm` that trains nothing
-# Columns that need the gold model, and the samples that set its unit.
-OF_GOLD = ('gold', 'rule', 'peak', 'peak_step', 'drop')
 
 
 def requirement(config: Mapping) -> Callable[[bool, str, str], None]:
@@ -174,12 +173,11 @@ def reads_gold(config: dict, components: Iterable[Mapping[str, Mapping]]
     components: of all its runs and logs.
   """
   figure, judge = config['figure'], config.get('judge')
-  named = [name.removesuffix('_above') for field in ('columns', 'y')
+  named = [name for field in ('columns', 'y')
            for name in figure.get(field) or ()]
   return (any({'gold', 'file'} & reward_nodes.kinds(nodes)
               for nodes in components)
-          or any(name in OF_GOLD or name.startswith('gold_split_')
-                 for name in named)
+          or any(spec.origin(name) is not None for name in named)
           or figure.get('kind') == 'win_rates'
           or bool(judge and judge['against'] is not None
                   and judge['judge'].get('kind') == 'gold'))

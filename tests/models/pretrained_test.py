@@ -1,8 +1,6 @@
 """A loaded model through a study and out again: path, adapters, export."""
 
-import functools
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -11,11 +9,10 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import experiments_test
 import jax
 import numpy as np
+import worlds
 
-from experiments.coste2024_reward_model_ensembles import fig3_best_of_n
 from rlhf_jax import errors
 from rlhf_jax import export
 from rlhf_jax.data import load as load_lib
@@ -27,53 +24,30 @@ from rlhf_jax.models import quantize
 from rlhf_jax.models import transformer
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.runner import run as run_lib
-from rlhf_jax.studies import best_of_n
+from rlhf_jax.runner import workdirs
+from rlhf_jax.storage import files
+from rlhf_jax.studies import nodes
+from rlhf_jax.studies import plan
 
-ALPACA = [{'instruction': f'count to {i}', 'output': f'it is {i}, my dear'}
-          for i in range(40)]
-HH = [{'chosen': f'\n\nHuman: is {i} odd?\n\nAssistant: yes dear {i}',
-       'rejected': f'\n\nHuman: is {i} odd?\n\nAssistant: no {i}'}
-      for i in range(40)]
 LORA = dict(rank=2, alpha=4., targets='layers/(q|v|down)', dropout=.1)
-
-
-@functools.cache
-def world() -> pathlib.Path:
-  """Texts, and a model with more embeddings than its tokenizer has tokens."""
-  top = pathlib.Path(tempfile.mkdtemp(prefix='rlhf_jax_pretrained_'))
-  (top / 'alpaca.json').write_text(json.dumps(ALPACA))
-  (top / 'hh.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in HH))
-  coder = tokenizer.Tokenizer.train_bpe(
-      [x['output'] for x in ALPACA], vocab_size=270,
-      control=('<|prompter|>', '<|assistant|>'))
-  config = transformer.make_config(
-      'gpt_neox', vocab_size=288, hidden_size=16, num_layers=3, num_heads=2,
-      max_positions=None)
-  params = jax.jit(transformer.init, static_argnums=0)(
-      config, jax.random.key(5))
-  convert.save(top / 'model', config, params)
-  coder.save_directory(top / 'model')
-  return top
-
-
-def tearDownModule():
-  shutil.rmtree(world())
 
 
 def config(**model) -> dict:
   """The smoke config of figure 3 on texts, with a loaded policy."""
-  found = fig3_best_of_n.get_config('smoke').to_dict()
-  found['data'].update(path=str(world() / 'alpaca.json'),
-                       preferences=str(world() / 'hh.jsonl'))
-  found['data']['files'].update(max_prompt_length=40, max_response_length=16)
-  found['gold'].update(held_out=8)
-  found['policy']['model'].update(path=str(world() / 'model'), **model)
-  return found
+  study = worlds.on_files(worlds.get_config(
+      worlds.FIGURE_3.removeprefix('experiments/'), 'smoke'))
+  study['policy']['model'].update(
+      path=str(worlds.loaded() / 'model'), **model)
+  return study
+
+
+def inputs(config):
+  return plan.inputs(config, plan.plan(config))
 
 
 def run(workdir, config, only):
-  run_lib.run_study(best_of_n.plan(config), workdir, only=only,
-                  config=config | {'inputs': best_of_n.inputs(config)})
+  run_lib.run_study(plan.plan(config), workdir, only=only,
+                    config=config | {'inputs': inputs(config)})
 
 
 def logits(config, params):
@@ -100,15 +74,14 @@ class StudyTest(parameterized.TestCase):
       ('last_layer', dict(trainable_layers=1), (
           'norm', 'top_layers', 'unembed')))
   def test_trains_what_it_is_told(self, model, trained):
-    given = config(**model)
-    run(self.workdir, given, ['seed_0/sft'])
-    node = given['policy']['model']
+    study = config(**model)
+    run(self.workdir, study, ['seed_0/sft'])
+    node = study['policy']['model']
     start = pretrained.init(node, 270, jax.random.key(0))
     if trained is not None:
       self.assertEqual(tuple(sorted(start.trainable)), trained)
-    source_config, source = convert.load(world() / 'model')
-    shape, params = artifacts.restore_policy(
-        self.workdir / 'seed_0/sft', node, 270)
+    _, source = convert.load(worlds.loaded() / 'model')
+    shape, params = artifacts.restore_policy(self.workdir / 'seed_0/sft')
     self.assertEqual(shape.vocab_size, 288)
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), params, source)
@@ -130,13 +103,13 @@ class StudyTest(parameterized.TestCase):
     if trained == ('adapter',):
       adapter_config = json.loads((self.export(adapter=True)
                                    / 'adapter_config.json').read_text())
-      self.assertEqual(
-          adapter_config['base_model_name_or_path'], str(world() / 'model'))
-      made = artifacts.restore_trained(self.workdir / 'seed_0/sft', node, 270)
-      _, again = adapters.load(self.workdir / 'adapter', made.config)
-      added = {**made.base, 'adapter': again}
+      self.assertEqual(adapter_config['base_model_name_or_path'],
+                       str(worlds.loaded() / 'model'))
+      parts = artifacts.restore_parts(self.workdir / 'seed_0/sft')
+      _, again = adapters.load(self.workdir / 'adapter', parts.config)
+      added = {**parts.base, 'adapter': again}
       np.testing.assert_allclose(
-          logits(made.config, added), logits(shape, params), atol=1e-5)
+          logits(parts.config, added), logits(shape, params), atol=1e-5)
     else:
       with self.assertRaisesRegex(errors.ConfigError, 'no adapter'):
         self.export(adapter=True)
@@ -148,57 +121,56 @@ class StudyTest(parameterized.TestCase):
     self.assertEqual(tokenizer.Tokenizer.from_directory(
         self.workdir / 'out').encode(['my dear']),
         tokenizer.Tokenizer.from_directory(
-            world() / 'model').encode(['my dear']))
-    del source_config
+            worlds.loaded() / 'model').encode(['my dear']))
 
   def test_every_stage_with_control_tokens(self):
     """Padded rows of the model, chat format, pair and gold on one model."""
-    given = config(lora=LORA)
-    given['data']['files'].update(format='open_assistant',
+    study = config(lora=LORA)
+    study['data']['files'].update(format='open_assistant',
                                   preference_format='open_assistant')
-    given['data'].update(num_pair_prompts=40)
-    given['force_eos'], given['label_noise'] = (False,), (0.,)
-    given['proxy'].update(held_out=8)
-    run(self.workdir, given, [])
+    study['data'].update(num_pair_prompts=40)
+    study['force_eos'], study['label_noise'] = (False,), (0.,)
+    study['proxy'].update(held_out=8)
+    run(self.workdir, study, [])
     self.assertTrue((
-        self.workdir / best_of_n.final(given) / 'figure.png').exists())
+        self.workdir / plan.final(study) / 'figure.png').exists())
     stage = 'seed_0/as_sampled/noise_0/proxies'
     export.export(self.workdir, stage, self.workdir / 'out', member=1)
-    shape, found = convert.load_reward(self.workdir / 'out')
-    node = given['proxy']['model']
-    members = artifacts.restore_members(
-        self.workdir / stage, pretrained.config(node, shape.vocab_size), 2)
+    shape, params = convert.load_reward(self.workdir / 'out')
+    ensemble = artifacts.restore_rewards(self.workdir / stage)
+    self.assertEqual(ensemble.config.vocab_size, shape.vocab_size)
+    self.assertEqual(ensemble.num_members, 2)
     np.testing.assert_array_equal(
-        found['head']['weight'], members['head']['weight'][1])
+        params['head']['weight'], ensemble.params['head']['weight'][1])
     with self.assertRaisesRegex(errors.ConfigError, '--member=2.* 0 to 1'):
       export.export(self.workdir, stage, self.workdir / 'two', member=2)
 
   def test_models_of_two_vocabularies(self):
-    given = config()
-    given['gold']['model']['path'] = str(world() / 'model')
-    best_of_n.plan(given)
+    study = config()
+    study['gold']['model']['path'] = str(worlds.loaded() / 'model')
+    plan.plan(study)
     other = self.workdir / 'other'
-    shutil.copytree(world() / 'model', other)
+    shutil.copytree(worlds.loaded() / 'model', other)
     tokenizer.Tokenizer.train_bpe(
         ['unlike other texts'], vocab_size=270).save_directory(other)
-    given['gold']['model']['path'] = str(other)
+    study['gold']['model']['path'] = str(other)
     with self.assertRaisesRegex(
         errors.ConfigError, 'config.gold.model: .*another id.*one vocabulary'):
-      best_of_n.plan(given)
+      plan.plan(study)
 
   def test_another_model_in_its_place(self):
-    given = config()
-    run(self.workdir, given, ['seed_0/sft'])
-    before = best_of_n.inputs(given)
+    study = config()
+    before = inputs(study)
     moved = self.workdir / 'model'
-    shutil.copytree(world() / 'model', moved)
-    given['policy']['model']['path'] = str(moved)
-    self.assertEqual(best_of_n.inputs(given), before)
+    shutil.copytree(worlds.loaded() / 'model', moved)
+    study['policy']['model']['path'] = str(moved)
+    digest = before[f'model {worlds.loaded() / "model"}']
+    self.assertEqual(inputs(study)[f'model {moved}'], digest)
     weights = moved / 'model.safetensors'
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    self.assertNotEqual(best_of_n.inputs(given), before)
+    self.assertNotEqual(inputs(study)[f'model {moved}'], digest)
 
 
 class PlanTest(parameterized.TestCase):
@@ -214,7 +186,7 @@ class PlanTest(parameterized.TestCase):
   def test_model(self, model, message):
     with self.assertRaisesRegex(
         errors.ConfigError, f'config.policy.model: .*{message}'):
-      best_of_n.plan(config(**model))
+      plan.plan(config(**model))
 
   @parameterized.named_parameters(
       ('control', dict(format='llama3'), 'begin_of_text'),
@@ -223,18 +195,19 @@ class PlanTest(parameterized.TestCase):
       ('dialogue', dict(preference_format='llama9'), "'llama9'"),
       ('no_text', dict(tokenizer='EMPTY'), 'holds no tokenizer'))
   def test_texts(self, files, message):
-    given = config()
+    study = config()
     if files.get('tokenizer'):
       empty = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
       (empty / 'config.json').write_text('{"model_type": "gpt2"}')
       files = dict(tokenizer=str(empty))
-    given['data']['files'].update(files)
+    study['data']['files'].update(files)
     if files.get('format') == 'hh':
-      given['data']['path'] = str(world() / 'input.json')
-      (world() / 'input.json').write_text(json.dumps(
-          [x | {'input': 'more'} for x in ALPACA]))
+      path = worlds.folder() / 'input.json'
+      path.write_text(json.dumps(
+          [x | {'input': 'more'} for x in worlds.ALPACA]))
+      study['data']['path'] = str(path)
     with self.assertRaisesRegex(errors.ConfigError, message):
-      best_of_n.plan(given)
+      plan.plan(study)
 
   def test_too_long_for_learned_positions(self):
     path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -243,29 +216,29 @@ class PlanTest(parameterized.TestCase):
         max_positions=48)
     convert.save(path / 'm', shape, jax.jit(
         transformer.init, static_argnums=0)(shape, jax.random.key(0)))
-    given = config()
-    given['gold']['model']['path'] = str(path / 'm')
+    study = config()
+    study['gold']['model']['path'] = str(path / 'm')
     with self.assertRaisesRegex(
         errors.ConfigError, 'config.gold.model: .*56 tokens .* 48'):
-      best_of_n.plan(given)
+      plan.plan(study)
 
   def test_gold_without_pairs(self):
-    given = config()
-    given['gold']['held_out'] = 30
+    study = config()
+    study['gold']['held_out'] = 30
     with self.assertRaisesRegex(
         errors.ConfigError, 'gold.held_out is 30 of 40 pairs'):
-      best_of_n.plan(given)
+      plan.plan(study)
 
   def test_gold_reads_what_it_judges(self):
-    given = config()
-    files = given['data']['files']
+    study = config()
+    files = study['data']['files']
     files.update(format='open_assistant')
     for named, expected in ((None, 2), ('hh', 0)):
       files['preference_format'] = named
-      rows = load_lib.load(best_of_n.data_config(given), 0)
+      rows = load_lib.load(nodes.data_config(study), 0)
       prompter = rows.tokenizer.id_of('<|prompter|>')
-      found = (rows.preferences.tokens == prompter).any(-1).sum(-1)
-      self.assertEqual(found.tolist(), [expected] * 40)
+      roles = (rows.preferences.tokens == prompter).any(-1).sum(-1)
+      self.assertEqual(roles.tolist(), [expected] * 40)
 
 
 class NodeTest(parameterized.TestCase):
@@ -286,28 +259,28 @@ class NodeTest(parameterized.TestCase):
       ('layers', dict(path='DIR', trainable_layers=4), '4'),
       ('remat', dict(path='DIR', remat='some'), "remat .*'some'"))
   def test_refuses(self, node, message):
-    node = {k: v.replace('DIR', str(world() / 'model'))
+    node = {k: v.replace('DIR', str(worlds.loaded() / 'model'))
             if isinstance(v, str) else v for k, v in node.items()}
     with self.assertRaisesRegex(errors.ConfigError, message):
       pretrained.init(node, 270, jax.random.key(0))
 
   def test_more_tokens_than_embeddings(self):
-    node = dict(path=str(world() / 'model'))
+    node = dict(path=str(worlds.loaded() / 'model'))
     self.assertEqual(pretrained.config(node, 288).vocab_size, 288)
     with self.assertRaisesRegex(
         errors.ConfigError, '288 embeddings and the tokenizer 289'):
       pretrained.config(node, 289)
 
   def test_a_path_takes_the_place_of_a_shape(self):
-    node = dict(path=str(world() / 'model'), family='llama', hidden_size=8,
-                dtype='bfloat16', remat='full', name=None)
-    found = pretrained.config(node, 9)
-    self.assertEqual(found.family, 'gpt_neox')
-    self.assertEqual(found.hidden_size, 16)
-    self.assertEqual((found.dtype, found.remat), ('bfloat16', 'full'))
+    node = dict(path=str(worlds.loaded() / 'model'), family='llama',
+                hidden_size=8, dtype='bfloat16', remat='full', name=None)
+    shape = pretrained.config(node, 9)
+    self.assertEqual(shape.family, 'gpt_neox')
+    self.assertEqual(shape.hidden_size, 16)
+    self.assertEqual((shape.dtype, shape.remat), ('bfloat16', 'full'))
 
   def test_quantised_base_is_what_is_merged(self):
-    node = dict(path=str(world() / 'model'), lora=LORA, quantize=True)
+    node = dict(path=str(worlds.loaded() / 'model'), lora=LORA, quantize=True)
     model = pretrained.init(node, 9, jax.random.key(0))
     self.assertTrue(quantize.is_quantized(
         model.base['layers']['q']['kernel']))
@@ -319,16 +292,18 @@ class NodeTest(parameterized.TestCase):
 
 class ExportTest(absltest.TestCase):
 
-  def tokenizer(self, kind, **kwargs):
-    directory = pathlib.Path(
-        self.enterContext(tempfile.TemporaryDirectory()))
+  def tokenizer(self, kind, added=(), **roles):
+    """What is exported of a stage whose tokenizer has other roles."""
     coder = tokenizer.Tokenizer.train_bpe(
-        ['text'], vocab_size=270, control=kwargs.pop('control', ()))
-    coder.save(directory / 'tokenizer.json')
-    roles = dict(coder.roles, control=list(coder.control), adds_bos=True,
-                 chat_template=None)
-    return export._tokenizer(
-        directory, {'kind': kind, 'tokenizer': roles | kwargs})
+        ['text'], vocab_size=270, control=added)
+    context = worlds.Context(worlds.folder())
+    artifacts.write_model(context, kind, {}, coder)
+    path = context.directory / 'model.json'
+    model = files.read_json(path)
+    model['tokenizer'] |= roles
+    files.write_json(path, model)
+    return export._padded(
+        context.directory, artifacts.read_tokenizer(context.directory), kind)
 
   def test_tokenizer_goes_on_as_it_was(self):
     """Texts begin as in training, and the template is not lost."""
@@ -341,29 +316,40 @@ class ExportTest(absltest.TestCase):
   def test_padding_of_a_reward_model_is_not_its_eos(self):
     eos = tokenizer.EOS
     self.assertEqual(self.tokenizer('policy', pad=eos).pad_id, 2)
-    coder = self.tokenizer('reward', pad=eos, control=('<|pad|>',))
+    coder = self.tokenizer('reward', added=('<|pad|>',), pad=eos)
     self.assertIn(coder.pad_id, (0, coder.id_of('<|pad|>')))
-    control = [tokenizer.BOS, eos]
     with self.assertRaisesRegex(errors.ConfigError, 'both .*<eos>'):
-      export._tokenizer(pathlib.Path('x'), {
-          'kind': 'reward', 'tokenizer': dict(
-              pad=eos, bos=tokenizer.BOS, eos=eos, control=control)})
+      self.tokenizer('reward', pad=eos, control=[tokenizer.BOS, eos])
 
   def test_one_line_errors(self):
-    command = [sys.executable, '-m', 'rlhf_jax.export']
-    launch = lambda *more: subprocess.run(
-        [*command, *more], capture_output=True, text=True,
-        cwd=experiments_test.ROOT, env=os.environ | {
-            'PYTHONPATH': str(experiments_test.ROOT)})
-    with tempfile.TemporaryDirectory() as workdir:
-      out = launch(f'--workdir={workdir}', '--stage=sft', '--directory=x')
-      self.assertEqual(out.returncode, errors.CheckpointError.exit_code)
-      self.assertRegex(out.stderr, r'\Arlhf_jax: CHECKPOINT: .*sft holds no '
-                                   r'trained model; .*\n\Z')
-    out = launch('--workdir=x')
-    self.assertEqual(out.returncode, 2)
-    self.assertEqual(out.stderr.count('\n'), 1)
-    self.assertIn('--stage', out.stderr)
+    workdir = worlds.folder()
+    worlds.save(workdir, 'pairs', {})
+    workdirs.write_record(workdir / 'pairs', {'result': {}, 'seconds': 1.})
+    workdirs.check_config(workdir, {}, ())
+    old = worlds.folder()
+    shutil.copytree(workdir, old, dirs_exist_ok=True)
+    files.write_json(old / 'config.json', {})
+
+    def launch(*flags):
+      done = subprocess.run(
+          [sys.executable, '-m', 'rlhf_jax.export', *flags], cwd=worlds.ROOT,
+          env=worlds.environment(), capture_output=True, text=True)
+      self.assertEqual(done.stderr.count('\n'), 1)
+      return done.returncode, done.stderr
+
+    out = worlds.folder() / 'out'
+    for flags, code, message in (
+        ((f'--workdir={workdir}', '--stage=none'), 4,
+         rf'CHECKPOINT: {workdir}/none is no complete stage; name one'),
+        ((f'--workdir={workdir}', '--stage=pairs'), 4,
+         rf'CHECKPOINT: {workdir}/pairs holds no trained model; name a'),
+        ((f'--workdir={old}', '--stage=pairs'), 2,
+         rf'CONFIG: {old} was made by an older version of .* new workdir'),
+        ((f'--workdir={workdir}',), 2, 'CONFIG: .*--stage')):
+      returned, log = launch(*flags, f'--directory={out}')
+      self.assertRegex(log, rf'\Arlhf_jax: {message}')
+      self.assertEqual(returned, code)
+    self.assertFalse(out.exists())
 
 
 if __name__ == '__main__':

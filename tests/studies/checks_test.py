@@ -1,0 +1,163 @@
+"""Tests for rlhf_jax.studies.checks: what every study refuses."""
+
+import functools
+import shutil
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import worlds
+
+from rlhf_jax import errors
+from rlhf_jax.data import tokenizer
+from rlhf_jax.studies import checks
+from rlhf_jax.studies import nodes
+
+
+def config() -> dict:
+  return worlds.get_config(f'{worlds.COSTE}/fig3_best_of_n.py', 'smoke')
+
+
+def change(node: dict, field: str, value) -> dict:
+  *path, last = field.split('.')
+  functools.reduce(lambda node, name: node[name], path, node)[last] = value
+  return node
+
+
+def check(one: dict, *, reads_gold=True):
+  checks.check(one, {'proxy': one['proxy']}, reads_gold=reads_gold)
+
+
+class FieldsTest(parameterized.TestCase):
+
+  def test_what_runs_is_let_through(self):
+    check(config())
+
+  @parameterized.parameters(
+      ('seeds', ()), ('seeds', (1, 1)), ('seeds', (-1,)), ('seeds', ('0',)),
+      ('data.num_demonstrations', 0), ('data.num_pair_prompts', 0),
+      ('data.num_eval_prompts', 1), ('training.save_every', 0),
+      ('training.log_every', 0), ('sampler.temperature', 0.),
+      ('sampler.top_p', 1.5), ('sampler.top_k', -1), ('policy.num_steps', 0),
+      ('policy.batch_size', 0), ('policy.num_microbatches', 5),
+      ('policy.optimizer.learning_rate', 0.), ('gold.held_out', 1),
+      ('gold.num_steps', 0), ('proxy.num_members', 0),
+      ('proxy.trunk', 'none'), ('proxy.head_scale', -1.),
+      ('proxy.held_out', 96), ('proxy.held_out', 0), ('proxy.num_pairs', 0),
+      ('proxy.num_pairs', 65), ('proxy.batch_size', 65),
+      ('proxy.num_epochs', 0), ('proxy.sft.batch_size', 0),
+      ('proxy.sft.num_steps', 0))
+  def test_a_field_out_of_range(self, field, value):
+    one = change(config(), field, value)
+    with self.assertRaisesRegex(errors.ConfigError, rf'^config\.{field} is '):
+      check(one)
+
+  @parameterized.parameters(
+      ('policy.optimizer.schedule', 'step', r'policy\.optimizer: '),
+      ('policy.model.family', 'mamba', r'policy\.model: .*mamba'),
+      ('gold.model.num_heads', 3, r'gold\.model: '),
+      ('proxy.model.num_heads', 3, r'proxy\.model: '),
+      ('proxy.sft.optimizer.warmup_steps', -1, r'proxy\.sft\.optimizer: '))
+  def test_what_could_not_be_made(self, field, value, message):
+    with self.assertRaisesRegex(errors.ConfigError, rf'^config\.{message}'):
+      check(change(config(), field, value))
+
+  def test_the_gold_model_is_checked_where_it_is_read(self):
+    one = change(config(), 'gold.num_steps', 0)
+    check(one, reads_gold=False)
+    with self.assertRaises(errors.ConfigError):
+      check(one)
+
+  def test_the_place_of_a_proxy_is_named(self):
+    one = config()
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'^config\.conditions\.a\.held_out is 96; must '
+        r'leave some of data\.num_pair_prompts 96'):
+      checks.check(one, {'conditions.a': dict(one['proxy'], held_out=96)},
+                   reads_gold=True)
+
+  @parameterized.parameters(
+      ((), 'give at least'), ((.25, .25), 'once'), ((1.5,), r'\[0, 1\]'),
+      (('a',), r'\[0, 1\]'))
+  def test_shares(self, value, message):
+    checks.check_shares({'label_noise': (0, .25, 1.)}, 'label_noise')
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'^config\.label_noise is .*{message}'):
+      checks.check_shares({'label_noise': value}, 'label_noise')
+
+  @parameterized.parameters(
+      (dict(kind='median'), r"\.kind is 'median'; there are "),
+      (dict(kind='single', member=2), ': '),
+      (dict(kind='uncertainty_weighted', uncertainty_coef=-1.), ': '))
+  def test_aggregates(self, kwargs, message):
+    checks.check_aggregate('a', dict(kind='single', member=1), 2)
+    with self.assertRaisesRegex(errors.ConfigError, f'^config.a{message}'):
+      checks.check_aggregate('a', kwargs, 2)
+
+  @parameterized.parameters(
+      ('num_samples', 1), ('samples_per_call', 0), ('shard_prompts', 0),
+      ('num_samples', 24))
+  def test_samples(self, field, value):
+    checks.check_samples(config())
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'^config\.best_of_n\.{field} is {value}; '):
+      checks.check_samples(change(config(), f'best_of_n.{field}', value))
+
+
+class LoadedTest(parameterized.TestCase):
+  """Models that are loaded, and files that they learn from."""
+
+  def test_a_loaded_model_needs_texts_and_their_tokens(self):
+    one = change(config(), 'gold.model.path', str(worlds.loaded() / 'model'))
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'^config\.gold\.model is loaded; give '
+        r'config\.data\.path'):
+      check(one)
+    one = worlds.on_files(one)
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'^config\.gold\.model is loaded; give '
+        r'config\.data\.files\.tokenizer'):
+      check(one)
+    one['data']['files']['tokenizer'] = str(worlds.loaded() / 'model')
+    check(one)
+
+  def tokens(self, part: str, model, *, reads_gold=True):
+    one = worlds.on_files(config())
+    one['data']['files']['tokenizer'] = str(worlds.loaded() / 'model')
+    one[part]['model']['path'] = str(model)
+    checks.check_tokens(one, nodes.data_config(one), {
+        'conditions.a': one['proxy']}, reads_gold=reads_gold)
+
+  @parameterized.parameters(
+      ('policy', 'policy'), ('gold', 'gold'), ('proxy', r'conditions\.a'))
+  def test_one_vocabulary(self, part, where):
+    self.tokens(part, worlds.loaded() / 'model')
+    other = worlds.folder() / 'model'
+    shutil.copytree(worlds.loaded() / 'model', other)
+    tokenizer.Tokenizer.train_bpe(
+        ['unlike other texts'], vocab_size=270).save_directory(other)
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'^config\.{where}\.model: in {other}, the token '
+        r'.* has another id than in .*one vocabulary'):
+      self.tokens(part, other)
+    if part == 'gold':
+      self.tokens(part, other, reads_gold=False)
+
+  def test_the_gold_model_has_what_it_learns_from(self):
+    one = worlds.on_files(config())
+    checks.check_gold(one, nodes.data_config(one))
+    one['gold']['held_out'] = 30
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'^config\.gold\.held_out is 30 of 40 pairs'):
+      checks.check_gold(one, nodes.data_config(one))
+    one['data']['preferences'] = None
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'^config\.data\.preferences is None, and the '
+        'gold model learns from human pairs'):
+      checks.check_gold(one, nodes.data_config(one))
+    of_world = config()
+    of_world['gold']['held_out'] = 10**6
+    checks.check_gold(of_world, nodes.data_config(of_world))  # it has a rule
+
+
+if __name__ == '__main__':
+  absltest.main()
