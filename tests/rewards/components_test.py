@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.components, with numbers made by hand."""
+"""Tests for rlhf_jax.rewards.components, with numbers made by hand."""
 
 import pathlib
 import sys
@@ -14,18 +14,16 @@ from vaderSentiment import vaderSentiment
 
 from rlhf_jax import errors
 from rlhf_jax.data import logged
-from rlhf_jax.ops import readability
 from rlhf_jax.ops import texts
 from rlhf_jax.rewards import components
-from rlhf_jax.rewards import nodes as nodes_lib
 
 RESPONSES = ['the red car is good.', 'a dog', 'red dog dog']
 PROMPTS = ['which?', 'what?', 'who?']
 TOKENS = np.array([[5, 1, 2, 3], [5, 1, 2, 0], [5, 4, 4, 0]], np.int32)
 MASK = np.array([[0, 1, 1, 1], [0, 1, 1, 0], [0, 1, 1, 0]], bool)
 LENGTH = {'kind': 'length', 'target': 4}
-NODES = {'score': {'kind': 'gold', 'weight': 2}, 'long': LENGTH,
-         'watched': {'kind': 'proxy', 'weight': 0, 'squash': 'none'},
+NODES = {'score': {'kind': 'gold', 'weight': 2, 'squash': 'sigmoid'},
+         'long': LENGTH, 'watched': {'kind': 'proxy', 'weight': 0},
          'brief': LENGTH | {'weight': -.5, 'target': 5},
          'tone': {'kind': 'vader', 'weight': .1}}
 MODULE = """
@@ -33,47 +31,88 @@ MODULE = """
     return [.1 if 'dog' in text else 0. for text in responses]
 
   def above(prompts, responses):
-    return [0., 1., 1.25]
+    return [0., 1., -1.25]
 """
 
 
-def score(tokens, mask):
-  """Sum of the response's tokens: 6, 3, 8."""
-  return np.where(mask, tokens, 0).sum(axis=-1).astype(np.float32)
+class Model:
+  """Members that score a factor times the sum of a response's tokens.
+
+  The sums are 6, 3 and 8; standardised, 1 is taken off.
+  """
+
+  def __init__(self, *factors):
+    self.factors, self.meshes = factors, []
+
+  def scores(self, tokens, mask, *, standardize=True, mesh=None):
+    self.meshes.append(mesh)
+    total = np.where(mask, tokens, 0).sum(axis=-1)
+    return np.float32([factor * total - standardize
+                       for factor in self.factors])
 
 
-def make(nodes, **kwargs):
+def make(nodes, *, column=None, mesh=None, **kwargs):
   return components.Components(
-      nodes, models={'gold': score, 'proxy': lambda *x: -score(*x)},
-      responses=RESPONSES, **kwargs)
+      nodes, responses=RESPONSES, models=components.Models(
+          gold=Model(1), proxy=Model(1, -2, 4), column=column, mesh=mesh,
+          file=column and Model(.5)), **kwargs)
 
 
-def scored(nodes, **kwargs):
-  with make(nodes) as named:
-    return named(TOKENS, MASK, PROMPTS, RESPONSES, **kwargs)
+def scored(nodes, column=None, **kwargs):
+  with make(nodes, column=column) as rewards:
+    return rewards(TOKENS, MASK, PROMPTS, RESPONSES, **kwargs)
 
 
 class ValuesTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ({'kind': 'gold'}, [6, 3, 8], scipy.special.expit([6, 3, 8])),
-      ({'kind': 'proxy', 'scale': 2}, [-6, -3, -8],
-       scipy.special.expit([-3, -1.5, -4])),
-      ({'kind': 'gold', 'squash': 'none', 'scale': 4}, [6, 3, 8],
-       [1.5, .75, 2]),
-      ({'kind': 'gold', 'squash': 'clip', 'scale': 4}, [6, 3, 8], [1, .75, 1]),
-      ({'kind': 'gold', 'squash': 'clip', 'range': [4, 7]}, [6, 3, 8],
-       [6, 4, 7]),
-      ({'kind': 'gold', 'squash': 'none', 'range': (3, 8)}, [6, 3, 8],
-       [6, 3, 8]),
+      ({'kind': 'gold'}, [5, 2, 7], [5, 2, 7]),
+      ({'kind': 'gold', 'scale': 4}, [5, 2, 7], [1.25, .5, 1.75]),
+      ({'kind': 'gold', 'squash': 'sigmoid', 'scale': 2}, [5, 2, 7],
+       scipy.special.expit([2.5, 1, 3.5])),
+      ({'kind': 'gold', 'squash': 'clip', 'scale': 4}, [5, 2, 7],
+       [1, .5, 1]),
+      ({'kind': 'gold', 'squash': 'clip', 'range': [3, 6]}, [5, 2, 7],
+       [5, 3, 6]),
+      ({'kind': 'gold', 'range': (2, 7)}, [5, 2, 7], [5, 2, 7]),
       (LENGTH, [5, 2, 3], [1, .5, .75]),
       ({'kind': 'exact_match'}, [0, 1, 0], [0, 1, 0]))
   def test_by_hand(self, node, raw, values):
     out = scored({'part': node}, references=['', ' a  dog\n', 'red'])
-    for found, expected in ((out.raw, raw), (out.values, values)):
-      self.assertEqual(list(found), ['part'])
-      self.assertEqual(found['part'].dtype, np.float32)
-      np.testing.assert_allclose(found['part'], expected, rtol=1e-6)
+    for scores, expected in ((out.raw, raw), (out.values, values)):
+      self.assertEqual(list(scores), ['part'])
+      self.assertEqual(scores['part'].dtype, np.float32)
+      np.testing.assert_allclose(scores['part'], expected, rtol=1e-6)
+
+  @parameterized.parameters(
+      ({'kind': 'mean'}, [6, 3, 8]),  # of factors 1, -2 and 4
+      ({'kind': 'worst_case'}, [-12, -6, -16]),
+      ({'kind': 'single', 'member': 2}, [24, 12, 32]),
+      ({'kind': 'uncertainty_weighted', 'uncertainty_coef': .5},
+       [6 - 6**2 * 3, 3 - 3**2 * 3, 8 - 8**2 * 3]))  # their variance is 6
+  def test_aggregates_of_members(self, aggregate, expected):
+    node = {'kind': 'proxy', 'aggregate': aggregate, 'weight': 3}
+    out = scored({'part': dict(node, standardize=False)})
+    np.testing.assert_allclose(out.values['part'], expected, rtol=1e-6)
+    np.testing.assert_array_equal(
+        out.members, [[6, 3, 8], [-12, -6, -16], [24, 12, 32]])
+    standard = scored({'part': node})  # each member less 1
+    np.testing.assert_allclose(
+        standard.values['part'], np.array(expected) - 1, rtol=1e-6)
+    np.testing.assert_array_equal(standard.members, out.members - 1)
+
+  def test_members_are_those_of_the_first_ensemble(self):
+    self.assertIsNone(scored({'score': {'kind': 'gold'}}).members)
+    out = scored({'long': LENGTH, 'a': {'kind': 'proxy', 'standardize': False},
+                  'b': {'kind': 'proxy'}})
+    self.assertEqual(out.members[0].tolist(), [6, 3, 8])
+
+  def test_models_score_over_the_mesh(self):
+    with make({'a': {'kind': 'gold'}, 'b': {'kind': 'proxy'}}, mesh='a mesh'
+              ) as rewards:
+      rewards(TOKENS, MASK, PROMPTS, RESPONSES)
+      for model in (rewards._models.gold, rewards._models.proxy):
+        self.assertEqual(model.meshes, ['a mesh'])
 
   def test_texts(self):
     out = scored({'tfidf': {'kind': 'tfidf', 'min_words': 2},
@@ -89,74 +128,88 @@ class ValuesTest(parameterized.TestCase):
       np.testing.assert_allclose(out.raw[name], raw, rtol=1e-6)
       np.testing.assert_allclose(out.values[name], values, rtol=1e-6)
 
-  def test_files_are_read_and_other_rows_are_predicted(self):
-    node = {'votes': {'kind': 'file', 'column': 'ups', 'scale': 2}}
-    given = scored(node, columns={'ups': [1, -1, 0], 'downs': [0, 0, 0]})
-    np.testing.assert_array_equal(given.raw['votes'], [1, -1, 0])
-    np.testing.assert_allclose(
-        given.values['votes'], scipy.special.expit([.5, -.5, 0]), rtol=1e-6)
-    named = components.Components(node, models={'file:ups': score})
+  def test_a_column_is_given_as_it_is(self):
+    numbers = np.float32([1234.5, -1 / 3, 2e-30])
+    node = {'votes': {'kind': 'file', 'column': 'ups', 'weight': -4}}
+    with make(node) as rewards:
+      out = rewards(TOKENS, MASK, PROMPTS, RESPONSES,
+                    columns={'ups': numbers, 'downs': np.zeros(3)})
+      for values in (out.raw, out.values):
+        np.testing.assert_array_equal(values['votes'], numbers)
+      np.testing.assert_array_equal(rewards.total(out.values), -4 * numbers)
+
+  @parameterized.parameters(
+      ({'squash': 'sigmoid'}, scipy.special.expit([.5, -.5, 0])),
+      ({'squash': 'clip'}, [.5, 0, 0]), ({}, [.5, -.5, 0]))
+  def test_a_column_is_squashed_if_the_config_says_so(self, fields, values):
+    out = scored({'votes': {'kind': 'file', 'column': 'ups', 'scale': 2,
+                            **fields}}, columns={'ups': [1, -1, 0]})
+    np.testing.assert_array_equal(out.raw['votes'], [1, -1, 0])
+    np.testing.assert_allclose(out.values['votes'], values, rtol=1e-6)
+
+  def test_what_is_in_no_file_is_predicted(self):
+    node = {'votes': {'kind': 'file', 'column': 'ups'}}
     np.testing.assert_array_equal(
-        named(TOKENS, MASK, PROMPTS, RESPONSES).raw['votes'], [6, 3, 8])
+        scored(node, column='ups').values['votes'], [2, .5, 3])
+    np.testing.assert_array_equal(
+        scored(node, column='ups', columns={'ups': [9, 8, 7]}).values['votes'],
+        [9, 8, 7])
 
   def test_final_answers(self):
     answers = {'six #### 6': '6', '6': None, 'I think #### 8': '8', 'eh': None}
     with mock.patch.object(logged, 'final_answer', answers.get):
-      named = components.Components(
+      rewards = components.Components(
           {'right': {'kind': 'exact_match', 'extract': 'final_answer'}})
-      out = named(TOKENS, MASK, PROMPTS, ['six #### 6', 'six #### 6', 'eh'],
-                  references=['6', 'I think #### 8', 'eh'])
+      out = rewards(TOKENS, MASK, PROMPTS, ['six #### 6', 'six #### 6', 'eh'],
+                    references=['6', 'I think #### 8', 'eh'])
     np.testing.assert_array_equal(out.values['right'], [1, 0, 0])
 
   def test_no_rows(self):
     with make({'score': {'kind': 'gold'}, 'long': LENGTH,
-               'plain': {'kind': 'readability'}}) as named:
-      out = named(TOKENS[:0], MASK[:0], [], [])
-      self.assertEqual(named.total(out.values).shape, (0,))
-
-  @parameterized.parameters(
-      # 3 words, 1 sentence, 1 + 2 + 2 syllables.
-      ('the table simple', 206.835 - 1.015 * 3 - 84.6 * 5 / 3),
-      # 6 words, 2 sentences, 7 syllables: the silent e of 'made' counts not.
-      ("He made it! Don't worry... she", 206.835 - 1.015 * 2 - 84.6 * 7 / 6),
-      ('Idle. while. 42.', 206.835 - 1.015 - 84.6 * 3 / 2), (' 1 + 1 ', 0.),
-      ('', 0.))
-  def test_flesch_by_hand(self, text, expected):
-    np.testing.assert_allclose(
-        readability.flesch_reading_ease([text]), [expected])
-
-  def test_flesch_of_one_string(self):
-    with self.assertRaisesRegex(ValueError, "got one: 'a'"):
-      readability.flesch_reading_ease('a')
+               'plain': {'kind': 'readability'}}) as rewards:
+      out = rewards(TOKENS[:0], MASK[:0], [], [])
+      self.assertEqual(rewards.total(out.values).shape, (0,))
 
 
 class TotalTest(absltest.TestCase):
+
   def test_the_sum_of_the_parts(self):
-    with make(NODES) as named:
-      out = named(TOKENS, MASK, PROMPTS, RESPONSES)
+    with make(NODES) as rewards:
+      out = rewards(TOKENS, MASK, PROMPTS, RESPONSES)
       values, raw = (
           2 * x['score'] + x['long'] - .5 * x['brief'] + .1 * x['tone']
           for x in (out.values, out.raw))
-      np.testing.assert_allclose(named.total(out.values), values, rtol=1e-6)
-      np.testing.assert_allclose(named.total(out.raw), raw, rtol=1e-6)
-      self.assertEqual(named.total(out.values).dtype, np.float32)
-      self.assertEqual(named.names, tuple(NODES))
-      self.assertEqual((named.lower, named.upper), (-.5, np.float32(3.1)))
+      np.testing.assert_allclose(rewards.total(out.values), values, rtol=1e-6)
+      np.testing.assert_allclose(rewards.total(out.raw), raw, rtol=1e-6)
+      self.assertEqual(rewards.total(out.values).dtype, np.float32)
+      self.assertEqual(rewards.names, tuple(NODES))
+      self.assertEqual((rewards.lower, rewards.upper),
+                       (-.5, np.float32(3.1)))
     for name, node in NODES.items():
       with make({name: node | {'weight': 1}}) as alone:
         one = alone(TOKENS, MASK, PROMPTS, RESPONSES)
       np.testing.assert_array_equal(one.values[name], out.values[name])
 
   def test_bounds(self):
-    self.assertEqual(make({'a': {'kind': 'gold', 'squash': 'none'},
-                           'b': LENGTH}).upper, np.inf)
-    ranged = {'kind': 'gold', 'squash': 'none', 'range': (3, 8)}
-    named = make({'a': ranged | {'weight': -2}, 'b': ranged})
-    self.assertEqual((named.lower, named.upper), (-13, 2))
+    free = make({'a': {'kind': 'gold'}, 'b': LENGTH})
+    self.assertEqual((free.lower, free.upper), (-np.inf, np.inf))
+    ranged = {'kind': 'gold', 'range': (3, 8)}
+    both = make({'a': ranged | {'weight': -2}, 'b': ranged})
+    self.assertEqual((both.lower, both.upper), (-13, 2))
     # Never below a total of itself, which float32 has rounded up.
     tenth = make({'a': {'kind': 'length', 'target': 1, 'weight': .1}})
     out = tenth(TOKENS, MASK, PROMPTS, RESPONSES)
     self.assertLessEqual(tenth.total(out.values).max(), tenth.upper)
+
+  def test_finite_parts_with_a_sum_that_is_not(self):
+    node = {'kind': 'file', 'column': 'x'}
+    with make({'a': node, 'b': node | {'weight': 2}}) as rewards:
+      out = rewards(TOKENS, MASK, PROMPTS, RESPONSES,
+                    columns={'x': np.float32([0, 2e38, 1])})
+      with self.assertRaisesRegex(
+          errors.RewardError, r'sum of the rewards a, b is 6e\+38 in row 1; '
+          'lower their weights'):
+        rewards.total(out.values)
 
 
 class FunctionsTest(absltest.TestCase):
@@ -172,90 +225,61 @@ class FunctionsTest(absltest.TestCase):
     node = lambda name, *limits: {
         'kind': 'function', 'function': f'component_functions:{name}',
         **({'range': limits} if limits else {})}
-    self.assertEqual(
-        nodes_lib.functions({'a': node('share'), 'b': LENGTH}),
-        {'a': {'function': 'component_functions:share'}})
     pool = {'num_workers': 1, 'chunk_size': 3}
-    with make({'share': node('share', 0, .1), 'all': node('above', -1, 2)},
-              pool=pool) as named:
-      out = named(TOKENS, MASK, PROMPTS, RESPONSES)
+    with make({'share': node('share', 0, .1), 'all': node('above', -2, 2)},
+              pool=pool) as rewards:
+      out = rewards(TOKENS, MASK, PROMPTS, RESPONSES)
       np.testing.assert_array_equal(
           out.values['share'], np.float32([0, .1, .1]))
-      np.testing.assert_array_equal(out.values['all'], [0, 1, 1.25])
-      self.assertEqual(named.upper, np.float32(2.1))
-      workers = named._functions._workers
+      np.testing.assert_array_equal(out.values['all'], [0, 1, -1.25])
+      self.assertEqual(rewards.upper, np.float32(2.1))
+      workers = rewards._functions._workers
       self.assertNotEmpty(workers)
-    self.assertEmpty(named._functions._workers)
-    with make({'all': node('above')}, pool=pool) as named:
+    self.assertEmpty(rewards._functions._workers)
+    # Without one there is none.
+    with make({'all': node('above')}, pool=pool) as rewards:
+      self.assertEqual((rewards.lower, rewards.upper), (-np.inf, np.inf))
+      out = rewards(TOKENS, MASK, PROMPTS, RESPONSES)
+      np.testing.assert_array_equal(out.values['all'], [0, 1, -1.25])
+    with make({'all': node('above', 0, 1)}, pool=pool) as rewards:
       with self.assertRaisesRegex(
-          errors.RewardError, r"component 'all' \(function\) gave 1.25 at step "
-          r'7, row 2, outside its range \[0, 1\] \(1 of 3'):
-        named(TOKENS, MASK, PROMPTS, RESPONSES, step=7)
+          errors.RewardError, r"component 'all' \(function\) gave -1.25 at "
+          r'step 7, row 2, outside its range \[0, 1\] \(1 of 3'):
+        rewards(TOKENS, MASK, PROMPTS, RESPONSES, step=7)
 
 
 class ErrorsTest(parameterized.TestCase):
 
-  @parameterized.parameters(
-      ({}, 'at least one'),
-      ({'a b': LENGTH}, "component 'a b': name is .*; give a Python identif"),
-      ({'gold_se': LENGTH}, "does not end in '_se'"),
-      ({'a': 'length'}, "component 'a': node is 'length'; give {'kind'"),
-      ({'a': {'kind': 'lenght'}}, "kind is 'lenght'; there are gold, proxy"),
-      ({'a': {'target': 2}}, 'kind is None; there are gold'),
-      ({'a': {'kind': 'length'}}, "target is absent; 'length' needs it"),
-      ({'a': LENGTH | {'words': 2}}, "words is 2; 'length' has weight, target"),
-      ({'a': LENGTH | {'target': 0}}, 'target is 0; give words'),
-      ({'a': LENGTH | {'weight': np.inf}}, 'weight is inf; give a finite'),
-      ({'a': {'kind': 'gold', 'squash': 'tanh'}}, "squash is 'tanh'; there"),
-      ({'a': {'kind': 'gold', 'scale': -1}}, 'scale is -1; give a number'),
-      ({'a': {'kind': 'gold', 'range': (0, 1)}},
-       r"range is \(0, 1\); 'sigmoid' has its own"),
-      ({'a': {'kind': 'gold', 'squash': 'clip', 'range': (1, 0)}},
-       r'range is \(1, 0\); give \(least, largest\)'),
-      ({'a': {'kind': 'file'}}, "column is absent; 'file' needs it"),
-      ({'a': {'kind': 'tfidf', 'min_words': 11}}, 'min_words is 11; give a'),
-      ({'a': {'kind': 'exact_match', 'extract': 'last'}}, "extract is 'last'"),
-      ({'a': {'kind': 'function', 'function': 'len'}},
-       "function is 'len'; give it as 'package.module:function'"))
-  def test_nodes(self, nodes, message):
-    with self.assertRaisesRegex(errors.ConfigError, message) as raised:
-      nodes_lib.check(nodes)
-    self.assertNotIn('\n', str(raised.exception))
-
-  def test_sound_nodes_get_every_field(self):
-    full = nodes_lib.check({'a': {'kind': 'gold', 'weight': 2}, 'b': LENGTH})
-    self.assertEqual(full['a'], {'kind': 'gold', 'weight': 2, 'scale': 1.,
-                                 'squash': 'sigmoid', 'range': None})
-    self.assertEqual(nodes_lib.check(full), full)
-
-  def test_scikit_learn_is_missing(self):
-    with mock.patch('importlib.util.find_spec', return_value=None):
-      with self.assertRaisesRegex(errors.ConfigError, r'rlhf_jax\[text\]'):
-        nodes_lib.check({'a': {'kind': 'tfidf'}})
-
-  def test_a_model_is_missing(self):
-    with self.assertRaisesRegex(ValueError, "models must hold 'gold' for .* a"):
-      components.Components({'a': {'kind': 'gold'}})
+  @parameterized.parameters('gold', 'proxy')
+  def test_a_model_is_missing(self, kind):
+    with self.assertRaisesRegex(
+        ValueError, f"models must hold '{kind}' for .* a"):
+      components.Components({'a': {'kind': kind}})
 
   @parameterized.parameters(
       ({'kind': 'exact_match'}, {}, 'right answers, and there are none'),
       ({'kind': 'file', 'column': 'ups'}, {}, "a model of the column 'ups'"),
+      ({'kind': 'file', 'column': 'ups'}, {'column': 'downs'},
+       "a model of the column 'ups'"),
       ({'kind': 'file', 'column': 'ups'}, {'columns': {'x': [1, 2, 3]}},
        "the log has no column 'ups'; there are x"),
+      ({'kind': 'file', 'column': 'ups'}, {'columns': {}},
+       "the log has no column 'ups'; there are none"),
       ({'kind': 'file', 'column': 'x'}, {'columns': {'x': [1, np.nan, 3]}},
        r"logged response 1 has no score 'x' \(1 of 3 have none\); choose a"),
       ({'kind': 'file', 'column': 'x'}, {'columns': {'x': [1, 2, 1e39]}},
-       r'gave 1e\+39 at step 4, row 2'),
+       r'gave 1e\+39 in row 2 \(step 4; 1 of 3 are not finite\)'),
       ({'kind': 'file', 'column': 'x'}, {'columns': {'x': [1, 2]}},
        r'gave scores of shape \(2,\) for 3 responses'),
-      ({'kind': 'gold', 'squash': 'none', 'range': (3, 7)}, {},
-       r'gave 8 at step 4, row 2, outside its range \[3, 7\]'),
-      ({'kind': 'gold', 'squash': 'none', 'range': (4, 9)}, {},
-       r'gave 3 at step 4, row 1, outside its range \[4, 9\]'))
-  def test_values(self, node, given, message):
+      ({'kind': 'gold', 'range': (2, 6)}, {},
+       r'gave 7 at step 4, row 2, outside its range \[2, 6\]'),
+      ({'kind': 'gold', 'range': (3, 9)}, {},
+       r'gave 2 at step 4, row 1, outside its range \[3, 9\]'))
+  def test_values(self, node, kwargs, message):
     with self.assertRaisesRegex(errors.RewardError, message) as raised:
-      scored({'part': node}, step=4, **given)
+      scored({'part': node}, step=4, **kwargs)
     self.assertIn("component 'part'", str(raised.exception))
+    self.assertNotIn('\n', str(raised.exception))
 
 
 if __name__ == '__main__':
