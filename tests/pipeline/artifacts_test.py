@@ -31,7 +31,7 @@ def rows(count=5):
 def copied(test: absltest.TestCase) -> pathlib.Path:
   """The untrained stages, to be changed."""
   workdir = worlds.folder()
-  shutil.copytree(worlds.untrained(), workdir, dirs_exist_ok=True)
+  worlds.copy(worlds.untrained(), workdir)
   test.addCleanup(shutil.rmtree, workdir)
   return workdir
 

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import math
-import shutil
 from unittest import mock
 
 from absl.testing import absltest
@@ -48,7 +47,7 @@ RUN = dict(
 def workdir():
   """The untrained world with logs and values of their prompts."""
   path = worlds.folder()
-  shutil.copytree(worlds.untrained(), path, dirs_exist_ok=True)
+  worlds.copy(worlds.untrained(), path)
   arrays = make_log()
   save_log(path, 'log', arrays,
            np.random.default_rng(6).uniform(.6, 1.2, EXAMPLES))
@@ -301,6 +300,34 @@ class DataTest(parameterized.TestCase):
     close(restored(context, STEPS), restored(a_lol()[0], STEPS), rtol=0)
     _, result = run(num_steps=0, scale_steps=True)
     self.assertEqual(result['updates'], 0)
+
+
+class WiringTest(parameterized.TestCase):
+
+  @parameterized.parameters(('none', 'order'), ('advantage', 'draws'))
+  def test_streams_are_those_of_the_seed(self, priority, name):
+    with (mock.patch.object(offline_data, 'source') as source,
+          mock.patch.object(fit_lib, 'fit', side_effect=StopIteration) as fit,
+          self.assertRaises(StopIteration)):
+      run(priority=priority)
+    self.assertEqual(source.call_args.args[1], priority)
+    self.assertEqual(source.call_args.kwargs, dict(
+        batch_size=BATCH, seed=streams.number(0, 'offline', name)))
+    np.testing.assert_array_equal(
+        *map(jax.random.key_data, (
+            fit.call_args.args[1].key, streams.key(0, 'offline', 'state'))))
+
+  @parameterized.parameters(('a_lol', 0, None), ('ilql', 20, 4.))
+  def test_how_evaluations_sample(self, algorithm, top_k, shift):
+    with (mock.patch.object(policies, 'watch', side_effect=StopIteration
+                            ) as watch, self.assertRaises(StopIteration)):
+      run(evaluate=True, algorithm=algorithm)
+    _, measure, _, key, view = watch.call_args.args
+    self.assertEqual(measure['sampler'].get('top_k', 0), top_k)
+    self.assertEqual(view.value_shift, shift)
+    # The policies of a seed, online ones too, are compared with one noise.
+    np.testing.assert_array_equal(*map(
+        jax.random.key_data, (key, streams.key(0, 'evaluation'))))
 
 
 class CriticTest(parameterized.TestCase):

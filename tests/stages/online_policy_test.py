@@ -1,205 +1,138 @@
-"""Tests for rlhf_jax.stages.policy, on one small study of many methods."""
+"""Tests for rlhf_jax.stages.online_policy, on a policy that nobody trained."""
 
-import contextlib
 import functools
-import json
-import pathlib
-import shutil
 import sys
-import tempfile
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
+import worlds
 
 from experiments import base
-from rlhf_jax import algorithms
 from rlhf_jax import errors
-from rlhf_jax import sharding
-from rlhf_jax.annotators import chain as chain_lib
+from rlhf_jax import policy as policy_lib
+from rlhf_jax import sampling
+from rlhf_jax import sources
+from rlhf_jax import streams
+from rlhf_jax import types
+from rlhf_jax.data import order
+from rlhf_jax.evaluation import texts
+from rlhf_jax.models import transformer
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
-from rlhf_jax.runner import run as run_lib
+from rlhf_jax.pipeline import online_methods
+from rlhf_jax.pipeline import policies
+from rlhf_jax.rewards import components
 from rlhf_jax.stages import online_policy
-from rlhf_jax.studies import online
+from rlhf_jax.storage import files
+from rlhf_jax.studies import nodes as nodes_lib
 
-KL = dict(coef=None, place='reward', target=None, horizon=10_000)
-REWARD = dict(
-    aggregate=dict(kind='mean'), weight=1., standardize=True, noise=0.,
-    clip=None, scale=None, eos=dict(penalty=None, value=None))
 # One row of each way to an update; k = 2 where samples are compared.
 METHODS = dict(ppo=1, reinforce=1, raft=2, grpo=2, apa=1)
 RATIOS = ('ppo', 'grpo')  # have an importance ratio
-FOLDERS = []
+GIVEN = dict(reference='sft', gold='gold', pairs='pairs', proxies='proxies')
+ALONE = dict(reference='sft')  # a policy, and no one else
+BATCH = 8  # prompts a rollout
+NOT_OF_THE_POLICY = ('step', 'updates', 'samples')
 
 
-def names(nodes):
-  return [node['name'] for node in nodes]
+def run_node(**changes):
+  """The node of a run: one rollout of 8 prompts."""
+  node = base.online_config('smoke').to_dict()['online']
+  del node['condition']
+  node = nodes_lib.merge(node, dict(
+      num_steps=1, rollout=dict(batch_size=BATCH)), 'test')
+  return nodes_lib.merge(node, changes, 'test')
 
 
-def config(runs, **changes):
-  """A smoke study on eight devices: eight prompts a rollout."""
-  made = base.online_config('smoke')
-  made.conditions.noisy = dict(label_noise=.25)
-  made.online.condition = 'noisy'
-  made.online.rollout.batch_size = 8
-  made.online.num_steps = 1
-  made.online.update(changes)
-  made.title, made.runs = 'test', runs
-  made.figure = dict(kind='table', columns=('gold',))
-  return json.loads(made.to_json_best_effort())
+def run(context=None, *, workdir=None, given=GIVEN, seed=0, part=0,
+        measured=None, num_devices=1, timeout=60., save_every=100, **changes):
+  """The context of the stage, run to its end; one device compiles faster."""
+  context = context or worlds.Context(
+      workdir or worlds.untrained(), num_devices=num_devices)
+  node = run_node(**changes)
+  context.result = online_policy.run(
+      context, seed=seed, data=worlds.DATA, given=given, run=node, part=part,
+      measure=dict(components=measured or node['reward']['components'],
+                   pool=dict(timeout=timeout, num_workers=1),
+                   sampler=dict(temperature=1.)),
+      training=dict(save_every=save_every, log_every=1))
+  return context
 
 
-@functools.cache
-def world():
-  """The first stages, made once."""
-  given, workdir = config({'none': dict(labels={'method': 'none'})}), folder()
-  run_lib.run_study(online.plan(given), workdir, config=given, only=(
-      'sft', 'trunk', 'gold', 'pairs', 'proxies'))
-  return workdir
-
-
-def folder():
-  """An empty directory, gone after the tests."""
-  FOLDERS.append(pathlib.Path(tempfile.mkdtemp(prefix='rlhf_jax_policy_')))
-  return FOLDERS[-1]
-
-
-def run(given):
-  """Policies on the world that there is, under the same stage names."""
-  workdir = folder()
-  shutil.copytree(world() / 'seed_0', workdir / 'seed_0')
-  run_lib.run_study(online.plan(given), workdir, config=given,
-                  only=('seed_*/policies/*',))
-  return workdir / 'seed_0' / 'policies'
-
-
-@contextlib.contextmanager
-def one_device():
-  """As if there were one; compiled programs know where their arrays lie."""
-  make = sharding.make_mesh
-  online_policy._programs.cache_clear()
-  with mock.patch.object(
-      sharding, 'make_mesh', lambda: make(devices=jax.devices()[:1])):
-    yield
-  online_policy._programs.cache_clear()
-
-
-def tearDownModule():
-  for folder in FOLDERS:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def numbers(path):
-  """Lines without what differs between two equal runs."""
-  return [{k: v for k, v in line.items() if k != 'time'}
-          for line in lines(path)]
+def restored(path):
+  """What the last checkpoint of a directory holds, as orbax has it."""
+  step = max(int(p.name) for p in path.iterdir() if p.name.isdecimal())
+  with ocp.PyTreeCheckpointer() as reader:
+    return {part: reader.restore(path / str(step) / part)
+            for part in ('params', 'training')
+            if (path / str(step) / part).exists()}
 
 
 def decoder(path):
-  """The parameters that a stage leaves, as orbax has them."""
-  import orbax.checkpoint as ocp
-  step = max(int(p.name) for p in path.iterdir() if p.name.isdecimal())
-  with ocp.PyTreeCheckpointer() as reader:
-    return reader.restore(path / str(step) / 'params')
+  return restored(path)['params']
 
 
-class RowTest(parameterized.TestCase):
+def sft():
+  return artifacts.restore_policy(worlds.untrained() / 'sft').params
 
-  def test_arguments_and_coefficient(self):
-    row = online_policy.make_row(
-        'ppo', {'gae': {'gae_lambda': .5}, 'whiten': {'drop': True}},
-        dict(KL, coef=.3))
-    self.assertNotIn('whiten', names(row.annotators))
-    by_name = {node['name']: node for node in row.annotators}
-    self.assertEqual(by_name['gae']['gae_lambda'], .5)
-    self.assertEqual(by_name['kl_rewards']['kl_coef'], .3)
-    self.assertEqual(online_policy.initial_kl_coef(row), .3)
 
-  def test_coefficient_in_the_loss(self):
-    row = online_policy.make_row('rloo', {}, dict(KL, coef=.3, place='loss'))
-    self.assertEqual(row.objective['kl_coef'], .3)
-    self.assertEqual({n['name']: n for n in row.annotators}['kl_scores'][
-        'kl_coef'], 0)
-    self.assertEqual(online_policy.initial_kl_coef(row), .3)
+def equal(a, b):
+  """All leaves, keys among them."""
+  bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(
+      x.dtype, jax.dtypes.prng_key) else x
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)),
+               a, b)
 
-  @parameterized.parameters(
-      (('sfa', {}, KL), "algorithm is 'sfa'"),
-      (('dpo', {}, KL), "'dpo' does not sample"),
-      (('ppo', {'kl_rewards': {'drop': True}}, KL), "needs 'kl_rewards'"),
-      (('ppo', {'keep_best': {'drop': True}}, KL), "no annotator 'keep_best'"),
-      (('ppo', {'gea': {'gae_lambda': 1}}, KL), "no node 'gea'"),
-      (('dapo', {}, dict(KL, coef=.1)), 'has no KL in the reward'),
-      (('ppo', {}, dict(KL, place='both')), "kl.place is 'both'"))
-  def test_what_does_not_fit(self, arguments, message):
-    with self.assertRaisesRegex(ValueError, message):
-      online_policy.make_row(*arguments)
 
-  @parameterized.parameters(*online_policy.names())
-  def test_every_online_row_makes_a_chain(self, name):
-    row = online_policy.make_row(name, {}, KL)
-    nodes = online_policy.make_nodes(row, REWARD, KL, 2)
-    chain_lib.chain(nodes, dict.fromkeys(online_policy.MODELS, print))
-    self.assertEqual(names(nodes).count('scores'), 1)
-    self.assertIn('ref_logprobs', names(nodes))
-    own = [n for n in names(algorithms.ALGORITHMS[name].annotators)
-           if n not in ('scores', 'ref_logprobs')]
-    self.assertEqual(names(nodes)[2:], own)
+def assert_same_numbers(context, other):
+  """Everything that two equal runs write, in all digits."""
+  for name in ('evaluation', 'metrics', 'updates', 'final'):
+    assert context.lines(name) == other.lines(name), name
+  for folder in ('training', 'checkpoints'):
+    equal(restored(context.directory / folder),
+          restored(other.directory / folder))
 
-  def test_rewards_come_in_order_and_the_controller_before_the_choice(self):
-    kl = dict(KL, coef=.1, target=6.)
-    reward = dict(REWARD, noise=3., clip=10., scale='running',
-                  eos=dict(penalty=1., value=None))
-    nodes = online_policy.make_nodes(online_policy.make_row('raft', {}, kl), reward, kl, 2)
-    self.assertEqual(names(nodes), [
-        'scores', 'noise', 'scale_scores', 'clip_scores', 'missing_eos',
-        'ref_logprobs', 'kl_scores', 'adapt_kl_coef', 'keep_best'])
-    self.assertEqual(nodes[4], {
-        'name': 'missing_eos', 'eos_id': 2, 'penalty': 1.})
+
+def resting(name):
+  """Two updates on one rollout, learning rate 0, at another temperature."""
+  more = dict(value=dict(trunk='separate')) if name == 'apa' else {}
+  return dict(  # of apa the reference, which must not be donated
+      algorithm=name, rollout=dict(samples=METHODS[name], temperature=.7),
+      updates=dict(num_epochs=2, num_minibatches=1),
+      optimizer=dict(learning_rate=1e-30, warmup_steps=0), **more)
 
 
 @functools.cache
-def at_rest():
-  """Every method, two updates on one rollout, learning rate 0."""
-  runs = {name: dict(
-      algorithm=name, labels=dict(method=name), rollout=dict(samples=samples))
-          for name, samples in METHODS.items()}
-  runs['apa']['value'] = dict(trunk='separate')  # must not be donated
-  with one_device():  # which compiles faster
-    return run(config(runs, updates=dict(num_epochs=2, num_minibatches=1),
-                      optimizer=dict(learning_rate=1e-30, warmup_steps=0)))
+def at_rest(name):
+  return run(**resting(name))
 
 
 class AtRestTest(parameterized.TestCase):
 
   @parameterized.parameters(*METHODS)
   def test_nothing_moves(self, name):
-    path = at_rest() / name
-    rows = lines(path / 'evaluation.jsonl')
+    context = at_rest(name)
+    rows = context.lines('evaluation')
     self.assertEqual([row['step'] for row in rows], [0, 1])
     for row in rows:  # the policy is the reference
       for kind in ('kl_k1', 'kl_k2', 'kl_k3'):
         self.assertAlmostEqual(row[kind], 0, delta=1e-6)
-    self.assertEqual(
-        {k: v for k, v in rows[0].items()
-         if k not in ('step', 'time', 'updates', 'samples')},
-        {k: v for k, v in rows[1].items()
-         if k not in ('step', 'time', 'updates', 'samples')})
-    jax.tree.map(np.testing.assert_array_equal,
-                 decoder(path / 'checkpoints'),
-                 decoder(at_rest().parent / 'sft' / 'checkpoints'))
+    first, last = ({k: v for k, v in row.items()
+                    if k not in NOT_OF_THE_POLICY} for row in rows)
+    self.assertEqual(first, last)
+    equal(decoder(context.directory / 'checkpoints'), sft())
 
   @parameterized.parameters(*METHODS)
   def test_first_rollout_is_that_of_the_reference(self, name):
-    row, = lines(at_rest() / name / 'metrics.jsonl')
+    row, = at_rest(name).lines('metrics')
+    # All three passes are at the temperature of the sampler.
     self.assertAlmostEqual(row['rollout/kl_k1'], 0, delta=1e-4)
-    updates = lines(at_rest() / name / 'updates.jsonl')
+    updates = at_rest(name).lines('updates')
     self.assertEqual([u['update'] for u in updates], [0, 1])
     for update in updates:
       self.assertEqual(update['train/skipped'], 0)
@@ -208,90 +141,87 @@ class AtRestTest(parameterized.TestCase):
         self.assertEqual(update.get('policy/clip_fraction', 0), 0)
 
   def test_what_a_report_reads(self):
-    path = at_rest() / 'raft'
-    rows = lines(path / 'final.jsonl')
+    context = at_rest('raft')
+    rows = context.lines('final')
     self.assertLen(rows, 4)
     for row in rows:
       self.assertGreaterEqual(row.keys(), {
           'prompt', 'response', 'reference', 'gold', 'reference_gold',
           'proxy', 'rule', 'length'})
-    last = lines(path / 'evaluation.jsonl')[-1]
+    last = context.lines('evaluation')[-1]
     self.assertAlmostEqual(
         np.mean([row['gold'] for row in rows]), last['gold'], delta=1e-5)
     self.assertEqual(last['samples'], 16)
     self.assertEqual(last['updates'], 2)
-    self.assertLen(json.loads((path / 'texts/000001.json').read_text()), 1)
+    self.assertLen(
+        files.read_json(context.directory / 'texts/000001.json'), 1)
+    self.assertEqual(
+        {k: context.result[k] for k in ('rollouts', 'updates', 'responses')},
+        dict(rollouts=1, updates=2, responses=16))
 
   def test_value_head_is_not_left_behind(self):
-    self.assertNotIn('value_head', decoder(at_rest() / 'ppo/checkpoints'))
-    self.assertIn('value_head', decoder(at_rest() / 'ppo/training'))
+    directory = at_rest('ppo').directory
+    self.assertNotIn('value_head', decoder(directory / 'checkpoints'))
+    self.assertIn('value_head', decoder(directory / 'training'))
 
 
 def ppo(**changes):
   """Two rollouts of PPO with all that a rollout remembers."""
-  return config(
-      {'ppo': dict(
-          labels={'method': 'ppo'}, kl=dict(coef=.1, target=6., horizon=100),
-          reward=dict(noise=.5, scale='running'), **changes)},
-      num_steps=2, updates=dict(num_epochs=2, num_minibatches=1),
-      optimizer=dict(learning_rate=1e-2, warmup_steps=0))
+  changes = dict(updates={}, rollout={}) | changes
+  return functools.partial(
+      run, kl=dict(coef=.1, target=6., horizon=100),
+      reward=dict(noise=.5, scale='running'), num_steps=2,
+      rollout=changes['rollout'],
+      updates=dict(num_epochs=2, num_minibatches=1) | changes['updates'],
+      optimizer=dict(learning_rate=3e-3, warmup_steps=0))
 
 
 @functools.cache
 def learned():
-  return run(ppo()) / 'ppo'
+  return ppo()()
 
 
 class LearningTest(parameterized.TestCase):
 
   def test_same_seed_is_bitwise_equal(self):
-    again = run(ppo()) / 'ppo'
-    for name in ('evaluation', 'metrics', 'updates'):
-      self.assertEqual(numbers(again / f'{name}.jsonl'),
-                       numbers(learned() / f'{name}.jsonl'))
-    jax.tree.map(np.testing.assert_array_equal,
-                 decoder(again / 'training'), decoder(learned() / 'training'))
+    assert_same_numbers(ppo()(), learned())
 
   @parameterized.named_parameters(
-      ('microbatches', dict(updates=dict(num_microbatches=4)), None),
-      ('chunks', dict(rollout=dict(chunk_size=8)), None),
-      ('one_device', dict(rollout=dict(chunk_size=2)), 1))
-  def test_cut_changes_nothing(self, changes, devices):
-    with one_device() if devices == 1 else contextlib.nullcontext():
-      other = run(ppo(**changes)) / 'ppo'
-    for mine, theirs in zip(lines(other / 'updates.jsonl'),
-                            lines(learned() / 'updates.jsonl'), strict=True):
-      for name in theirs.keys() - {'time'}:
+      ('microbatches', dict(updates=dict(num_microbatches=4)), 1),
+      ('chunks', dict(rollout=dict(chunk_size=2)), 1),
+      ('eight_devices', {}, 8))
+  def test_cut_changes_nothing(self, changes, num_devices):
+    other = ppo(**changes)(num_devices=num_devices)
+    for mine, theirs in zip(other.lines('updates'),
+                            learned().lines('updates'), strict=True):
+      for name in theirs:
         np.testing.assert_allclose(
             mine[name], theirs[name], rtol=2e-2, atol=2e-4, err_msg=name)
 
   def test_moves_and_remembers(self):
-    first, last = lines(learned() / 'evaluation.jsonl')[::2]
+    first, last = learned().lines('evaluation')[::2]
     self.assertGreater(last['kl_k2'], 10 * first['kl_k2'] + 1e-4)
-    updates = lines(learned() / 'updates.jsonl')
+    updates = learned().lines('updates')
     self.assertEqual([(u['step'], u['update']) for u in updates],
                      [(1, 0), (1, 1), (2, 0), (2, 1)])
     self.assertAlmostEqual(updates[0]['policy/approx_kl'], 0, delta=1e-6)
     self.assertGreater(updates[1]['policy/approx_kl'], 1e-5)
     self.assertAlmostEqual(updates[2]['policy/approx_kl'], 0, delta=1e-6)
-    kept = decoder(learned() / 'training').keys()
+    kept = decoder(learned().directory / 'training').keys()
     self.assertIn('value_head', kept)
 
   def test_statistics_are_saved(self):
-    import orbax.checkpoint as ocp
-    with ocp.PyTreeCheckpointer() as reader:
-      found = reader.restore(learned() / 'training' / '2' / 'training')
-    statistics = found['statistics']
-    self.assertEqual(statistics['score_moments']['count'], 16)
-    # KL is below 6 nats, so the coefficient falls, by .8 * 8 / 100 at most.
-    self.assertLess(statistics['kl_coef'], .1)
-    self.assertGreater(statistics['kl_coef'], .1 * (1 - .2 * 8 / 100)**2 - 1e-6)
+    statistics = restored(
+        learned().directory / 'training')['training']['statistics']
+    self.assertEqual(statistics['score_moments']['count'], 2 * BATCH)
+    # KL is far below 6 nats, so the coefficient falls by as much as it may.
+    self.assertLess(
+        max(row['rollout/kl_k1'] for row in learned().lines('metrics')), 4.8)
+    self.assertAlmostEqual(
+        float(statistics['kl_coef']), .1 * (1 - .2 * BATCH / 100)**2, 6)
 
   def test_interrupted_run_goes_on_bitwise(self):
-    given = ppo()
-    given['training']['save_every'] = 1
-    workdir = folder()
-    shutil.copytree(world() / 'seed_0', workdir / 'seed_0')
+    """Killed in the middle of the second step, after the first is saved."""
     real, calls = fit_lib._Log.step, []
 
     def killed(log, step, current):
@@ -300,101 +230,213 @@ class LearningTest(parameterized.TestCase):
         raise errors.Interrupted('killed')
       return real(log, step, current)
 
-    args = dict(config=given, only=('seed_*/policies/*',))
+    context = worlds.Context(worlds.untrained())
     with mock.patch.object(fit_lib._Log, 'step', killed):
       with self.assertRaises(errors.Interrupted):
-        run_lib.run_study(online.plan(given), workdir, **args)
-    run_lib.run_study(online.plan(given), workdir, **args)
-    path = workdir / 'seed_0/policies/ppo'
-    for name in ('evaluation', 'metrics', 'updates'):
-      self.assertEqual(numbers(path / f'{name}.jsonl'),
-                       numbers(learned() / f'{name}.jsonl'))
+        ppo()(context, save_every=1)
+    self.assertFalse((context.directory / 'checkpoints').exists())
+    ppo()(context, save_every=1)
+    self.assertIn('goes on at step 1 of 2', context.shown)
+    assert_same_numbers(context, learned())
+
+  def test_decoder_is_restored_as_a_policy(self):
+    policy = artifacts.restore_policy(learned().directory)
+    self.assertEqual(policy.config, worlds.config())
+    equal(policy.params, decoder(learned().directory / 'checkpoints'))
+
+
+class WiringTest(absltest.TestCase):
+
+  def arguments(self, **changes):
+    """What `fit` and `sources.online` are called with."""
+    with (mock.patch.object(fit_lib, 'fit', side_effect=StopIteration) as fit,
+          mock.patch.object(sources, 'online', wraps=sources.online) as online,
+          mock.patch.object(policies, 'watch', wraps=policies.watch) as watch,
+          self.assertRaises(StopIteration)):
+      run(**changes)
+    self.watch = watch
+    return fit.call_args, online.call_args
+
+  def test_streams_are_those_of_the_seed_and_the_part(self):
+    for part in (0, 3):
+      fit, online = self.arguments(part=part)
+      equal(fit.args[1].key, streams.key(0, 'online', part, 'state'))
+      self.assertEqual(online.kwargs['seed'],
+                       streams.number(0, 'online', part, 'order'))
+      # Evaluations have one noise, whatever is trained.
+      equal(self.watch.call_args.args[3], streams.key(0, 'evaluation'))
+
+  def test_training_prompts_reference_and_reward_models(self):
+    fit, online = self.arguments()
+    self.assertIs(online.args[0], worlds.corpus().pair_prompts)
+    frozen = fit.kwargs['frozen']
+    equal(frozen.reference, sft())
+    self.assertIsNone(frozen.base)
+    proxies = artifacts.restore_rewards(worlds.untrained() / 'proxies')
+    equal(frozen.reward, {'proxy': proxies.params})
+    equal(frozen.reward_scale, {'proxy': proxies.scale})
+
+  def test_policy_that_goes_on_keeps_the_reference(self):
+    workdir = worlds.folder()
+    worlds.copy(worlds.untrained(), workdir)
+    better = transformer.init(worlds.config(), jax.random.key(9))
+    worlds.save(workdir, 'better', {}, kind='policy', params=better)
+    context = run(workdir=workdir, given=GIVEN | dict(policy='better'),
+                  **resting('reinforce'))
+    for row in context.lines('evaluation'):  # far from the reference
+      self.assertGreater(row['kl_k1'], 1)
+    row, = context.lines('metrics')
+    self.assertGreater(row['rollout/kl_k1'], 1)
+    equal(decoder(context.directory / 'checkpoints'), better)
+
+
+class ProgramsTest(absltest.TestCase):
+
+  def test_seed_and_size_of_the_coefficient_compile_nothing(self):
+    workdir = worlds.folder()
+    worlds.copy(worlds.untrained(), workdir)
+    worlds.save(workdir, 'sft_1', {'corpus': worlds.corpus_of(1).fingerprint()},
+                kind='policy', params=sft())
+    online_methods.programs.cache_clear()
+    self.addCleanup(online_methods.programs.cache_clear)
+    traced = []
+    sampler = mock.Mock(wraps=sampling)  # that of evaluations is another
+    with (mock.patch.object(online_methods, 'sampling', sampler),
+          mock.patch.object(policy_lib, 'forward',
+                            wraps=policy_lib.forward) as forward):
+      for seed, coefficient, reference in ((0, .1, 'sft'), (1, .7, 'sft_1')):
+        context = ppo()(
+            workdir=workdir, given=GIVEN | dict(reference=reference),
+            seed=seed, kl=dict(coef=coefficient, target=6., horizon=100))
+        traced.append((sampler.sample.call_count, forward.call_count))
+    info = online_methods.programs.cache_info()
+    self.assertEqual((info.hits, info.misses), (1, 1))
+    self.assertGreaterEqual(min(traced[0]), 1)
+    self.assertEqual(*traced)
+    # It is the size that counts all the same, and not that of the first run.
+    statistics = restored(
+        context.directory / 'training')['training']['statistics']
+    self.assertAlmostEqual(
+        float(statistics['kl_coef']), .7 * (1 - .2 * BATCH / 100)**2, 5)
 
 
 FUNCTIONS = '''
+import json
+import pathlib
 import time
+
 def words(prompts, responses):
+  with open(pathlib.Path(__file__).with_name('seen.jsonl'), 'a') as stream:
+    stream.write(json.dumps([prompts, responses]) + '\\n')
   return [len(text.split()) for text in responses]
+
 def never(prompts, responses):
   if len(responses) > 1 and len(prompts[0]) > 0:
     time.sleep(60)
   return [0.0] * len(responses)
 '''
+SAMPLES = 2
+
+
+def rloo(name, context=None, **changes):
+  """One step on a reward of texts alone, and where the function lies."""
+  folder = worlds.folder()
+  (folder / 'rewards_of_texts.py').write_text(FUNCTIONS)
+  with mock.patch.object(sys, 'path', [str(folder), *sys.path]):
+    return folder, run(
+        context, given=ALONE, algorithm='rloo', kl=dict(coef=0.),
+        reward=dict(clip=None, components={name: dict(
+            kind='function', function=f'rewards_of_texts:{name}', weight=.5)}),
+        rollout=dict(samples=SAMPLES, temperature=.8),
+        updates=dict(num_epochs=1), optimizer=dict(
+            learning_rate=1e-3, warmup_steps=0, clip_norm=None),
+        **changes)
+
+
+@functools.cache
+def of_words():
+  return rloo('words')
 
 
 class FunctionsTest(absltest.TestCase):
+  """A reward of texts alone: no gold model, pairs or reward models."""
 
-  def setUp(self):
-    super().setUp()
-    path = folder()
-    (path / 'rewards_of_texts.py').write_text(FUNCTIONS)
-    sys.path.insert(0, str(path))
-    self.addCleanup(sys.path.remove, str(path))
+  def sample(self):
+    """The first rollout by hand: tokens and mask [B, K, T]."""
+    corpus = worlds.corpus()
+    prompts, coder = corpus.pair_prompts, corpus.tokenizer
+    at = order.indices(streams.number(0, 'online', 0, 'order'), 0, BATCH,
+                       len(prompts.tokens))
+    batch = sampling.sample(
+        worlds.config(), sft(), prompts.tokens[at], prompts.lengths[at],
+        streams.child(streams.key(0, 'online', 0, 'state'), 'sampler'),
+        num_samples=SAMPLES, max_new_tokens=corpus.max_response_length,
+        eos_id=coder.eos_id, pad_id=coder.pad_id, temperature=.8,
+        num_tokens=coder.vocab_size)
+    return np.asarray(batch.tokens), np.asarray(batch.mask)
 
-  def _config(self, name, timeout):
-    reward = dict(
-        weight=0., clip=None, functions={name: dict(
-            function=f'rewards_of_texts:{name}', weight=.5)},
-        functions_pool=dict(timeout=timeout, num_workers=1))
-    return config({'rloo': dict(
-        algorithm='rloo', labels={'method': 'rloo'}, reward=reward,
-        rollout=dict(samples=2), kl=dict(coef=0.))})
+  def gradient(self, tokens, mask, scores):
+    """Of Ahmadian et al. 2024, eq. 7: a response against the other one."""
+    advantages = scores - scores[:, ::-1]
+    forward = functools.partial(
+        policy_lib.forward, worlds.config(), temperature=.8)
+
+    def loss(params):
+      logprobs = forward(params, types.Batch(tokens, mask)).logprobs
+      return -jnp.mean(advantages * jnp.where(mask, logprobs, 0).sum(axis=-1))
+
+    return jax.jit(jax.grad(loss))(sft())
 
   def test_score_of_texts_is_what_is_trained_on(self):
-    with one_device():
-      path = run(self._config('words', 60.)) / 'rloo'
-    last = lines(path / 'evaluation.jsonl')[-1]
-    words = [len(row['response'].split())
-             for row in lines(path / 'final.jsonl')]
-    self.assertAlmostEqual(last['proxy'], .5 * np.mean(words), delta=1e-5)
-    metrics, = lines(path / 'metrics.jsonl')
-    # Half the words, and an EOS is none.
-    self.assertBetween(metrics['rollout/score'], .3 * (
-        metrics['rollout/length'] - 1), .5 * metrics['rollout/length'])
+    folder, context = of_words()
+    # The function has seen two evaluations, and the rollout between them.
+    seen = files.read_jsonl(folder / 'seen.jsonl')
+    rollout, = [pair for pair in seen if len(pair[1]) == BATCH * SAMPLES]
+    tokens, mask = self.sample()
+    self.assertEqual(rollout, [*texts.decode(
+        worlds.corpus().tokenizer, tokens, mask)])
+    scores = .5 * np.array([len(text.split()) for text in rollout[1]])
+    self.assertGreater(np.ptp(scores), 0)
+    metrics, = context.lines('metrics')
+    self.assertAlmostEqual(metrics['rollout/score'], scores.mean(), 5)
+    # And the first moments of Adam are a tenth of the gradient.
+    state = restored(context.directory / 'training')['training']['opt_state']
+    moments = [x for path, x in jax.tree_util.tree_leaves_with_path(state)
+               if 'mu' in str(path)]
+    expected = jax.tree.leaves(self.gradient(
+        tokens, mask, scores.reshape(BATCH, SAMPLES)))
+    self.assertGreater(max(np.abs(x).max() for x in expected), .01)
+    for moment, gradient in zip(moments, expected, strict=True):
+      np.testing.assert_allclose(10 * moment, gradient, rtol=1e-3, atol=1e-5)
+
+  def test_evaluation_has_no_column_of_what_there_is_not(self):
+    _, context = of_words()
+    row = context.lines('evaluation')[-1]
+    words = [len(line['response'].split()) for line in context.lines('final')]
+    self.assertAlmostEqual(row['proxy'], .5 * np.mean(words), delta=1e-5)
+    self.assertAlmostEqual(row['component_words'], np.mean(words), delta=1e-5)
+    self.assertContainsSubset({'kl_k1', 'length', 'distinct_1'}, row)
+    for name in row:
+      self.assertNotRegex(name, '^(gold|rule|member|ensemble)')
+    for line in context.lines('final'):
+      for name in ('gold', 'reference_gold', 'rule'):
+        self.assertIsNone(line[name])
 
   def test_hung_function_stops_the_run_by_name(self):
-    with one_device():
-      with self.assertRaisesRegex(errors.RewardError, 'never.*step 0.*row'):
-        run(self._config('never', 1.))
-    path = FOLDERS[-1] / 'seed_0' / 'policies' / 'rloo'
-    self.assertFalse((path / 'result.json').exists())
-    self.assertEmpty(list((path / 'training').glob('[0-9]*')))
+    context = worlds.Context(worlds.untrained())
+    with self.assertRaisesRegex(errors.RewardError, 'never.*step 0.*row'):
+      rloo('never', context, timeout=1.)
+    self.assertFalse((context.directory / 'checkpoints').exists())
+    self.assertEmpty([*(context.directory / 'training').glob('[0-9]*')])
 
-
-  def test_no_process_is_left_if_the_components_fail(self):
-    functions, pair = mock.Mock(), (mock.MagicMock(), mock.MagicMock())
-    world = mock.MagicMock(**{'load_policy.return_value': pair,
-                              'score_scales.return_value': pair})
-    parts = ('pretrained', 'policy_parts', 'train', 'make_row', 'make_nodes',
-             '_programs', '_statistics')
-    with (mock.patch.multiple(policy, common=world, **{
-              name: mock.MagicMock() for name in parts}),
-          mock.patch.object(online_policy, '_functions', return_value=functions),
-          mock.patch.object(online_policy.rewarding, 'of_log',
-                            side_effect=errors.ConfigError('no score')),
-          self.assertRaisesRegex(errors.ConfigError, 'no score')):
-      online_policy.run(
-          mock.MagicMock(), seed=0, data={}, policy='sft', policy_model={},
-          gold='gold', gold_model={}, pairs='pairs', proxies='proxies',
-          proxy_model={}, num_members=1, algorithm='rloo', arguments={},
-          reward=dict(standardize=False, functions_pool={}), kl=dict(coef=0.),
-          rollout=dict(batch_size=1, samples=1), value={}, num_steps=1,
-          updates=dict(num_epochs=1, num_minibatches=1, repeats=1),
-          optimizer={}, evaluation={}, sampler={}, logged='logged',
-          components={'votes': {'kind': 'file', 'column': 'votes'}})
-    functions.close.assert_called_once_with()
-
-
-class PolicyLoadsTest(absltest.TestCase):
-
-  def test_decoder_is_restored_as_a_policy(self):
-    given = ppo()
-    context = mock.Mock(directory_of=lambda name: learned())
-    tokens = json.loads((learned() / 'model.json').read_text())['vocab_size']
-    _, params = artifacts.load_policy(
-        context, 'ppo', given['policy']['model'], tokens)
-    jax.tree.map(np.testing.assert_array_equal, params,
-                 decoder(learned() / 'checkpoints'))
+  def test_no_process_is_left_if_the_evaluation_cannot_begin(self):
+    with (mock.patch.object(components.Components, 'close',
+                            autospec=True) as close,
+          self.assertRaisesRegex(ValueError, "models must hold 'gold'")):
+      rloo('words', measured=dict(good=dict(kind='gold')))
+    (opened,), _ = close.call_args
+    self.assertEqual(opened.names, ('words',))
+    components.Components.close(opened)
 
 
 if __name__ == '__main__':
