@@ -34,8 +34,21 @@ from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COSTE = 'coste2024_reward_model_ensembles'
-FIGURE_3 = f'experiments/{COSTE}/fig3_best_of_n.py'
+COSTE = 'experiments/coste2024_reward_model_ensembles'
+AHMADIAN = 'experiments/ahmadian2024_back_to_basics'
+BAHETI = 'experiments/baheti2024_leftover_lunch'
+ZHU = 'experiments/zhu2023_advantage_induced_policy_alignment'
+FIGURE_3 = f'{COSTE}/fig3_best_of_n.py'
+# Whose stages a smoke study takes over; where nothing else is said, those of
+# figure 3.
+REUSED = {
+    FIGURE_3: (),
+    f'{COSTE}/table6_win_rates.py': (f'{COSTE}/fig4_ppo.py',),
+    f'{AHMADIAN}/fig2_methods.py': (f'{AHMADIAN}/fig3_rloo_raft.py',),
+    f'{BAHETI}/table2_methods.py': (f'{BAHETI}/fig2_validation_reward.py',),
+    f'{BAHETI}/fig5_components.py': (),  # a corpus of its own
+    f'{BAHETI}/comet.py': (),
+}
 
 
 def _shared() -> pathlib.Path:
@@ -94,28 +107,26 @@ def _launch(arguments):
 
 
 def get_config(config: str, size: str = 'laptop') -> dict:
-  """A config file below experiments/, as plain values."""
-  spec = importlib.util.spec_from_file_location(
-      'config', ROOT / 'experiments' / config)
+  """What a config file says, as plain values."""
+  spec = importlib.util.spec_from_file_location('config', ROOT / config)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(size).to_dict()
 
 
-def smoke(config: str = FIGURE_3, reuse: tuple[pathlib.Path, ...] = ()
-          ) -> tuple[pathlib.Path, dict]:
+def smoke(config: str = FIGURE_3) -> tuple[pathlib.Path, dict]:
   """The workdir of a finished smoke study, and what its command printed.
 
-  Beside the workdir, `streams.jsonl` says which streams it has asked for.
+  It takes over what those of `REUSED` have made. Beside the workdir,
+  `streams.jsonl` says which streams it has asked for.
 
   Args:
     config: path of the file.
-    reuse: workdirs whose stages it may take over.
   """
-  name = config.removeprefix('experiments/').removesuffix('.py')
+  reused = [smoke(other)[0] for other in REUSED.get(config, (FIGURE_3,))]
 
   def make(path):
-    arguments = [f'--reuse={",".join(map(str, reuse))}'] if reuse else []
+    arguments = [f'--reuse={",".join(map(str, reused))}'] if reused else []
     python, _, _, *flags = command(
         f'{config}:smoke', path / 'study', *arguments)
     done = _launch([python, ROOT / 'tests/recorder.py',
@@ -124,6 +135,7 @@ def smoke(config: str = FIGURE_3, reuse: tuple[pathlib.Path, ...] = ()
         'code': done.returncode, 'stdout': done.stdout,
         'stderr': done.stderr})
 
+  name = config.removeprefix('experiments/').removesuffix('.py')
   path = once(f'smoke_{name.replace("/", "_")}', make)
   done = files.read_json(path / 'done.json')
   assert done['code'] == 0, done['stderr']

@@ -55,13 +55,15 @@ def describe(config: dict) -> plan.Study:
 
   return plan.Study(
       check=lambda data: _check(config, data, proxy),
-      proxies={'proxy': proxy}, reads_gold=True, of_seed=of_seed,
+      proxies={'proxy': config['proxy']}, reads_gold=True, of_seed=of_seed,
       arguments=lambda shown: {'policies': shown, 'figure': config['figure']})
 
 
 def _check(config: dict, data: dict, proxy: Mapping):
   """Raises ConfigError for what would fail later, naming the field."""
   require = nodes.requirement(config)
+  require(0 <= config['label_noise'] <= 1, 'label_noise',
+          'shares lie in [0, 1]')
   require(isinstance(config['rounds'], int) and config['rounds'] >= 1,
           'rounds', 'give at least 1')
   require(config['collect'] and set(config['collect']) <= set(COLLECT)

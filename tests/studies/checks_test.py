@@ -14,7 +14,7 @@ from rlhf_jax.studies import nodes
 
 
 def config() -> dict:
-  return worlds.get_config(f'{worlds.COSTE}/fig3_best_of_n.py', 'smoke')
+  return worlds.get_config(worlds.FIGURE_3, 'smoke')
 
 
 def change(node: dict, field: str, value) -> dict:

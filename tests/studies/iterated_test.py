@@ -1,70 +1,70 @@
 """The study `iterated`: its plan, and what a round hands to the next."""
 
-import csv
-import json
-import pathlib
-import tempfile
+import copy
+import functools
+import os
+import subprocess
+import sys
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import experiments_test
 import jax
 import numpy as np
-import stages_test
+import worlds
 
-from experiments.rlhf_notes import iterated as experiment
 from rlhf_jax import errors
+from rlhf_jax import streams
 from rlhf_jax.data import load as load_lib
-from rlhf_jax.models import pretrained
-from rlhf_jax.models import transformer
 from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import rows as rows_lib
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.runner import workdirs
 from rlhf_jax.stages import pairs as pairs_lib
 from rlhf_jax.stages import proxies as proxies_lib
 from rlhf_jax.storage import files
-from rlhf_jax.studies import iterated
+from rlhf_jax.studies import plan
 
+ITERATED = 'experiments/rlhf_notes/iterated.py'
 HELD_OUT, COUNT = 32, 32  # prompts to validate, and to train on in a round
 
 
 def workdir():
-  found, done = experiments_test.smoke('experiments/rlhf_notes/iterated.py')
-  assert done.returncode == 0, done.stderr
-  return found
+  return worlds.smoke(ITERATED)[0]
 
 
-def context():
-  made = stages_test.Context('unwritten')
-  made.directory_of = lambda name: workdir() / name
-  made.result_of = lambda name: files.read_json(
-      workdir() / name / 'result.json')['result']
-  return made
+@functools.cache
+def _config() -> dict:
+  return worlds.get_config(ITERATED, 'smoke')
 
 
 def config() -> dict:
-  return experiment.get_config('smoke').to_dict()
+  return copy.deepcopy(_config())
 
 
-def keywords(name: str, made: dict | None = None) -> dict:
-  return next(stage for stage in iterated.plan(made or config())
+def keywords(name: str, study: dict | None = None) -> dict:
+  return next(stage for stage in plan.plan(study or config())
               if stage.name == f'seed_0/{name}').run.keywords
 
 
-def first_call(module, function: str, stage: str, run, **changes) -> tuple:
+def first_call(module, function: str, stage: str, run, **changes):
   """The arguments of `module.function`, of a stage that ends there."""
-  with mock.patch.object(module, function, side_effect=StopIteration) as found:
+  with mock.patch.object(module, function, side_effect=StopIteration) as call:
     try:
-      run(context(), **keywords(stage) | changes)
+      run(worlds.Context(workdir()), **keywords(stage) | changes)
     except StopIteration:
       pass
-  return found.call_args
+  return call.call_args
 
 
-def training_rows(stage: str, **changes):
+def training_rows(stage: str, *, pairs=None, num_pairs=None, **changes):
   """What the reward models of a round are trained on."""
-  call = first_call(proxies_lib.sources, 'offline_members', stage,
-                    proxies_lib.run, **changes)
+  told = keywords(stage)
+  if pairs is not None:
+    changes['given'] = told['given'] | {'pairs': pairs}
+  call = first_call(
+      proxies_lib.sources, 'offline_members', stage, proxies_lib.run,
+      node=told['node'] | {'num_pairs': num_pairs}, **changes)
   return call.args[0]
 
 
@@ -73,43 +73,49 @@ def labelled(stage: str):
 
 
 def evaluations(stage: str) -> list[dict]:
-  text = (workdir() / 'seed_0' / stage / 'evaluation.jsonl').read_text()
-  return [json.loads(line) for line in text.splitlines()]
+  return files.read_jsonl(workdir() / 'seed_0' / stage / 'evaluation.jsonl')
 
 
 class PlanTest(parameterized.TestCase):
 
   def test_stages(self):
-    names = [stage.name for stage in iterated.plan(config())]
+    names = [stage.name for stage in plan.plan(config())]
+    rounds = [f'seed_0/{collect}/round_{number}/{stage}'
+              for collect in ('current', 'initial') for number in range(2)
+              for stage in ('pairs', 'proxies', 'policy')]
     self.assertEqual(names, [
-        'seed_0/sft', 'seed_0/trunk', 'seed_0/gold',
-        *(f'seed_0/{collect}/round_{number}/{stage}'
-          for collect in ('current', 'initial') for number in range(2)
-          for stage in ('pairs', 'proxies', 'policy')), 'report_seeds_0'])
+        'seed_0/sft', 'seed_0/gold', rounds[0], 'seed_0/trunk', *rounds[1:],
+        'report_seeds_0'])
 
   def test_who_answers_and_who_goes_on(self):
-    for collect, answers in (('current', 'seed_0/current/round_0/policy'),
-                             ('initial', None)):
+    for collect, answers in (
+        ('current', {'policy': 'seed_0/current/round_0/policy'}),
+        ('initial', {})):
       here = f'seed_0/{collect}/round_0'
+      of_all = {'reference': 'seed_0/sft', 'gold': 'seed_0/gold'}
       self.assertEqual(
-          keywords(f'{collect}/round_1/pairs')['sampled_from'], answers)
-      found = keywords(f'{collect}/round_1/policy')
+          keywords(f'{collect}/round_0/pairs')['given'], of_all)
       self.assertEqual(
-          [found[k] for k in ('start', 'policy', 'pairs', 'proxies')],
-          [f'{here}/policy', 'seed_0/sft', f'{here}/pairs',
-           f'seed_0/{collect}/round_1/proxies'])
+          keywords(f'{collect}/round_1/pairs')['given'], of_all | answers)
+      self.assertEqual(keywords(f'{collect}/round_0/policy')['given'], {
+          **of_all, 'pairs': f'{here}/pairs', 'proxies': f'{here}/proxies'})
+      told = keywords(f'{collect}/round_1/policy')
+      self.assertEqual(told['given'], {
+          **of_all, 'policy': f'{here}/policy', 'pairs': f'{here}/pairs',
+          'proxies': f'seed_0/{collect}/round_1/proxies'})
+      self.assertEqual(told['part'], 1)
       self.assertEqual(
-          keywords(f'{collect}/round_1/proxies')['pairs'],
+          keywords(f'{collect}/round_1/proxies')['given']['pairs'],
           [f'{here}/pairs', f'seed_0/{collect}/round_1/pairs'])
 
   def test_every_prompt_is_answered_once(self):
-    made = config()
-    made['rounds'] = 4
-    made['proxy']['batch_size'] = 16
+    study = config()
+    study['rounds'] = 4
+    study['proxy']['batch_size'] = 16
     answered = []
     for number in range(4):
-      found = keywords(f'current/round_{number}/pairs', made)
-      answered += range(found['first'], found['first'] + found['num_pairs'])
+      told = keywords(f'current/round_{number}/pairs', study)
+      answered += range(told['first'], told['first'] + told['num_pairs'])
     self.assertEqual(answered, list(range(96)))
 
   @parameterized.parameters(
@@ -121,7 +127,7 @@ class PlanTest(parameterized.TestCase):
       ('label_noise', 1.5, 'config.label_noise is 1.5'))
   def test_rejects(self, field, value, message):
     with self.assertRaisesRegex(errors.ConfigError, message):
-      iterated.plan(config() | {field: value})
+      plan.plan(config() | {field: value})
 
   def test_rejects_what_a_round_would_fail_at(self):
     for part, field, value, message in (
@@ -129,10 +135,44 @@ class PlanTest(parameterized.TestCase):
         ('online', 'num_steps', 0, 'config.online.num_steps is 0;'),
         ('proxy', 'num_pairs', 16, 'config.proxy.num_pairs is 16;'),
         ('figure', 'x', 'turn', "no run has the label 'turn'")):
-      made = config()
-      made[part][field] = value
+      study = config()
+      study[part][field] = value
       with self.assertRaisesRegex(errors.ConfigError, message):
-        iterated.plan(made)
+        plan.plan(study)
+
+  def test_an_edited_reward_function_is_refused(self):
+    """By its name, and the workdir stays as it was."""
+    folder = worlds.folder()
+    module, path = folder / 'judged.py', folder / 'study.py'
+    module.write_text('def kind(prompts, responses):\n'
+                      '  return [0.5 for _ in responses]\n')
+    path.write_text(
+        'from experiments.rlhf_notes import iterated\n'
+        'def get_config(size):\n'
+        '  config = iterated.get_config(size).unlock()\n'
+        "  config.online.reward.components.kind = dict(\n"
+        "      kind='function', function='judged:kind')\n"
+        '  return config\n')
+    study = worlds.get_config(str(path), 'smoke')
+    with mock.patch.object(sys, 'path', [str(folder), *sys.path]):
+      inputs = plan.inputs(study, plan.plan(study))
+    self.assertEqual(inputs, {'function judged': files.fingerprint(module)})
+    workdirs.check_config(
+        folder, files.jsonable(study | {'inputs': inputs}), ())
+    before = (folder / 'config.json').read_bytes()
+    module.write_text(module.read_text().replace('0.5', '-0.5'))
+    done = subprocess.run(
+        worlds.command(f'{path}:smoke', folder), cwd=worlds.ROOT,
+        capture_output=True, text=True, timeout=600,
+        env=worlds.environment() | {
+            'PYTHONPATH': os.pathsep.join([str(worlds.ROOT), str(folder)])})
+    self.assertEqual(done.returncode, 2)
+    self.assertRegex(
+        done.stderr, r'\Arlhf_jax: CONFIG: the config differs from '
+        rf'{folder}/config\.json: inputs\.function judged: "\w{{64}}" -> '
+        r'"\w{64}"; undo the change or choose another --workdir\n\Z')
+    self.assertEqual((folder / 'config.json').read_bytes(), before)
+    self.assertFalse((folder / 'seed_0').exists())
 
 
 class RoundTest(parameterized.TestCase):
@@ -158,21 +198,25 @@ class RoundTest(parameterized.TestCase):
       ('current', 'seed_0/current/round_0/policy'), ('initial', 'seed_0/sft'))
   def test_responses_are_of_the_policy_of_the_round(self, collect, writer):
     stage = f'{collect}/round_1/pairs'
-    _, world, shape, params, key = first_call(
-        pairs_lib.common, 'sample_rows', stage, pairs_lib.run).args
-    self.assertIsInstance(shape, transformer.Config)
-    _, expected = artifacts.load_policy(
-        context(), writer, config()['policy']['model'], shape.vocab_size)
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
-    *_, other = first_call(pairs_lib.common, 'sample_rows',
-                           f'{collect}/round_0/pairs', pairs_lib.run).args
-    self.assertNotEqual(jax.random.key_data(key).tolist(),
-                        jax.random.key_data(other).tolist())
+    draw = lambda stage: first_call(
+        pairs_lib.rows_lib, 'sample_rows', stage, pairs_lib.run).args
+    _, policy, asked, key, how = draw(stage)
+    expected = artifacts.restore_policy(workdir() / writer)
+    self.assertEqual(policy.config, expected.config)
+    jax.tree.map(np.testing.assert_array_equal, policy.params, expected.params)
+    self.assertEqual(how, rows_lib.Draw(
+        num_samples=2, sampler=config()['sampler'], force_eos=False))
+    # Another stream in each round, though the first one's stays.
+    first = HELD_OUT + COUNT
+    _, _, _, other, _ = draw(f'{collect}/round_0/pairs')
+    for used, place in ((key, first), (other, 0)):
+      self.assertEqual(
+          jax.random.key_data(used).tolist(), jax.random.key_data(
+              streams.key(0, 'pairs', place)).tolist())
     # And to the prompts of the round.
-    at = slice(HELD_OUT + COUNT, HELD_OUT + 2 * COUNT)
+    at = slice(first, first + COUNT)
     prompts = load_lib.load(keywords(stage)['data'], 0).pair_prompts
-    np.testing.assert_array_equal(
-        world.pair_prompts.tokens, prompts.tokens[at])
+    np.testing.assert_array_equal(asked.tokens, prompts.tokens[at])
     tokens, lengths = labelled(stage)['tokens'], prompts.lengths[at]
     self.assertLen(tokens, COUNT)
     for rows, prompt, length in zip(tokens, prompts.tokens[at], lengths):
@@ -183,11 +227,11 @@ class RoundTest(parameterized.TestCase):
     rows = [training_rows(f'current/round_{r}/proxies') for r in range(2)]
     self.assertEqual([len(x.tokens) for x in rows], [COUNT, 2 * COUNT])
     np.testing.assert_array_equal(rows[1].tokens[:COUNT], rows[0].tokens)
-    given = [labelled(f'current/round_{r}/pairs') for r in range(2)]
+    pairs = [labelled(f'current/round_{r}/pairs') for r in range(2)]
     at = slice(HELD_OUT, None)
-    tokens = np.concatenate([given[0]['tokens'][at], given[1]['tokens']])
+    tokens = np.concatenate([pairs[0]['tokens'][at], pairs[1]['tokens']])
     scores = np.concatenate(
-        [given[0]['gold_scores'][at], given[1]['gold_scores']])
+        [pairs[0]['gold_scores'][at], pairs[1]['gold_scores']])
     best = np.where((scores[:, 1] > scores[:, 0])[:, None], tokens[:, 1],
                     tokens[:, 0])
     flipped = (rows[1].tokens[:, 0] != best).any(axis=-1)
@@ -201,7 +245,7 @@ class RoundTest(parameterized.TestCase):
     stage, here = 'current/round_1/proxies', 'seed_0/current/round_0/pairs'
     whole = training_rows(stage, label_noise=0.)
     for pairs, count in ((here, 16), ([here], 16),
-                         (keywords(stage)['pairs'], 40)):
+                         (keywords(stage)['given']['pairs'], 40)):
       rows = training_rows(stage, label_noise=0., pairs=pairs, num_pairs=count)
       np.testing.assert_array_equal(rows.tokens, whole.tokens[:count])
     # The share is one of those that are used.
@@ -211,21 +255,18 @@ class RoundTest(parameterized.TestCase):
 
   def test_validation(self):
     """Bradley-Terry loss and accuracy on clean pairs, epoch by epoch."""
-    made = context()
-    made.directory = pathlib.Path(
-        self.enterContext(tempfile.TemporaryDirectory()))
-    out = proxies_lib.run(made, **keywords('current/round_0/proxies') | dict(
-        num_epochs=2, validate=True))
-    rows = [json.loads(line) for line in (
-        made.directory / 'evaluation.jsonl').read_text().splitlines()]
+    told, context = (keywords('current/round_0/proxies'),
+                     worlds.Context(workdir()))
+    out = proxies_lib.run(context, **told | dict(
+        node=told['node'] | {'num_epochs': 2}, validate=True))
+    rows = files.read_jsonl(context.directory / 'evaluation.jsonl')
     self.assertEqual([row['epoch'] for row in rows], [0, 1, 2])
-    given = {k: x[:HELD_OUT] for k, x in labelled(
+    pairs = {k: x[:HELD_OUT] for k, x in labelled(
         'current/round_0/pairs').items()}
-    coder = load_lib.load(keywords('sft')['data'], 0).tokenizer
-    shape = pretrained.config(config()['proxy']['model'], coder.vocab_size)
-    scores = reward_models.score_rows(shape, artifacts.restore_members(
-        made.directory, shape, 2), given['tokens'], given['mask'])
-    sign = np.where(np.diff(given['gold_scores'])[:, 0] > 0, 1, -1)
+    ensemble = artifacts.restore_rewards(context.directory)
+    scores = reward_models.score_rows(
+        ensemble.config, ensemble.params, pairs['tokens'], pairs['mask'])
+    sign = np.where(np.diff(pairs['gold_scores'])[:, 0] > 0, 1, -1)
     margin = sign * np.diff(scores)[..., 0]
     np.testing.assert_allclose(
         [rows[-1][f'loss_{m}'] for m in range(2)],
@@ -237,8 +278,7 @@ class RoundTest(parameterized.TestCase):
         rows[-1]['loss'], (rows[-1]['loss_0'] + rows[-1]['loss_1']) / 2, 5)
 
   def test_report(self):
-    with open(workdir() / 'report_seeds_0/results.csv') as stream:
-      rows = list(csv.DictReader(stream))
+    rows = worlds.rows(workdir() / 'report_seeds_0/results.csv')
     self.assertEqual(
         [(row['collect'], row['round'], row['run'], row['step'])
          for row in rows],

@@ -1,113 +1,120 @@
 """The study `online`: what it plans, what it refuses, and best-of-n in it."""
 
-import functools
-import json
-import pathlib
-import tempfile
-
 from absl.testing import absltest
 from absl.testing import parameterized
-import stages_test
+import worlds
 
 from experiments import base
 from rlhf_jax import errors
 from rlhf_jax.runner import recipes
-from rlhf_jax.runner import run as run_lib
-from rlhf_jax.studies import best_of_n
-from rlhf_jax.studies import online
+from rlhf_jax.storage import files
+from rlhf_jax.studies import plan
 
-AGGREGATES = {
-    'mean': dict(kind='mean'), 'single_1': dict(kind='single', member=1),
-    'worst_case': dict(kind='worst_case')}
+BEST_OF_N = 'tests/configs/best_of_n.py'
+METHODS = ('mean', 'single_1', 'worst_case')
 
 
-def config(**changes):
-  """Best-of-n of each of AGGREGATES; `changes` are of the run 'mean'."""
-  made = base.online_config('smoke')
-  made.title = 'Best-of-n'
-  made.conditions = dict(noise_25=dict(label_noise=.25), clean=dict())
-  made.online.condition = 'noise_25'
-  made.online.algorithm = 'best_of_n'
-  made.runs = {
-      name: dict(reward=dict(aggregate=aggregate), labels=dict(method=name))
-      for name, aggregate in AGGREGATES.items()}
-  made.runs.mean.update(changes)
-  made.figure = dict(kind='curves', columns=('gold', 'rule'))
-  return made.unlock()
+def config(**changes) -> dict:
+  """Best-of-n of each of METHODS; `changes` are of the run 'mean'."""
+  study = worlds.get_config(BEST_OF_N, 'smoke')
+  study['runs']['mean'].update(changes)
+  return study
 
 
-def names(made) -> list[str]:
-  return [stage.name for stage in online.plan(made.to_dict())]
+def names(study: dict) -> list[str]:
+  return [stage.name for stage in plan.plan(study)]
 
 
-def keywords(made, name: str) -> dict:
+def keywords(study: dict, name: str) -> dict:
   """What a stage is called with."""
-  return next(stage for stage in online.plan(made.to_dict())
+  return next(stage for stage in plan.plan(study)
               if stage.name == name).run.keywords
 
 
-@functools.cache
-def finished() -> pathlib.Path:
-  """The study, on what that of figure 3 has made already."""
-  folder = tempfile.TemporaryDirectory()
-  finished.folder = folder  # removed at exit
-  made = config().to_dict()
-  run_lib.run_study(
-      online.plan(made), folder.name, config=made | {'inputs': {}},
-      reuse=[stages_test.study()])
-  return pathlib.Path(folder.name)
-
-
-def lines(*parts) -> list[dict]:
-  text = finished().joinpath('seed_0', *parts).read_text()
-  return [json.loads(line) for line in text.splitlines()]
+def ppo(**changes) -> dict:
+  return dict(algorithm='ppo', labels=dict(method='ppo')) | changes
 
 
 class PlanTest(parameterized.TestCase):
 
   def test_samples_are_those_of_figure_3(self):
-    stage = next(s for s in online.plan(config().to_dict())
-                 if s.name == 'seed_0/samples')
-    other = next(s for s in best_of_n.plan(stages_test.config())
-                 if s.name == 'seed_0/as_sampled/samples')
-    known = pathlib.Path('nowhere')
-    self.assertEqual(recipes.recipe(stage.run, known, (), {}),
-                     recipes.recipe(other.run, known, (), {}))
+    figure_3 = worlds.get_config(worlds.FIGURE_3, 'smoke')
+    stages = {
+        stage.name: stage for one in (config(), figure_3)
+        for stage in plan.plan(one)}
+    workdir, _ = worlds.smoke()
+    earlier = ('seed_0/sft', 'seed_0/gold')  # of both, complete
+    self.assertEqual(*(recipes.recipe(stages[name].run, workdir, earlier, {})
+                       for name in ('seed_0/samples',
+                                    'seed_0/as_sampled/samples')))
 
   def test_a_seed_samples_once_and_a_condition_is_scored_once(self):
-    made = config()
-    made.runs.clean = dict(condition='clean', labels=dict(method='clean'))
-    made.runs.ppo = dict(condition='clean', algorithm='ppo',
-                         labels=dict(method='ppo'))
-    self.assertEqual(names(made)[3:], [
-        f'seed_0/{name}' for name in (
-            'pairs', 'clean/proxies', 'noise_25/proxies', 'samples',
-            'clean/scores', 'policies/clean', 'noise_25/scores',
-            'policies/mean', 'policies/single_1', 'policies/worst_case',
-            'policies/ppo')] + ['report_seeds_0'])
-    made.runs = dict(ppo=made.runs.ppo)
-    self.assertEqual(names(made)[3:], [
-        'seed_0/pairs', 'seed_0/clean/proxies', 'seed_0/policies/ppo',
-        'report_seeds_0'])
+    study = config()
+    study['runs']['clean'] = dict(condition='clean',
+                                  labels=dict(method='clean'))
+    study['runs']['ppo'] = ppo(condition='clean')
+    self.assertEqual(names(study), [
+        *(f'seed_0/{name}' for name in (
+            'sft', 'gold', 'pairs', 'trunk', 'clean/proxies',
+            'noise_25/proxies', 'samples', 'noise_25/scores', 'policies/mean',
+            'policies/single_1', 'policies/worst_case', 'clean/scores',
+            'policies/clean', 'policies/ppo')), 'report_seeds_0'])
+    for name, condition in (('mean', 'noise_25'), ('clean', 'clean')):
+      given = keywords(study, f'seed_0/policies/{name}')['given']
+      self.assertEqual(given, {
+          'reference': 'seed_0/sft', 'gold': 'seed_0/gold',
+          'pairs': 'seed_0/pairs', 'scores': f'seed_0/{condition}/scores',
+          'proxies': f'seed_0/{condition}/proxies'})
+    self.assertEqual(keywords(study, 'seed_0/clean/scores')['given'], {
+        'samples': 'seed_0/samples', 'proxies': 'seed_0/clean/proxies'})
+    study['runs'] = dict(ppo=study['runs']['ppo'])
+    self.assertEqual(names(study), [
+        'seed_0/sft', 'seed_0/gold', 'seed_0/pairs', 'seed_0/trunk',
+        'seed_0/clean/proxies', 'seed_0/policies/ppo', 'report_seeds_0'])
+
+  def test_who_answers_and_by_what_it_is_measured(self):
+    components = dict(proxy=dict(kind='proxy'),
+                      short=dict(kind='length', target=9., weight=.5))
+    study = config()
+    study['seeds'] = (0, 4)
+    study['runs'] = dict(one=ppo(reward=dict(components=components)))
+    told = keywords(study, 'seed_4/policies/one')
+    self.assertEqual(told['given'], {
+        'reference': 'seed_4/sft', 'gold': 'seed_4/gold',
+        'pairs': 'seed_4/pairs', 'proxies': 'seed_4/noise_25/proxies'})
+    self.assertEqual(told['measure'], {
+        'components': components, 'pool': study['pool'],
+        'sampler': study['sampler']})
+    self.assertEqual(told['run']['reward']['components'], components)
+    self.assertNoCommonElements(told['run'], ('labels', 'condition'))
+    self.assertEqual((told['seed'], told['part']), (4, 0))
+    shown = keywords(study, 'report_seeds_0_4')['policies']
+    self.assertEqual(shown, [
+        {'stage': f'seed_{seed}/policies/one', 'run': 'one',
+         'labels': {'method': 'ppo'}, 'seed': seed} for seed in (0, 4)])
 
   def test_fields_it_does_not_use_change_nothing(self):
-    known, changed = (
-        [stage.run.keywords for stage in online.plan(made.to_dict())]
-        for made in (config(), config(num_steps=9, rollout=dict(samples=7))))
-    self.assertEqual(known, changed)
+    one, changed = (
+        [stage.run.keywords for stage in plan.plan(study)]
+        for study in (config(), config(num_steps=9, rollout=dict(samples=7))))
+    self.assertEqual(one, changed)
 
   @parameterized.parameters(
       ('reward.noise', dict(reward=dict(noise=1.))),
-      ('reward.functions', dict(reward=dict(functions=dict(a={})))),
+      ('reward.components', dict(reward=dict(components=dict(
+          base.proxy(), a=dict(kind='length', target=9))))),
+      ('reward.components', dict(reward=dict(components=dict(
+          a=dict(kind='length', target=9))))),
+      ('reward.components', dict(reward=dict(components=dict(
+          a=dict(kind='proxy'), b=dict(kind='proxy'))))),
       ('reward.eos.penalty', dict(reward=dict(eos=dict(penalty=1.)))),
       ('reward.eos.value', dict(reward=dict(eos=dict(value=0.)))),
       ('kl.coef', dict(kl=dict(coef=.01))),
       ('kl.target', dict(kl=dict(target=6.))),
-      ('reward.aggregate', dict(reward=dict(aggregate=dict(kind='best')))),
       ('condition', dict(condition='dirty')))
   def test_contradictions(self, field, changes):
-    with self.assertRaisesRegex(errors.ConfigError, rf'config.runs.mean.{field}'
-                                r'(\.kind)? is'):
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'config\.runs\.mean\.{field} is'):
       names(config(**changes))
 
   def test_no_penalty_is_none(self):
@@ -117,75 +124,79 @@ class PlanTest(parameterized.TestCase):
       ('num_samples', 1), ('num_samples', 24), ('samples_per_call', 0),
       ('shard_prompts', 0))
   def test_samples_out_of_range(self, field, value):
-    made = config()
-    made.best_of_n[field] = value
+    study = config()
+    study['best_of_n'][field] = value
     with self.assertRaisesRegex(
-        errors.ConfigError, rf'config.best_of_n.{field} is {value};'):
-      names(made)
-    made.runs = dict(ppo=dict(algorithm='ppo', labels=dict(method='ppo')))
-    names(made)  # where nobody asks for samples
+        errors.ConfigError, rf'config\.best_of_n\.{field} is {value};'):
+      names(study)
+    study['runs'] = dict(ppo=ppo())
+    names(study)  # where nobody asks for samples
 
   def test_a_field_of_a_run_with_dots_in_its_name(self):
-    made = config()
-    made.runs = {}
-    runs = {'kl_0.1': dict(algorithm='ppo', num_steps=0)}
+    study = config() | {'runs': {'kl_0.1': ppo(num_steps=0)}}
     with self.assertRaisesRegex(
-        errors.ConfigError, r'config.runs.kl_0.1.num_steps is 0;'):
-      online.plan(made.to_dict() | {'runs': runs})
+        errors.ConfigError, r'config\.runs\.kl_0\.1\.num_steps is 0;'):
+      plan.plan(study)
 
   def test_judges_read_no_answers_of_best_of_n(self):
-    made = config()
-    made.runs.ppo = dict(algorithm='ppo', labels=dict(method='ppo'))
-    made.judge = dict(against='reference', judge=dict(kind='gold'),
-                      num_prompts=4)
-    policies = keywords(made, 'win_rates_seeds_0')['policies']
+    study = config()
+    study['runs']['ppo'] = ppo()
+    study['judge'] = dict(
+        study['judge'], against='reference', num_prompts=4)
+    policies = keywords(study, 'win_rates_seeds_0')['policies']
     self.assertEqual([one['run'] for one in policies], ['ppo'])
 
   def test_number_of_pairs(self):
-    made = config()
-    made.conditions.few = dict(num_pairs=16)
-    made.runs.few = dict(condition='few', labels=dict(method='few'))
-    self.assertEqual(keywords(made, 'seed_0/few/proxies')['num_pairs'], 16)
-    # The recipe of stages made before there were these fields.
-    found = keywords(made, 'seed_0/noise_25/proxies')
-    self.assertNoCommonElements(found, ('num_pairs', 'validate'))
-    made.conditions.few.validate = True
-    self.assertTrue(keywords(made, 'seed_0/few/proxies')['validate'])
+    study = config()
+    study['conditions']['few'] = dict(num_pairs=16)
+    study['runs']['few'] = dict(condition='few', labels=dict(method='few'))
+    told = keywords(study, 'seed_0/few/proxies')
+    self.assertEqual((told['node']['num_pairs'], told['validate']), (16, False))
+    told = keywords(study, 'seed_0/noise_25/proxies')
+    self.assertIsNone(told['node']['num_pairs'])
+    study['conditions']['few']['validate'] = True
+    self.assertTrue(keywords(study, 'seed_0/few/proxies')['validate'])
     for count, field in ((0, 'num_pairs'), (65, 'num_pairs'),
                          (15, 'batch_size')):
-      made.conditions.few.num_pairs = count
+      study['conditions']['few']['num_pairs'] = count
       with self.assertRaisesRegex(
-          errors.ConfigError, rf'conditions.few: config.proxy.{field} is'):
-        names(made)
+          errors.ConfigError, rf'config\.conditions\.few\.{field} is'):
+        names(study)
 
 
 class BestOfNTest(absltest.TestCase):
 
   def test_only_scores_are_new(self):
-    log = (finished() / 'log.txt').read_text()
+    log = (worlds.smoke(BEST_OF_N)[0] / 'log.txt').read_text()
     for stage, source in (('samples', 'as_sampled/samples'),
                           ('noise_25/proxies', 'as_sampled/noise_0.25/proxies'),
                           ('pairs', 'as_sampled/pairs')):
       self.assertRegex(log, rf'seed_0/{stage} +reused from .*seed_0/{source}\n')
-    self.assertNotRegex(log, 'seed_0/noise_25/scores +reused')
+    for method in METHODS:
+      self.assertNotRegex(log, f'policies/{method} +reused')
+    self.assertEqual(log.count('noise_25/scores '), 1)
 
   def test_report(self):
-    rows = [json.loads(line) for line in (
-        finished() / 'report_seeds_0/results.jsonl').read_text().splitlines()]
+    report = worlds.smoke(BEST_OF_N)[0] / 'report_seeds_0'
+    rows = files.read_jsonl(report / 'results.jsonl')
     self.assertLen(rows, 3 * 6)
-    self.assertEqual({row['method'] for row in rows}, set(AGGREGATES))
-    self.assertTrue((finished() / 'report_seeds_0/figure.png').exists())
+    self.assertEqual({row['method'] for row in rows}, set(METHODS))
+    self.assertTrue((report / 'figure.png').exists())
 
 
-
-def policies(**changes):
+def policies(**changes) -> dict:
   """A smoke study of one policy."""
-  made = base.online_config('smoke')
-  made.title = 'test'
-  made.conditions.clean = dict()
-  made.runs.one = dict(labels=dict(method='one')) | changes
-  made.figure = dict(kind='table', columns=('gold',))
-  return made
+  study = base.online_config('smoke')
+  study.title = 'test'
+  study.conditions.clean = dict()
+  study.runs.one = dict(labels=dict(method='one')) | changes
+  study.figure = dict(kind='table', columns=('gold',))
+  return study.to_dict()
+
+
+def proxy(**fields) -> dict:
+  """Changes of a run whose reward is an ensemble with these fields."""
+  return dict(reward=dict(components=base.proxy(**fields)))
 
 
 class MistakesTest(parameterized.TestCase):
@@ -193,7 +204,7 @@ class MistakesTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(algorithm='sfa'), "algorithm is 'sfa'"),
-      (dict(algorithm='dpo'), "'dpo' does not sample"),
+      (dict(algorithm='dpo'), "'dpo', which trains no policy from prompts"),
       (dict(condition='dirty'), 'runs.one.condition is'),
       (dict(arguments=dict(gae=dict(lamda=.9))), 'lamda'),
       (dict(arguments=dict(gae=dict(gae_lambda=2.))), 'gae_lambda'),
@@ -201,7 +212,7 @@ class MistakesTest(parameterized.TestCase):
       (dict(arguments=dict(ppo=dict(clip_ratio=-1.))), 'clip_ratio'),
       (dict(arguments=dict(gae=dict(drop=True))), 'advantages'),
       (dict(arguments=dict(whiten=False)), 'arguments.whiten is False'),
-      (dict(arguments=dict(scores=dict(kind='mean'))), 'reward.aggregate'),
+      (dict(arguments=dict(scores=dict(kind='mean'))), 'reward.components'),
       (dict(kl=dict(coef=-.1)), 'KL coefficient is -0.1'),
       (dict(kl=dict(target=-6., coef=.1)), 'kl.target is -6.0'),
       (dict(kl=dict(target=6., coef=0.)), 'set kl.coef'),
@@ -209,12 +220,25 @@ class MistakesTest(parameterized.TestCase):
       (dict(kl=dict(place='loss')), 'no KL in the loss'),
       (dict(arguments=dict(ppo=dict(kl_coef=.1))), 'in the reward and in the'),
       (dict(reward=dict(eos=dict(penalty=-1.))), 'penalty'),
-      (dict(reward=dict(aggregate=dict(kind='best'))), 'reward.aggregate.kind'),
-      (dict(reward=dict(functions=dict(a=dict(function='nowhere:f')))),
-       'nowhere'),
+      (proxy(aggregate=dict(kind='best')),
+       "reward.components: component 'proxy': aggregate is .*'best'"),
+      (proxy(aggregate=dict(kind='single', member=9)),
+       'runs.one.reward.components.proxy.aggregate: '),
+      (proxy(standardise=True), 'component .proxy.: standardise is True'),
+      (dict(reward=dict(components={})), 'reward.components: components are'),
+      (dict(reward=dict(components=dict(a=dict(
+          kind='function', function='nowhere:f')))), 'nowhere'),
+      (dict(reward=dict(components=dict(a=dict(kind='tfidf')))),
+       "runs.one.reward.components.a has kind 'tfidf', which reads 'log'"),
+      (dict(reward=dict(components=dict(a=dict(
+          kind='file', column='votes')))),
+       "runs.one.reward.components.a has kind 'file', .*logged.target"),
+      (dict(reward=dict(components=dict(a=dict(kind='exact_match')))),
+       "runs.one.reward.components.a has kind 'exact_match'"),
       (dict(rollout=dict(chunk_size=-4)), 'chunk_size is -4'),
-      (dict(rollout=dict(samples=2)), 'samples=1'),
-      (dict(rollout=dict(samples=1), algorithm='rloo'), 'samples >= 2'),
+      (dict(rollout=dict(samples=2)), 'PPO takes rollout.samples 1, got 2'),
+      (dict(rollout=dict(samples=1), algorithm='rloo'),
+       'RLOO takes rollout.samples 2 or more'),
       (dict(updates=dict(num_minibatches=3)), 'num_minibatches is 3'),
       (dict(updates=dict(penalty_target=.01)), 'penalty_target'),
       (dict(updates=dict(penalty_target=.01, num_epochs=1),
@@ -224,40 +248,63 @@ class MistakesTest(parameterized.TestCase):
       (dict(num_step=3), 'runs.one.num_step is no field'))
   def test_of_a_run(self, changes, message):
     with self.assertRaisesRegex(errors.ConfigError, message) as caught:
-      online.plan(policies(**changes).to_dict())
+      plan.plan(policies(**changes))
     self.assertNotIn('\n', str(caught.exception))
 
-  def test_judge(self):
-    made = policies()
-    made.judge.against = 'reference'
-    with self.assertRaisesRegex(errors.ConfigError, 'judge.num_prompts is'):
-      online.plan(made.to_dict())
-    made.judge.num_prompts = 4
-    names = [stage.name for stage in online.plan(made.to_dict())]
-    self.assertEqual(names[-2:], ['win_rates_seeds_0', 'report_seeds_0'])
+  def test_nothing_to_do(self):
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'config\.runs is {}; give at least one'):
+      plan.plan(policies() | {'runs': {}})
 
-  def test_condition_with_the_name_of_a_stage(self):
-    made = policies(condition='gold')
-    made.conditions.gold = dict()
-    with self.assertRaisesRegex(errors.ConfigError, 'conditions.gold has the'):
-      online.plan(made.to_dict())
+  def test_a_condition_is_for_those_who_read_it(self):
+    study = policies(algorithm='rloo', rollout=dict(samples=2), reward=dict(
+        components=dict(short=dict(kind='length', target=9))),
+                     condition='dirty')
+    self.assertNotIn('seed_0/clean/proxies', names(study))
+    # A value function on a reward model's trunk reads it too.
+    study = policies(value=dict(trunk='reward'), reward=dict(
+        components=dict(short=dict(kind='length', target=9))))
+    self.assertEqual(
+        keywords(study, 'seed_0/policies/one')['given']['proxies'],
+        'seed_0/clean/proxies')
+    study['runs']['one']['condition'] = 'dirty'
+    with self.assertRaisesRegex(
+        errors.ConfigError, r"config\.runs\.one\.condition is 'dirty'; its "
+        'reward models are of a condition; there are clean'):
+      plan.plan(study)
+
+  def test_judge(self):
+    study = policies()
+    study['judge']['against'] = 'reference'
+    with self.assertRaisesRegex(errors.ConfigError, 'judge.num_prompts is'):
+      plan.plan(study)
+    study['judge']['num_prompts'] = 4
+    self.assertEqual(names(study)[-2:],
+                     ['win_rates_seeds_0', 'report_seeds_0'])
+
+  @parameterized.parameters('sft', 'gold', 'policies', 'trunk_0')
+  def test_condition_with_the_name_of_a_stage(self, name):
+    study = policies(condition=name)
+    study['conditions'][name] = {}
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'conditions\.{name} has the name of a stage'):
+      plan.plan(study)
 
   def test_members_with_trunks_of_their_own_share_none(self):
-    made = policies(condition='two')
-    made.conditions.clean.update(trunk='member', num_members=1)
-    made.conditions.two = dict(trunk='member', num_members=2)
-    made.runs.other = dict(condition='clean', labels=dict(method='other'))
-    names = [stage.name for stage in online.plan(made.to_dict())]
+    study = policies(condition='two')
+    study['conditions'] = {'clean': dict(trunk='member', num_members=1),
+                           'two': dict(trunk='member', num_members=2)}
+    study['runs']['other'] = dict(condition='clean',
+                                  labels=dict(method='other'))
     self.assertContainsSubset(
         [f'seed_0/{x}' for x in ('two/trunk_0', 'two/trunk_1',
-                                 'clean/trunk_0')], names)
+                                 'clean/trunk_0')], names(study))
 
-  def test_code_of_a_reward_function_is_an_input(self):
-    made = policies(reward=dict(functions=dict(
-        a=dict(function='textwrap:dedent'))))
-    found = online.inputs(made.to_dict())
-    self.assertLen(found['reward.functions.textwrap'], 64)
-    self.assertEmpty(online.inputs(policies().to_dict()))
+  def test_figure(self):
+    study = policies()
+    study['figure'] = dict(kind='curves', line=('beta',))
+    with self.assertRaisesRegex(errors.ConfigError, "label 'beta'"):
+      plan.plan(study)
 
 
 if __name__ == '__main__':

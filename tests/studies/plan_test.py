@@ -21,6 +21,8 @@ from rlhf_jax.runner import recipes
 from rlhf_jax.runner import workdirs
 from rlhf_jax.studies import plan
 
+FIGURE_15 = f'{worlds.COSTE}/fig15_validation_loss.py'
+ITERATED = 'experiments/rlhf_notes/iterated.py'
 FUNCTION = dict(kind='function', function='polite:score')
 RULE = dict(kind='function', function='rlhf_jax.data.task_rules:fluent')
 LENGTH = dict(kind='length', target=9.)
@@ -68,7 +70,7 @@ def keywords(config: dict) -> dict[str, dict]:
 
 
 def best_of_n(models) -> dict:
-  config = worlds.get_config(f'{worlds.COSTE}/fig3_best_of_n.py', 'smoke')
+  config = worlds.get_config(worlds.FIGURE_3, 'smoke')
   del models['condition']
   return config
 
@@ -99,7 +101,7 @@ def offline_of_all(models) -> dict:
 
 
 def iterated(models) -> dict:
-  config = worlds.get_config('rlhf_notes/iterated.py', 'smoke')
+  config = worlds.get_config(ITERATED, 'smoke')
   config['online']['reward']['components']['f'] = FUNCTION
   config['proxy']['batch_size'] = 8
   del models['condition']
@@ -107,8 +109,7 @@ def iterated(models) -> dict:
 
 
 def reward_models(models) -> dict:
-  return of_conditions(worlds.get_config(
-      f'{worlds.COSTE}/fig15_validation_loss.py', 'smoke'), models)
+  return of_conditions(worlds.get_config(FIGURE_15, 'smoke'), models)
 
 
 KINDS = {'best_of_n': best_of_n, 'online': online_of_all,
@@ -320,11 +321,9 @@ class RecipesTest(parameterized.TestCase):
     recipes_by_kind = {
         kind: recipes_of(json.dumps(config)) for kind, config in (
             ('online', self.config),
-            ('best_of_n', worlds.get_config(
-                f'{worlds.COSTE}/fig3_best_of_n.py', 'smoke')),
-            ('iterated', worlds.get_config('rlhf_notes/iterated.py', 'smoke')),
-            ('reward_models', worlds.get_config(
-                f'{worlds.COSTE}/fig15_validation_loss.py', 'smoke')))}
+            ('best_of_n', worlds.get_config(worlds.FIGURE_3, 'smoke')),
+            ('iterated', worlds.get_config(ITERATED, 'smoke')),
+            ('reward_models', worlds.get_config(FIGURE_15, 'smoke')))}
     for name in ('sft', 'gold', 'trunk'):
       self.assertLen({made_by[f'seed_0/{name}']
                       for made_by in recipes_by_kind.values()}, 1, name)

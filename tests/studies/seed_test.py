@@ -33,7 +33,7 @@ EVERYTHING = {role: f'seed_3/{role}' for role in artifacts.ROLES} | {
 
 @functools.cache
 def config() -> dict:
-  return worlds.get_config(f'{worlds.COSTE}/fig3_best_of_n.py', 'smoke')
+  return worlds.get_config(worlds.FIGURE_3, 'smoke')
 
 
 def seed() -> seed_lib.Seed:
