@@ -235,6 +235,9 @@ ALGORITHMS = {
     'ipo': Algorithm(
         'IPO', 'preferences', 2, (REFERENCE,),
         _node('dpo', kind='ipo', tau=.1), 'pair'),
+    'simpo': Algorithm(
+        'SimPO', 'preferences', 2, (), _node('simpo', beta=2., margin=1.),
+        'pair'),
     'pro': Algorithm(
         'PRO', 'rankings', 2, (SCORES,), _node('pro'), 'prompt', more=True),
     'ilql': Algorithm(

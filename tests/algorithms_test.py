@@ -113,8 +113,39 @@ class AlgorithmsTest(parameterized.TestCase):
       ROWS['best_of_n'].bind()
 
   def test_rows_cannot_be_changed(self):
-    with self.assertRaises(TypeError):
+    with self.assertRaisesRegex(ValueError, 'immutable'):
       ROWS['grpo'].annotators[0]['kind'] = 'worst_case'
+
+  def test_equal_rows_are_one_key(self):
+    """So that a cache of compiled programs finds them."""
+    adapt = lambda high: ROWS['dapo'].adapt(
+        {'reinforce': {'clip_ratio': [.2, high]}})  # a list, as JSON has it
+    self.assertEqual(adapt(.3), adapt(.3))
+    self.assertEqual(hash(adapt(.3)), hash(adapt(.3)))
+    self.assertNotEqual(adapt(.3), adapt(.4))
+    self.assertEqual(adapt(.28), ROWS['dapo'])
+
+  def test_adapt(self):
+    row = ROWS['ppo'].adapt({'gae': {'gae_lambda': .5},
+                             'whiten': {'drop': True}})
+    nodes = {node['name']: node for node in row.annotators}
+    self.assertNotIn('whiten', nodes)
+    self.assertEqual(nodes['gae']['gae_lambda'], .5)
+    self.assertEqual(row.objective, ROWS['ppo'].objective)
+    for arguments, message in (
+        ({'gae': .5}, "arguments.gae is 0.5; give arguments by name"),
+        ({'gae': {'drop': True, 'gae_lambda': 1.}}, 'nothing else'),
+        ({'gae': {'drop': False}}, 'nothing else'),
+        ({'dpo': {'beta': 1.}}, "PPO has no node 'dpo'"),
+        ({'keep_best': {'drop': True}}, "PPO has no annotator 'keep_best'")):
+      with self.assertRaisesRegex(ValueError, message):
+        ROWS['ppo'].adapt(arguments)
+
+  def test_samples(self):
+    takes = lambda name: [k for k in range(1, 6) if ROWS[name].takes(k)]
+    for name, counts in (('ppo', [1]), ('dpo', [2]), ('choice', [4]),
+                         ('raft', [1, 2, 3, 4, 5]), ('rloo', [2, 3, 4, 5])):
+      self.assertEqual(takes(name), counts)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from rlhf_jax import types
 from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import from_models
 from rlhf_jax.annotators import running
+from rlhf_jax.data import corpus
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.objectives import ppo
@@ -45,11 +46,12 @@ CHANGES = {
     # ILQL's policy term is plain imitation unless beta weighs it.
     'ilql': {'num_steps': 80, 'ilql': {'beta': 4.}},
     'awr_offline': {'awr': {'beta': .5}},
+    # Without a reference, a small beta lets both responses fall without end.
+    'simpo': {'num_steps': 80, 'simpo': {'beta': 10.}},
     # One-step advantages show the policy only what the critic has learned.
     'actor_critic': {'num_steps': 80, 'kl_rewards': {'kl_coef': .01},
                      'ppo': {'value_coef': 5.}},
 }
-SAMPLES = {'1': 1, '2': 2, '4': 4, 'k': 4, 'n': 4, 'k >= 2': 4}
 
 
 @functools.cache
@@ -167,9 +169,11 @@ def _learn(name, num_steps=40, learning_rate=.02, updates=1, **changes):
       update_targets=(lambda targets, params, step: polyak(
           targets, params['q_heads'], step)) if name == 'ilql' else None)
   if row.source == 'prompts':
-    sampler = functools.partial(_sample, num_samples=SAMPLES[row.samples])
+    sampler = functools.partial(
+        _sample, num_samples=4 if row.more else row.samples)
     source = sources.online(
-        *_prompts(), sampler, jax.jit(sources.rollout(annotators)),
+        corpus.Prompts(*_prompts()), sampler,
+        jax.jit(sources.rollout(annotators)),
         batch_size=ROWS, seed=0)
     step = train.make_updates(step, num_epochs=updates)
   else:

@@ -137,6 +137,14 @@ def dpo(out, batch, kind='dpo', beta=None, tau=None, reference_free=False,
   return (1 - label_smoothing) * right + label_smoothing * wrong, weight
 
 
+def simpo(out, batch, beta, margin):
+  """Meng, Xia and Chen 2024, eq. 6: means over tokens, no reference."""
+  present, total = _sequences(batch)
+  reward = beta * total(out['logprobs']) / batch['mask'].sum(axis=-1)
+  gap = reward[:, 0] - reward[:, 1] - margin
+  return jnp.logaddexp(0, -gap), present.min(axis=1)
+
+
 def pro(out, batch, sft_coef=.05):
   """9.8, of responses in order, all of them there; raw scores."""
   present, total = _sequences(batch)
@@ -196,4 +204,4 @@ def bradley_terry(scores):
 
 # By the names that rows and configs use.
 POLICY = {f.__name__: f for f in (
-    ppo, reinforce, apa, awr, sft, dpo, pro, ilql, alol)}
+    ppo, reinforce, apa, awr, sft, dpo, simpo, pro, ilql, alol)}
