@@ -2,161 +2,185 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import jax
-import logged_stage_test as worlds
 import numpy as np
+import worlds
 
 from experiments import base
 from rlhf_jax import errors
 from rlhf_jax import sharding
+from rlhf_jax.data import load as load_lib
 from rlhf_jax.pipeline import fit as fit_lib
-from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import stop
 from rlhf_jax.storage import files
-from rlhf_jax.studies import offline
+from rlhf_jax.studies import nodes
+from rlhf_jax.studies import plan as plan_lib
 
-make_mesh = sharding.make_mesh
-ONE_DEVICE = mock.patch.object(  # compiles faster
-    sharding, 'make_mesh', lambda: make_mesh(devices=jax.devices()[:1]))
 RULE = 'rlhf_jax.data.task_rules'
 NODES = dict(short=dict(kind='length', target=20, weight=2.),
              readable=dict(kind='readability', weight=.5))
 
 
-def setUpModule():
-  ONE_DEVICE.start()
-  worlds.make_world()
-
-
-def tearDownModule():
-  ONE_DEVICE.stop()
-
-
 def config(pairs=None, **run):
   """A study of one log and one run of it."""
-  made = base.offline_config('smoke')
-  made.title = 'test'
-  made.logs.pairs = pairs or {}
-  made.runs.one = dict(labels=dict(method='one')) | run
-  made.figure = dict(kind='table', columns=('gold',))
-  return made.unlock()
+  study = base.offline_config('smoke')
+  study.title = 'test'
+  study.logs.pairs = pairs or {}
+  study.runs.one = dict(labels=dict(method='one')) | run
+  study.figure = dict(kind='table', columns=('gold',))
+  return study.unlock()
 
 
-def plan(made):
-  return offline.plan(made.to_dict())
+def plan(study):
+  return plan_lib.plan(study.to_dict())
 
 
-def names(made) -> list[str]:
-  """Of the stages of seed 0 after `pairs`."""
-  found = [stage.name for stage in plan(made)]
-  return [name.removeprefix('seed_0/')
-          for name in found[found.index('seed_0/pairs') + 1:]]
+def names(study) -> list[str]:
+  """Of the stages of seed 0."""
+  return [stage.name.removeprefix('seed_0/') for stage in plan(study)]
 
 
-def keywords(made, name: str) -> dict:
+def keywords(study, name: str) -> dict:
   """What a stage is called with."""
-  return next(stage for stage in plan(made)
+  return next(stage for stage in plan(study)
               if stage.name == f'seed_0/{name}').run.keywords
 
 
 def several():
   """Runs of two logs, offline and online."""
-  made = config(dict(components=NODES))
-  made.conditions.noisy = dict(label_noise=.25, held_out=16)
-  made.logs.noisy = dict(condition='noisy', num_validation=16)
-  made.logs.unused = dict(num_validation=12)
+  study = config(dict(components=NODES))
+  study.conditions.noisy = dict(label_noise=.25, held_out=16)
+  study.logs.noisy = dict(condition='noisy', num_validation=16)
+  study.logs.unused = dict(num_validation=12)
   for name, run in dict(
       wbc=dict(algorithm='wbc'), a_lol=dict(log='noisy'),
       filtered=dict(algorithm='sft', log='noisy', filtered=True),
       ppo=dict(algorithm='ppo')).items():
-    made.runs[name] = dict(labels=dict(method=name)) | run
-  del made.runs.one
-  return made
+    study.runs[name] = dict(labels=dict(method=name)) | run
+  del study.runs.one
+  return study
+
+
+OF_SEED = {'reference': 'seed_0/sft', 'gold': 'seed_0/gold',
+           'pairs': 'seed_0/pairs'}
+NOISY = OF_SEED | {'proxies': 'seed_0/noisy/proxies'}
 
 
 class PlanTest(parameterized.TestCase):
 
   def test_stages_are_those_that_runs_need(self):
     self.assertEqual(names(several()), [
-        'clean/proxies', 'noisy/proxies', 'logs/noisy/logged',
-        'logs/noisy/prompt_value', 'logs/pairs/logged', 'policies/a_lol',
-        'policies/filtered', 'policies/ppo', 'policies/wbc',
+        'sft', 'gold', 'pairs', 'trunk', 'clean/proxies', 'noisy/proxies',
+        'logs/noisy/logged', 'logs/noisy/prompt_value', 'logs/pairs/logged',
+        'policies/a_lol', 'policies/filtered', 'policies/ppo', 'policies/wbc',
         'report_seeds_0'])
     # No reward model where none is asked, no values where none is read.
-    made = config(dict(components=NODES), algorithm='wbc')
-    self.assertEqual(names(made), [
-        'logs/pairs/logged', 'policies/one', 'report_seeds_0'])
+    study = config(dict(components=NODES), algorithm='wbc')
+    self.assertEqual(names(study), [
+        'sft', 'gold', 'pairs', 'logs/pairs/logged', 'policies/one',
+        'report_seeds_0'])
+
+  def test_a_log_of_a_file_needs_no_gold_model(self):
+    study = config(dict(source='corpus', components=NODES), algorithm='wbc')
+    study.data.logged.update(kind='gsm8k', task='gsm8k', num_rows=99)
+    study.figure.columns = ('proxy',)
+    study.runs.rloo = dict(
+        algorithm='rloo', labels=dict(method='rloo'),
+        rollout=dict(samples=2), reward=dict(components=NODES))
+    self.assertEqual(names(study), [
+        'sft', 'logs/pairs/logged', 'policies/one', 'policies/rloo',
+        'report_seeds_0'])
+    for name in ('one', 'rloo'):
+      self.assertEqual(keywords(study, f'policies/{name}')['given'], {
+          'reference': 'seed_0/sft', 'log': 'seed_0/logs/pairs/logged'})
 
   def test_logs_are_told_of_their_rewards(self):
-    found = keywords(several(), 'logs/noisy/logged')
-    self.assertEqual(found['label_noise'], .25)
-    self.assertEqual(found['num_validation'], 16)
-    self.assertEqual(found['proxies'], 'seed_0/noisy/proxies')
-    self.assertEqual(found['components'], {'reward': {'kind': 'proxy'}})
-    found = keywords(several(), 'logs/pairs/logged')
-    self.assertEqual(found['label_noise'], 0)
-    self.assertEqual(found['components'], NODES)
-    self.assertNotIn('proxies', found)
-    found = keywords(several(), 'logs/noisy/prompt_value')
-    self.assertEqual(found['logged'], 'seed_0/logs/noisy/logged')
-    self.assertEqual(found['proxies'], 'seed_0/noisy/proxies')
+    told = keywords(several(), 'logs/noisy/logged')
+    self.assertEqual(told['label_noise'], .25)
+    self.assertEqual(told['node'], {
+        'source': 'pairs', 'num_validation': 16,
+        'components': {'reward': {'kind': 'proxy', 'squash': 'sigmoid'}}})
+    self.assertEqual(told['given'], NOISY)
+    told = keywords(several(), 'logs/pairs/logged')
+    self.assertEqual(told['label_noise'], 0)
+    self.assertEqual(told['node']['components'], NODES)
+    self.assertEqual(told['given'], OF_SEED)
+    told = keywords(several(), 'logs/noisy/prompt_value')
+    self.assertEqual(told['given']['log'], 'seed_0/logs/noisy/logged')
+    self.assertEqual(told['given']['proxies'], 'seed_0/noisy/proxies')
+    self.assertEqual(told['components'],
+                     {'reward': {'kind': 'proxy', 'squash': 'sigmoid'}})
 
   def test_runs_are_told_of_their_log(self):
     for name in ('a_lol', 'filtered'):
-      found = keywords(several(), f'policies/{name}')
-      self.assertEqual(found['logged'], 'seed_0/logs/noisy/logged')
-      self.assertEqual(found['values'], 'seed_0/logs/noisy/prompt_value')
-      self.assertEqual(found['proxies'], 'seed_0/noisy/proxies')
-    found = keywords(several(), 'policies/wbc')
-    self.assertEqual(found['logged'], 'seed_0/logs/pairs/logged')
-    self.assertEqual(found['components'], NODES)
-    self.assertNoCommonElements(found, ('values', 'proxies'))
+      told = keywords(several(), f'policies/{name}')
+      self.assertEqual(told['given'], NOISY | {
+          'log': 'seed_0/logs/noisy/logged',
+          'values': 'seed_0/logs/noisy/prompt_value'})
+    told = keywords(several(), 'policies/wbc')
+    self.assertEqual(told['given'], OF_SEED | {
+        'log': 'seed_0/logs/pairs/logged'})
+    self.assertEqual(told['measure']['components'], NODES)
+
+  def test_values_are_for_those_who_read_them(self):
+    """Of one log, too."""
+    study = config(dict(components=NODES))
+    study.runs.wbc = dict(algorithm='wbc', labels=dict(method='wbc'))
+    values = 'seed_0/logs/pairs/prompt_value'
+    self.assertEqual(
+        [keywords(study, f'policies/{name}')['given'].get('values')
+         for name in ('one', 'wbc')], [values, None])
 
   def test_online_learns_from_its_condition_and_is_compared_by_the_log(self):
-    found = keywords(several(), 'policies/ppo')
-    self.assertEqual(found['proxies'], 'seed_0/clean/proxies')
-    self.assertEqual(found['logged'], 'seed_0/logs/pairs/logged')
-    self.assertEqual(found['components'], NODES)
-    self.assertNotIn('use', found)
+    told = keywords(several(), 'policies/ppo')
+    self.assertEqual(told['given'], OF_SEED | {
+        'proxies': 'seed_0/clean/proxies', 'log': 'seed_0/logs/pairs/logged'})
+    self.assertEqual(told['measure']['components'], NODES)
+    self.assertEqual(told['run']['reward']['components'], base.proxy())
+    self.assertNoCommonElements(
+        told['run'], ('use', 'log', 'condition', 'labels'))
 
   def test_seeds_share_nothing(self):
-    made = several()
-    made.seeds = (0, 3)
-    stages = plan(made)
-    found = next(s for s in stages if s.name == 'seed_3/policies/a_lol')
-    self.assertEqual(found.run.keywords['logged'], 'seed_3/logs/noisy/logged')
+    study = several()
+    study.seeds = (0, 3)
+    stages = plan(study)
+    told = next(stage for stage in stages
+                if stage.name == 'seed_3/policies/a_lol').run.keywords
+    self.assertEqual(told['seed'], 3)
+    self.assertEqual(set(told['given'].values()), {
+        f'seed_3/{name}' for name in (
+            'sft', 'gold', 'pairs', 'noisy/proxies', 'logs/noisy/logged',
+            'logs/noisy/prompt_value')})
     self.assertEqual(stages[-1].run.keywords['logs']['noisy'], [
         {'stage': f'seed_{seed}/logs/noisy/logged', 'seed': seed}
         for seed in (0, 3)])
 
   def test_code_of_reward_functions_is_an_input(self):
-    made = config(dict(components=dict(
-        a=dict(kind='function', function='textwrap:dedent'),
-        b=dict(kind='function', function=f'{RULE}:fluent'))))
-    found = offline.inputs(made.to_dict())
-    self.assertLen(found['reward.functions.textwrap'], 64)
-    self.assertLen(found, 1)  # our own change with the version
+    study = config(dict(components=dict(
+        a=dict(kind='function', function='textwrap:dedent', range=(0, 1)),
+        b=dict(kind='function', function=f'{RULE}:fluent', range=(0, 1)))))
+    inputs = plan_lib.inputs(study.to_dict(), plan(study))
+    self.assertLen(inputs['function textwrap'], 64)
+    self.assertLen(inputs, 1)  # our own change with the version
 
 
 class MistakesTest(parameterized.TestCase):
   """What a stage would fail at is one line, before anything runs."""
 
-  def check(self, made, message):
+  def check(self, study, message):
     with self.assertRaisesRegex(errors.ConfigError, message) as caught:
-      plan(made)
+      plan(study)
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
       (dict(algorithm='sfa'), "runs.one: algorithm is 'sfa'"),
-      (dict(algorithm='best_of_n'), 'learns nothing from logged responses'),
+      (dict(algorithm='best_of_n'), 'trains no policy from .*logged'),
       (dict(log='other'), "runs.one.log is 'other'; there are pairs"),
       (dict(num_step=3), 'runs.one.num_step is no field'),
       (dict(num_steps=-1), 'runs.one.num_steps is -1'),
@@ -196,13 +220,13 @@ class MistakesTest(parameterized.TestCase):
       (dict(components=dict(a=dict(kind='length'))),
        "logs.pairs.components: component 'a': target is absent"),
       (dict(components=dict(a=dict(kind='file', column='votes'))),
-       'logs.pairs.components .*config.data.logged.target'),
+       'logs.pairs.components.a .*set config.data.logged.target to .votes.'),
       (dict(components=dict(a=dict(kind='function', function='nowhere:f'))),
        'nowhere'),
       (dict(components=dict(a=dict(kind='gold', squash='none'))),
        "logs.pairs.components: component 'a' is in .-inf, inf."),
       (dict(components=dict(a=dict(kind='exact_match'))),
-       "logs.pairs.components .*source='corpus'"),
+       'logs.pairs.components.a .*config.data.logged.kind'),
       (dict(num_validation=1), 'logs.pairs.num_validation is 1; give 2 to 95'),
       (dict(num_validation=96), 'num_validation is 96; give 2 to 95'),
       (dict(value=dict(num_samples=0)), 'logs.pairs.value.num_samples is 0'),
@@ -223,109 +247,112 @@ class MistakesTest(parameterized.TestCase):
     self.check(config(free, algorithm='wbc', filtered=True), 'logs.pairs.comp')
 
   def test_labels_are_those_of_the_reward_models(self):
-    made = config(dict(condition='noisy', num_validation=16))
-    made.conditions.noisy = dict(label_noise=.25)
-    self.check(made, 'logs.pairs.num_validation is 16; .*proxy.held_out, 32')
-    made.conditions.noisy.label_noise = 0.
-    names(made)
+    study = config(dict(condition='noisy', num_validation=16))
+    study.conditions.noisy = dict(label_noise=.25)
+    self.check(study, 'logs.pairs.num_validation is 16; .*proxy.held_out, 32')
+    study.conditions.noisy.label_noise = 0.
+    names(study)
 
-  @parameterized.parameters('conditions', 'logs', 'runs')
+  @parameterized.parameters('logs', 'runs')
   def test_nothing_to_do(self, field):
-    made = config().to_dict()
+    study = config().to_dict()
     with self.assertRaisesRegex(errors.ConfigError,
                                 rf'config.{field} is {{}}; give at least one'):
-      offline.plan(made | {field: {}})
+      plan_lib.plan(study | {field: {}})
 
   def test_what_needs_the_small_world(self):
-    made = config(dict(source='corpus'))
-    made.data.logged.update(kind='gsm8k', task='gsm8k', num_rows=99)
-    self.check(made, "logs.pairs.components .*use 'gold'")
-    made.logs.pairs.components = dict(short=dict(kind='length', target=9))
-    made.runs.one.algorithm = 'ppo'
-    self.check(made, 'runs.one.algorithm .*it samples')
+    study = config(dict(source='corpus'))
+    study.data.logged.update(kind='gsm8k', task='gsm8k', num_rows=99)
+    self.check(study, "logs.pairs.components .*use 'gold'")
+    study.logs.pairs.components = dict(a=dict(kind='exact_match'))
+    study.logs.pairs.source = 'pairs'
+    self.check(study, "logs.pairs.components .*source='corpus'")
+    study.logs.pairs.source = 'corpus'
+    self.check(study, 'data.logged.target is None')  # for the figure
+    study.figure.columns = ('proxy',)
+    names(study)
+    study.runs.one.algorithm = 'ppo'
+    self.check(study, 'runs.one.algorithm .*pairs of samples')
 
   def test_figure(self):
-    made = config(dict(components=NODES))
-    made.figure.columns = ('gold', 'component_short')
-    names(made)
-    made.figure.columns = ('component_long',)
-    self.check(made, 'component_long')
+    study = config(dict(components=NODES))
+    study.figure.columns = ('gold', 'component_short')
+    names(study)
+    study.figure.columns = ('component_long',)
+    self.check(study, 'component_long')
 
   def test_online_is_compared_by_the_models_of_its_log(self):
-    made = config(algorithm='ppo')
-    names(made)
-    made.conditions.noisy = dict(label_noise=.25)
-    made.runs.one.condition = 'noisy'
-    self.check(made, "runs.one.condition is 'noisy'; its log")
-    made.logs.pairs.condition = 'noisy'
-    names(made)
+    study = config(algorithm='ppo')
+    names(study)
+    study.conditions.noisy = dict(label_noise=.25)
+    study.runs.one.condition = 'noisy'
+    self.check(study, "runs.one.condition is 'noisy'; its log")
+    study.logs.pairs.condition = 'noisy'
+    names(study)
 
   def test_judge(self):
-    made = config()
-    made.judge.update(against='reference', num_prompts=5)
-    self.check(made, 'judge.num_prompts is 5; give 1 to 4')
-    made.judge.num_prompts = 4
-    self.assertIn('win_rates_seeds_0', names(made))
-
-
-def given(context, name):
-  """A first stage of the study, as it is in the small world."""
-  shutil.copytree(worlds.world() / name, context.directory, dirs_exist_ok=True)
-  (context.directory / 'result.json').unlink()
-  return files.read_json(worlds.world() / name / 'result.json')
+    study = config()
+    study.judge.update(against='reference', num_prompts=5)
+    self.check(study, 'judge.num_prompts is 5; give 1 to 4')
+    study.judge.num_prompts = 4
+    self.assertIn('win_rates_seeds_0', names(study))
 
 
 def small():
   """A study of the shapes of that world: the reference, A-LOL and PPO."""
-  made = config(dict(
+  study = config(dict(
       components=NODES, num_validation=8, value=dict(batch_size=4)),
-                num_steps=0)
-  made.data.update(num_demonstrations=24, num_pair_prompts=24)
-  made.data.world.max_response_length = 12
-  for part in (made.policy, made.proxy, made.gold):
+                 num_steps=0)
+  study.data.update(num_demonstrations=24, num_pair_prompts=worlds.NUM_PAIRS)
+  study.data.world.max_response_length = 12
+  for part in (study.policy, study.proxy, study.gold):
     part.model.update(
         worlds.MODEL, intermediate_size=worlds.config().intermediate_size)
-  made.proxy.update(held_out=4, batch_size=4)
-  made.training.save_every = 1
-  made.offline.update(use='all')
-  made.offline.optimizer.learning_rate = 1e-2
-  made.runs.a_lol = dict(labels=dict(method='A-LOL'), priority='advantage')
-  made.runs.ppo = dict(labels=dict(method='PPO'), algorithm='ppo')
-  made.figure.columns = ('proxy', 'component_short', 'component_readable')
-  return made
+  study.proxy.update(held_out=4, batch_size=4)
+  study.training.save_every = 1
+  study.offline.update(use='all')
+  study.offline.optimizer.learning_rate = 1e-2
+  study.runs.a_lol = dict(labels=dict(method='A-LOL'), priority='advantage')
+  study.runs.ppo = dict(labels=dict(method='PPO'), algorithm='ppo')
+  study.figure.columns = ('proxy', 'component_short', 'component_readable')
+  return study
+
+
+def untrained(context, name):
+  """A first stage of the study, as it is in the shared world."""
+  if name == 'trunk':
+    return {}
+  source = worlds.untrained() / name
+  shutil.copytree(source, context.directory, dirs_exist_ok=True)
+  (context.directory / 'result.json').unlink()
+  if name == 'sft':  # of more prompts, which change no vocabulary
+    data = nodes.data_config(small().to_dict())
+    return {'corpus': load_lib.load(data, 0).fingerprint()}
+  return files.read_json(source / 'result.json')['result']
 
 
 def stages():
   """Whose first ones train nothing."""
-  known = ('sft', 'trunk', 'gold', 'pairs', 'clean/proxies')
+  first = ('sft', 'trunk', 'gold', 'pairs', 'clean/proxies')
   return [dataclasses.replace(stage, run=functools.partial(
-      given, name=stage.name.rpartition('/')[2]))
-          if stage.name.removeprefix('seed_0/') in known else stage
+      untrained, name=stage.name.rpartition('/')[2]))
+          if stage.name.removeprefix('seed_0/') in first else stage
           for stage in plan(small())]
 
 
 def run(workdir, *only):
-  run_lib.run_study(stages(), workdir, config=small().to_dict(), only=only)
+  """One device, which compiles faster."""
+  worlds.untrained()
+  mesh = worlds.mesh()
+  with mock.patch.object(sharding, 'make_mesh', lambda shape: mesh):
+    run_lib.run_study(stages(), workdir, config=small().to_dict(), only=only)
 
 
 @functools.cache
 def first() -> pathlib.Path:
   """All but the policies, made once."""
-  worlds.save('trunk', {})
-  params = reward_models.init(worlds.config(), jax.random.key(7))
-  worlds.save('proxies', {}, jax.tree.map(lambda x: x[None], params))
-  files.save_arrays(worlds.world() / 'proxies/scale.npz',
-                    mean=np.zeros(1, np.float32), std=np.ones(1, np.float32))
-  demonstrations = worlds.corpus().fingerprint()
-  # Of more prompts than the small world has, which changes no vocabulary.
-  made = offline.common.corpus.load(
-      offline.common.data_config(small().to_dict()), 0)
-  files.write_json(worlds.world() / 'sft/result.json',
-                   {'corpus': made.fingerprint()})
   workdir = worlds.folder()
   run(workdir, 'sft', 'trunk', 'gold', 'pairs', 'proxies', 'seed_0/logs/*')
-  files.write_json(worlds.world() / 'sft/result.json',
-                   {'corpus': demonstrations})
   return workdir
 
 
@@ -338,8 +365,8 @@ def finished() -> pathlib.Path:
 
 
 def lines(path):
-  return [{k: v for k, v in json.loads(line).items() if k != 'time'}
-          for line in path.read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k != 'time'}
+          for line in files.read_jsonl(path)]
 
 
 def result(path):
@@ -349,15 +376,17 @@ def result(path):
 class StudyTest(parameterized.TestCase):
 
   def test_filter_is_that_of_the_values(self):
-    known = result(finished() / 'logs/pairs/prompt_value')
-    found = result(finished() / 'policies/a_lol')
-    self.assertAlmostEqual(found['filtered_share'], known['filtered_share'])
+    of_values = result(finished() / 'logs/pairs/prompt_value')
+    of_policy = result(finished() / 'policies/a_lol')
+    self.assertAlmostEqual(
+        of_policy['filtered_share'], of_values['filtered_share'])
     log = files.load_arrays(finished() / 'logs/pairs/logged/logged.npz')
     values = files.load_arrays(
         finished() / 'logs/pairs/prompt_value/values.npz')['values']
     advantages = (log['scores'] - values[:, None])[:16]
-    self.assertAlmostEqual(found['filtered_share'], np.mean(advantages <= 0))
-    self.assertEqual(found['examples'], 32)
+    self.assertAlmostEqual(
+        of_policy['filtered_share'], np.mean(advantages <= 0))
+    self.assertEqual(of_policy['examples'], 32)
 
   def test_rewards_are_sums_of_their_parts(self):
     log = files.load_arrays(finished() / 'logs/pairs/logged/logged.npz')
@@ -398,13 +427,14 @@ class StudyTest(parameterized.TestCase):
 
   def test_online_is_evaluated_by_the_rewards_of_the_log(self):
     context = run_lib.StageContext(
-        finished().parent, 'seed_0/policies/ppo', stop.StopSignal())
+        finished().parent, 'seed_0/policies/ppo', stop.StopSignal(),
+        worlds.mesh)
     context.directory.mkdir()
     stage = next(s for s in stages() if s.name == 'seed_0/policies/ppo')
     rows = []
 
-    def fit(unused_context, state, *unused, evaluate, **unused_kwargs):
-      rows.append(evaluate(0, state))
+    def fit(unused_context, state, *unused, watch, **unused_kwargs):
+      rows.append(watch.evaluate(0, state))
       raise StopIteration
 
     with mock.patch.object(fit_lib, 'fit', fit):
@@ -414,9 +444,8 @@ class StudyTest(parameterized.TestCase):
     self.assertAlmostEqual(
         row['proxy'],
         2 * row['component_short'] + .5 * row['component_readable'], 5)
-    # What it maximises is shown beside it.
-    self.assertIn('member_0', row)
-    self.assertNotAlmostEqual(row['member_0'], row['proxy'], 2)
+    # Not by what it maximises.
+    self.assertNotIn('member_0', row)
 
 
 if __name__ == '__main__':
