@@ -7,6 +7,7 @@ at its lock.
 
 import atexit
 import csv
+import dataclasses
 import fcntl
 import functools
 import importlib.util
@@ -250,6 +251,28 @@ def corpus_of(seed: int) -> corpus_lib.Corpus:
 
 def corpus() -> corpus_lib.Corpus:
   return corpus_of(0)
+
+
+def logged_corpus(**changes) -> corpus_lib.Corpus:
+  """Whose log has up to three responses to each of six prompts, 16 in all.
+
+  Each has one vote more than the one before it.
+
+  Args:
+    **changes: fields of its `corpus.Log`.
+  """
+  rows = corpus().demonstrations
+  at = np.arange(18).reshape(6, 3)
+  mask = rows.mask[at, 0]
+  mask[1, 2] = mask[4, 0] = False
+  missing = ~mask.any(axis=-1)
+  log = corpus_lib.Log(
+      tokens=rows.tokens[at, 0], mask=mask,
+      group=np.where(missing, -1, at % 2).astype(np.int32),
+      groups=('up', 'down'),
+      scores={'votes': np.where(missing, np.nan, at).astype(np.float32)})
+  return dataclasses.replace(
+      corpus(), log=dataclasses.replace(log, **changes))
 
 
 def config() -> transformer.Config:
