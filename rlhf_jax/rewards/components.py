@@ -259,6 +259,6 @@ def _bounded(raw: np.ndarray, node: Mapping[str, Any], where: str, step: int
   if bad.size:
     raise errors.RewardError(
         f'{where} gave {x[bad[0]]:.6g} at step {step}, row {bad[0]}, outside '
-        f'its range [{low:g}, {high:g}] ({bad.size} of {len(x)} are); mend it, or '
-        'give another range')
+        f'its range [{low:g}, {high:g}] ({bad.size} of {len(x)} are); mend it, '
+        'or give another range')
   return x
