@@ -1,5 +1,7 @@
 """Tests for rlhf_jax.evaluation.texts."""
 
+from unittest import mock
+
 from absl.testing import absltest
 import numpy as np
 
@@ -33,6 +35,13 @@ class DecodeTest(absltest.TestCase):
         self.coder, several, np.stack([mask, mask[::-1]]))
     self.assertEqual(prompts, ['the', 'the phone', 'the phone', 'the'])
     self.assertEqual(responses, ['phone', 'the', 'the', 'phone'])
+
+  def test_a_response_goes_on_and_a_prompt_begins(self):
+    """So that a blank between the two is not lost, see `Tokenizer.decode`."""
+    with mock.patch.object(self.coder, 'decode') as decode:
+      texts.decode(self.coder, *(x[:1] for x in self._rows()))
+    self.assertEqual([call.kwargs for call in decode.call_args_list],
+                     [{}, {'continuation': True}])
 
 
 if __name__ == '__main__':
