@@ -2,22 +2,17 @@
 
 import dataclasses
 import functools
-import json
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import jax
-import logged_stage_test as worlds
 import numpy as np
-import stages_test
+import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
-from rlhf_jax.models import heads
-from rlhf_jax.pipeline import artifacts
+from rlhf_jax.data import load as load_lib
 from rlhf_jax.pipeline import rewarding
 from rlhf_jax.rewards import components
 from rlhf_jax.stages import prompt_value
@@ -25,7 +20,7 @@ from rlhf_jax.storage import files
 
 VALIDATION, EXAMPLES, UPPER = 48, 72, 2.0
 LIKED = 'phone hotel book film camera coat lamp novel'.split()
-HEAD = dict(num_heads=2, max_value=UPPER)
+GIVEN = dict(reference='sft', log='logged')
 
 
 class Rewards:
@@ -86,17 +81,24 @@ def corpus():
   """Whose log has, as the right answer, the prompt of each example."""
   prompts, arrays = log()
   texts = [prompts[at] for at in np.argsort(arrays['example'])]
-  made = corpus_lib.Log(
+  own = corpus_lib.Log(
       tokens=np.zeros((EXAMPLES, 2, 1), np.int32), mask=arrays['mask'],
       group=arrays['group'], groups=('chosen', 'rejected'), scores={},
       references=tuple(texts))
-  return dataclasses.replace(worlds.corpus(), log=made)
+  return dataclasses.replace(worlds.corpus(), log=own)
 
 
-def setUpModule():
-  worlds.make_world()
-  worlds.save('logged', {'source': 'corpus', 'num_validation': VALIDATION,
-                         'groups': ['chosen', 'rejected']}, **log()[1])
+def stages(workdir):
+  """The untrained world with that log."""
+  worlds.copy(worlds.untrained(), workdir)
+  worlds.save(workdir, 'sft', {'corpus': corpus().fingerprint()})
+  worlds.save(workdir, 'logged', {
+      'source': 'corpus', 'num_validation': VALIDATION,
+      'groups': ['chosen', 'rejected']}, logged=log()[1])
+
+
+def make_context(**kwargs):
+  return worlds.Context(worlds.once('valued', stages), **kwargs)
 
 
 @dataclasses.dataclass
@@ -110,8 +112,8 @@ class Run:
   trained: types.Batch
 
 
-def run(context=None, arrays=None, **changes) -> Run:
-  context, found = context or worlds.Context(), Rewards()
+def run(context=None, arrays=None, liked=None, **changes) -> Run:
+  context, rewards = context or make_context(), Rewards()
   if arrays is not None:
     files.save_arrays(context.directory / 'logged.npz', **arrays)
     of = context.directory_of
@@ -119,22 +121,20 @@ def run(context=None, arrays=None, **changes) -> Run:
         context.directory if name == 'logged' else of(name))
   source = mock.patch.object(prompt_value.sources, 'offline',
                              side_effect=prompt_value.sources.offline)
-  # One device, for which programs compile faster.
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  with (mock.patch.object(sharding, 'make_mesh', return_value=mesh),
-        mock.patch.object(rewarding, 'of_log', return_value=found),
-        mock.patch.object(artifacts, 'load_corpus', return_value=corpus()),
+  nodes = dict(liked=liked or dict(
+      kind='gold', weight=UPPER, squash='sigmoid'))
+  with (mock.patch.object(rewarding, 'bind', return_value=rewards) as bind,
+        mock.patch.object(load_lib, 'load', return_value=corpus()),
         source as seen):
-    result = prompt_value.run(context, **dict(
-        seed=0, data=worlds.DATA, policy='sft', policy_model=worlds.MODEL,
-        gold='gold', gold_model=worlds.MODEL, pairs='pairs',
-        components=dict(liked=dict(kind='gold', weight=UPPER)),
-        logged='logged', num_samples=2, temperature=1., num_heads=2,
-        batch_size=16, num_steps=120, held_out=.25,
-        optimizer=dict(learning_rate=3e-2), training=dict(save_every=60))
-        | changes)
+    result = prompt_value.run(
+        context, seed=0, data=worlds.DATA, given=GIVEN, pool={},
+        components=nodes, training=dict(save_every=60), node=dict(
+            num_samples=2, temperature=1., num_heads=2, batch_size=16,
+            num_steps=120, held_out=.25,
+            optimizer=dict(learning_rate=3e-2)) | changes)
+  assert bind.call_args.args[1:] == (nodes, {})
   values = files.load_arrays(context.directory / 'values.npz')['values']
-  return Run(context, result, values, found, seen.call_args.args[0])
+  return Run(context, result, values, rewards, seen.call_args.args[0])
 
 
 @functools.cache
@@ -177,21 +177,15 @@ class ValueTest(parameterized.TestCase):
     self.assertEqual(rows.targets.shape, (len(rows.tokens), 2))
     self.assertGreater((rows.tokens[:, 0] != rows.tokens[:, 1]).sum(), 9)
 
-  def test_pairs_have_no_right_answers(self):
-    # Though the corpus has a log, whose rows are others.
-    self.assertIsNone(prompt_value._references(corpus(), 'pairs', [0]))
-
   def test_interrupted_training_goes_on_bitwise(self):
-    context = worlds.Context(stop=stages_test.Stop(70))
+    context = make_context(stop=worlds.Stop(70))
     with self.assertRaises(errors.Interrupted):
       run(context)
-    context.stop = stages_test.Stop()
+    context.stop = worlds.Stop()
     again = run(context)
     np.testing.assert_array_equal(again.values, usual().values)
     self.assertEqual(again.result['mse'], usual().result['mse'])
 
-
-class MaskTest(parameterized.TestCase):
 
   def test_garbage_in_padding_changes_nothing(self):
     arrays = dict(log()[1])
@@ -200,55 +194,8 @@ class MaskTest(parameterized.TestCase):
     tokens[~real] = np.resize([10**6, -7, 4], (~real).sum())
     # Of a missing response, the prompt too is not read.
     tokens[~mask.any(axis=-1)] = 10**6
-    found = run(arrays=arrays | {'tokens': tokens})
-    np.testing.assert_array_equal(found.values, usual().values)
-
-  def _parts(self):
-    config = worlds.config()
-    reference = artifacts.load_policy(
-        worlds.Context(), 'sft', worlds.MODEL, config.vocab_size)[1]
-    return config, {'reference': reference, 'head': heads.init_prompt_value(
-        jax.random.key(3), config.hidden_size, num_heads=2)}
-
-  def test_width_of_the_padding_changes_nothing(self):
-    config, params = self._parts()
-    tokens = np.random.default_rng(0).integers(3, 30, (4, 8)).astype(np.int32)
-    lengths = np.array([8, 5, 1, 3], np.int32)
-    value = lambda tokens: prompt_value._values(
-        worlds.Context(), config, params,
-        corpus_lib.Prompts(tokens, lengths), **HEAD)
-    wide = np.pad(tokens, [(0, 0), (0, 5)], constant_values=7)
-    np.testing.assert_allclose(value(wide), value(tokens), rtol=2e-5)
-    for row, length in enumerate(lengths):
-      other = tokens.copy()
-      other[row, length:] = 9
-      other[row, length - 1] = 31
-      changed = np.abs(value(other) - value(tokens)) > 1e-6
-      self.assertEqual(np.flatnonzero(changed).tolist(), [row])
-
-  def test_training_and_advantages_have_one_value(self):
-    config, params = self._parts()
-    arrays = log()[1]
-    at = np.flatnonzero(arrays['mask'].any(axis=-1).all(axis=1))[:8]
-    tokens, mask = arrays['tokens'][at], arrays['mask'][at]
-    forward = jax.jit(functools.partial(
-        prompt_value._forward, config, width=8, **HEAD))
-    out = forward(params, types.Batch(tokens, mask)).scores
-    # With another rate of dropout, which no one asks for.
-    config = dataclasses.replace(config, dropout=.5)
-    values = prompt_value._values(
-        worlds.Context(), config, params, prompt_value._prompts(
-            tokens, mask, 0), **HEAD)
-    np.testing.assert_allclose(out, np.stack([values] * 2, axis=1), rtol=1e-5)
-
-  def test_prompts_of_any_length(self):
-    tokens = np.array([[[9, 9, 9, 9, 9], [1, 4, 5, 6, 9]],
-                       [[1, 7, 8, 2, 9], [9, 9, 9, 9, 9]]])
-    mask = np.zeros((2, 2, 5), bool)
-    mask[0, 1, 3] = mask[1, 0, 1:4] = True
-    found = prompt_value._prompts(tokens, mask, 0)
-    np.testing.assert_array_equal(found.tokens, [[1, 4, 5], [1, 0, 0]])
-    np.testing.assert_array_equal(found.lengths, [3, 1])
+    again = run(arrays=arrays | {'tokens': tokens})
+    np.testing.assert_array_equal(again.values, usual().values)
 
 
 class FilterTest(parameterized.TestCase):
@@ -261,27 +208,19 @@ class FilterTest(parameterized.TestCase):
             if arrays['mask'][i, k].any()]
 
   def test_share_is_a_count_by_hand(self):
-    found, result = self._advantages(), usual().result
-    self.assertLen(found, 2 * 24 - 2)
+    advantages, result = self._advantages(), usual().result
+    self.assertLen(advantages, 2 * 24 - 2)
     for name, of in (('share', (0, 1)), ('chosen', (0,)), ('rejected', (1,))):
-      counted = [a <= 0 for _, k, a in found if k in of]
+      left = [a <= 0 for _, k, a in advantages if k in of]
       self.assertAlmostEqual(
-          result[f'filtered_{name}'], sum(counted) / len(counted))
+          result[f'filtered_{name}'], sum(left) / len(left))
     self.assertBetween(result['filtered_share'], .1, .9)
     line, = usual().context.shown
     self.assertIn(f'{result["filtered_share"]:.1%} of 46 logged', line)
     self.assertIn(f'rejected {result["filtered_rejected"]:.1%}', line)
 
-  def test_nothing_is_counted_as_left_out(self):
-    found = prompt_value._filtered(
-        np.array([[0., -1], [2, 3]]), np.array([[True, False], [True, True]]),
-        np.array([[0, -1], [0, 0]]), ['up', 'down'])
-    self.assertEqual(found, {
-        'filtered_share': 1 / 3, 'filtered_up': 1 / 3, 'filtered_down': None})
-
   def test_lowest(self):
-    path = usual().context.directory / 'lowest.jsonl'
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = usual().context.lines('lowest')
     expected = sorted(self._advantages(), key=lambda x: x[2])[:20]
     self.assertLen(rows, 20)
     prompts, arrays = log()
@@ -298,31 +237,10 @@ class FilterTest(parameterized.TestCase):
 class ErrorTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      (dict(a=dict(kind='gold'), b=dict(kind='proxy', squash='none')),
-       r"component 'b' is in \[-inf, inf\]"),
-      (dict(a=dict(kind='gold', weight=-1.)), r"component 'a' is in \[-1, 0\]"),
-      (dict(a=dict(kind='vader'), b=dict(kind='function', function='m:f',
-                                         range=(-3, 0))),
-       r"'b' is in \[-3, 0\] and the sum of all in \[-3, 1\]"),
-      (dict(a=dict(kind='vader', weight=0.)), "component 'a' is in"))
-  def test_rewards_without_a_range(self, nodes, message):
-    with self.assertRaisesRegex(errors.ConfigError, message):
-      prompt_value.check(nodes)
-
-  @parameterized.parameters(
-      dict(a=dict(kind='vader'), b=dict(kind='gold', weight=2.)),
-      dict(a=dict(kind='gold', squash='none', range=(0, 5))),
-      dict(a=dict(kind='vader'), b=dict(kind='proxy', squash='none', weight=0)),
-      dict(a=dict(kind='gold', squash='none', range=(1, 3)),
-           b=dict(kind='vader', weight=-1.)))
-  def test_rewards_with_a_range(self, **nodes):
-    prompt_value.check(nodes)
-
-  @parameterized.parameters(
       (dict(num_heads=3), 'num_heads is 3; give a divisor of the 16'),
       (dict(held_out=1.), 'held_out is 1.0 of 47'),
       (dict(held_out=-.1), 'held_out is -0.1'),
-      (dict(components=dict(raw=dict(kind='gold', squash='none'))), "'raw'"))
+      (dict(liked=dict(kind='gold')), r"component 'liked' is in \[-inf, inf"))
   def test_arguments(self, changes, message):
     with self.assertRaisesRegex(errors.ConfigError, message):
       run(**changes)
