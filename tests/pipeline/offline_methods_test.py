@@ -14,6 +14,7 @@ from rlhf_jax import policy
 from rlhf_jax import types
 from rlhf_jax.annotators import arithmetic
 from rlhf_jax.models import heads
+from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.studies import nodes as nodes_lib
@@ -132,17 +133,22 @@ class ForwardTest(absltest.TestCase):
     out = jax.jit(functools.partial(policy.forward, config))(
         params, types.Batch(tokens, mask))
     np.testing.assert_allclose(logprobs, out.logprobs, rtol=1e-5, atol=1e-6)
-    # Of a trunk of its own, which is another decoder.
+    # Of a trunk of its own, which is a decoder of another shape.
+    other = pretrained.config(
+        worlds.MODEL | dict(num_heads=1), config.vocab_size)
     params = {**params, 'value_trunk': heads.trunk(
-        transformer.init(config, keys[1])),
+        transformer.init(other, keys[1])),
               'value_head': heads.init_scalar(
                   keys[2], config.hidden_size, scale=1.)}
-    again, own = offline_methods.forward(config, config, params, tokens, mask)
+    again, values = offline_methods.forward(
+        config, other, params, tokens, mask)
     np.testing.assert_allclose(again, logprobs, rtol=1e-5, atol=1e-6)
-    del params['value_trunk']
-    shared = offline_methods.forward(config, None, params, tokens, mask)[1]
-    self.assertEqual(own.shape, tokens.shape)
-    self.assertGreater(np.abs(own - shared)[mask].max(), .1)
+    own, wrong = (jax.jit(functools.partial(
+        policy.forward, config, value_config=shape))(
+            params, types.Batch(tokens, mask)).values
+                  for shape in (other, config))
+    np.testing.assert_allclose(values, own, rtol=1e-5, atol=1e-6)
+    self.assertGreater(np.abs(own - wrong)[mask].max(), .01)
 
 
 if __name__ == '__main__':
