@@ -1,79 +1,70 @@
-"""Best-of-n as a policy, against the definition, on a finished smoke study."""
+"""Best-of-n as a policy, against the definition, on the study of figure 3."""
 
-import json
+import functools
 import math
-import pathlib
-import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
-import online_test
-import stages_test
+from stages import figure_3
 
-from rlhf_jax.evaluation import monitor
+from rlhf_jax.evaluation import texts as texts_lib
+from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.stages import best_of_n_policy
-from rlhf_jax.storage import files
-from rlhf_jax.studies import online
+from rlhf_jax.studies import nodes
 
-CONDITION = 'seed_0/as_sampled/noise_0.25'  # the same, in figure 3
-
-
-def scale(x, mean, std):
-  return (x.astype(np.float64) - mean) / std
-
-
-def pairs():
-  return files.load_arrays(online_test.finished() / 'seed_0/pairs/pairs.npz')
+ENDING, CONDITION = 'seed_0/as_sampled', 'seed_0/as_sampled/noise_0.25'
+GIVEN = dict(reference='seed_0/sft', gold='seed_0/gold',
+             pairs=f'{ENDING}/pairs', scores=f'{CONDITION}/scores',
+             proxies=f'{CONDITION}/proxies')
+AGGREGATES = {
+    'mean': dict(kind='mean'), 'single_1': dict(kind='single', member=1),
+    'worst_case': dict(kind='worst_case')}
 
 
-def members(standardize=True):
-  known = stages_test.shards('as_sampled')
-  found = stages_test.member_scores(CONDITION, known['tokens'], known['mask'])
-  if not standardize:
-    return found
-  held = stages_test.arrays(CONDITION, 'proxies/scale.npz')
-  return ((found - held['mean'][:, None, None]) / held['std'][:, None, None])
+def run(name, context=None, **fields):
+  """The stage with an aggregate, and its context."""
+  context = context or figure_3.context()
+  node = dict(kind='proxy', aggregate=AGGREGATES[name]) | fields
+  result = best_of_n_policy.run(
+      context, seed=0, data=nodes.data_config(figure_3.config()), given=GIVEN,
+      proxy=reward_nodes.check({'proxy': node})['proxy'])
+  return context, result
+
+
+usual = functools.cache(run)
+
+
+def scale(x, of):
+  return (x.astype(np.float64) - of.mean()) / of.std()
 
 
 def expected(proxy):
   """Each column of the rows, [B, len(NS)], by the definition."""
-  known, of_pairs = stages_test.shards('as_sampled'), pairs()
-  world = stages_test.world().world
+  samples = figure_3.shards('as_sampled')
+  pairs = figure_3.arrays(ENDING, 'pairs/pairs.npz')
+  world = figure_3.corpus().world
   rule = lambda rows: world.rule(rows['tokens'].astype(np.int32), rows['mask'])
-  gold = of_pairs['gold_scores']
-  eos = known['mask'] & (known['tokens'] == 2)
+  eos = samples['mask'] & (samples['tokens'] == 2)
   values = {
       'proxy': proxy,
-      'gold': scale(known['gold_scores'], gold.mean(), gold.std()),
-      'rule': scale(rule(known), rule(of_pairs).mean(), rule(of_pairs).std()),
-      'length': (known['mask'] & ~eos).sum(axis=-1),
+      'gold': scale(samples['gold_scores'], pairs['gold_scores']),
+      'rule': scale(rule(samples), rule(pairs)),
+      'length': (samples['mask'] & ~eos).sum(axis=-1),
       'unfinished': 1 - eos.any(axis=-1)}
-  return {name: stages_test.estimate(proxy, value)
+  return {name: figure_3.estimate(proxy, value)
           for name, value in values.items()}
-
-
-class ScoresTest(absltest.TestCase):
-
-  def test_arrays(self):
-    known = stages_test.shards('as_sampled')
-    found = files.load_arrays(
-        online_test.finished() / 'seed_0/noise_25/scores/scores.npz')
-    self.assertCountEqual(
-        found, ['members', 'gold', 'rule', 'unfinished', 'length'])
-    np.testing.assert_array_equal(found['gold'], known['gold_scores'])
-    # As the members are, not standardised.
-    np.testing.assert_allclose(
-        found['members'], members(standardize=False), atol=1e-4)
 
 
 class RunTest(parameterized.TestCase):
 
-  @parameterized.parameters(*online_test.AGGREGATES)
+  @parameterized.parameters(*AGGREGATES)
   def test_rows_by_brute_force(self, name):
-    columns = expected(stages_test.METHODS[name](members()))
-    rows = online_test.lines('policies', name, 'evaluation.jsonl')
-    for i, (n, row) in enumerate(zip(stages_test.NS, rows, strict=True)):
+    columns = expected(figure_3.METHODS[name](figure_3.members(CONDITION)))
+    context, result = usual(name)
+    rows = context.lines('evaluation')
+    for i, (n, row) in enumerate(zip(figure_3.NS, rows, strict=True)):
       self.assertEqual([row[k] for k in ('step', 'samples', 'updates')],
                        [n, n, 0])
       divergence = math.log(n) - (n - 1) / n
@@ -85,14 +76,17 @@ class RunTest(parameterized.TestCase):
       for what in ('gold', 'proxy', 'rule'):  # four prompts
         self.assertAlmostEqual(row[f'{what}_se'],
                                columns[what][:, i].std(ddof=1) / 2, 3)
+    self.assertEqual(result['n'], 32)
+    for what in ('gold', 'proxy'):
+      self.assertAlmostEqual(result[what], rows[-1][what], 5)
 
   def test_final_rows(self):
-    known = stages_test.shards('as_sampled')
-    columns = expected(stages_test.METHODS['mean'](members()))
-    rows = online_test.lines('policies', 'mean', 'final.jsonl')
-    prompts, _ = monitor.decode(
-        stages_test.world().tokenizer, known['tokens'][:, 0].astype(np.int32),
-        known['mask'][:, 0])
+    samples = figure_3.shards('as_sampled')
+    columns = expected(figure_3.METHODS['mean'](figure_3.members(CONDITION)))
+    rows = usual('mean')[0].lines('final')
+    prompts, _ = texts_lib.decode(
+        figure_3.corpus().tokenizer, samples['tokens'][:, 0].astype(np.int32),
+        samples['mask'][:, 0])
     self.assertEqual([row['prompt'] for row in rows], prompts)
     for i, row in enumerate(rows):
       for name in ('response', 'reference', 'reference_gold'):
@@ -101,25 +95,36 @@ class RunTest(parameterized.TestCase):
         self.assertAlmostEqual(row[name], columns[name][i, -1], 3, msg=name)
 
   def test_weight_and_raw_members_after_an_interruption(self):
-    with tempfile.TemporaryDirectory() as folder:
-      context = stages_test.Context(folder)
-      workdir = online_test.finished()
-      context.directory_of = lambda name: workdir / name
-      context.result_of = lambda name: files.read_json(
-          workdir / name / 'result.json')['result']
-      made = online_test.config().to_dict()
-      stage = next(s for s in online.plan(made)
-                   if s.name == 'seed_0/policies/worst_case')
-      arguments = stage.run.keywords | dict(weight=2., standardize=False)
-      path = pathlib.Path(folder, 'evaluation.jsonl')
-      path.write_text('{"step": 1, "gold": 7}\n{"step": 2, "gold": 7}\n')
-      best_of_n_policy.run(context, **arguments)
-      rows = [json.loads(line) for line in path.read_text().splitlines()]
-    columns = expected(2 * members(standardize=False).min(axis=0))
-    self.assertEqual([row['step'] for row in rows], stages_test.NS)
+    context = figure_3.context()
+    path = context.directory / 'evaluation.jsonl'
+    path.write_text('{"step": 1, "gold": 7}\n{"step": 2, "gold": 7}\n')
+    run('worst_case', context, weight=2., standardize=False)
+    rows = context.lines('evaluation')
+    columns = expected(
+        2 * figure_3.members(CONDITION, standardize=False).min(axis=0))
+    self.assertEqual([row['step'] for row in rows], figure_3.NS)
     for i, row in enumerate(rows):
       for what in ('proxy', 'gold'):
         self.assertAlmostEqual(row[what], columns[what][:, i].mean(), 3)
+
+  def test_of_texts_that_no_rule_has_written(self):
+    """There are no scores of the rule then, and no column."""
+    picks, load = best_of_n_policy.picks, best_of_n_policy.picks.load
+
+    def without(*args):
+      scores = load(*args)
+      del scores['rule']
+      return scores
+
+    with (mock.patch.object(picks, 'load', without), mock.patch.object(
+        best_of_n_policy.artifacts.World, 'rule_unit', return_value=None)):
+      context, _ = run('mean')
+    for row, whole in zip(context.lines('evaluation'),
+                          usual('mean')[0].lines('evaluation'), strict=True):
+      self.assertEqual(row, {k: x for k, x in whole.items()
+                             if not k.startswith('rule')})
+    self.assertTrue(all(
+        row['rule'] is None for row in context.lines('final')))
 
 
 if __name__ == '__main__':
