@@ -47,7 +47,7 @@ CHANGES = {
     'ilql': {'num_steps': 80, 'ilql': {'beta': 4.}},
     'awr_offline': {'awr': {'beta': .5}},
     # Without a reference, a small beta lets both responses fall without end.
-    'simpo': {'num_steps': 80, 'simpo': {'beta': 10.}},
+    'simpo': {'simpo': {'beta': 10.}},
     # One-step advantages show the policy only what the critic has learned.
     'actor_critic': {'num_steps': 80, 'kl_rewards': {'kl_coef': .01},
                      'ppo': {'value_coef': 5.}},

@@ -5,8 +5,10 @@ Meng, Xia and Chen 2024, https://arxiv.org/abs/2405.14734, eq. 6:
   r(y) = beta / |y| * log pi(y | x)
   loss = -log sigmoid(r(y_chosen) - r(y_rejected) - margin)
 
-There is no reference. The margin is the paper's gamma, in reward units; the
-paper searches beta in [2.0, 2.5] and gamma in [0.3, 1.6].
+There is no reference. |y| counts the EOS, as all sums over tokens here do. The
+margin is the paper's gamma, in reward units. The paper searches beta in
+[2.0, 2.5] and gamma in [0.3, 1.6]; the row of the algorithm table takes 2 and
+1.
 """
 
 import chex
@@ -22,8 +24,8 @@ def simpo_loss(
     logprobs: jax.Array,
     mask: jax.Array,
     *,
-    beta: float = 2.0,
-    margin: float = 1.0,
+    beta: float,
+    margin: float,
 ) -> types.LossOutput:
   """Logistic loss on the gap between two mean log-probabilities.
 
@@ -36,8 +38,7 @@ def simpo_loss(
 
   Returns:
     LossOutput with unit = pair: every array is f32[B]. A pair with an empty
-    response has weight 0. The accuracy is that of the rewards, without the
-    margin.
+    response has weight 0. The accuracy is that of r, without the margin.
 
   Raises:
     ValueError: if `beta` or `margin` is out of range.
