@@ -31,8 +31,8 @@ def row(*args, **changes):
   return offline_methods.make_row(run(*args, **changes))
 
 
-def names(made):
-  return [node['name'] for node in made.annotators]
+def names(method):
+  return [node['name'] for node in method.annotators]
 
 
 class RowTest(parameterized.TestCase):

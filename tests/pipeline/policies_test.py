@@ -148,12 +148,11 @@ class WatchTest(absltest.TestCase):
     self.enterContext(mock.patch.object(
         policies.monitor_lib, 'Monitor', build))
 
-  def watch(self, last_step=6, given=('sft',), **measure):
-    roles = {'sft': 'reference'}
-    there = artifacts.World(self.context, worlds.DATA, 0, {
-        roles.get(name, name): name for name in given})
+  def watch(self, last_step=6, **given):
+    there = artifacts.World(self.context, worlds.DATA, 0,
+                            {'reference': 'sft', **given})
     measure = dict(components=dict(short=dict(kind='length', target=5)),
-                   pool={}, sampler=dict(temperature=.7)) | measure
+                   pool={}, sampler=dict(temperature=.7))
     model = pretrained.Model(worlds.config(), {}, None)
     view = policies.View(model, last_step, lambda step: {'updates': 4 * step})
     return policies.watch(
@@ -188,7 +187,7 @@ class WatchTest(absltest.TestCase):
   def test_setting_and_scorers_are_those_of_the_world(self):
     with self.watch():
       pass
-    with self.watch(given=('sft', 'gold', 'pairs')):
+    with self.watch(gold='gold', pairs='pairs'):
       pass
     bare, whole = self.monitors
     setting = bare.setting
