@@ -40,12 +40,24 @@ AHMADIAN = 'experiments/ahmadian2024_back_to_basics'
 BAHETI = 'experiments/baheti2024_leftover_lunch'
 ZHU = 'experiments/zhu2023_advantage_induced_policy_alignment'
 FIGURE_3 = f'{COSTE}/fig3_best_of_n.py'
-# Whose stages a smoke study takes over; where nothing else is said, those of
-# figure 3.
+# A smoke study of each kind, and of each kind of data and of figure.
+SMOKES = (
+    FIGURE_3,
+    f'{COSTE}/fig4_ppo.py', f'{COSTE}/table6_win_rates.py',
+    f'{COSTE}/fig15_validation_loss.py',
+    f'{AHMADIAN}/fig3_rloo_raft.py', f'{AHMADIAN}/fig2_methods.py',
+    f'{AHMADIAN}/table1_win_rates.py',
+    'experiments/rlhf_notes/iterated.py',
+    f'{BAHETI}/fig2_validation_reward.py', f'{BAHETI}/table2_methods.py',
+    f'{BAHETI}/fig5_components.py', f'{BAHETI}/comet.py',
+    f'{ZHU}/fig9_offline.py',
+)
+# Whose stages one takes over; where nothing else is said, those of figure 3.
 REUSED = {
     FIGURE_3: (),
     f'{COSTE}/table6_win_rates.py': (f'{COSTE}/fig4_ppo.py',),
     f'{AHMADIAN}/fig2_methods.py': (f'{AHMADIAN}/fig3_rloo_raft.py',),
+    f'{AHMADIAN}/table1_win_rates.py': (f'{AHMADIAN}/fig2_methods.py',),
     f'{BAHETI}/table2_methods.py': (f'{BAHETI}/fig2_validation_reward.py',),
     f'{BAHETI}/fig5_components.py': (),  # a corpus of its own
     f'{BAHETI}/comet.py': (),

@@ -146,7 +146,11 @@ def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
   length = data['max_prompt_length'] + data['max_response_length']
   coder = coders.named_tokenizer(data)
   vocab_size = 1 if coder is None else coder.vocab_size
+  checked = []  # conditions mostly share a model, and a check traces it
   for where, model in models.items():
+    if model in checked:
+      continue
+    checked.append(model)
     try:
       pretrained.check(model, vocab_size, length)
     except errors.UserError as error:

@@ -34,8 +34,7 @@ LORA = dict(rank=2, alpha=4., targets='layers/(q|v|down)', dropout=.1)
 
 def config(**model) -> dict:
   """The smoke config of figure 3 on texts, with a loaded policy."""
-  study = worlds.on_files(worlds.get_config(
-      worlds.FIGURE_3.removeprefix('experiments/'), 'smoke'))
+  study = worlds.on_files(worlds.get_config(worlds.FIGURE_3, 'smoke'))
   study['policy']['model'].update(
       path=str(worlds.loaded() / 'model'), **model)
   return study
