@@ -60,8 +60,12 @@ def plan(out, configs):
     out['inputs'][size] = plan.inputs(config, stages)
   out['backends'] = sorted(xla_bridge._backends)
 outs = {}
+task = lambda path: str(outs[path][1] and (
+    outs[path][1]['smoke'].data.logged.task))
 for step in ('load', 'plan'):
-  for path in sys.argv[1:]:
+  # One task after the other, since only the last logs are kept.
+  paths = sys.argv[1:] if step == 'load' else sorted(outs, key=task)
+  for path in paths:
     try:
       if step == 'load':
         outs[path] = load(path)
