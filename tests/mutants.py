@@ -4,9 +4,9 @@ Each is a small change of the package: a sign, a detach, a mask, an off-by-one,
 a sum for a mean, an order, an argument that is not passed on. They stand in
 `faults/`, one a paragraph:
 
-  Monitor._by_chunk
-  -np.concatenate(x)[:rows]
-  +np.concatenate(x)[-rows:]
+  prompt_advantages
+  -scores - values[:, None]
+  +scores + values[:, None]
 
 which is a symbol, the text that is taken out, and the text that is put in its
 place, all of them once. A symbol is a function, a class, a method, a constant
@@ -15,11 +15,11 @@ package has; so code may move without a change here. The text stands once in
 the symbol, decorators included.
 
 In a copy of the repository the change is made and the tests of that module are
-run; where they do not notice, the laws. A mutant that no test notices has
-survived, and the exit code is 1; it is 2 if the tests fail without any. Words
-select the mutants whose symbol, path or text contains one of them. With
-`--check` nothing is run: what names no symbol, or no text of it, is printed,
-and the exit code is 1. `mutants_test.py` checks the same.
+run; where they do not notice, the laws or whole rollouts. A mutant that no
+test notices has survived, and the exit code is 1; it is 2 if the tests fail
+without any. Words select the mutants whose symbol, path or text contains one
+of them. With `--check` nothing is run: what names no symbol, or no text of it,
+is printed, and the exit code is 1. `mutants_test.py` checks the same.
 """
 
 import argparse
@@ -45,21 +45,8 @@ COPIED = ('rlhf_jax', 'tests', 'experiments')  # and setup.cfg
 PRELOADED = ['chex', 'flax', 'hypothesis', 'jax', 'optax', 'pytest', 'scipy']
 # Modules without a test file of their name, and those that are about them.
 TESTS = {
-    'annotators/chain': ('annotators/arithmetic',),
-    'annotators/from_models': ('annotators/arithmetic',),
-    'data/fields': ('data/logged',),
     'data/hub': ('data/tables',),
     'data/task_reviews': ('data/tasks',),
-    'evaluation/columns': ('evaluation/monitor',),
-    'ops/readability': ('rewards/components',),
-    'pipeline/artifacts': ('pipeline/rewarding', 'stages/offline_policy'),
-    'pipeline/gold_rows': ('stages/gold',),
-    'pipeline/leftover': ('stages/prompt_value',),
-    'pipeline/log_rows': ('stages/logged',),
-    'pipeline/offline_methods': ('pipeline/offline_data',),
-    'pipeline/prompt_values': ('stages/prompt_value',),
-    'rewards/nodes': ('rewards/components',),
-    'rewards/worker': ('rewards/programmatic',),
     'studies/offline_checks': ('studies/offline',),
     'studies/run_checks': ('studies/online', 'studies/offline'),
 }

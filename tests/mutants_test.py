@@ -126,8 +126,9 @@ class MainTest(absltest.TestCase):
         ('tests/objectives/ppo_test.py',),
         ('tests/contract_test.py', '-k', 'ppo'),
         ('tests/estimators_test.py',)])
-    self.assertEqual(list(mutants.selections('rewards/worker')), [
-        ('tests/rewards/programmatic_test.py',), ('tests/wiring',)])
+    self.assertEqual(list(mutants.selections('studies/run_checks')), [
+        ('tests/studies/online_test.py',),
+        ('tests/studies/offline_test.py',), ('tests/wiring',)])
     self.assertEqual(list(mutants.selections('runner/run')), [
         ('tests/runner/run_test.py',)])
 
