@@ -20,9 +20,8 @@ from rlhf_jax.storage import files
 ROOT = pathlib.Path(rlhf_jax.__path__[0])
 SEEDS = (0, 1, 2, 3, 100, 1000, 1001)
 SMOKES = (*worlds.SMOKES, 'tests/configs/best_of_n.py')
-# What stages of several kinds draw from, and on purpose: texts, the samples
-# by which policies are compared, and the labels that a log and the reward
-# models of its condition flip.
+# What stages of several kinds draw from, and on purpose: texts, and the labels
+# that a log and the reward models of its condition flip.
 SHARED = {'reviews', 'task', 'split', 'labels'}
 
 
@@ -87,9 +86,10 @@ def asked() -> dict[tuple, set[str]]:
     for line in files.read_jsonl(
         worlds.smoke(config)[0].with_name('streams.jsonl')):
       kind = line['stage'].removeprefix('seed_0/').split('/')
-      # The last part says what a stage does, but of a policy, whose it is.
+      # The last part says what a stage does, but of a policy, whose it is;
+      # where stages are iterated there is one, `policy`.
       stages[tuple(line['names'])].add(
-          kind[0] if kind[0] == 'policies' else kind[-1])
+          'policy' if kind[0] == 'policies' else kind[-1])
       assert line['seed'] == 0, line
   return dict(stages)
 
@@ -126,8 +126,8 @@ class StudiesTest(parameterized.TestCase):
     for names, kinds in asked().items():
       if names[0] == 'labels':
         self.assertContainsSubset(kinds, {'proxies', 'logged'})
-      if names[0] == 'evaluation':
-        self.assertContainsSubset(kinds, {'policies', 'policy'})
+      if names[0] in ('evaluation', 'online', 'offline'):
+        self.assertEqual(kinds, {'policy'}, names)
 
 
 def arithmetic(source: str) -> list[str]:

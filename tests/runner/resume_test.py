@@ -201,7 +201,7 @@ class ResumeTest(absltest.TestCase):
     done = finish(moved)
     self.assertEqual(files(), before)
     *lines, last = done.stdout.splitlines()
-    self.assertLen(lines, 16)
+    self.assertLen(lines, 20)
     for line in lines:
       self.assertEndsWith(line, 'skipped, complete')
     self.assertEqual(pathlib.Path(last), moved / 'report_seeds_0/figure.png')

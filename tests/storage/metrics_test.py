@@ -130,6 +130,7 @@ def test_an_unusable_path_never_raises(tmp_path, caplog):
 
 FULL_DISK = """
 import resource, sys
+from rlhf_jax.storage import metrics
 writer = metrics.MetricsWriter(sys.argv[1])
 writer.write(1, {})
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
