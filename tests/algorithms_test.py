@@ -4,7 +4,7 @@ import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import contract_test
+import contracts
 import jax.numpy as jnp
 
 from rlhf_jax import algorithms
@@ -57,7 +57,7 @@ class AlgorithmsTest(parameterized.TestCase):
 
   def test_objectives_are_known(self):
     used = {row.objective['name'] for row in ROWS.values() if row.objective}
-    self.assertLessEqual(used, set(contract_test.CONTRACTS))
+    self.assertLessEqual(used, set(contracts.CONTRACTS))
     self.assertGreaterEqual(len(used), 13)  # those of the five papers
 
   @parameterized.named_parameters(*((name, name) for name in ROWS))
@@ -67,7 +67,7 @@ class AlgorithmsTest(parameterized.TestCase):
     if row.objective is None:
       self.assertEqual(name, 'best_of_n')
       return
-    out, example = contract_test.example(row.objective['name'])
+    out, example = contracts.example(row.objective['name'])
     loss = row.bind()(out, _annotated(row.annotators, example, row))
     self.assertEqual(loss.loss.ndim, UNITS[row.unit])
     self.assertGreater(loss.weight.sum(), 0)
@@ -79,7 +79,7 @@ class AlgorithmsTest(parameterized.TestCase):
     row = ROWS[name]
     if row.objective is None:
       return
-    out, example = contract_test.example(row.objective['name'])
+    out, example = contracts.example(row.objective['name'])
 
     def loss(nodes):
       found = row.bind()(out, _annotated(nodes, example, row))

@@ -1,21 +1,12 @@
-"""Laws every objective obeys; a new module in objectives/ is found by itself.
-
-`CONTRACT` in tests/objectives/<name>_test.py says how a module is to be called:
-
-  settings           hyper-parameters it needs, or that select another branch
-  responses          K, by default 2
-  token_advantages   whether advantages are [B, K, T], by default false
-"""
+"""Laws every objective obeys; a new module in objectives/ is found by itself."""
 
 import dataclasses
 import functools
-import importlib.util
-import pathlib
-import pkgutil
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import chex
+import contracts
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
@@ -26,60 +17,9 @@ import numpy as np
 from rlhf_jax import objectives
 from rlhf_jax import types
 
-B, T = 8, 7
 DETACHED = (
     'ref_logprobs', 'old_logprobs', 'advantages', 'targets', 'returns',
     'rewards', 'old_values', 'scores', 'prompt_values')
-
-
-def _contract(name):
-  path = pathlib.Path(__file__).with_name('objectives') / f'{name}_test.py'
-  try:
-    spec = importlib.util.spec_from_file_location(f'{name}_test', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.CONTRACT
-  except (OSError, AttributeError) as error:
-    raise ImportError(
-        f'write tests/objectives/{name}_test.py with CONTRACT, as the '
-        f'docstring of contract_test.py says ({error})') from error
-
-
-CONTRACTS = {module.name: _contract(module.name)
-             for module in pkgutil.iter_modules(objectives.__path__)}
-CASES = [
-    (f'{name}_{i}', name, kwargs)
-    for name, contract in CONTRACTS.items()
-    for i, kwargs in enumerate(contract.get('settings', [{}]))
-]
-
-
-def example(name, seed=0):
-  """Ragged responses; those of the second prompt and one of the third empty."""
-  K = CONTRACTS[name].get('responses', 2)
-  rng = np.random.default_rng(seed)
-  f = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  logp = lambda: -jnp.exp(f(B, K, T))
-  lengths = rng.integers(1, T, size=(B, K, 1))
-  # The last response is missing, so that those before it still rank.
-  lengths[1], lengths[2, -1] = 0, 0
-  start = rng.integers(1, 3, size=(B, K, 1))  # t = 0 is never a target
-  position = np.arange(T)
-  mask = jnp.asarray((position >= start) & (position < start + lengths))
-  token = CONTRACTS[name].get('token_advantages', False)
-  heads = lambda make: (make(), make())
-  out = types.PolicyOutput(
-      logprobs=logp(), entropy=-logp(), values=f(B, K, T),
-      step_rewards=f(B, K, T), scores=f(B, K),
-      q_values=heads(lambda: f(B, K, T)), q_logprobs=heads(logp),
-      target_q_values=heads(lambda: f(B, K, T)))
-  batch = types.Batch(
-      tokens=jnp.asarray(rng.integers(0, 9, size=(B, K, T))), mask=mask,
-      scores=f(B, K), old_logprobs=out.logprobs + .3 * f(B, K, T),
-      ref_logprobs=logp(), old_values=f(B, K, T), prompt_values=f(B),
-      rewards=f(B, K, T), advantages=f(B, K, T) if token else f(B, K),
-      returns=f(B, K, T), targets=jax.nn.sigmoid(f(B, K)))
-  return out, batch
 
 
 def _valid(x, mask):
@@ -111,15 +51,15 @@ def _value_and_grad(fn, out, batch):
 
 class ContractTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_units_agree_and_are_float32(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
     cast = lambda tree, dtype: jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating)
         else x, tree)
-    low = cast(example(name), jnp.bfloat16)
+    low = cast(contracts.example(name), jnp.bfloat16)
     results = [fn(*inputs) for inputs in (
-        example(name), low, cast(low, jnp.float32))]
+        contracts.example(name), low, cast(low, jnp.float32))]
     for result in results:
       leaves = [result.loss, result.weight, *result.metrics.values()]
       chex.assert_equal_shape(leaves)
@@ -129,10 +69,10 @@ class ContractTest(parameterized.TestCase):
     # What is low in precision is made float32 before any arithmetic.
     chex.assert_trees_all_close(*results[1:], rtol=1e-6)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_wrong_shapes_and_types_are_errors_at_trace_time(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    out, batch = example(name)
+    out, batch = contracts.example(name)
     trace = lambda out, batch: jax.eval_shape(fn, out, batch)
     trace(out, batch)
     cut = lambda x: x[..., :-1]
@@ -157,7 +97,7 @@ class ContractTest(parameterized.TestCase):
           continue
         chex.assert_trees_all_equal(result, whole)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_bad_hyperparameters_are_named_at_trace_time(self, name, kwargs):
     """None may be NaN or below 0, but for a margin."""
     for argument, value in kwargs.items():
@@ -167,13 +107,13 @@ class ContractTest(parameterized.TestCase):
         wrong = (bad, bad) if isinstance(value, tuple) else bad
         fn = objectives.get(name, **{**kwargs, argument: wrong})
         with self.assertRaisesRegex(ValueError, f'{argument}.*{bad}'):
-          jax.eval_shape(fn, *example(name))
+          jax.eval_shape(fn, *contracts.example(name))
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_missing_arrays_are_named(self, name, kwargs):
     """Without a field the loss is as it was, or an error names the field."""
     fn = objectives.get(name, **kwargs)
-    out, batch = example(name)
+    out, batch = contracts.example(name)
     whole = fn(out, batch)
     for part, place in ((out, 0), (batch, 1)):
       for field in dataclasses.fields(part):
@@ -190,18 +130,18 @@ class ContractTest(parameterized.TestCase):
             chex.assert_trees_all_equal(result, whole)
 
   @chex.variants(with_jit=True, without_jit=True, with_device=True)
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_variants(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
     step = lambda out, batch: _value_and_grad(fn, out, batch)
     chex.assert_trees_all_close(
-        self.variant(step)(*example(name)), step(*example(name)),
+        self.variant(step)(*contracts.example(name)), step(*contracts.example(name)),
         rtol=1e-6, atol=1e-6)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_padding_is_inert(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    out, batch = example(name)
+    out, batch = contracts.example(name)
     results = []
     for junk in (0., jnp.nan, jnp.inf):
       inputs = _fill_padding((out, batch), batch.mask, junk)
@@ -209,31 +149,31 @@ class ContractTest(parameterized.TestCase):
       results.append(_value_and_grad(fn, *inputs))
     chex.assert_trees_all_close(*results, rtol=1e-6)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_wider_padding_changes_nothing(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    inputs = example(name)
+    inputs = contracts.example(name)
     wide = jax.tree.map(lambda x: jnp.pad(
         x, ((0, 0), (0, 0), (0, 3))) if x.ndim == 3 else x, inputs)
-    cut = lambda x: x[..., :T] if x.ndim == 3 else x
+    cut = lambda x: x[..., :contracts.T] if x.ndim == 3 else x
     chex.assert_trees_all_close(
         jax.tree.map(cut, fn(*wide)), fn(*inputs), rtol=1e-6)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_gradient_only_under_the_mask(self, name, kwargs):
-    out, batch = example(name)
+    out, batch = contracts.example(name)
     _, grads = _value_and_grad(objectives.get(name, **kwargs), out, batch)
     for grad in jax.tree.leaves(grads):
       np.testing.assert_array_equal(grad[~_valid(grad, batch.mask)], 0)
     self.assertGreater(sum(np.abs(x).sum() for x in jax.tree.leaves(grads)), 0)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_empty_units_have_no_weight(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    out, batch = example(name)
+    out, batch = contracts.example(name)
     weight = np.asarray(fn(out, batch).weight)
     np.testing.assert_array_equal(weight[1], 0)
-    np.testing.assert_array_equal(weight.reshape(B, -1).any(axis=1)[3:], 1)
+    np.testing.assert_array_equal(weight.reshape(contracts.B, -1).any(axis=1)[3:], 1)
     empty = batch.replace(mask=jnp.zeros_like(batch.mask))
     value, grads = _value_and_grad(
         fn, jax.tree.map(lambda x: x * jnp.nan, out), empty)
@@ -242,34 +182,34 @@ class ContractTest(parameterized.TestCase):
     for grad in jax.tree.leaves(grads):
       np.testing.assert_array_equal(grad, 0)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_no_statistic_crosses_prompts(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    inputs = example(name)
+    inputs = contracts.example(name)
     take = lambda rows: fn(*jax.tree.map(lambda x: x[rows], inputs))
     whole = fn(*inputs)
-    parts = [take(slice(i, i + 2)) for i in range(0, B, 2)]
+    parts = [take(slice(i, i + 2)) for i in range(0, contracts.B, 2)]
     chex.assert_trees_all_close(
         jax.tree.map(lambda *x: jnp.concatenate(x), *parts), whole, rtol=1e-6)
-    order = np.random.default_rng(1).permutation(B)
+    order = np.random.default_rng(1).permutation(contracts.B)
     chex.assert_trees_all_close(
         take(order), jax.tree.map(lambda x: x[order], whole), rtol=1e-6)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_detached_inputs_have_no_gradient(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    out, batch = example(name)
+    out, batch = contracts.example(name)
     for field in DETACHED:
       loss = lambda x, field=field: _sums(
           fn, out, batch.replace(**{field: x}))[0]
       grad = jax.grad(loss)(getattr(batch, field))
       np.testing.assert_array_equal(grad, 0, err_msg=field)
 
-  @parameterized.named_parameters(*CASES)
+  @parameterized.named_parameters(*contracts.CASES)
   def test_data_parallel(self, name, kwargs):
     """Loss, metrics and gradient are the same on 1 device, a mesh and pmap."""
     fn = objectives.get(name, **kwargs)
-    inputs = example(name)
+    inputs = contracts.example(name)
 
     def step(out, batch):
       def loss(out):

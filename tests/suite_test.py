@@ -8,7 +8,6 @@ from absl.testing import parameterized
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TESTS = ROOT / 'tests'
-SHARED = {'contract_test'}  # the batches of all objectives
 
 
 def imported(source: str) -> set[str]:
@@ -33,8 +32,7 @@ class SuiteTest(parameterized.TestCase):
   def test_no_test_module_imports_another(self):
     """What they share stands in modules of its own, such as worlds.py."""
     for path in sorted(TESTS.rglob('*.py')):
-      self.assertEmpty(
-          of_tests(imported(path.read_text())) - SHARED, path)
+      self.assertEmpty(of_tests(imported(path.read_text())), path)
 
   @parameterized.parameters(
       'import stages_test', 'import a_test as worlds', 'from . import worlds',

@@ -137,7 +137,7 @@ class Components:
       if name in by_functions:
         scores = by_functions[name]
       elif node['kind'] == 'proxy':
-        standing, scores = self._proxy(node, rows)
+        standing, scores = self._proxy(name, node, rows, step)
         members = standing if members is None else members
       else:
         scores = self._raw(name, node, rows)
@@ -163,11 +163,15 @@ class Components:
           f'{total[row]:.3g} in row {row}; lower their weights')
     return total.astype(np.float32)
 
-  def _proxy(self, node, rows) -> tuple[np.ndarray, np.ndarray]:
+  def _proxy(self, name, node, rows, step) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the members f[E, N], as they are combined, and f[N]."""
     members = self._models.proxy.scores(
         rows['tokens'], rows['mask'], standardize=node['standardize'],
         mesh=self._models.mesh)
+    for member, scores in enumerate(members):
+      finite_lib.finite(
+          scores, len(rows['responses']), f'component {name!r}: member '
+          f'{member} of the reward ensemble', f'step {step}')
     return members, np.asarray(
         ensembles.aggregate(members, **node['aggregate']))
 

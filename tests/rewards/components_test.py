@@ -107,6 +107,18 @@ class ValuesTest(parameterized.TestCase):
                   'b': {'kind': 'proxy'}})
     self.assertEqual(out.members[0].tolist(), [6, 3, 8])
 
+  def test_a_member_without_a_number_is_named(self):
+    """One that the aggregate leaves out, too: its ensemble is broken."""
+    nodes = {'part': {'kind': 'proxy', 'aggregate': {
+        'kind': 'single', 'member': 0}}}
+    broken = components.Models(proxy=Model(1, np.nan))
+    with components.Components(
+        nodes, responses=RESPONSES, models=broken) as rewards:
+      with self.assertRaisesRegex(
+          errors.RewardError, r"'part': member 1 .* nan in row 0 \(step 7; 3 of"
+          ' 3'):
+        rewards(TOKENS, MASK, PROMPTS, RESPONSES, step=7)
+
   def test_models_score_over_the_mesh(self):
     with make({'a': {'kind': 'gold'}, 'b': {'kind': 'proxy'}}, mesh='a mesh'
               ) as rewards:

@@ -12,7 +12,7 @@ has no hooks and runs the programs that it always runs:
   rlhf_jax.evaluation.monitor.Monitor.__call__  parameters and responses of
                                 every evaluation
 
-A training leaves <folder>/<its stage>.pkl, see `load`. Arrays are NumPy's,
+A training leaves <folder>/<its stage>.msgpack, see `load`. Arrays are NumPy's,
 copied before the train step donates them; keys of random numbers are their
 words, u32[2].
 """
@@ -22,12 +22,12 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import pickle
 import subprocess
 import sys
 from typing import Any
 from unittest import mock
 
+from flax import serialization
 import jax
 import numpy as np
 import optax
@@ -45,7 +45,7 @@ class Training:
       out.
     num_steps: of its loop.
     frozen: what it may read: 'reference', 'reward', 'reward_scale', 'base'.
-    prompts: (tokens, lengths) of all that an online source may ask.
+    prompts: [tokens, lengths] of all that an online source may ask.
     rollouts: of an online source, for each step: 'calls' of the sampler
       ('params_digest', 'tokens', 'lengths', 'key', 'rows'), 'sampled' (a
       batch), 'places' of its prompts and 'host_scores' f32[B, K] where texts
@@ -57,7 +57,7 @@ class Training:
   num_steps: int
   frozen: dict[str, Any]
   steps: list[dict] = dataclasses.field(default_factory=list)
-  prompts: tuple | None = None
+  prompts: list | None = None
   rollouts: list[dict] = dataclasses.field(default_factory=list)
   evaluations: list[dict] = dataclasses.field(default_factory=list)
 
@@ -88,7 +88,8 @@ def run(folder: pathlib.Path, config: pathlib.Path, workdir: pathlib.Path,
 
 def load(folder: pathlib.Path, stage: str) -> Training:
   """What a stage's training left."""
-  return pickle.loads((folder / f'{stage}.pkl').read_bytes())
+  return Training(**serialization.msgpack_restore(
+      (folder / f'{stage}.msgpack').read_bytes()))
 
 
 def restore(stage: pathlib.Path) -> Any:
@@ -171,17 +172,17 @@ class _Recorder:
                     frozen=frozen, **kwargs)
       finally:
         stage = context.directory.relative_to(self.workdir)
-        path = self.folder / f'{stage}.pkl'
+        path = self.folder / f'{stage}.msgpack'
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(training))
+        path.write_bytes(serialization.msgpack_serialize(vars(training)))
         self.training = None
     return fit
 
   def online(self, real):
     def online(prompts, sampler, annotated, *, score=None, **kwargs):
       rollouts, current = [], {'calls': []}
-      self.pending = {'rollouts': rollouts, 'prompts': (
-          _host(prompts.tokens), _host(prompts.lengths))}
+      self.pending = {'rollouts': rollouts, 'prompts': [
+          _host(prompts.tokens), _host(prompts.lengths)]}
 
       def recorded_sampler(params, tokens, lengths, key, rows):
         current['calls'].append(_host({
@@ -236,6 +237,4 @@ def _main(folder: str, *arguments: str) -> int:
 
 
 if __name__ == '__main__':
-  # By its own name, so that what is kept can be read by others.
-  from wiring import recording
-  sys.exit(recording._main(*sys.argv[1:]))
+  sys.exit(_main(*sys.argv[1:]))
