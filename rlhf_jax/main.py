@@ -153,7 +153,7 @@ def run(argv: list[str]) -> int:
     run_lib.run_study(
         stages, _WORKDIR.value, only=_STAGES.value, reuse=_REUSE.value,
         config=config | {'inputs': plan.inputs(config, stages)},
-        safe_keys=('seeds', 'title', 'training.*'))
+        safe_keys=('seeds', 'title', 'training.*', 'mesh.*'))
   except errors.UserError as error:
     return _fail(error)
   except KeyboardInterrupt:  # before the study has begun to listen

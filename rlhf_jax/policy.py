@@ -50,7 +50,7 @@ def forward(
   hidden = transformer.hidden_states(
       config, params, rows, dropout_key=keys[0])
   out = logprobs_lib.from_hidden(
-      hidden, transformer.unembedding(params), rows,
+      hidden, transformer.unembedding(params, hidden.dtype), rows,
       bias=params.get('unembed_bias'), temperature=temperature)
   found = {'logprobs': out.logprobs, 'entropy': out.entropy}
   # Tokens 1, 2, ... are emitted in the states before them.

@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
@@ -127,12 +128,17 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
             pad_id, force_eos, num_tokens, value_shift):
   width = prompts.shape[1]
   num_slots = width + max_new_tokens
+  # Once, and not for each token.
+  params = sharding.gathered(transformer.frozen(config, params))
   layers = transformer.unstack(config, params)
   uniforms = _uniforms(key, row_ids, num_samples, max_new_tokens)
   repeat = lambda x: jnp.repeat(x, num_samples, axis=0)
   hidden, cache, real = jax.tree.map(
       repeat, _prefill(config, params, layers, prompts, prompt_lengths,
                        num_slots))
+  hidden = sharding.keep_rows(hidden)
+  cache = jax.tree.map(
+      lambda x: sharding.keep_rows(x, None, 'tensor'), cache)
   prompts, lengths = repeat(prompts), repeat(prompt_lengths)
   slots = jnp.arange(num_slots)[None]
   # Of the token in each slot; there is none in the gap behind a prompt.

@@ -6,6 +6,7 @@ That is the whole difference between the two kinds of algorithm.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -139,13 +140,14 @@ def online(
     seed: int,
     score: Callable[[int, types.Batch, np.ndarray], np.ndarray] | None = None,
     chunk_size: int | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    multiple: int = 1,
 ) -> Callable[[int, types.TrainState, types.Frozen], types.Rollout]:
   """Samples responses with the current policy and annotates them.
 
   The order of the prompts is a function of seed and step, the noise of the
   samples one of `state.key` and the place of a prompt in the rollout. So
-  neither chunks nor devices change what is sampled.
+  neither chunks nor devices change what is sampled. Where the mesh in use does
+  not divide a rollout, it is filled up with prompts without a response.
 
   Args:
     prompts: N of them.
@@ -159,7 +161,8 @@ def online(
       annotators.
     chunk_size: prompts sampled at a time, a divisor of `batch_size`; None:
       all at once. Memory falls.
-    mesh: over whose 'data' axis the prompts are split.
+    multiple: parts, of equal size for each device, into which a rollout will
+      be cut.
 
   Raises:
     ValueError: if `chunk_size` does not divide `batch_size`.
@@ -169,21 +172,33 @@ def online(
     raise ValueError(f'chunk_size must divide batch_size {batch_size}, '
                      f'got {chunk_size}.')
 
+  @functools.partial(jax.jit, static_argnums=1)
+  def join(parts, size):
+    """One batch of the chunks, without what fills up the last."""
+    batch = jax.tree.map(lambda *x: sharding.keep_rows(
+        jnp.concatenate(x)[:size]), *parts)
+    present = jnp.arange(size) < batch_size
+    return batch.replace(mask=batch.mask & present[:, None, None])
+
   def source(step, state, frozen):
     at = order.indices(seed, step, batch_size, len(prompts.tokens))
     params = {**(frozen.base or {}), **state.params}
-    key = streams.child(state.key, 'sampler')
-    parts = []
-    for start in range(0, batch_size, chunk_size):
-      rows = np.arange(start, start + chunk_size, dtype=np.int32)
-      chunk = prompts.tokens[at[rows]], prompts.lengths[at[rows]], rows
-      if mesh is not None:
-        chunk = sharding.shard_batch(chunk, mesh)
+    key, shards = streams.child(state.key, 'sampler'), sharding.row_parts()
+    size, parts = -(-batch_size // (shards * multiple)) * shards * multiple, []
+    for rows, _ in sharding.chunks(size, chunk_size, shards):
+      asked = at[rows % batch_size]
+      chunk = sharding.shard_batch((
+          prompts.tokens[asked], prompts.lengths[asked],
+          rows.astype(np.int32)))
       parts.append(sampler(params, *chunk[:2], key, chunk[2]))
-    batch = parts[0] if len(parts) == 1 else jax.tree.map(
-        lambda *x: jnp.concatenate(x), *parts)
+    batch = parts[0]
+    if len(parts) > 1 or size != batch_size:
+      batch = join(parts, size)
     if score is not None:
-      batch = batch.replace(scores=jnp.asarray(score(step, batch, at)))
+      scores = score(step, jax.tree.map(
+          lambda x: sharding.to_host(x)[:batch_size], batch), at)
+      batch = batch.replace(scores=sharding.shard_batch(
+          sharding.pad_rows(np.asarray(scores, np.float32), size)))
     return annotated(batch, state, frozen)
 
   return source

@@ -3,8 +3,9 @@
 An objective returns unreduced losses and weights of one unit shape. Here, and
 only here, they become a number: sum(loss * weight) / sum(weight), summed over
 micro-batches before the division. (The mean of micro-batch means is another
-number as soon as masks are ragged.) Under jit over a mesh the same two sums
-are all-reduced by the compiler.
+number as soon as masks are ragged.) Under jit over a mesh the compiler sums
+over devices; under `jax.pmap` and `jax.shard_map` the step does, by the name
+of their axis.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import errors
+from rlhf_jax import sharding
 from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.ops import kl
@@ -54,7 +56,7 @@ def optimizer(*, learning_rate: float, num_steps: int, warmup_steps: int = 0,
 def init_state(params: types.Params, tx: optax.GradientTransformation,
                key: jax.Array,
                targets: types.Params | None = None) -> types.TrainState:
-  """A state at step 0; `jax.vmap` it over members for an ensemble.
+  """A state at step 0.
 
   `targets` are copied: a step that donates its state cannot share buffers.
   """
@@ -63,13 +65,36 @@ def init_state(params: types.Params, tx: optax.GradientTransformation,
       targets=jax.tree.map(jnp.copy, targets))
 
 
+def place_state(params: types.Params, tx: optax.GradientTransformation,
+                key: jax.Array, targets: types.Params | None = None, *,
+                members: int = 0) -> types.TrainState:
+  """The same, of which each device of the mesh in use holds its part alone.
+
+  Args:
+    params: leaves [E, ...] of an ensemble; given away, to be donated.
+    tx: the optimizer.
+    key: key[], or key[E].
+    targets: of `init_state`.
+    members: E; 0: one model.
+  """
+  init = lambda params, key, targets: init_state(params, tx, key, targets)
+  # Of parameters that lie there already the optimizer's are born beside them.
+  placed = sharding.shard_params(
+      {'params': params, 'targets': targets}, members=members)
+  return sharding.born(
+      sharding.vmap_members(init, members) if members else init,
+      placed['params'], key, placed['targets'], members=members)
+
+
 def _split(batch: types.Batch, parts: int) -> types.Batch:
   """Cuts the prompts into `parts` micro-batches on a new leading axis."""
   size = batch.tokens.shape[0]
   if size % parts:
     raise ValueError(f'a batch of {size} prompts cannot be cut into '
                      f'num_microbatches={parts} equal parts.')
-  return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  # Every parts-th row, so that each device cuts the rows that it has.
+  return jax.tree.map(lambda x: jnp.swapaxes(
+      x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
 
 
 def make_train_step(
@@ -81,6 +106,7 @@ def make_train_step(
     update_targets: Callable[..., types.Params] | None = None,
     dropout: bool = False,
     coefficients: Sequence[str] = (),
+    axis_name: str | None = None,
 ) -> Callable[..., tuple[types.TrainState, Metrics]]:
   """Returns step(state, batch, base=None) -> (state, metrics), ready for jit.
 
@@ -97,6 +123,8 @@ def make_train_step(
       micro-batch.
     coefficients: arguments of `objective` that are data, not program, because
       a controller adapts them: each is given state.statistics[name].
+    axis_name: of `jax.pmap` or `jax.shard_map`, over which the rows are split
+      and the state is replicated; None: under jit, over any mesh.
 
   Returns:
     The step, pure. Metrics are f32[] means over the batch: those of the
@@ -124,15 +152,19 @@ def make_train_step(
 
   grad_fn = jax.grad(summed, has_aux=True)
 
+  def grad_of(*args):
+    grads, sums = grad_fn(*args)
+    return sharding.keep(grads), sums
+
   def accumulate(params, batch, *rest):
     if num_microbatches == 1:
-      return grad_fn(params, (batch, 0), *rest)
+      return grad_of(params, (batch, 0), *rest)
     parts = (_split(batch, num_microbatches), jnp.arange(num_microbatches))
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
                          jax.eval_shape(grad_fn, params, first, *rest))
     add = lambda total, part: (
-        jax.tree.map(jnp.add, total, grad_fn(params, part, *rest)), None)
+        jax.tree.map(jnp.add, total, grad_of(params, part, *rest)), None)
     return jax.lax.scan(add, zeros, parts)[0]
 
   def step(state, batch, base=None):
@@ -143,9 +175,14 @@ def make_train_step(
     # [E, B, K] fits no cut by prompts, and no objective reads it.
     batch = batch.replace(member_scores=None)
     dropout_key = streams.child(state.key, 'dropout')
+    if axis_name is not None:
+      dropout_key = jax.random.fold_in(
+          dropout_key, jax.lax.axis_index(axis_name))
     adapted = {name: state.statistics[name] for name in coefficients}
     grads, (sums, weight) = accumulate(
         state.params, batch, base, state.targets, dropout_key, adapted)
+    if axis_name is not None:
+      grads, sums, weight = jax.lax.psum((grads, sums, weight), axis_name)
     weight = jnp.maximum(weight, 1e-8)
     grads, metrics = jax.tree.map(lambda x: x / weight, (grads, sums))
     norm = optax.tree.norm(grads)
@@ -161,9 +198,9 @@ def make_train_step(
           keep, update_targets(targets, params, state.step + 1), targets)
     metrics['train/grad_norm'] = norm
     metrics['train/skipped'] = 1.0 - finite.astype(jnp.float32)
-    return state.replace(
+    return sharding.keep(state.replace(
         step=state.step + 1, params=params, opt_state=opt_state,
-        key=streams.child(state.key, 'next'), targets=targets), metrics
+        key=streams.child(state.key, 'next'), targets=targets)), metrics
 
   return step
 
@@ -172,16 +209,21 @@ def minibatch_order(key: jax.Array, num_prompts: int, *, num_epochs: int,
                     num_minibatches: int, repeats: int = 1) -> jax.Array:
   """Which prompts each update of a rollout takes.
 
+  Of every `num_minibatches` neighbours each minibatch takes one, in a fresh
+  order for each epoch. So whatever the number of devices, a minibatch has as
+  many prompts on each, none has to move, and the order is the same; and so it
+  is for the first prompts of a rollout that is filled up.
+
   Args:
-    key: of the permutations, a fresh one for each epoch.
+    key: of the orders.
     num_prompts: B, a multiple of `num_minibatches`.
     num_epochs: passes over the rollout.
-    num_minibatches: updates of a pass.
+    num_minibatches: M, updates of a pass.
     repeats: updates in a row on the same minibatch.
 
   Returns:
-    i32[num_epochs * num_minibatches * repeats, B / num_minibatches]; in each
-    epoch every prompt occurs `repeats` times.
+    i32[num_epochs * M * repeats, B / M]; in each epoch every prompt occurs
+    `repeats` times.
 
   Raises:
     ValueError: B is no multiple of `num_minibatches`, or a count is below 1.
@@ -193,13 +235,22 @@ def minibatch_order(key: jax.Array, num_prompts: int, *, num_epochs: int,
   if num_prompts % num_minibatches:
     raise ValueError(f'a rollout of {num_prompts} prompts cannot be cut into '
                      f'num_minibatches={num_minibatches} equal parts.')
-  if num_minibatches == 1:  # an order within the batch would change nothing
-    order = jnp.tile(jnp.arange(num_prompts), (num_epochs, 1))
-  else:
-    order = jax.vmap(lambda k: jax.random.permutation(k, num_prompts))(
-        jax.random.split(key, num_epochs)).reshape(
-            num_epochs * num_minibatches, -1)
+  shape = num_prompts // num_minibatches, num_minibatches
+  order = jnp.argsort(jax.vmap(lambda k: jax.random.uniform(k, shape))(
+      jax.random.split(key, num_epochs)), axis=-1)
+  order = jnp.swapaxes(order, 1, 2).reshape(-1, shape[0])
+  order += num_minibatches * jnp.arange(shape[0])[None]
   return jnp.repeat(order, repeats, axis=0)
+
+
+def take_minibatch(batch: types.Batch, order: jax.Array, num_minibatches: int
+                   ) -> types.Batch:
+  """The prompts of one row of `minibatch_order`."""
+  def take(x):
+    neighbours = x.reshape(-1, num_minibatches, *x.shape[1:])
+    at = (order % num_minibatches).reshape(-1, *[1] * x.ndim)
+    return jnp.take_along_axis(neighbours, at, axis=1)[:, 0]
+  return batch if num_minibatches == 1 else jax.tree.map(take, batch)
 
 
 def make_updates(
@@ -243,9 +294,7 @@ def make_updates(
     state = state.replace(statistics=rollout.statistics)
 
     def update(state, at):
-      part = batch if num_minibatches == 1 else jax.tree.map(
-          lambda x: x[at], batch)
-      return step(state, part, base)
+      return step(state, take_minibatch(batch, at, num_minibatches), base)
 
     state, metrics = jax.lax.scan(update, state, order)
     if penalty_target is not None:

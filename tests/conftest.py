@@ -16,7 +16,7 @@ CACHE = pathlib.Path(
     or pathlib.Path.home() / '.cache' / 'rlhf_jax' / 'xla'
 )
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)  # for subprocesses too
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
 
 import jax

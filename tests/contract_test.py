@@ -1,4 +1,4 @@
-"""Laws every objective obeys; a new module in objectives/ is found by itself."""
+"""Laws every objective obeys; a new module in objectives/ finds them."""
 
 import dataclasses
 import functools
@@ -15,7 +15,6 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from rlhf_jax import objectives
-from rlhf_jax import types
 
 DETACHED = (
     'ref_logprobs', 'old_logprobs', 'advantages', 'targets', 'returns',
@@ -135,8 +134,8 @@ class ContractTest(parameterized.TestCase):
     fn = objectives.get(name, **kwargs)
     step = lambda out, batch: _value_and_grad(fn, out, batch)
     chex.assert_trees_all_close(
-        self.variant(step)(*contracts.example(name)), step(*contracts.example(name)),
-        rtol=1e-6, atol=1e-6)
+        self.variant(step)(*contracts.example(name)),
+        step(*contracts.example(name)), rtol=1e-6, atol=1e-6)
 
   @parameterized.named_parameters(*contracts.CASES)
   def test_padding_is_inert(self, name, kwargs):
@@ -173,7 +172,8 @@ class ContractTest(parameterized.TestCase):
     out, batch = contracts.example(name)
     weight = np.asarray(fn(out, batch).weight)
     np.testing.assert_array_equal(weight[1], 0)
-    np.testing.assert_array_equal(weight.reshape(contracts.B, -1).any(axis=1)[3:], 1)
+    np.testing.assert_array_equal(
+        weight.reshape(contracts.B, -1).any(axis=1)[3:], 1)
     empty = batch.replace(mask=jnp.zeros_like(batch.mask))
     value, grads = _value_and_grad(
         fn, jax.tree.map(lambda x: x * jnp.nan, out), empty)

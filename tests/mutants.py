@@ -50,6 +50,8 @@ TESTS = {
     'studies/offline_checks': ('studies/offline',),
     'studies/run_checks': ('studies/online', 'studies/offline'),
 }
+# What counts the work of a device.
+DEVICES = ('sharding', 'train')
 # What is run last, by package: laws, or whole rollouts.
 LAST = {
     **dict.fromkeys(('ops', 'objectives'), 'tests/estimators_test.py'),
@@ -210,6 +212,8 @@ def selections(module: str) -> Iterator[Run]:
   package, _, stem = module.rpartition('/')
   if package == 'objectives':
     yield 'tests/contract_test.py', '-k', stem
+  if module in DEVICES:
+    yield ('tests/devices_test.py',)
   if package in LAST:
     yield (LAST[package],)
 

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import worlds
 
 from rlhf_jax import policy
 from rlhf_jax import sampling
@@ -336,12 +337,14 @@ class SampleTest(parameterized.TestCase):
     prompts, lengths = PROMPTS[np.arange(8) % 3], LENGTHS[np.arange(8) % 3]
     kwargs = dict(num_samples=2, max_new_tokens=4)
     one = _sample(prompts, lengths, **kwargs)
-    mesh = sharding.make_mesh()
-    cut = sharding.shard_batch((prompts, lengths), mesh)
-    many = _sample(*cut, params=sharding.shard_params(_params(LLAMA), mesh),
-                   **kwargs)
-    np.testing.assert_array_equal(one.tokens, many.tokens)
-    np.testing.assert_allclose(one.old_logprobs, many.old_logprobs, atol=1e-5)
+    for axes in ({}, dict(fsdp=4), dict(fsdp=2, tensor=2), dict(member=2)):
+      with worlds.devices(8, **axes):
+        many = jax.device_get(_sample(
+            *sharding.shard_batch((prompts, lengths)),
+            params=sharding.shard_params(_params(LLAMA)), **kwargs))
+      np.testing.assert_array_equal(one.tokens, many.tokens)
+      np.testing.assert_allclose(
+          one.old_logprobs, many.old_logprobs, atol=1e-5)
 
   @parameterized.parameters(
       ('num_samples .* got 0 and 6', dict(num_samples=0)),

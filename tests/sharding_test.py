@@ -1,125 +1,272 @@
-"""Tests for rlhf_jax.sharding."""
+"""Tests for rlhf_jax.sharding: where each array lies."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec
 import numpy as np
+import optax
+import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import sharding
+from rlhf_jax import train
+from rlhf_jax.models import heads
+from rlhf_jax.models import lora
+from rlhf_jax.models import quantize
+from rlhf_jax.models import transformer
+from rlhf_jax.rewards import models as reward_models
 
-PARAMS = {'embed': np.zeros((12, 8)),
-          'layers': {'q': {'kernel': np.zeros((2, 8, 6)),
-                           'bias': np.zeros((2, 6))}}}
+FAMILIES = ('gpt2', 'gpt_neo', 'gptj', 'gpt_neox', 'llama', 'qwen2', 'qwen3',
+            'mistral')
 
 
-def _specs(tree):
-  return {jax.tree_util.keystr(path, simple=True, separator='/'):
-          tuple(x.sharding.spec)
-          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+def config(family='llama', **kwargs):
+  return transformer.make_config(family, **{
+      'vocab_size': 24, 'hidden_size': 32, 'num_layers': 2, 'num_heads': 4,
+      'intermediate_size': 64} | kwargs)
+
+
+def specs(tree, mesh, **kwargs):
+  return {sharding.path_of(path): tuple(x.spec) for path, x in
+          jax.tree_util.tree_leaves_with_path(
+              sharding.shardings(tree, mesh, **kwargs))}
+
+
+def shape(mesh):
+  """Its axes that are not 1."""
+  return {name: size for name, size in mesh.shape.items() if size > 1}
 
 
 class MeshTest(parameterized.TestCase):
 
-  def test_default_is_all_devices(self):
-    mesh = sharding.make_mesh()
-    self.assertEqual(dict(mesh.shape), {'data': 8})
-
-  def test_named_axes_and_chosen_devices(self):
-    mesh = sharding.make_mesh({'data': 4, 'model': 2})
-    self.assertEqual(dict(mesh.shape), {'data': 4, 'model': 2})
+  @parameterized.parameters(
+      (None, {'data': 8}), ({'data': -1}, {'data': 8}),
+      ({'data': -1, 'fsdp': 2, 'tensor': 2}, {'data': 2, 'fsdp': 2,
+                                              'tensor': 2}),
+      ({'data': 8, 'fsdp': -1}, {'data': 8}),
+      ({'member': 4, 'data': -1}, {'member': 4, 'data': 2}),
+      ({'fsdp': 8}, {'fsdp': 8}))
+  def test_sizes(self, given, expected):
+    before = given and dict(given)
+    mesh = sharding.make_mesh(given)
+    self.assertEqual(shape(mesh), expected)
+    self.assertEqual(mesh.axis_names, sharding.AXES)
+    self.assertEqual(given, before)  # a config's own
+    self.assertLen(set(mesh.devices.flat), 8)
     devices = jax.devices()[2:5]
     mesh = sharding.make_mesh({'data': 3}, devices)
     self.assertEqual(set(mesh.devices.flat), set(devices))
 
   @parameterized.parameters(
-      ({'data': -1}, {'data': 8}),
-      ({'data': -1, 'model': 2}, {'data': 4, 'model': 2}),
-      ({'data': 8, 'model': -1}, {'data': 8, 'model': 1}))
-  def test_what_is_left(self, shape, sizes):
-    before = dict(shape)
-    self.assertEqual(dict(sharding.make_mesh(shape).shape), sizes)
-    self.assertEqual(shape, before)  # a config's own
+      ({'data': 4}, 'mesh data 4 = 4 but there are 8 devices'),
+      ({'data': 4, 'fsdp': 3}, 'data 4 x fsdp 3 = 12 but there are 8'),
+      ({'data': -1, 'fsdp': 3}, 'data -1 x fsdp 3 = 3 but there are 8'),
+      ({'data': -1, 'fsdp': -1}, 'data -1 x fsdp -1 = 1 but there are 8'),
+      ({'data': 16}, 'data 16 = 16 but'), ({'data': 0}, 'data 0 = 0 but'),
+      ({'data': -1, 'fsdp': 0}, 'data -1 x fsdp 0 = 0 but there are 8'),
+      ({'dta': 8}, "has an axis 'dta'; there are member, data, fsdp, tensor"),
+      ({'fsdp': 8, 'dcn': 2}, 'mesh data 1 is not divisible by dcn 2'),
+      ({'data': 8, 'dcn': 0}, 'not divisible by dcn 0'),
+      ({'data': 8, 'dcn': 2}, 'dcn 2 does not fit the devices'))
+  def test_what_does_not_fit(self, given, message):
+    with self.assertRaisesRegex(errors.TopologyError, message):
+      sharding.make_mesh(given)
+
+  def test_none_is_in_use_where_devices_are_the_callers(self):
+    self.assertIsNone(sharding.mesh_in_use())
+    self.assertEqual(sharding.row_parts(), 1)
+    seen = []
+
+    def look(x):
+      seen.append(sharding.mesh_in_use())
+      return x
+
+    jax.pmap(look)(np.ones(8))
+    with worlds.devices(8) as mesh:
+      jax.shard_map(look, in_specs=PartitionSpec('data'),
+                    out_specs=PartitionSpec('data'))(np.ones(8))
+      self.assertEqual(seen, [None, None])
+      jax.jit(look)(np.ones(8))
+      self.assertEqual(seen[-1].shape, jax.sharding.get_mesh().shape)
+    del mesh
+    other = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(other):
+      self.assertIsNone(sharding.mesh_in_use())
+
+
+class RulesTest(parameterized.TestCase):
+
+  @parameterized.parameters(*FAMILIES)
+  def test_every_leaf_of_every_family_has_a_place(self, family):
+    """And its moments the same one; no kernel is on every device."""
+    params = transformer.abstract(config(family))
+    params |= {'value_head': jax.eval_shape(lambda: heads.init_scalar(
+        jax.random.key(0), 32, mlp=True)), 'value_trunk': heads.trunk(params)}
+    tx = train.optimizer(learning_rate=1., num_steps=9)
+    state = jax.eval_shape(
+        lambda p: train.init_state(p, tx, jax.random.key(0)), params)
+    mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
+    places = specs(state, mesh)
+    for name, spec in places.items():
+      if name.startswith('params/'):
+        leaf = name.removeprefix('params/')
+        for moment in ('mu', 'nu'):
+          where, = (other for path, other in places.items()
+                    if path.endswith(f'/{moment}/{leaf}'))
+          self.assertEqual(where, spec)
+      if name.endswith('kernel'):
+        self.assertIn('fsdp', spec, name)
+        self.assertIn('tensor', spec, name)
+      if name.endswith('embed'):
+        self.assertEqual(spec, (None, 'fsdp'))
+
+  def test_by_hand(self):
+    mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
+    self.assertEqual(specs(transformer.abstract(config('gpt_neox')), mesh), {
+        'embed': (None, 'fsdp'), 'unembed': (None, 'fsdp'),
+        'norm/scale': (), 'norm/bias': (),
+        **{f'layers/{name}_norm/{x}': () for name in ('attention', 'mlp')
+           for x in ('scale', 'bias')},
+        **{f'layers/{x}/kernel': (None, 'fsdp', 'tensor')
+           for x in ('q', 'k', 'v', 'up')},
+        **{f'layers/{x}/bias': (None, 'tensor') for x in ('q', 'k', 'v', 'up')},
+        **{f'layers/{x}/kernel': (None, 'tensor', 'fsdp')
+           for x in ('o', 'down')},
+        **{f'layers/{x}/bias': () for x in ('o', 'down')}})
+
+  def test_adapters_quantised_bases_and_heads(self):
+    mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
+    shaped = config(hidden_size=128, intermediate_size=256)
+    params = jax.eval_shape(
+        lambda: quantize.quantize_params(transformer.init(
+            shaped, jax.random.key(0))))
+    adapter = jax.eval_shape(lambda: lora.init(
+        shaped, transformer.abstract(shaped), jax.random.key(0), rank=2,
+        alpha=2.)[1])
+    tree = {**params, 'adapter': adapter, 'q_heads': jax.eval_shape(
+        lambda: heads.init_q(jax.random.key(0), 128, 24, mlp=True)),
+            'head': jax.eval_shape(lambda: heads.init_prompt_value(
+                jax.random.key(0), 128))}
+    places = specs(tree, mesh)
+    for name, spec in {
+        'layers/q/kernel/codes': (None, 'fsdp'),
+        'layers/q/kernel/absmax': (None, 'fsdp'),
+        'layers/q/kernel/scale': (), 'layers/q/kernel/offset': (),
+        'adapter/layers/up/a': (None, 'fsdp'),
+        'adapter/layers/up/b': (None, None, 'tensor'),
+        'adapter/layers/down/a': (None, 'tensor'),
+        'adapter/layers/down/b': (None, None, 'fsdp'),
+        'q_heads/0/weight': (None, 'fsdp'), 'q_heads/1/bias': (),
+        'q_heads/1/features/kernel': ('fsdp', 'tensor'),
+        'head/query': (), 'head/attention/key/kernel': (),
+        'head/scalar/weight': ('tensor',)}.items():
+      self.assertEqual(places[name], spec, name)
+
+  def test_members(self):
+    """Split over their axis where it divides them; one model is no ensemble."""
+    params = jax.eval_shape(lambda: reward_models.init_members(
+        config(), jax.random.split(jax.random.key(0), 4)))
+    mesh = sharding.make_mesh({'member': 2, 'fsdp': 2, 'tensor': 2})
+    places = specs(params, mesh, members=4)
+    self.assertEqual(
+        places['trunk/layers/q/kernel'], ('member', None, 'fsdp', 'tensor'))
+    self.assertEqual(places['head/bias'], ('member',))
+    self.assertEqual(places['trunk/embed'], ('member', None, 'fsdp'))
+    one = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), params)
+    self.assertEqual(specs(one, mesh, members=1)['trunk/embed'],
+                     (None, None, 'fsdp'))
+    self.assertEqual((sharding.row_parts(mesh), sharding.row_parts(
+        mesh, members=4)), (4, 2))
+    with self.assertRaisesRegex(
+        errors.TopologyError, '3 members are not divisible by member 2'):
+      sharding.row_parts(mesh, members=3)
 
   @parameterized.parameters(
-      ({'data': 4}, 'mesh data 4 = 4 but there are 8 devices'),
-      ({'data': 4, 'model': 3}, 'data 4 x model 3 = 12 but there are 8'),
-      ({'data': -1, 'model': 3}, 'data -1 x model 3 = 3 but there are 8'),
-      ({'data': -1, 'model': -1}, 'data -1 x model -1 = 1 but there are 8'),
-      ({'data': 16}, 'data 16 = 16 but'), ({'data': 0}, 'data 0 = 0 but'),
-      ({'data': -1, 'model': 0}, 'data -1 x model 0 = 0 but there are 8'))
-  def test_sizes_must_multiply_to_the_devices(self, shape, message):
+      ({'new': {'part': np.zeros((4, 4))}}, 'no sharding rule .* new/part'),
+      ({'q': {'kernel': np.zeros(4)}}, r'no sharding rule .* q/kernel \(4,\)'),
+      ({'q': {'kernel': np.zeros((2, 6, 7))}},
+       r'q/kernel \(2, 6, 7\) cannot be split: 7 is not divisible by tensor 4'),
+      ({'embed': np.zeros((6, 3))}, r'embed \(6, 3\) .*: 3 is .* fsdp 2'))
+  def test_what_has_no_place(self, params, message):
     with self.assertRaisesRegex(errors.TopologyError, message):
-      sharding.make_mesh(shape)
+      sharding.shardings(
+          params, sharding.make_mesh({'fsdp': 2, 'tensor': 4}))
 
 
-class ParamsTest(absltest.TestCase):
+class PlacesTest(parameterized.TestCase):
 
-  def setUp(self):
-    super().setUp()
-    self.mesh = sharding.make_mesh({'data': 4, 'model': 2})
+  def test_without_a_mesh_nothing_moves(self):
+    x = jax.numpy.ones(3)
+    self.assertIs(sharding.keep_rows(x), x)
+    self.assertIs(sharding.whole(x), x)
+    self.assertIs(sharding.keep({'any': x})['any'], x)
+    self.assertIs(sharding.shard_batch({'any': x})['any'], x)
+    self.assertIs(sharding.abstract({'any': x})['any'], x)
 
-  def test_first_match_wins(self):
-    rules = ((r'q/kernel$', PartitionSpec(None, None, 'model')),
-             (r'kernel', PartitionSpec(None, 'data')),
-             (r'embed', PartitionSpec(('model', 'data')[:1], 'data')),
-             (r'.*', PartitionSpec()))
-    placed = sharding.shard_params(PARAMS, self.mesh, rules)
-    self.assertEqual(_specs(placed), {
-        'embed': ('model', 'data'), 'layers/q/bias': (),
-        'layers/q/kernel': (None, None, 'model')})
-    shard = placed['layers']['q']['kernel'].addressable_shards[0].data
-    self.assertEqual(shard.shape, (2, 8, 3))
+  def test_parameters_are_placed_once(self):
+    params = transformer.init(config(), jax.random.key(0))
+    with worlds.devices(8, fsdp=4):
+      placed = sharding.shard_params(params)
+      again = sharding.shard_params(placed)
+    for before, one, two in zip(*map(
+        jax.tree.leaves, (params, placed, again)), strict=True):
+      np.testing.assert_array_equal(one, before)
+      self.assertEqual([x.data.unsafe_buffer_pointer()
+                        for x in one.addressable_shards],
+                       [x.data.unsafe_buffer_pointer()
+                        for x in two.addressable_shards])
+    kernel = placed['layers']['up']['kernel']
+    self.assertEqual(kernel.addressable_shards[0].data.shape, (2, 8, 64))
 
-  def test_default_replicates(self):
-    placed = sharding.shard_params(PARAMS, self.mesh)
-    for leaf in jax.tree.leaves(placed):
-      self.assertTrue(leaf.is_fully_replicated)
-      self.assertLen(leaf.sharding.device_set, 8)
+  def test_a_state_is_born_in_its_place_and_stays_there(self):
+    params = transformer.init(config(), jax.random.key(0))
+    tx = optax.adam(1e-3)
+    with worlds.devices(8, fsdp=2, tensor=2):
+      state = train.place_state(params, tx, jax.random.key(1))
+      mesh = jax.sharding.get_mesh()
+      where = sharding.shardings(state, mesh)
+      self.assertTrue(all(jax.tree.leaves(jax.tree.map(
+          lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, where))))
+      kept = jax.jit(lambda s: sharding.keep(
+          jax.tree.map(lambda x: x, s)))(state)
+      jax.tree.map(lambda x, s: self.assertTrue(
+          x.sharding.is_equivalent_to(s, x.ndim)), kept, where)
 
-  def test_unmatched_leaf_is_named(self):
-    with self.assertRaisesRegex(
-        errors.TopologyError, r'layers/q/bias \(2, 6\)'):
-      sharding.shard_params(PARAMS, self.mesh, (
-          (r'kernel', PartitionSpec()), (r'embed', PartitionSpec())))
-
-  def test_indivisible_dimension(self):
-    for spec, message in (
-        (PartitionSpec(None, None, 'data'), '6 is not divisible by 4'),
-        (PartitionSpec(('data', 'model')), '2 is not divisible by 8')):
+  @parameterized.parameters(0, 2)
+  def test_rows_of_a_batch(self, members):
+    lead = (members,) * bool(members)
+    size = (*lead, 16, 3)
+    batch = {'a': np.arange(np.prod(size)).reshape(size),
+             'b': np.zeros((*lead, 16), bool), 'c': None}
+    with worlds.devices(8, member=2, fsdp=2):
+      cut = sharding.shard_batch(batch, members=members)
+      np.testing.assert_array_equal(cut['a'], batch['a'])
+      for leaf in jax.tree.leaves(cut):
+        part = leaf.addressable_shards[0].data.shape
+        self.assertEqual(part[:2] if members else part[:1],
+                         (1, 4) if members else (2,))
       with self.assertRaisesRegex(
-          errors.TopologyError, rf'layers/q/kernel \(2, 8, 6\) .*{message}'):
-        sharding.shard_params(
-            PARAMS, self.mesh, ((r'kernel', spec), (r'', PartitionSpec())))
+          errors.TopologyError, '12 prompts is not divisible by member 2 x '
+          'data 2 x fsdp 2'):
+        sharding.shard_batch(np.zeros((12, 2)))
 
-
-class BatchTest(parameterized.TestCase):
-
-  @parameterized.parameters(0, 1)
-  def test_splits_the_prompts(self, axis):
-    mesh = sharding.make_mesh()
-    shape = (3, 16, 2)[1 - axis:]
-    batch = {'a': np.arange(np.prod(shape)).reshape(shape),
-             'b': np.zeros(shape[:axis + 1], bool), 'c': None}
-    cut = sharding.shard_batch(batch, mesh, axis=axis)
-    np.testing.assert_array_equal(cut['a'], batch['a'])
-    for leaf in jax.tree.leaves(cut):
-      self.assertEqual(leaf.sharding.spec[axis], 'data')
-      self.assertEqual(leaf.addressable_shards[0].data.shape[axis], 2)
-
-  def test_indivisible_batch(self):
-    with self.assertRaisesRegex(errors.TopologyError,
-                                '12 prompts is not divisible by data 8'):
-      sharding.shard_batch({'a': np.zeros((12, 2))}, sharding.make_mesh())
-    with self.assertRaisesRegex(errors.TopologyError, '3 prompts .* data 8'):
-      sharding.shard_batch(np.zeros((8, 3)), sharding.make_mesh(), axis=1)
+  def test_rows_that_fill_up(self):
+    batch = {'a': np.ones((5, 2)), 'b': np.ones((5,), bool)}
+    out = sharding.pad_rows(batch, 4)
+    self.assertEqual(out['a'].shape, (8, 2))
+    self.assertEqual(out['b'].tolist(), [True] * 5 + [False] * 3)
+    self.assertIs(sharding.pad_rows(batch, 5)['a'], batch['a'])
+    self.assertEqual(
+        sharding.pad_rows(np.ones((2, 5)), 3, axis=1).shape, (2, 6))
 
 
 class ChunksTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      # Rows, of a chunk at most, devices: each chunk, and how many count.
+      # Rows, of a chunk at most, parts: each chunk, and how many count.
       (5, 2, 1, [([0, 1], 2), ([2, 3], 2), ([4, 4], 1)]),
       (5, 3, 1, [([0, 1, 2], 3), ([3, 4, 3], 2)]),
       (4, 2, 1, [([0, 1], 2), ([2, 3], 2)]),
@@ -127,21 +274,19 @@ class ChunksTest(parameterized.TestCase):
       (1, 4, 4, [([0, 0, 0, 0], 1)]),
       (7, 3, 4, [([0, 1, 2, 3], 4), ([4, 5, 6, 4], 3)]),
       (5, 99, 4, [([0, 1, 2, 3, 4, 0, 1, 2], 5)]))
-  def test_by_hand(self, count, size, devices, expected):
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    for where in (mesh,) if devices > 1 else (mesh, None):
-      self.assertEqual([(rows.tolist(), number) for rows, number
-                        in sharding.chunks(count, size, where)], expected)
+  def test_by_hand(self, count, size, parts, expected):
+    self.assertEqual([(rows.tolist(), number) for rows, number
+                      in sharding.chunks(count, size, parts)], expected)
 
   @parameterized.parameters(*range(1, 10))
   def test_every_row_counts_once_and_all_chunks_are_of_one_size(self, size):
-    for mesh in (None, sharding.make_mesh({'data': 4, 'model': 2})):
-      chunks = list(sharding.chunks(13, size, mesh))
+    for parts in (1, 4):
+      chunks = list(sharding.chunks(13, size, parts))
       self.assertEqual(
           [i for rows, number in chunks for i in rows[:number]],
           list(range(13)))
       length, = {len(rows) for rows, _ in chunks}
-      self.assertEqual(length % (1 if mesh is None else 4), 0)
+      self.assertEqual(length % parts, 0)
       self.assertTrue(all(1 <= number <= length for _, number in chunks))
 
   @parameterized.parameters(0, -1)
@@ -150,21 +295,21 @@ class ChunksTest(parameterized.TestCase):
         ValueError, f'^chunk_size must be >= 1, got {size}.$'):
       list(sharding.chunks(5, size))
     with self.assertRaisesRegex(ValueError, 'chunk_size must be >= 1'):
-      sharding.map_rows(lambda x: x, np.ones(5), mesh=None, chunk_size=size)
+      sharding.map_rows(lambda x: x, np.ones(5), chunk_size=size)
 
 
 class MapRowsTest(parameterized.TestCase):
 
-  @parameterized.product(size=(1, 3, 4, 13, 99), on_mesh=(False, True))
-  def test_results_of_all_rows_in_order(self, size, on_mesh):
+  @parameterized.product(size=(1, 3, 4, 13, 99), devices=(1, 8))
+  def test_results_of_all_rows_in_order(self, size, devices):
     x, y = np.arange(26.).reshape(13, 2), np.arange(13)
-    mesh = sharding.make_mesh() if on_mesh else None
 
     @jax.jit
     def function(a, b):
       return {'sum': a.sum(axis=1) + b, 'both': (a * 2, b)}
 
-    out = sharding.map_rows(function, x, y, mesh=mesh, chunk_size=size)
+    with worlds.devices(devices):
+      out = sharding.map_rows(function, x, y, chunk_size=size)
     np.testing.assert_array_equal(out['sum'], x.sum(axis=1) + y)
     np.testing.assert_array_equal(out['both'][0], 2 * x)
     np.testing.assert_array_equal(out['both'][1], y)
@@ -178,7 +323,7 @@ class MapRowsTest(parameterized.TestCase):
       events.append(x.tolist())
       return x
 
-    sharding.map_rows(function, np.arange(5), mesh=None, chunk_size=2,
+    sharding.map_rows(function, np.arange(5), chunk_size=2,
                       poll=lambda: events.append('poll'))
     self.assertEqual(
         events, ['poll', [0, 1], 'poll', [2, 3], 'poll', [4, 4]])
@@ -192,7 +337,7 @@ class MapRowsTest(parameterized.TestCase):
 
     with self.assertRaises(KeyboardInterrupt):
       sharding.map_rows(lambda x: seen.append(x) or x, np.arange(9),
-                        mesh=None, chunk_size=2, poll=poll)
+                        chunk_size=2, poll=poll)
     self.assertLen(seen, 2)
 
   def test_rows_of_a_chunk_are_split_over_the_mesh(self):
@@ -202,10 +347,11 @@ class MapRowsTest(parameterized.TestCase):
       placed.append((x.shape, x.sharding.spec, len(x.sharding.device_set)))
       return x
 
-    out = sharding.map_rows(
-        function, np.arange(11), mesh=sharding.make_mesh(), chunk_size=6)
+    with worlds.devices(8, fsdp=2):
+      out = sharding.map_rows(function, np.arange(11), chunk_size=6)
     np.testing.assert_array_equal(out, np.arange(11))
-    self.assertEqual(placed, [((8,), PartitionSpec('data'), 8)] * 2)
+    self.assertEqual(
+        placed, [((8,), PartitionSpec(sharding.ROWS), 8)] * 2)
 
   def test_one_program(self):
     shapes = []
@@ -215,7 +361,7 @@ class MapRowsTest(parameterized.TestCase):
       shapes.append(x.shape)  # when it is traced
       return x
 
-    sharding.map_rows(function, np.arange(11), mesh=None, chunk_size=4)
+    sharding.map_rows(function, np.arange(11), chunk_size=4)
     self.assertEqual(shapes, [(4,)])
 
 

@@ -259,14 +259,20 @@ class CutTest(parameterized.TestCase):
         seed=2, **kwargs)
 
   @parameterized.parameters(dict(chunk_size=4), dict(chunk_size=1),
-                            dict(mesh=8), dict(chunk_size=4, mesh=4))
-  def test_samples_are_the_same(self, mesh=None, **kwargs):
-    if mesh:
-      kwargs['mesh'] = worlds.mesh(mesh)
+                            dict(mesh=8), dict(chunk_size=4, mesh=4),
+                            dict(mesh=8, multiple=2), dict(multiple=3),
+                            dict(chunk_size=4, mesh=3))
+  def test_samples_are_the_same(self, mesh=1, **kwargs):
+    """And what fills up a rollout is no response."""
     whole = self._source()(3, _state(), types.Frozen())
-    cut = self._source(**kwargs)(3, _state(), types.Frozen())
+    with worlds.devices(mesh):
+      cut = self._source(**kwargs)(3, _state(), types.Frozen())
+    batch = jax.device_get(cut.batch)
+    self.assertLen(batch.mask, -(-8 // (n := mesh * kwargs.get(
+        'multiple', 1))) * n)
+    self.assertFalse(batch.mask[8:].any())
     chex.assert_trees_all_equal(
-        jax.device_get(whole.batch), jax.device_get(cut.batch))
+        jax.device_get(whole.batch), jax.tree.map(lambda x: x[:8], batch))
     chex.assert_trees_all_close(whole.metrics, cut.metrics, rtol=1e-6)
 
   def test_chunk_must_divide(self):

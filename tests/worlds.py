@@ -6,6 +6,7 @@ at its lock.
 """
 
 import atexit
+import contextlib
 import csv
 import dataclasses
 import fcntl
@@ -100,8 +101,13 @@ def once(name: str, make) -> pathlib.Path:
 
 
 def environment() -> dict[str, str]:
-  """One device, so that a run is what a user would see."""
-  return os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+  """One device, so that a run is what a user would see.
+
+  Its programs run a few times each, so that compiling them takes the time.
+  """
+  return os.environ | {
+      'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_backend_optimization_level=0'}
 
 
 def command(config: str, workdir, *arguments: str) -> list[str]:
@@ -221,9 +227,22 @@ class Stop:
 
 
 @functools.cache
-def mesh(num_devices: int = 1) -> jax.sharding.Mesh:
-  """Of the first devices; one compiles faster."""
-  return sharding.make_mesh(devices=jax.devices()[:num_devices])
+def mesh() -> jax.sharding.Mesh:
+  """Of the first device alone, for which programs compile faster."""
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def devices(count: int = 8, **axes: int) -> contextlib.AbstractContextManager:
+  """A mesh in use over the first devices; none over one.
+
+  Args:
+    count: of devices.
+    **axes: of `sharding.make_mesh`.
+  """
+  if count == 1:
+    return contextlib.nullcontext()
+  return jax.set_mesh(sharding.make_mesh(
+      {'data': -1, **axes}, jax.devices()[:count]))
 
 
 class Context:
@@ -234,7 +253,7 @@ class Context:
     self.workdir = workdir
     self.directory = pathlib.Path(directory or folder())
     self.stop = stop or Stop()
-    self.mesh = mesh(num_devices)
+    self.devices = functools.partial(devices, num_devices)
     self.shown = []
     self.show = self.log = self.shown.append
 

@@ -56,7 +56,6 @@ class Setting:
   num_prompts: int  # B, the first of its `eval_prompts`
   sampler: Mapping[str, Any]  # temperature, top_k, top_p and the like
   key: jax.Array  # of every evaluation's samples
-  mesh: jax.sharding.Mesh | None = None  # over which rows are split
   # Of `sampling.sample`, as ILQL samples (objectives.md 8.6), in nats per unit
   # of value; None: samples are the language model's.
   value_shift: float | None = None
@@ -80,8 +79,8 @@ def _logprobs(config, params, tokens, mask, temperature):
 class Monitor:
   """Evaluates a policy, (params, step=...) -> Evaluation, always alike.
 
-  Rows are split over the mesh, and all monitors of the same shapes run the
-  same programs.
+  Rows are split over the mesh in use, and all monitors of the same shapes run
+  the same programs.
 
   `columns` says what each of `Evaluation.row` means.
   """
@@ -105,7 +104,7 @@ class Monitor:
       rule: likewise of the rule of the small world.
     """
     self._setting, self._config, self._rewards = setting, config, rewards
-    self._reference = self._place(reference)
+    self._reference = sharding.shard_params(reference)
     self._gold, self._rule = gold, rule
 
   def __call__(self, params: types.Params, *, step: int) -> Evaluation:
@@ -126,7 +125,7 @@ class Monitor:
     if setting.value_shift is None:
       # Without their heads, policies of all methods run the same programs.
       params = {k: v for k, v in params.items() if k not in _HEADS}
-    params = self._place(params)
+    params = sharding.shard_params(params)
     tokens, mask, old_logprobs = self._sample(params)
     coder = setting.corpus.tokenizer
     prompts, responses = texts_lib.decode(coder, tokens, mask)
@@ -136,11 +135,6 @@ class Monitor:
     scored = self._rewards(tokens, mask, prompts, responses, step=step,
                            references=self._answers)
     proxy = self._rewards.total(scored.values).astype(np.float64)
-    # One of them may be no number, and the aggregate not show it.
-    for i, member in enumerate(() if scored.members is None
-                               else scored.members):
-      finite_lib.finite(
-          member, len(tokens), f'reward model member_{i}', what)
     row = columns.of_scores(proxy, scored, self._splits, gold=gold, rule=rule)
     row |= self._divergence(params, tokens, mask, old_logprobs)
     row |= columns.of_texts(tokens, mask, responses, coder.eos_id)
@@ -199,18 +193,14 @@ class Monitor:
     return [files.jsonable(row | dict(zip(fields, values, strict=True)))
             for row, *values in zip(rows, *fields.values(), strict=True)]
 
-  def _place(self, params: types.Params) -> types.Params:
-    mesh = self._setting.mesh
-    return params if mesh is None else sharding.shard_params(params, mesh)
-
   def _map(self, function: Callable, *arrays: np.ndarray) -> Any:
-    return sharding.map_rows(function, *arrays, mesh=self._setting.mesh,
-                             chunk_size=self._setting.chunk_size)
+    return sharding.map_rows(
+        function, *arrays, chunk_size=self._setting.chunk_size)
 
   def _sample(self, params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One response to each prompt: tokens, mask and log-probabilities [B, T].
     """
-    setting, key = self._setting, self._place(self._setting.key)
+    setting, key = self._setting, self._setting.key
     corpus, coder = setting.corpus, setting.corpus.tokenizer
 
     def draw(prompts, lengths, row_ids):

@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import sharding
 from rlhf_jax import types
 
 _TRUNK = ('embed', 'positions', 'layers', 'top_layers', 'norm', 'adapter')
@@ -112,10 +113,11 @@ def q_map(params: types.Params, hidden: jax.Array
     the vocabulary costs what the policy's does, matrix [V, inputs], and bias
     [V] or None.
   """
+  whole = lambda matrix: sharding.whole(matrix.astype(hidden.dtype))
   if not isinstance(params, dict):
-    return hidden, params, None
+    return hidden, whole(params), None
   states = _features(params, hidden).astype(hidden.dtype)
-  return states, params['weight'], params['bias']
+  return states, whole(params['weight']), params['bias']
 
 
 def q_value(params: types.Params, hidden: jax.Array,

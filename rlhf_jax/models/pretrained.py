@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rlhf_jax import errors
+from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.models import config as config_lib
 from rlhf_jax.models import convert
@@ -156,14 +157,30 @@ def check(node: dict[str, Any], vocab_size: int, length: int):
     vocab_size: see `init`.
     length: tokens of the rows that the model will read.
   """
-  shape, training = config(node, vocab_size), _split(node)[2]
   try:
-    transformer.check_length(shape, length)
-    jax.eval_shape(lambda: _partition(
-        shape, transformer.init(shape, jax.random.key(0)), training,
-        jax.random.key(0))[1:])
+    transformer.check_length(abstract(node, vocab_size).config, length)
   except (TypeError, ValueError) as error:
     raise errors.ConfigError(f'a model: {error}') from None
+
+
+def abstract(node: dict[str, Any], vocab_size: int) -> Model:
+  """The shapes of what `init` makes; reads no weights, touches no device.
+
+  Arguments and errors are those of `init`.
+  """
+  shape, training = config(node, vocab_size), _split(node)[2]
+  configs = []
+
+  def make(params):
+    model = _partition(shape, params, training, jax.random.key(0))
+    configs.append(model.config)
+    return model[1:]
+
+  try:
+    trainable, base = jax.eval_shape(make, transformer.abstract(shape))
+  except (TypeError, ValueError) as error:
+    raise errors.ConfigError(f'a model: {error}') from None
+  return Model(configs[0], trainable, base)
 
 
 def init(node: dict[str, Any], vocab_size: int, key: jax.Array) -> Model:
@@ -182,10 +199,10 @@ def init(node: dict[str, Any], vocab_size: int, key: jax.Array) -> Model:
   shape, training = config(node, vocab_size), _split(node)[2]
   path = source(node)
   if path is None:
-    params = transformer.init(shape, key)
+    params = sharding.born(lambda key: transformer.init(shape, key), key)
   else:
-    # device_put makes one copy, jnp.asarray two.
-    params = jax.device_put(_reader(path).load(path, dtype='float32')[1])
+    params = sharding.shard_params(
+        _reader(path).load(path, dtype='float32')[1])
   try:
     return _partition(shape, params, training, jax.random.fold_in(key, 1))
   except (TypeError, ValueError) as error:

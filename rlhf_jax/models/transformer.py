@@ -19,6 +19,7 @@ ones) and 'adapter' (low-rank additions to the kernels of 'layers'; see
 """
 
 import functools
+import re
 from typing import Any
 
 import chex
@@ -26,6 +27,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.models import config as config_lib
 from rlhf_jax.models import quantize
@@ -226,14 +228,48 @@ def init(config: Config, key: jax.Array) -> types.Params:
   return params
 
 
-def unembedding(params: types.Params) -> jax.Array:
-  """The output matrix [V, D]; the embedding itself where they are tied."""
-  return params.get('unembed', params['embed'])
+@functools.lru_cache(maxsize=64)
+def abstract(config: Config) -> types.Params:
+  """The shapes of what `init` makes."""
+  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def frozen(config: Config, params: types.Params) -> types.Params:
+  """Parameters that nothing trains, as they are kept.
+
+  Matrices have the dtype that they are cast to wherever they are read, so that
+  no number changes and bfloat16 takes half the memory. Norms, biases, heads
+  and what is quantised stay as they are.
+
+  Args:
+    config: shape of the decoder.
+    params: of the decoder, or holding one, or with leading axes.
+  """
+  def cast(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    matrix = re.search(r'kernel$|embed$|positions$|adapter/', name)
+    return x.astype(config.dtype) if matrix and 'head' not in name else x
+
+  if config.dtype == 'float32':
+    return params
+  return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def unembedding(params: types.Params, dtype: str | None = None) -> jax.Array:
+  """The output matrix [V, D]; the embedding itself where they are tied.
+
+  Args:
+    params: of the decoder.
+    dtype: in which it will be read; None: its own.
+  """
+  # From NumPy parameters, too.
+  matrix = jnp.asarray(params.get('unembed', params['embed']))
+  return sharding.whole(matrix.astype(dtype or matrix.dtype))
 
 
 def project(params: types.Params, x: jax.Array) -> jax.Array:
   """Next-token logits f32[..., V] from normalised hidden states [..., D]."""
-  out = jnp.einsum('...d,vd->...v', x, unembedding(params).astype(x.dtype),
+  out = jnp.einsum('...d,vd->...v', x, unembedding(params, x.dtype),
                    preferred_element_type=jnp.float32)
   if 'unembed_bias' in params:
     out += jnp.broadcast_to(
@@ -245,11 +281,12 @@ def embed(config: Config, params: types.Params, tokens: jax.Array,
           positions: jax.Array) -> jax.Array:
   """config.dtype[B, T, D] of tokens i32[B, T] at positions i32[B, T]."""
   # Of NumPy parameters, too, which cannot be indexed by traced tokens.
-  table = lambda name: jnp.asarray(params[name]).astype(config.dtype)
+  table = lambda name: sharding.whole(
+      jnp.asarray(params[name]).astype(config.dtype))
   x = table('embed')[tokens]
   if config.max_positions is not None:
     x += table('positions')[positions]
-  return x
+  return sharding.keep_rows(x)
 
 
 def finish(config: Config, params: types.Params, x: jax.Array) -> jax.Array:
@@ -312,10 +349,11 @@ def _apply(config: Config, layer: dict[str, Any], x, positions, mask,
   variables = {'params': quantize.dense(layer['params'], config.dtype)}
   if 'adapter' in layer:
     variables['adapter'] = layer['adapter']
-  return Block(config).apply(
+  x, kept = Block(config).apply(
       variables, x, positions, mask, window=layer.get('window'),
       depth=layer['depth'], **kwargs,
       rngs={} if dropout_key is None else {'dropout': dropout_key})
+  return sharding.keep_rows(x), kept
 
 
 def _rematerialized(config: Config, params: types.Params, layer):

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import load as load_lib
@@ -120,17 +121,28 @@ def restore_policy(directory: pathlib.Path) -> Policy:
                   pretrained.finish(restore_parts(directory)))
   config = pretrained.config(node, vocab_size)
   return Policy(config, checkpoint.restore_params(
-      directory / 'checkpoints', jax.eval_shape(
-          lambda: transformer.init(config, jax.random.key(0)))))
+      directory / 'checkpoints', sharding.abstract(
+          transformer.abstract(config))))
 
 
-def restore_parts(directory: pathlib.Path) -> pretrained.Model:
-  """The same in its two parts, the one trained by the stage apart."""
+def restore_parts(directory: pathlib.Path, *,
+                  base: types.Params | None = None) -> pretrained.Model:
+  """The same in its two parts, the one trained by the stage apart.
+
+  Args:
+    directory: of the stage.
+    base: what lies under the trained part, where it is loaded already.
+  """
   model = read_model(directory, 'policy')
-  parts = pretrained.init(
-      model['model'], model['vocab_size'], jax.random.key(0))
-  return parts._replace(trainable=checkpoint.restore_params(
-      directory / 'checkpoints', jax.eval_shape(lambda: parts.trainable)))
+  node, vocab_size = model['model'], model['vocab_size']
+  if pretrained.source(node) is None:
+    return pretrained.Model(*restore_policy(directory), base=None)
+  parts = pretrained.abstract(node, vocab_size)
+  if base is None and parts.base is not None:
+    base = transformer.frozen(parts.config, pretrained.init(
+        node, vocab_size, jax.random.key(0)).base)
+  return parts._replace(base=base, trainable=checkpoint.restore_params(
+      directory / 'checkpoints', sharding.abstract(parts.trainable)))
 
 
 def restore_rewards(directory: pathlib.Path) -> reward_models.RewardModels:
@@ -140,10 +152,11 @@ def restore_rewards(directory: pathlib.Path) -> reward_models.RewardModels:
   one = lambda: reward_models.init(config, jax.random.key(0))
   many = lambda: reward_models.init_members(
       config, jax.random.split(jax.random.key(0), model['num_members']))
-  alone = model['num_members'] is None
+  members = model['num_members'] or 0
   params = checkpoint.restore_params(
-      directory / 'checkpoints', jax.eval_shape(one if alone else many))
-  if alone:
+      directory / 'checkpoints', sharding.abstract(
+          jax.eval_shape(many if members else one), members=members))
+  if not members:
     params = jax.tree.map(lambda x: x[None], params)
   path = directory / 'scale.npz'
   return reward_models.RewardModels(
@@ -171,6 +184,7 @@ class World:
     self.context = context
     self.given = {role: x for role, x in given.items() if x is not None}
     self._data, self._seed = data, seed
+    self._bases = {}
 
   def directory(self, role: str) -> pathlib.Path:
     """Of the stage that has a role; CheckpointError if it is not complete."""
@@ -199,20 +213,32 @@ class World:
 
   @functools.cached_property
   def reference(self) -> Policy:
-    """The initial policy."""
-    return restore_policy(self.directory('reference'))
+    """The initial policy, frozen; adapters lie beside the base of `start`."""
+    return self._frozen('reference')
 
   @functools.cached_property
   def policy(self) -> Policy:
     """The policy that goes on, or answers: the reference unless told so."""
     if 'policy' not in self.given:
       return self.reference
-    return restore_policy(self.directory('policy'))
+    return self._frozen('policy')
 
   def start(self) -> pretrained.Model:
-    """The same in its parts, to be trained: new arrays at each call."""
-    role = 'policy' if 'policy' in self.given else 'reference'
-    return restore_parts(self.directory(role))
+    """The same in its parts, to be trained: new arrays but for the base."""
+    return self._parts('policy' if 'policy' in self.given else 'reference')
+
+  def _frozen(self, role: str) -> Policy:
+    config, trainable, base = self._parts(role)
+    return Policy(config, {
+        **(base or {}), **transformer.frozen(config, trainable)})
+
+  def _parts(self, role: str) -> pretrained.Model:
+    """Of a policy; those of one model share their frozen base."""
+    directory = self.directory(role)
+    node = files.digest(read_model(directory)['model'])
+    parts = restore_parts(directory, base=self._bases.get(node))
+    self._bases[node] = parts.base
+    return parts
 
   @property
   def node(self) -> dict[str, Any]:
@@ -225,11 +251,11 @@ class World:
     """The ensemble, with the scale of its members on held-out responses."""
     if 'proxies' not in self.given:
       return None
-    return restore_rewards(self.directory('proxies'))
+    return restore_rewards(self.directory('proxies')).frozen()
 
   @functools.cached_property
   def _gold(self) -> reward_models.RewardModels:
-    return restore_rewards(self.directory('gold'))
+    return restore_rewards(self.directory('gold')).frozen()
 
   @functools.cached_property
   def gold(self) -> reward_models.RewardModels | None:
@@ -259,8 +285,7 @@ class World:
     """(tokens, mask) -> f[N] in the unit of `gold`; None without the unit."""
     if self.gold is None or self.gold.scale is None:
       return None
-    return lambda tokens, mask: self.gold.scores(
-        tokens, mask, mesh=self.context.mesh)[0]
+    return lambda tokens, mask: self.gold.scores(tokens, mask)[0]
 
   def rule_unit(self) -> tuple[float, float] | None:
     """Mean and deviation of the rule over the reference's samples.

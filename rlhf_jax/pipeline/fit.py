@@ -27,6 +27,7 @@ class Loop:
   save_every: int = 200  # steps between checkpoints
   log_every: int = 20  # steps between lines of metrics
   folder: str = 'checkpoints'  # below the directory of the stage
+  num_microbatches: int = 1  # into which the step cuts a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +121,14 @@ def _training(state: types.TrainState) -> dict[str, Any]:
   return {k: v for k, v in fields.items() if v is not None}
 
 
-def _placed(source: sources.Source, mesh, axis: int) -> sources.Source:
+def _placed(source: sources.Source, members: int, parts: int
+            ) -> sources.Source:
   """The source with its batches split over the mesh; a rollout is already."""
   def place(*args):
     batch = source(*args)
     return batch if isinstance(batch, types.Rollout) else (
-        sharding.shard_batch(batch, mesh, axis=axis))
+        sharding.shard_batch(sharding.pad_rows(
+            batch, parts, axis=int(members > 0)), members=members))
   return place
 
 
@@ -135,9 +138,9 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
         ) -> tuple[types.TrainState, dict[str, float]]:
   """Runs a stage's training from where it was left, over all devices.
 
-  Parameters are replicated and the prompts of a batch are split over the mesh
-  of the context; the step is the same on one device. A rollout is left as its
-  source has placed it.
+  Parameters and rows are split over the mesh in use; the step is the same on
+  one device. A batch is filled up where the mesh does not divide it; a rollout
+  is left as its source has placed it.
 
   Checkpoints go to `loop.folder`, metrics to metrics.jsonl, in which each
   logged step occurs once, and those of the several updates of a rollout,
@@ -146,7 +149,8 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
 
   Args:
     context: of the stage.
-    state: at step 0; with a leading member axis for an ensemble.
+    state: at step 0, of `sharding.born`; with a leading member axis for an
+      ensemble.
     source: of batches.
     step_fn: jitted; may donate the state.
     loop: how long.
@@ -161,11 +165,11 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
   Raises:
     Interrupted: after saving, when asked to stop.
     NumericsError: see `train.train`.
-    TopologyError: the batch size is no multiple of the number of devices.
   """
-  state, frozen = sharding.shard_params(
-      (state, frozen or types.Frozen()), context.mesh)
-  source = _placed(source, context.mesh, state.step.ndim)
+  frozen = frozen or types.Frozen()
+  members = len(state.step) if state.step.ndim else 0
+  source = _placed(source, members, loop.num_microbatches * sharding.row_parts(
+      members=members or 1))
   last, before, start, name = {}, 0.0, 0, context.directory.name
   with (checkpoint.Checkpointer(context.directory / loop.folder) as saver,
         _Log(context.directory, watch) as log):

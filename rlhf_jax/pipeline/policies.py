@@ -5,7 +5,6 @@ import contextlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from rlhf_jax import types
 from rlhf_jax.evaluation import monitor as monitor_lib
@@ -43,7 +42,8 @@ def add_value_head(world: artifacts.World, trainable: types.Params,
     key: of the head.
   """
   if value['trunk'] == 'reward':
-    first = jax.tree.map(lambda x: x[0], world.proxies.params)
+    members = artifacts.restore_rewards(world.directory('proxies'))
+    first = jax.tree.map(lambda x: x[0], members.params)
     return {**trainable, 'value_head': first['head'],
             'value_trunk': first['trunk']}
   head = heads.init_scalar(key, world.reference.config.hidden_size,
@@ -51,9 +51,9 @@ def add_value_head(world: artifacts.World, trainable: types.Params,
   trainable = {**trainable, 'value_head': head}
   if value['trunk'] == 'shared':
     return trainable
-  # A copy: the train step donates its state, and must not the reference.
-  return {**trainable, 'value_trunk': jax.tree.map(
-      jnp.copy, heads.trunk(world.reference.params))}
+  # Its own arrays: the train step donates its state.
+  whole = artifacts.restore_policy(world.directory('reference'))
+  return {**trainable, 'value_trunk': heads.trunk(whole.params)}
 
 
 def save_policy(context: Any, step: int, params: types.Params):
@@ -111,7 +111,7 @@ def watch(world: artifacts.World, measure: Mapping[str, Any],
   folder.mkdir(exist_ok=True)
   setting = monitor_lib.Setting(
       corpus=world.corpus, num_prompts=evaluation['num_prompts'],
-      sampler=measure['sampler'], key=key, mesh=world.context.mesh,
+      sampler=measure['sampler'], key=key,
       value_shift=view.value_shift, chunk_size=evaluation['chunk_size'])
   with rewarding.bind(world, measure['components'], measure['pool']) as rewards:
     monitor = monitor_lib.Monitor(

@@ -117,10 +117,10 @@ _value_chunk = functools.partial(
 def all_values(context: Any, config: transformer.Config, params: types.Params,
                prompts: corpus_lib.Prompts, **head) -> np.ndarray:
   """f32[N] of prompts, chunk by chunk on all devices; arguments as above."""
-  params = sharding.shard_params(params, context.mesh)
+  params = sharding.shard_params(params)
   return sharding.map_rows(
       lambda *rows: _value_chunk(config, params, *rows, **head),
-      prompts.tokens, prompts.lengths, mesh=context.mesh, chunk_size=CHUNK,
+      prompts.tokens, prompts.lengths, chunk_size=CHUNK,
       poll=lambda: context.stop.check(
           f'the end of training of {context.directory.name}'))
 

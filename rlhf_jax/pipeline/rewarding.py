@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.annotators import from_models
 from rlhf_jax.evaluation import texts as texts_lib
@@ -59,8 +60,7 @@ def bind(world: artifacts.World, nodes: Nodes, pool: Mapping[str, Any], *,
                                    models=components_lib.Models(
       proxy=world.proxies if 'proxy' in kinds else None,
       gold=world.gold if 'gold' in kinds else None,
-      file=column and column[1], column=column and column[0],
-      mesh=world.context.mesh))
+      file=column and column[1], column=column and column[0]))
 
 
 def _not_learned(world: artifacts.World) -> str:
@@ -90,7 +90,8 @@ def frozen_models(world: artifacts.World, nodes: Nodes
                    for k, v in model.scale.items()}
             for kind, model in models.items() if model.scale is not None}
   return ({kind: model.config for kind, model in models.items()},
-          {kind: model.params for kind, model in models.items()}, scales)
+          {kind: sharding.shard_params(model.params, members=model.num_members)
+           for kind, model in models.items()}, scales)
 
 
 def score(batch: types.Batch, frozen: types.Frozen,

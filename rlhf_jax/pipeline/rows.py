@@ -46,8 +46,7 @@ def sample_rows(world: artifacts.World, policy: artifacts.Policy,
   context, coder = world.context, world.corpus.tokenizer
   rows = np.arange(num_prompts or len(prompts.tokens))
   at, rows = rows % len(prompts.tokens), rows + first_row
-  params, mesh = policy.params, context.mesh
-  params, key = sharding.shard_params((params, key), mesh)
+  params = sharding.shard_params(policy.params)
 
   def sample(tokens, lengths, row_ids):
     batch = sampling.sample(
@@ -59,6 +58,6 @@ def sample_rows(world: artifacts.World, policy: artifacts.Policy,
     return batch.tokens, batch.mask
 
   return sharding.map_rows(
-      sample, prompts.tokens[at], prompts.lengths[at], rows, mesh=mesh,
+      sample, prompts.tokens[at], prompts.lengths[at], rows,
       chunk_size=draw.chunk_size, poll=lambda: context.stop.check(
           f'the start of {context.directory.name}'))

@@ -14,7 +14,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
 import scipy.special
 
@@ -46,7 +45,6 @@ class Models:
   gold: models_lib.RewardModels | None = None  # E = 1, scaled to its samples
   file: models_lib.RewardModels | None = None  # E = 1, scaled to the column
   column: str | None = None  # that `file` has learned
-  mesh: jax.sharding.Mesh | None = None  # over which rows are scored
 
 
 class Components:
@@ -166,8 +164,7 @@ class Components:
   def _proxy(self, name, node, rows, step) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the members f[E, N], as they are combined, and f[N]."""
     members = self._models.proxy.scores(
-        rows['tokens'], rows['mask'], standardize=node['standardize'],
-        mesh=self._models.mesh)
+        rows['tokens'], rows['mask'], standardize=node['standardize'])
     for member, scores in enumerate(members):
       finite_lib.finite(
           scores, len(rows['responses']), f'component {name!r}: member '
@@ -190,7 +187,7 @@ class Components:
             f'{node.get("column")!r}, and there is none; have the gold model '
             'learn that column')
       return getattr(self._models, kind).scores(
-          rows['tokens'], rows['mask'], mesh=self._models.mesh)[0]
+          rows['tokens'], rows['mask'])[0]
     if kind == 'tfidf':
       return self._tfidf[name](responses)
     if kind == 'vader':

@@ -50,6 +50,11 @@ def init_members(config: transformer.Config, keys: jax.Array, *,
   return jax.vmap(make)(keys)
 
 
+def num_members(params: types.Params) -> int:
+  """E of an ensemble, leaves [E, ...]."""
+  return jax.tree.leaves(params)[0].shape[0]
+
+
 def score(config: transformer.Config, params: types.Params,
           tokens: jax.Array, mask: jax.Array,
           attention_mask: jax.Array | None = None) -> jax.Array:
@@ -69,10 +74,12 @@ def score(config: transformer.Config, params: types.Params,
     f32[...].
   """
   chex.assert_equal_shape([tokens, mask])
-  rows, width = tokens.reshape(-1, tokens.shape[-1]), tokens.shape[-1]
+  width = tokens.shape[-1]
+  # Tokens go to where a member reads them, not what is made of them.
+  rows, present = (sharding.keep_rows(x.reshape(-1, width))
+                   for x in (tokens, mask))
   position = jnp.broadcast_to(jnp.arange(width), rows.shape)
-  last = jnp.max(
-      jnp.where(mask.reshape(rows.shape), position, 0), axis=-1)
+  last = jnp.max(jnp.where(present, position, 0), axis=-1)
   if attention_mask is not None:
     attention_mask = attention_mask.reshape(rows.shape)
   hidden = transformer.hidden_states(
@@ -83,7 +90,8 @@ def score(config: transformer.Config, params: types.Params,
 def score_members(config: transformer.Config, params: types.Params,
                   tokens: jax.Array, mask: jax.Array) -> jax.Array:
   """f32[E, ...]: every member's score of the same responses, in one call."""
-  return jax.vmap(lambda p: score(config, p, tokens, mask))(params)
+  return sharding.vmap_members(
+      lambda p: score(config, p, tokens, mask), num_members(params))(params)
 
 
 def step_rewards(config: transformer.Config, params: types.Params,
@@ -127,9 +135,8 @@ def _rows_per_chunk(config, members, width, most):
 
 def score_rows(config: transformer.Config, params: types.Params,
                tokens: np.ndarray, mask: np.ndarray, *,
-               mesh: jax.sharding.Mesh | None = None, chunk_size: int = 2048,
-               poll=lambda: None) -> np.ndarray:
-  """Scores many rows from host memory, chunk by chunk.
+               chunk_size: int = 2048, poll=lambda: None) -> np.ndarray:
+  """Scores many rows from host memory, chunk by chunk over the mesh.
 
   Rows are ordered by length, so that a chunk is only as wide as its longest
   row, in steps of 8 tokens: few programs are compiled and little padding is
@@ -140,7 +147,6 @@ def score_rows(config: transformer.Config, params: types.Params,
     params: of an ensemble, leaves [E, ...].
     tokens: i32[..., T].
     mask: bool[..., T].
-    mesh: over whose axis 'data' rows are split; None: on one device.
     chunk_size: rows scored at a time at most; fewer where rows are long.
     poll: called before every chunk; may raise, to stop.
 
@@ -155,20 +161,17 @@ def score_rows(config: transformer.Config, params: types.Params,
   tokens, mask = tokens.reshape(-1, width), mask.reshape(-1, width)
   lengths = width - np.argmax(mask[:, ::-1], axis=1)
   order = np.argsort(lengths, kind='stable')
-  members = jax.tree.leaves(params)[0].shape[0]
+  members = num_members(params)
   scores = np.empty((members, len(tokens)), np.float32)
-  if mesh is not None:
-    params = sharding.shard_params(params, mesh)
+  params = sharding.shard_params(params, members=members)
   size = _rows_per_chunk(
       config, members, int(lengths.max(initial=1)), chunk_size)
-  for rows, count in sharding.chunks(len(tokens), size, mesh):
+  for rows, count in sharding.chunks(len(tokens), size, sharding.row_parts()):
     poll()
     at = order[rows]
     used = min(width, -(-int(lengths[at].max()) // 8) * 8)
-    chunk = tokens[at, :used], mask[at, :used]
-    if mesh is not None:
-      chunk = sharding.shard_batch(chunk, mesh)
-    out = _score_chunk(config, params, *chunk)
+    out = _score_chunk(config, params, *sharding.shard_batch(
+        (tokens[at, :used], mask[at, :used])))
     scores[:, at[:count]] = np.asarray(out)[:, :count]
   return scores.reshape(members, *shape)
 
@@ -182,7 +185,12 @@ class RewardModels(NamedTuple):
 
   @property
   def num_members(self) -> int:
-    return jax.tree.leaves(self.params)[0].shape[0]
+    return num_members(self.params)
+
+  def frozen(self) -> 'RewardModels':
+    """The same as it is kept where nothing trains it, see `transformer`."""
+    return self._replace(
+        params=transformer.frozen(self.config, self.params))
 
   def scores(self, tokens: np.ndarray, mask: np.ndarray, *,
              standardize: bool = True, **options) -> np.ndarray:
@@ -192,7 +200,7 @@ class RewardModels(NamedTuple):
       tokens: i32[..., T].
       mask: bool[..., T].
       standardize: False gives the scores as they are.
-      **options: `mesh`, `chunk_size` and `poll` of `score_rows`.
+      **options: `chunk_size` and `poll` of `score_rows`.
     """
     scores = score_rows(self.config, self.params, tokens, mask, **options)
     if self.scale is None or not standardize:

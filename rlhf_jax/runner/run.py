@@ -208,7 +208,8 @@ def _run_stage(context: StageContext, stage: Stage, recipe: str | None):
     raise errors.CheckpointError(
         f'cannot create {context.directory}: {error.strerror}') from error
   start = time.monotonic()
-  result = stage.run(context)
+  with jax.set_mesh(context.mesh):
+    result = stage.run(context)
   seconds = round(time.monotonic() - start, 3)
   if not isinstance(result, dict):
     raise TypeError(f'stage {stage.name} returned {type(result)}, not a dict')

@@ -71,12 +71,13 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       objectives.get(split.objective), tx,
       num_microbatches=node['num_microbatches'])
   state, last = fit_lib.fit(
-      context, train.init_state(reward_models.init(
+      context, train.place_state(reward_models.init(
           config, key('weights'), trunk=trunk), tx, key('state')),
       sources.offline(split.training, batch_size=batch_size,
                       seed=streams.number(seed, 'gold', 'order')),
       jax.jit(step, donate_argnums=0),
-      loop=fit_lib.Loop(num_steps, **training))
+      loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
+                        **training))
   artifacts.write_model(context, 'reward', node['model'], coder)
   tokens = batch_size * np.mean(
       split.training.mask.any(axis=1).sum(axis=-1))
@@ -88,7 +89,7 @@ def _quality(context, config, params, rows: types.Batch) -> dict[str, float]:
   """Correlation with the target, or accuracy on pairs, on held-out rows."""
   stacked = jax.tree.map(lambda x: x[None], params)
   scores = reward_models.score_rows(
-      config, stacked, rows.tokens, rows.mask, mesh=context.mesh)[0]
+      config, stacked, rows.tokens, rows.mask)[0]
   if rows.targets is None:
     return {'accuracy': float(statistics.pair_accuracy(scores))}
   correlation = np.corrcoef(scores[:, 0], rows.targets[:, 0])[0, 1]

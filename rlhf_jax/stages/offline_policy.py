@@ -57,12 +57,11 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   if offline_methods.needs_values(row):
     log['values'] = world.values()[:world.log.num_training]
   examples = offline_data.select(row, log, run['use'], world.log.groups)
-  initial = sharding.shard_params(
-      {**(model.base or {}), **trainable}, context.mesh)
+  initial = sharding.shard_params({**(model.base or {}), **trainable})
   dataset = offline_data.annotated(row, examples, lambda: sharding.map_rows(
       functools.partial(offline_methods.forward, model.config, value_config,
                         initial),
-      examples.tokens, examples.mask, mesh=context.mesh,
+      examples.tokens, examples.mask,
       chunk_size=offline_data.CHUNK, poll=lambda: context.stop.check(
           f'the start of {context.directory.name}')))
   left = len(dataset.tokens) / len(examples.tokens)
@@ -71,7 +70,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     steps = math.ceil(steps * left)
   programs = offline_methods.programs(
       offline_methods.make(run, model.config, value_config, steps))
-  state = train.init_state(trainable, programs.tx, streams.key(
+  state = train.place_state(trainable, programs.tx, streams.key(
       seed, 'offline', 'state'), targets)
   artifacts.write_model(context, 'policy', world.node, world.corpus.tokenizer)
   if targets is not None:
@@ -88,8 +87,11 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         context, state, offline_data.source(
             dataset, run['priority'], batch_size=batch_size,
             seed=streams.number(seed, 'offline', order)),
-        programs.step, watch=watch, frozen=types.Frozen(base=model.base),
-        loop=fit_lib.Loop(steps, folder='training', **training))
+        programs.step, watch=watch,
+        frozen=types.Frozen(base=sharding.shard_params(model.base)),
+        loop=fit_lib.Loop(steps, folder='training',
+                          num_microbatches=run['num_microbatches'],
+                          **training))
   policies.save_policy(context, steps, state.params)
   tokens = batch_size * dataset.mask.sum(axis=(1, 2)).mean()
   return {**fit_lib.rate(last, tokens * steps), 'updates': steps,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -65,7 +66,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         world, trainable, run['value'], key('value_head'))
   method = online_methods.make(run, world, model.config, shapes, value_config)
   programs = online_methods.programs(method)
-  state = train.init_state(trainable, programs.tx, key('state')).replace(
+  state = train.place_state(trainable, programs.tx, key('state')).replace(
       statistics=online_methods.statistics(run, method.nodes))
   artifacts.write_model(context, 'policy', world.node, world.corpus.tokenizer)
 
@@ -86,13 +87,16 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         world.corpus.pair_prompts, programs.sampler, programs.annotated,
         batch_size=rollout['batch_size'], score=score,
         seed=streams.number(seed, 'online', part, 'order'),
-        chunk_size=rollout['chunk_size'], mesh=context.mesh)
+        chunk_size=rollout['chunk_size'], multiple=(
+            run['updates']['num_minibatches']
+            * run['updates']['num_microbatches']))
     state, last = fit_lib.fit(
         context, state, source, programs.updates, watch=watch,
         loop=fit_lib.Loop(steps, folder='training', **training),
         frozen=types.Frozen(
-            reference=world.reference.params, reward=frozen,
-            reward_scale=scales, base=model.base))
+            reference=sharding.shard_params(world.reference.params),
+            reward=frozen, reward_scale=scales,
+            base=sharding.shard_params(model.base)))
   policies.save_policy(context, steps, state.params)
   lengths = [line['rollout/length'] for line in files.read_jsonl(
       context.directory / 'metrics.jsonl')]

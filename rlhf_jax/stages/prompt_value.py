@@ -20,6 +20,7 @@ import numpy as np
 
 from rlhf_jax import errors
 from rlhf_jax import objectives
+from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -95,13 +96,13 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
 
   head = {'num_heads': num_heads, 'max_value': upper}
   tx = train.optimizer(num_steps=node['num_steps'], **node['optimizer'])
-  state = train.init_state({'head': heads.init_prompt_value(
+  state = train.place_state({'head': heads.init_prompt_value(
       key('head'), config.hidden_size, num_heads=num_heads)}, tx, key('state'))
   step = train.make_train_step(
       functools.partial(prompt_values.forward, config,
                         width=prompts.tokens.shape[1], **head),
       objectives.get('value_regression'), tx)
-  reference = {'reference': world.reference.params}
+  reference = {'reference': sharding.shard_params(world.reference.params)}
   state, last = fit_lib.fit(
       context, state, sources.offline(
           jax.tree.map(lambda x: x[~apart], rows),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import objectives
+from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -63,25 +64,26 @@ def run(context, *, seed: int, given: Mapping[str, Any],
   rows, validation, flipped = labelled_pairs.load(
       context, given['pairs'], seed, label_noise, held_out=node['held_out'],
       num_pairs=node['num_pairs'])
-  members, batch_size = range(node['num_members']), node['batch_size']
+  members, batch_size = node['num_members'], node['batch_size']
   num_steps = node['num_epochs'] * len(rows.tokens) // batch_size
   tx = train.optimizer(num_steps=num_steps, **node['optimizer'])
   keys = lambda name: jnp.stack([
-      streams.key(seed, 'proxies', name, member) for member in members])
+      streams.key(seed, 'proxies', name, member)
+      for member in range(members)])
   params = _init(context, config, keys('head'), given['trunks'],
                  node['head_scale'])
-  step = jax.vmap(train.make_train_step(
+  step = sharding.vmap_members(train.make_train_step(
       functools.partial(reward_models.forward, config),
       objectives.get('bradley_terry'), tx,
-      num_microbatches=node['num_microbatches']))
+      num_microbatches=node['num_microbatches']), members)
   state, last = fit_lib.fit(
-      context, jax.vmap(lambda p, k: train.init_state(p, tx, k))(
-          params, keys('state')),
+      context, train.place_state(params, tx, keys('state'), members=members),
       sources.offline_members(rows, batch_size=batch_size, seeds=[
           streams.number(seed, 'proxies', 'order', member)
-          for member in members]),
+          for member in range(members)]),
       jax.jit(step, donate_argnums=0),
-      loop=fit_lib.Loop(num_steps, **training),
+      loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
+                        **training),
       watch=_watch(context, config, rows, validation, batch_size)
       if validate else None)
 
@@ -90,7 +92,7 @@ def run(context, *, seed: int, given: Mapping[str, Any],
   scores, _, accuracy = _quality(context, config, state.params, validation)
   files.save_arrays(
       context.directory / 'scale.npz', **scale_lib.of_members(scores))
-  tokens = len(members) * batch_size * 2 * rows.mask.sum(axis=-1).mean()
+  tokens = members * batch_size * 2 * rows.mask.sum(axis=-1).mean()
   return {'accuracy': float(accuracy.mean()),
           'accuracies': [float(a) for a in accuracy],
           'flipped': flipped, **fit_lib.rate(last, tokens * num_steps)}
@@ -101,19 +103,26 @@ def _init(context, config, keys, trunks, head_scale):
   load = lambda name: artifacts.restore_policy(
       context.directory_of(name)).params
   if len(trunks) == 1:
-    return reward_models.init_members(
-        config, keys, trunk=load(trunks[0]), head_scale=head_scale)
-  members = [
-      reward_models.init(config, k, trunk=load(t), head_scale=head_scale)
-      for k, t in zip(keys, trunks, strict=True)]
-  return jax.tree.map(lambda *x: jnp.stack(x), *members)
+    return sharding.born(
+        lambda keys, trunk: reward_models.init_members(
+            config, keys, trunk=trunk, head_scale=head_scale),
+        keys, load(trunks[0]), members=len(keys))
+
+  def stack(keys, trunks):
+    members = [
+        reward_models.init(config, k, trunk=trunk, head_scale=head_scale)
+        for k, trunk in zip(keys, trunks, strict=True)]
+    return jax.tree.map(lambda *x: jnp.stack(x), *members)
+
+  return sharding.born(
+      stack, keys, list(map(load, trunks)), members=len(keys))
 
 
 def _quality(context, config, params, validation: types.Batch
              ) -> tuple[np.ndarray, ...]:
   """Scores [E, N, 2] of held-out pairs; Bradley-Terry loss, accuracy [E]."""
   scores = reward_models.score_rows(
-      config, params, validation.tokens, validation.mask, mesh=context.mesh)
+      config, params, validation.tokens, validation.mask)
   loss = np.logaddexp(0, scores[..., 1] - scores[..., 0]).mean(axis=-1)
   return scores, loss, statistics.pair_accuracy(scores)
 

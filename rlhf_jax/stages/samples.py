@@ -103,7 +103,7 @@ def _scored(world, tokens, mask) -> dict[str, np.ndarray]:
   """What a shard holds, from tokens and mask [b, N, T]."""
   corpus = world.corpus
   arrays = {'gold_scores': world.gold.scores(
-      tokens, mask, standardize=False, mesh=world.context.mesh)[0]}
+      tokens, mask, standardize=False)[0]}
   if corpus.world is not None:
     arrays['rule'] = corpus.world.rule(tokens, mask)
   small = np.uint16 if corpus.tokenizer.vocab_size < 2**16 else np.int32

@@ -37,7 +37,7 @@ def run(context, *, given: Mapping[str, Any]) -> dict:
     tokens, mask = arrays.pop('tokens').astype(np.int32), arrays.pop('mask')
     arrays['gold'] = arrays.pop('gold_scores')
     arrays['members'] = np.moveaxis(ensemble.scores(
-        tokens, mask, standardize=False, mesh=context.mesh), 0, 1)
+        tokens, mask, standardize=False), 0, 1)
     arrays['length'] = mask.sum(axis=-1).astype(np.float32)
     arrays['unfinished'] = 1.0 - endings.finished(tokens, mask, eos_id)
     parts.append(arrays)

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf_jax import objectives
 from rlhf_jax import policy
+from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -58,12 +59,13 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       num_microbatches=node['num_microbatches'],
       dropout=bool(config.dropout or config.adapter_dropout))
   state, last = fit_lib.fit(
-      context, train.init_state(model.trainable, tx, key('state')),
+      context, train.place_state(model.trainable, tx, key('state')),
       sources.offline(rows, batch_size=node['batch_size'],
                       seed=streams.number(seed, 'sft', part, 'order')),
       jax.jit(step, donate_argnums=0),
-      loop=fit_lib.Loop(num_steps, **training),
-      frozen=types.Frozen(base=model.base))
+      loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
+                        **training),
+      frozen=types.Frozen(base=sharding.shard_params(model.base)))
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   tokens = node['batch_size'] * np.mean(rows.mask.sum(axis=-1))
   return {'loss': last.get('train/loss'), 'parameters': count(state.params),

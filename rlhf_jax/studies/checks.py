@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import errors
+from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
@@ -105,6 +106,8 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
   require(0 <= noise <= 1, f'{where}.label_noise', 'shares lie in [0, 1]')
   _check_trained(where, proxy, 'num_epochs', config)
   _check_trained(f'{where}.sft', proxy['sft'], 'num_steps', config)
+  if 'model' in proxy:
+    check_mesh(where, proxy['model'], config, proxy['num_members'])
 
 
 def _check_model(where: str, model: Mapping, config: dict):
@@ -114,6 +117,7 @@ def _check_model(where: str, model: Mapping, config: dict):
     loaded = pretrained.source(model) is not None
   except errors.UserError as error:
     raise type(error)(f'config.{where}: {error}') from None
+  check_mesh(where, model, config)
   if not loaded:
     return
   if config['data']['path'] is None and (
@@ -126,6 +130,22 @@ def _check_model(where: str, model: Mapping, config: dict):
     raise errors.ConfigError(
         f'config.{where} is loaded; give config.data.files.tokenizer (or '
         'data.logged.tokenizer), the tokens that it knows')
+
+
+def check_mesh(where: str, model: Mapping, config: dict, members: int = 1):
+  """TopologyError where `config.mesh` does not divide a model, or an ensemble.
+
+  How many devices there are is known when it runs.
+  """
+  mesh = sharding.planned_mesh(config['mesh'])
+  shapes = pretrained.abstract(model, 1)
+  try:
+    sharding.check_heads(shapes.config, mesh)
+    for part in filter(None, shapes[1:]):
+      sharding.shardings(part, mesh)
+    sharding.row_parts(mesh, members=members)
+  except errors.TopologyError as error:
+    raise errors.TopologyError(f'config.{where}: {error}') from None
 
 
 def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,

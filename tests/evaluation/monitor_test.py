@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import sampling
@@ -411,8 +412,6 @@ class SameTest(absltest.TestCase):
 
   def test_devices(self):
     """A mesh of eight gives what one device gives without a mesh."""
-    mesh = sharding.make_mesh()
-    self.assertEqual(mesh.shape, {'data': 8})
     shard_batch = sharding.shard_batch
     shards = []
 
@@ -422,34 +421,28 @@ class SameTest(absltest.TestCase):
                     for x in jax.tree.leaves(placed))
       return placed
 
-    with mock.patch.object(sharding, 'shard_batch', record):
-      out = _monitor(mesh=mesh)(_policy(1), step=3)
+    with worlds.devices(8), mock.patch.object(
+        sharding, 'shard_batch', record):
+      out = _monitor()(_policy(1), step=3)
     self._assert_same(out, rtol=1e-4, atol=1e-5)
     # Eleven prompts are two chunks of eight, in which a device has one; they
-    # are sampled, and scored by the policy twice and by the reference.
-    self.assertEqual(shards, [1] * 2 * (3 + 3 * 2))
+    # are sampled, and scored by the policy twice and by the reference; the
+    # ensemble scores them in one chunk, for two of the components.
+    self.assertEqual(shards, [1] * 2 * 3 + [2] * 2 * 2 + [1] * 2 * 3 * 2)
 
   def test_parameters_are_placed_once(self):
     with mock.patch.object(sharding, 'shard_params',
                            wraps=sharding.shard_params) as place:
-      watch = _monitor(mesh=sharding.make_mesh())
+      watch = _monitor()
       self.assertLen(place.call_args_list, 1)
       self.assertIs(place.call_args.args[0], _policy(0))
       for _ in range(2):
         place.reset_mock()
         watch(_policy(1), step=3)
         trees = [call.args[0] for call in place.call_args_list
-                 if isinstance(call.args[0], dict)]
+                 if call.args[0].keys() == _policy(0).keys()]
         self.assertLen(trees, 1)
-        self.assertEqual(trees[0].keys(), _policy(0).keys())
 
-  def test_no_mesh_is_made(self):
-    """Nor anything placed, where there is none."""
-    names = 'make_mesh', 'shard_params', 'shard_batch'
-    for name in names:
-      self.enterContext(mock.patch.object(
-          sharding, name, side_effect=AssertionError(name)))
-    self._assert_same(_monitor()(_policy(1), step=3), rtol=0)
 
 
 class ReadTest(parameterized.TestCase):
@@ -544,7 +537,7 @@ class ErrorsTest(parameterized.TestCase):
     bias = np.float32([0, 1, np.inf])
     params = members | {'head': members['head'] | {'bias': bias}}
     self.assertIn(
-        'reward model member_2 gave inf in row 0 (response at step 20; 11 of',
+        'member 2 of the reward ensemble gave inf in row 0 (step 20; 11 of',
         self._message(rewards=_rewards(NODES, params=params)))
 
   def test_a_component(self):

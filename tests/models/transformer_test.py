@@ -333,7 +333,8 @@ class ParamsTest(parameterized.TestCase):
       self.assertEqual(
           layer['k']['kernel'].shape,
           (2, 16, config.num_kv_heads * config.head_size))
-      self.assertEqual(transformer.unembedding(params).shape, (V, 16))
+      self.assertEqual(jax.eval_shape(
+          transformer.unembedding, params).shape, (V, 16))
 
   def test_layers_and_keys_differ(self):
     make = jax.jit(functools.partial(transformer.init, _config('llama')))

@@ -74,10 +74,10 @@ class ModelTest(parameterized.TestCase):
   def test_members_and_one_model(self):
     proxies = artifacts.restore_rewards(worlds.untrained() / 'proxies')
     self.assertEqual(proxies.num_members, worlds.NUM_MEMBERS)
-    raw = proxies.scores(*rows(), standardize=False, mesh=None)
+    raw = proxies.scores(*rows(), standardize=False)
     mean, std = np.float32([.1, -.2]), np.float32([.5, 2.])
     np.testing.assert_allclose(
-        proxies.scores(*rows(), mesh=None),
+        proxies.scores(*rows()),
         (raw - mean[:, None]) / std[:, None], rtol=1e-5, atol=1e-6)
     gold = artifacts.restore_rewards(worlds.untrained() / 'gold')
     self.assertEqual(gold.num_members, 1)
@@ -134,23 +134,23 @@ class WorldTest(parameterized.TestCase):
   def test_gold_is_in_deviations_of_the_samples(self):
     there = world(**ALL)
     raw = artifacts.restore_rewards(worlds.untrained() / 'gold').scores(
-        *rows(), mesh=None)[0]
+        *rows())[0]
     expected = (raw - .1) / .7
     np.testing.assert_allclose(
         there.gold_scorer()(*rows()), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        there.gold.scores(*rows(), mesh=None)[0], expected, rtol=1e-5,
+        there.gold.scores(*rows())[0], expected, rtol=1e-5,
         atol=1e-6)
 
   def test_column_is_in_its_own_units(self):
     workdir = copied(self)
     worlds.save(workdir, 'gold', {'target_mean': 7., 'target_std': 3.})
     there = world(workdir, **ALL)
-    raw = there.gold.scores(*rows(), standardize=False, mesh=None)[0]
+    raw = there.gold.scores(*rows(), standardize=False)[0]
     name, model = there.column
     self.assertEqual(name, worlds.corpus().log_target)
     np.testing.assert_allclose(
-        model.scores(*rows(), mesh=None)[0], 3 * raw + 7, rtol=1e-5)
+        model.scores(*rows())[0], 3 * raw + 7, rtol=1e-5)
     worlds.save(workdir, 'gold', {})  # that has learned the rule
     self.assertIsNone(world(workdir, **ALL).column)
 

@@ -14,6 +14,7 @@ import worlds
 from rlhf_jax import errors
 from rlhf_jax import objectives
 from rlhf_jax import policy
+from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
@@ -53,11 +54,12 @@ def context_of(name, num_devices=1):
 
 def fit(context, *, batch_size=16, num_steps=5, watch=None, **loop):
   tx, step = sft_step()
-  state = train.init_state(
-      transformer.init(CONFIG, jax.random.key(0)), tx, jax.random.key(1))
-  return fit_lib.fit(
-      context, state, sources.offline(rows(), batch_size=batch_size, seed=3),
-      step, loop=fit_lib.Loop(num_steps, **loop), watch=watch)
+  with context.devices():
+    state = train.place_state(
+        transformer.init(CONFIG, jax.random.key(0)), tx, jax.random.key(1))
+    return fit_lib.fit(
+        context, state, sources.offline(rows(), batch_size=batch_size, seed=3),
+        step, loop=fit_lib.Loop(num_steps, **loop), watch=watch)
 
 
 class DevicesTest(absltest.TestCase):
@@ -72,26 +74,36 @@ class DevicesTest(absltest.TestCase):
     self.assertGreater(
         float(np.abs(one.params['embed'] - start['embed']).max()), 1e-3)
 
-  def test_a_batch_that_does_not_split_is_refused_with_both_numbers(self):
-    with self.assertRaisesRegex(errors.TopologyError, '12 prompts.*data 8'):
-      fit(context_of('odd', 8), batch_size=12)
+  def test_a_batch_that_does_not_split_is_filled_up(self):
+    one, eight = (fit(context_of(f'odd_{n}', n), batch_size=12)[0]
+                  for n in (1, 8))
+    chex.assert_trees_all_close(
+        jax.device_get(one.params), jax.device_get(eight.params), atol=1e-6)
 
   def test_members_split_along_their_prompts(self):
     tx = optax.sgd(0.1)
-    step = jax.jit(jax.vmap(train.make_train_step(
+    step = jax.jit(sharding.vmap_members(train.make_train_step(
         functools.partial(reward_models.forward, CONFIG),
-        objectives.get('bradley_terry'), tx)))
-    keys = jax.random.split(jax.random.key(0), 3)
+        objectives.get('bradley_terry'), tx), 4))
+    keys = jax.random.split(jax.random.key(0), 4)
     source = sources.offline_members(
-        rows(responses=2), batch_size=8, seeds=[1, 2, 3])
+        rows(responses=2), batch_size=8, seeds=[1, 2, 3, 4])
     results = []
-    for devices in (1, 8):
-      state = jax.vmap(lambda p, k: train.init_state(p, tx, k))(
-          reward_models.init_members(CONFIG, keys), keys)
-      state, _ = fit_lib.fit(context_of(f'on_{devices}', devices), state,
-                             source, step, loop=fit_lib.Loop(3))
+    for name, count, axes in (('one', 1, {}), ('rows', 8, {}), (
+        'members', 8, dict(member=4)), ('both', 8, dict(member=2, fsdp=2))):
+      with worlds.devices(count, **axes):
+        state = train.place_state(
+            reward_models.init_members(CONFIG, keys), tx, keys, members=4)
+        state, _ = fit_lib.fit(context_of(f'on_{name}'), state, source, step,
+                               loop=fit_lib.Loop(3))
+        embed = state.params['trunk']['embed']
+        self.assertEqual(
+            embed.addressable_shards[0].data.shape,
+            (4 // axes.get('member', 1), CONFIG.vocab_size,
+             CONFIG.hidden_size // axes.get('fsdp', 1)))
       results.append(jax.device_get(state.params))
-    chex.assert_trees_all_close(*results, atol=1e-6)
+    for other in results[1:]:
+      chex.assert_trees_all_close(results[0], other, atol=1e-6)
 
 
 class ResumeTest(absltest.TestCase):
@@ -110,6 +122,20 @@ class ResumeTest(absltest.TestCase):
       chex.assert_trees_all_equal(getattr(whole, name), getattr(resumed, name))
     self.assertEqual([line['step'] for line in context.lines('metrics')],
                      [1, 2, 3, 4, 5, 6, 7])
+
+  def test_goes_on_over_another_mesh(self):
+    whole, _ = fit(context_of('unmoved'))
+    context = context_of('moved', 8)
+    context.stop = worlds.Stop(1)
+    with self.assertRaises(errors.Interrupted):
+      fit(context)
+    context.stop = worlds.Stop()
+    context.devices = lambda: worlds.devices(8, fsdp=4)
+    moved, _ = fit(context)
+    self.assertEqual(moved.params['embed'].addressable_shards[0].data.shape,
+                     (CONFIG.vocab_size, CONFIG.hidden_size // 4))
+    chex.assert_trees_all_close(
+        jax.device_get(whole.params), jax.device_get(moved.params), atol=1e-6)
 
   def test_a_finished_training_reports_the_same_again(self):
     """Killed after the last checkpoint, before the stage's result."""

@@ -194,13 +194,12 @@ class WatchTest(absltest.TestCase):
     self.assertIs(setting.key, KEY)
     self.assertEqual((setting.num_prompts, setting.chunk_size), (3, 5))
     self.assertEqual(setting.sampler, dict(temperature=.7))
-    self.assertIs(setting.mesh, self.context.mesh)
     self.assertEqual(bare.rewards.names, ('short',))
     self.assertEqual(bare.scorers, (None, None))
     rows = worlds.corpus().demonstrations
     tokens, mask = rows.tokens[:3, 0], rows.mask[:3, 0]
     gold = artifacts.restore_rewards(worlds.untrained() / 'gold').scores(
-        tokens, mask, mesh=None)[0]
+        tokens, mask)[0]
     np.testing.assert_allclose(  # in deviations of the pairs from their mean
         whole.scorers[0](tokens, mask), (gold - .1) / .7, rtol=1e-5, atol=1e-6)
     pairs = files.load_arrays(worlds.untrained() / 'pairs/pairs.npz')

@@ -39,8 +39,9 @@ def values(tokens, lengths, num_devices=1, stop=None):
   config, params = parts()
   context = worlds.Context(
       worlds.untrained(), num_devices=num_devices, stop=stop)
-  return prompt_values.all_values(
-      context, config, params, corpus_lib.Prompts(tokens, lengths), **HEAD)
+  with context.devices():
+    return prompt_values.all_values(
+        context, config, params, corpus_lib.Prompts(tokens, lengths), **HEAD)
 
 
 class ValuesTest(parameterized.TestCase):

@@ -208,11 +208,6 @@ class BindTest(parameterized.TestCase):
     with self.assertRaises(errors.CheckpointError):
       rewarding.bind(there, {'good': dict(kind='gold')}, {})
 
-  def test_models_run_over_the_mesh_of_the_stage(self):
-    there = world()
-    with rewarding.bind(there, {'good': dict(kind='gold')}, {}) as rewards:
-      self.assertIs(rewards._models.mesh, there.context.mesh)
-
   @parameterized.parameters(('gold', 'gold'), ('proxy', 'proxies'))
   def test_a_model_that_is_not_there(self, kind, role):
     with self.assertRaisesRegex(ValueError, f"must hold '{kind}' for .* part"):

@@ -27,10 +27,11 @@ def sample(there=None, at=slice(None), *, num_samples=2, sampler=PLAIN,
            force_eos=False, chunk_size=8, key=KEY, **kwargs):
   there = there or world()
   prompts = there.corpus.pair_prompts
-  return rows_lib.sample_rows(
-      there, there.reference,
-      corpus_lib.Prompts(prompts.tokens[at], prompts.lengths[at]), key,
-      rows_lib.Draw(num_samples, sampler, force_eos, chunk_size), **kwargs)
+  with there.context.devices():
+    return rows_lib.sample_rows(
+        there, there.reference,
+        corpus_lib.Prompts(prompts.tokens[at], prompts.lengths[at]), key,
+        rows_lib.Draw(num_samples, sampler, force_eos, chunk_size), **kwargs)
 
 
 @functools.cache

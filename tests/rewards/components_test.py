@@ -42,19 +42,18 @@ class Model:
   """
 
   def __init__(self, *factors):
-    self.factors, self.meshes = factors, []
+    self.factors = factors
 
-  def scores(self, tokens, mask, *, standardize=True, mesh=None):
-    self.meshes.append(mesh)
+  def scores(self, tokens, mask, *, standardize=True):
     total = np.where(mask, tokens, 0).sum(axis=-1)
     return np.float32([factor * total - standardize
                        for factor in self.factors])
 
 
-def make(nodes, *, column=None, mesh=None, **kwargs):
+def make(nodes, *, column=None, **kwargs):
   return components.Components(
       nodes, responses=RESPONSES, models=components.Models(
-          gold=Model(1), proxy=Model(1, -2, 4), column=column, mesh=mesh,
+          gold=Model(1), proxy=Model(1, -2, 4), column=column,
           file=column and Model(.5)), **kwargs)
 
 
@@ -118,13 +117,6 @@ class ValuesTest(parameterized.TestCase):
           errors.RewardError, r"'part': member 1 .* nan in row 0 \(step 7; 3 of"
           ' 3'):
         rewards(TOKENS, MASK, PROMPTS, RESPONSES, step=7)
-
-  def test_models_score_over_the_mesh(self):
-    with make({'a': {'kind': 'gold'}, 'b': {'kind': 'proxy'}}, mesh='a mesh'
-              ) as rewards:
-      rewards(TOKENS, MASK, PROMPTS, RESPONSES)
-      for model in (rewards._models.gold, rewards._models.proxy):
-        self.assertEqual(model.meshes, ['a mesh'])
 
   def test_texts(self):
     out = scored({'tfidf': {'kind': 'tfidf', 'min_words': 2},

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
+import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import sharding
@@ -240,7 +241,7 @@ class RowsTest(parameterized.TestCase):
 
     with mock.patch.object(reward_models, '_score_chunk', fake):
       scores = reward_models.score_rows(
-          CONFIG, {'x': np.zeros(2)}, tokens, mask, chunk_size=chunk_size,
+          CONFIG, {'count': np.zeros(2)}, tokens, mask, chunk_size=chunk_size,
           poll=lambda: polls.append(1))
     np.testing.assert_array_equal(
         scores, [(tokens * mask).sum(-1), end])
@@ -262,37 +263,37 @@ class RowsTest(parameterized.TestCase):
     def fake(config, params, tokens, mask):
       placed.append((tokens.shape[0], tokens.sharding.spec,
                      len(tokens.sharding.device_set),
-                     params['x'].is_fully_replicated))
+                     params['count'].is_fully_replicated))
       return _fake(config, params, tokens, mask)
 
-    with mock.patch.object(reward_models, '_score_chunk', fake):
+    with worlds.devices(8), mock.patch.object(
+        reward_models, '_score_chunk', fake):
       scores = reward_models.score_rows(
-          CONFIG, {'x': np.zeros(2)}, tokens, mask, chunk_size=5,
-          mesh=sharding.make_mesh())
+          CONFIG, {'count': np.zeros(2)}, tokens, mask, chunk_size=5)
     np.testing.assert_array_equal(scores, [(tokens * mask).sum(-1), end])
-    self.assertEqual(placed, [(8, PartitionSpec('data'), 8, True)] * 2)
+    self.assertEqual(placed, [(8, PartitionSpec(sharding.ROWS), 8, True)] * 2)
 
-  @parameterized.parameters(None, 8)
+  @parameterized.parameters(1, 8)
   def test_equals_score_in_any_order_and_in_any_cut(self, num_devices):
     tokens, mask, _ = _responses((10,), width=18)
-    mesh = num_devices and sharding.make_mesh(
-        devices=jax.devices()[:num_devices])
     expected = _score_members(CONFIG, _members(), tokens, mask)
     shuffle = np.random.default_rng(3).permutation(10)
     for order, chunk_size in ((np.arange(10), 2048), (shuffle, 4)):
-      scores = reward_models.score_rows(
-          CONFIG, _members(), tokens[order], mask[order], mesh=mesh,
-          chunk_size=chunk_size)
+      with worlds.devices(num_devices):
+        scores = reward_models.score_rows(
+            CONFIG, _members(), tokens[order], mask[order],
+            chunk_size=chunk_size)
       np.testing.assert_allclose(scores, expected[:, order], atol=1e-5)
 
   def test_eight_devices_say_what_one_says(self):
     """Of rows with several axes, and more or fewer of them than devices."""
-    mesh = sharding.make_mesh()
     for shape in ((3, 7), (2,)):
       tokens, mask, _ = _responses(shape, width=18)
-      one, eight = (reward_models.score_rows(
-          CONFIG, _members(), tokens, mask, mesh=where)
-                    for where in (None, mesh))
+      score = lambda t=tokens, m=mask: reward_models.score_rows(
+          CONFIG, _members(), t, m)
+      one = score()
+      with worlds.devices(8):
+        eight = score()
       self.assertEqual(eight.shape, (E, *shape))
       np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
 
@@ -300,8 +301,8 @@ class RowsTest(parameterized.TestCase):
     """As a checkpoint restores them: committed to the first device."""
     tokens, mask, _ = _responses((11,), width=18)
     members = jax.device_put(_members(), jax.devices()[0])
-    scores = reward_models.score_rows(
-        CONFIG, members, tokens, mask, mesh=sharding.make_mesh())
+    with worlds.devices(8):
+      scores = reward_models.score_rows(CONFIG, members, tokens, mask)
     np.testing.assert_allclose(
         scores, _score_members(CONFIG, _members(), tokens, mask), atol=1e-5)
 

@@ -217,11 +217,12 @@ class FitTest(absltest.TestCase):
         files.read_json(study / 'config.json')) if stage.name == 'seed_0/sft')
     self.assertIs(stage.run.func, sft.run)
     stopped, whole = worlds.folder(), worlds.folder()
-    for steps in (3, 2):
-      with self.assertRaises(errors.Interrupted):
-        stage.run(worlds.Context(study, stopped, worlds.Stop(steps - 1), 8))
-    stage.run(worlds.Context(study, stopped, num_devices=8))
-    stage.run(worlds.Context(study, whole, num_devices=8))
+    with worlds.devices(8):
+      for steps in (3, 2):
+        with self.assertRaises(errors.Interrupted):
+          stage.run(worlds.Context(study, stopped, worlds.Stop(steps - 1)))
+      stage.run(worlds.Context(study, stopped))
+      stage.run(worlds.Context(study, whole))
     params = [artifacts.restore_policy(directory).params
               for directory in (stopped, whole, study / 'seed_0/sft')]
     jax.tree.map(np.testing.assert_array_equal, *params[:2])

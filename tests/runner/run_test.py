@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
 from rlhf_jax import errors
+from rlhf_jax import sharding
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
@@ -109,26 +111,37 @@ def test_the_mesh_is_that_of_the_config_and_made_once(tmp_path):
     return {}
 
   stages = [run_lib.Stage(name, run) for name in 'ab']
-  for config, shape in (({}, {'data': 8}),
-                        ({'mesh': {'data': -1}}, {'data': 8}),
-                        ({'mesh': {'data': 4, 'model': -1}},
-                         {'data': 4, 'model': 2})):
+  for config, data in (({}, 8), ({'mesh': {'data': -1}}, 8),
+                       ({'mesh': {'data': 4, 'fsdp': -1}}, 4)):
     workdir = tmp_path / files.digest(config)
     run_lib.run_study(stages, workdir, config=config)
     one, other = meshes[-2:]
-    assert dict(one.shape) == shape
+    assert one.shape['data'] == data and one.size == 8
     assert one is other
   assert len(meshes) == 6
 
 
-def test_a_mesh_is_made_when_a_stage_asks(tmp_path):
+def test_a_stage_runs_on_its_mesh(tmp_path):
+  seen = []
+
+  def run(context):
+    seen.append((sharding.row_parts(), jax.sharding.get_mesh()))
+    assert seen[-1][1] is context.mesh
+    return {}
+
+  run_lib.run_study([run_lib.Stage('a', run)], tmp_path,
+                    config={'mesh': {'data': 2, 'tensor': 4}})
+  assert [parts for parts, _ in seen] == [2]
+  assert sharding.mesh_in_use() is None
+
+
+def test_a_mesh_is_made_when_a_stage_runs(tmp_path):
   """So that a study that has nothing to do starts no device."""
   config = {'mesh': {'data': 3}}
-  run_lib.run_study(make_stages([]), tmp_path, config=config)
-  stages = [run_lib.Stage('c', lambda context: {'mesh': context.mesh})]
   with pytest.raises(errors.TopologyError, match=r'config\.mesh'):
-    run_lib.run_study(stages, tmp_path, config=config)
+    run_lib.run_study(make_stages([]), tmp_path, config=config)
   assert status_of(tmp_path)['exit_code'] == 8
+  run_lib.run_study([], tmp_path, config=config)
 
 
 def test_a_damaged_result_is_named_and_not_rerun(tmp_path):

@@ -98,7 +98,7 @@ def run(context=None, *, evaluate=False, given=GIVEN, num_devices=1,
       measure=dict(components=NODES, pool={}, sampler=dict(temperature=1.)))
   if evaluate:
     return context, stage()
-  with mock.patch.object(policies, 'watch', return_value=(
+  with context.devices(), mock.patch.object(policies, 'watch', return_value=(
       contextlib.nullcontext())):
     return context, stage()
 

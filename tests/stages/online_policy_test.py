@@ -55,12 +55,13 @@ def run(context=None, *, workdir=None, given=GIVEN, seed=0, part=0,
   context = context or worlds.Context(
       workdir or worlds.untrained(), num_devices=num_devices)
   node = run_node(**changes)
-  context.result = online_policy.run(
-      context, seed=seed, data=worlds.DATA, given=given, run=node, part=part,
-      measure=dict(components=measured or node['reward']['components'],
-                   pool=dict(timeout=timeout, num_workers=1),
-                   sampler=dict(temperature=1.)),
-      training=dict(save_every=save_every, log_every=1))
+  with context.devices():
+    context.result = online_policy.run(
+        context, seed=seed, data=worlds.DATA, given=given, run=node, part=part,
+        measure=dict(components=measured or node['reward']['components'],
+                     pool=dict(timeout=timeout, num_workers=1),
+                     sampler=dict(temperature=1.)),
+        training=dict(save_every=save_every, log_every=1))
   return context
 
 

@@ -37,7 +37,8 @@ class ScoresTest(parameterized.TestCase):
 
   def test_eight_devices_say_what_one_says(self):
     context = figure_3.context(num_devices=8)
-    scores.run(context, given=GIVEN)
+    with context.devices():
+      scores.run(context, given=GIVEN)
     eight, one = (files.load_arrays(folder / 'scores.npz') for folder in (
         context.directory,
         figure_3.study() / 'seed_0/as_sampled/noise_0.25/scores'))

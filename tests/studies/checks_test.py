@@ -52,6 +52,16 @@ class FieldsTest(parameterized.TestCase):
       check(one)
 
   @parameterized.parameters(
+      (dict(tensor=4), r'policy\.model: num_heads 2 is not .* tensor 4'),
+      (dict(fsdp=3, data=-1), r'policy\.model: parameter embed .* fsdp 3'),
+      (dict(member=4), r'proxy: 2 members are not divisible by member 4'),
+      (dict(dta=8), "config.mesh has an axis 'dta'"))
+  def test_a_mesh_that_divides_no_model(self, mesh, message):
+    with self.assertRaisesRegex(errors.TopologyError, message):
+      check(config() | {'mesh': mesh})
+    check(config() | {'mesh': dict(data=-1, fsdp=2, tensor=2, member=2)})
+
+  @parameterized.parameters(
       ('policy.optimizer.schedule', 'step', r'policy\.optimizer: '),
       ('policy.model.family', 'mamba', r'policy\.model: .*mamba'),
       ('gold.model.num_heads', 3, r'gold\.model: '),

@@ -126,11 +126,14 @@ def minibatches(name, rollout):
   """Places of the prompts of each update."""
   plan = run_of(name)['updates']
   count = len(sampled(name, rollout)['tokens'])
+  parts = plan['num_minibatches']
   keys = jax.random.split(front_door.child(
       before(name, rollout), 'minibatches'), plan['num_epochs'])
   for key in keys:
-    permuted = np.asarray(jax.random.permutation(key, count))
-    yield from np.split(permuted, plan['num_minibatches'])
+    # Of each `parts` neighbours every minibatch has one.
+    ranks = np.argsort(jax.random.uniform(key, (count // parts, parts)))
+    for part in range(parts):
+      yield np.arange(0, count, parts) + ranks[:, part]
 
 
 @functools.cache
