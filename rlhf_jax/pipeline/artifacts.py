@@ -223,6 +223,14 @@ class World:
       return self.reference
     return self._frozen('policy')
 
+  def unfrozen(self, role: str) -> Policy | reward_models.RewardModels:
+    """The reference, adapters merged, or the proxies, to be trained further.
+
+    New arrays at each call, in float32.
+    """
+    restore = restore_rewards if role == 'proxies' else restore_policy
+    return restore(self.directory(role))
+
   def start(self) -> pretrained.Model:
     """The same in its parts, to be trained: new arrays but for the base."""
     return self._parts('policy' if 'policy' in self.given else 'reference')

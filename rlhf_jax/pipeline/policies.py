@@ -42,8 +42,7 @@ def add_value_head(world: artifacts.World, trainable: types.Params,
     key: of the head.
   """
   if value['trunk'] == 'reward':
-    members = artifacts.restore_rewards(world.directory('proxies'))
-    first = jax.tree.map(lambda x: x[0], members.params)
+    first = jax.tree.map(lambda x: x[0], world.unfrozen('proxies').params)
     return {**trainable, 'value_head': first['head'],
             'value_trunk': first['trunk']}
   head = heads.init_scalar(key, world.reference.config.hidden_size,
@@ -52,7 +51,7 @@ def add_value_head(world: artifacts.World, trainable: types.Params,
   if value['trunk'] == 'shared':
     return trainable
   # Its own arrays: the train step donates its state.
-  whole = artifacts.restore_policy(world.directory('reference'))
+  whole = world.unfrozen('reference')
   return {**trainable, 'value_trunk': heads.trunk(whole.params)}
 
 

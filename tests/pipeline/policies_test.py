@@ -33,11 +33,14 @@ def decoder(value):
 
 def world():
   """With a reference of 2s and an ensemble of two."""
-  return types.SimpleNamespace(
-      reference=artifacts.Policy(CONFIG, decoder(2.)),
-      proxies=reward_models.RewardModels(OTHER, {
+  make = {
+      'reference': lambda: artifacts.Policy(CONFIG, decoder(2.)),
+      'proxies': lambda: reward_models.RewardModels(OTHER, {
           'trunk': {'embed': jnp.arange(6.).reshape(2, 3)},
-          'head': {'weight': jnp.arange(8.).reshape(2, 4)}}, None))
+          'head': {'weight': jnp.arange(8.).reshape(2, 4)}}, None)}
+  return types.SimpleNamespace(
+      unfrozen=lambda role: make[role](),
+      **{role: function() for role, function in make.items()})
 
 
 def add(trunk, trainable=None, **changes):
