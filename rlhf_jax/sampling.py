@@ -91,6 +91,12 @@ def _prefill(config, params, layers, prompts, prompt_lengths, num_slots):
   return last, cache, real
 
 
+def _placed(hidden, cache, real):
+  """Each row and its cache on one part of the mesh, its heads over 'tensor'."""
+  return sharding.keep_rows(hidden), jax.tree.map(
+      lambda x: sharding.keep_rows(x, None, 'tensor'), cache), real
+
+
 def _contiguous(tokens, prompts, prompt_lengths, logprobs, lengths, pad_id):
   """Closes the gap between prompt and response: tokens, mask, logprobs."""
   width, new = prompts.shape[1], tokens.shape[1]
@@ -128,17 +134,13 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
             pad_id, force_eos, num_tokens, value_shift):
   width = prompts.shape[1]
   num_slots = width + max_new_tokens
-  # Once, and not for each token.
+  # Gathered once, and not for each token.
   params = sharding.gathered(transformer.frozen(config, params))
   layers = transformer.unstack(config, params)
   uniforms = _uniforms(key, row_ids, num_samples, max_new_tokens)
   repeat = lambda x: jnp.repeat(x, num_samples, axis=0)
-  hidden, cache, real = jax.tree.map(
-      repeat, _prefill(config, params, layers, prompts, prompt_lengths,
-                       num_slots))
-  hidden = sharding.keep_rows(hidden)
-  cache = jax.tree.map(
-      lambda x: sharding.keep_rows(x, None, 'tensor'), cache)
+  hidden, cache, real = _placed(*jax.tree.map(repeat, _prefill(
+      config, params, layers, prompts, prompt_lengths, num_slots)))
   prompts, lengths = repeat(prompts), repeat(prompt_lengths)
   slots = jnp.arange(num_slots)[None]
   # Of the token in each slot; there is none in the gap behind a prompt.
@@ -185,8 +187,7 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
   carry = (jnp.int32(0), hidden, cache, jnp.full(shape, pad_id, jnp.int32),
            jnp.zeros(shape), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32))
   unfinished = lambda c: (c[0] < max_new_tokens) & ~jnp.all(c[5])
-  _, _, _, tokens, logprobs, _, count = jax.lax.while_loop(
-      unfinished, body, carry)
+  tokens, logprobs, _, count = jax.lax.while_loop(unfinished, body, carry)[3:]
   return _contiguous(tokens, prompts, lengths, logprobs, count, pad_id)
 
 
