@@ -220,7 +220,7 @@ class SmokesTest(parameterized.TestCase):
                        '--config.label_noise=(0.25,)'),
         cwd=worlds.ROOT, env=worlds.environment() | {
             'NPROC': '4',  # see conftest
-            'XLA_FLAGS': '--xla_force_host_platform_device_count=2'},
+            'JAX_NUM_CPU_DEVICES': '2'},
         capture_output=True, text=True, timeout=600)
     self.assertEqual(done.returncode, 0, done.stderr)
     rows = [[row for row in worlds.rows(d / 'report_seeds_0/results.csv')

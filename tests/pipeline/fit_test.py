@@ -89,8 +89,9 @@ class DevicesTest(absltest.TestCase):
     source = sources.offline_members(
         rows(responses=2), batch_size=8, seeds=[1, 2, 3, 4])
     results = []
-    for name, count, axes in (('one', 1, {}), ('rows', 8, {}), (
-        'members', 8, dict(member=4)), ('both', 8, dict(member=2, fsdp=2))):
+    for name, count, axes in (
+        ('one', 1, {}), ('rows', 8, {}),
+        ('both', 8, dict(member=2, fsdp=2))):
       with worlds.devices(count, **axes):
         state = train.place_state(
             reward_models.init_members(CONFIG, keys), tx, keys, members=4)

@@ -80,9 +80,6 @@ def run(folder: pathlib.Path, config: pathlib.Path, workdir: pathlib.Path,
        f'--config={config}', f'--workdir={workdir}', *arguments], cwd=ROOT,
       check=True, timeout=900, env=os.environ | {
           'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
-          # Programs run once or twice here, so that compiling them is what
-          # takes time.
-          'XLA_FLAGS': '--xla_backend_optimization_level=0',
           'JAX_PLATFORMS': 'cpu'})
 
 
