@@ -138,14 +138,14 @@ def check_mesh(where: str, model: Mapping, config: dict, members: int = 1):
   How many devices there are is known when it runs.
   """
   mesh = sharding.planned_mesh(config['mesh'])
-  shapes = pretrained.abstract(model, 1)
   try:
+    shapes = pretrained.abstract(model, 1)
     sharding.check_heads(shapes.config, mesh)
     for part in filter(None, shapes[1:]):
       sharding.shardings(part, mesh)
     sharding.row_parts(mesh, members=members)
-  except errors.TopologyError as error:
-    raise errors.TopologyError(f'config.{where}: {error}') from None
+  except errors.UserError as error:
+    raise type(error)(f'config.{where}: {error}') from None
 
 
 def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
