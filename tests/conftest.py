@@ -11,9 +11,6 @@ DEVICES = 8
 # the threads of its pool, so the pool is made larger before jax starts.
 os.environ.setdefault('NPROC', str(2 * DEVICES))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Programs run once or a few times here, so that compiling them is what takes
-# time; this takes a third off. Numbers differ by rounding alone.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 CACHE = pathlib.Path(
     os.environ.get('JAX_COMPILATION_CACHE_DIR')
     or pathlib.Path.home() / '.cache' / 'rlhf_jax' / 'xla'

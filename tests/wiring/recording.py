@@ -80,6 +80,7 @@ def run(folder: pathlib.Path, config: pathlib.Path, workdir: pathlib.Path,
        f'--config={config}', f'--workdir={workdir}', *arguments], cwd=ROOT,
       check=True, timeout=900, env=os.environ | {
           'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
+          'XLA_FLAGS': '--xla_backend_optimization_level=0',
           'JAX_PLATFORMS': 'cpu'})
 
 
