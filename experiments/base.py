@@ -57,7 +57,7 @@ def get_config(size: str) -> config_dict.ConfigDict:
   config.seeds = (0,)
   config.training = dict(save_every=200, log_every=20)
   config.sampler = dict(temperature=1.0, top_k=0, top_p=1.0)
-  # Of all devices; see `sharding` and docs/scaling.md.
+  # All devices, a part of the rows each; see `rlhf_jax.sharding`.
   config.mesh = dict(data=-1, fsdp=1, tensor=1, member=1, dcn=1)
   return config
 

@@ -434,11 +434,6 @@ def chunks(count: int, size: int, parts: int = 1
     yield np.resize(rows, size), len(rows)
 
 
-def to_host(tree: Any) -> Any:
-  """NumPy arrays of a tree, wherever its parts lie."""
-  return jax.device_get(tree)
-
-
 def map_rows(function: Callable, *arrays: np.ndarray, chunk_size: int,
              poll: Callable[[], None] = lambda: None) -> Any:
   """`function` of many rows, chunk by chunk over the mesh, to the host.
@@ -458,5 +453,5 @@ def map_rows(function: Callable, *arrays: np.ndarray, chunk_size: int,
     poll()
     chunk = shard_batch([x[rows] for x in arrays])
     parts.append(jax.tree.map(
-        lambda x, count=count: x[:count], to_host(function(*chunk))))
+        lambda x, count=count: x[:count], jax.device_get(function(*chunk))))
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)

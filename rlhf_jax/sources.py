@@ -196,7 +196,7 @@ def online(
       batch = join(parts, size)
     if score is not None:
       scores = score(step, jax.tree.map(
-          lambda x: sharding.to_host(x)[:batch_size], batch), at)
+          lambda x: x[:batch_size], jax.device_get(batch)), at)
       batch = batch.replace(scores=sharding.shard_batch(
           sharding.pad_rows(np.asarray(scores, np.float32), size)))
     return annotated(batch, state, frozen)

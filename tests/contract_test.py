@@ -1,4 +1,4 @@
-"""Laws every objective obeys; a new module in objectives/ finds them."""
+"""Laws every objective obeys; `contracts` finds a new one by itself."""
 
 import dataclasses
 import functools

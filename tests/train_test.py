@@ -434,7 +434,6 @@ class DevicesTest(absltest.TestCase):
     chex.assert_trees_all_close(metrics, many_metrics, rtol=1e-5, atol=1e-6)
 
 
-
 class OrderTest(parameterized.TestCase):
 
   def _order(self, num_prompts=12, key=0, **kwargs):

@@ -149,18 +149,23 @@ def config(node: dict[str, Any], vocab_size: int) -> transformer.Config:
   return found
 
 
-def check(node: dict[str, Any], vocab_size: int, length: int):
+def check(node: dict[str, Any], vocab_size: int, length: int) -> Model:
   """Raises at once what `init` would raise later; reads no weights.
 
   Args:
     node: see the top of this module.
     vocab_size: see `init`.
     length: tokens of the rows that the model will read.
+
+  Returns:
+    Of `abstract`.
   """
+  shapes = abstract(node, vocab_size)
   try:
-    transformer.check_length(abstract(node, vocab_size).config, length)
-  except (TypeError, ValueError) as error:
+    transformer.check_length(shapes.config, length)
+  except ValueError as error:
     raise errors.ConfigError(f'a model: {error}') from None
+  return shapes
 
 
 def abstract(node: dict[str, Any], vocab_size: int) -> Model:
@@ -204,9 +209,11 @@ def init(node: dict[str, Any], vocab_size: int, key: jax.Array) -> Model:
     params = sharding.shard_params(
         _reader(path).load(path, dtype='float32')[1])
   try:
-    return _partition(shape, params, training, jax.random.fold_in(key, 1))
+    model = _partition(shape, params, training, jax.random.fold_in(key, 1))
   except (TypeError, ValueError) as error:
     raise errors.ConfigError(f'a model: {error}') from None
+  # What is made of a loaded model, such as its 4 bits, has no place yet.
+  return model._replace(base=sharding.shard_params(model.base))
 
 
 def _partition(config, params, training, key) -> Model:

@@ -246,7 +246,7 @@ def frozen(config: Config, params: types.Params) -> types.Params:
     params: of the decoder, or holding one, or with leading axes.
   """
   def cast(path, x):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = sharding.path_of(path)
     matrix = re.search(r'kernel$|embed$|positions$|adapter/', name)
     return x.astype(config.dtype) if matrix and 'head' not in name else x
 

@@ -87,8 +87,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         context, state, offline_data.source(
             dataset, run['priority'], batch_size=batch_size,
             seed=streams.number(seed, 'offline', order)),
-        programs.step, watch=watch,
-        frozen=types.Frozen(base=sharding.shard_params(model.base)),
+        programs.step, watch=watch, frozen=types.Frozen(base=model.base),
         loop=fit_lib.Loop(steps, folder='training',
                           num_microbatches=run['num_microbatches'],
                           **training))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -94,9 +93,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         context, state, source, programs.updates, watch=watch,
         loop=fit_lib.Loop(steps, folder='training', **training),
         frozen=types.Frozen(
-            reference=sharding.shard_params(world.reference.params),
-            reward=frozen, reward_scale=scales,
-            base=sharding.shard_params(model.base)))
+            reference=world.reference.params, reward=frozen,
+            reward_scale=scales, base=model.base))
   policies.save_policy(context, steps, state.params)
   lengths = [line['rollout/length'] for line in files.read_jsonl(
       context.directory / 'metrics.jsonl')]

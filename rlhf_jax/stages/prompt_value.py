@@ -20,7 +20,6 @@ import numpy as np
 
 from rlhf_jax import errors
 from rlhf_jax import objectives
-from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -102,7 +101,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       functools.partial(prompt_values.forward, config,
                         width=prompts.tokens.shape[1], **head),
       objectives.get('value_regression'), tx)
-  reference = {'reference': sharding.shard_params(world.reference.params)}
+  reference = {'reference': world.reference.params}
   state, last = fit_lib.fit(
       context, state, sources.offline(
           jax.tree.map(lambda x: x[~apart], rows),

@@ -9,7 +9,6 @@ import numpy as np
 
 from rlhf_jax import objectives
 from rlhf_jax import policy
-from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -65,7 +64,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       jax.jit(step, donate_argnums=0),
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
                         **training),
-      frozen=types.Frozen(base=sharding.shard_params(model.base)))
+      frozen=types.Frozen(base=model.base))
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   tokens = node['batch_size'] * np.mean(rows.mask.sum(axis=-1))
   return {'loss': last.get('train/loss'), 'parameters': count(state.params),

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.storage import files
 
@@ -290,7 +291,7 @@ def _check_template(
 def _leaves(name: str, tree: Any) -> dict[str, Any]:
   pairs = jax.tree_util.tree_leaves_with_path(tree)
   leaves = {
-      name + '/' + jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+      f'{name}/{sharding.path_of(path)}': leaf
       for path, leaf in pairs
   }
   if len(leaves) != len(pairs):

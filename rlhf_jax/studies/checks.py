@@ -106,8 +106,11 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
   require(0 <= noise <= 1, f'{where}.label_noise', 'shares lie in [0, 1]')
   _check_trained(where, proxy, 'num_epochs', config)
   _check_trained(f'{where}.sft', proxy['sft'], 'num_steps', config)
-  if 'model' in proxy:
-    check_mesh(where, proxy['model'], config, proxy['num_members'])
+  try:
+    sharding.row_parts(sharding.planned_mesh(config['mesh']),
+                       members=proxy['num_members'])
+  except errors.TopologyError as error:
+    raise errors.TopologyError(f'config.{where}: {error}') from None
 
 
 def _check_model(where: str, model: Mapping, config: dict):
@@ -117,7 +120,6 @@ def _check_model(where: str, model: Mapping, config: dict):
     loaded = pretrained.source(model) is not None
   except errors.UserError as error:
     raise type(error)(f'config.{where}: {error}') from None
-  check_mesh(where, model, config)
   if not loaded:
     return
   if config['data']['path'] is None and (
@@ -132,25 +134,9 @@ def _check_model(where: str, model: Mapping, config: dict):
         'data.logged.tokenizer), the tokens that it knows')
 
 
-def check_mesh(where: str, model: Mapping, config: dict, members: int = 1):
-  """TopologyError where `config.mesh` does not divide a model, or an ensemble.
-
-  How many devices there are is known when it runs.
-  """
-  mesh = sharding.planned_mesh(config['mesh'])
-  try:
-    shapes = pretrained.abstract(model, 1)
-    sharding.check_heads(shapes.config, mesh)
-    for part in filter(None, shapes[1:]):
-      sharding.shardings(part, mesh)
-    sharding.row_parts(mesh, members=members)
-  except errors.UserError as error:
-    raise type(error)(f'config.{where}: {error}') from None
-
-
 def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
                  reads_gold: bool):
-  """Refuses models that do not fit the texts, and two vocabularies.
+  """Refuses models that do not fit the texts or the mesh, two vocabularies.
 
   Args:
     config: of the study.
@@ -166,13 +152,17 @@ def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
   length = data['max_prompt_length'] + data['max_response_length']
   coder = coders.named_tokenizer(data)
   vocab_size = 1 if coder is None else coder.vocab_size
+  mesh = sharding.planned_mesh(config['mesh'])
   checked = []  # conditions mostly share a model, and a check traces it
   for where, model in models.items():
     if model in checked:
       continue
     checked.append(model)
     try:
-      pretrained.check(model, vocab_size, length)
+      shapes = pretrained.check(model, vocab_size, length)
+      sharding.check_heads(shapes.config, mesh)
+      for part in filter(None, shapes[1:]):
+        sharding.shardings(part, mesh)
     except errors.UserError as error:
       raise type(error)(f'config.{where}: {error}') from None
     path = pretrained.source(model)

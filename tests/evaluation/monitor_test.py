@@ -444,7 +444,6 @@ class SameTest(absltest.TestCase):
         self.assertLen(trees, 1)
 
 
-
 class ReadTest(parameterized.TestCase):
 
   def test_texts(self):

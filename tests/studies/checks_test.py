@@ -57,9 +57,15 @@ class FieldsTest(parameterized.TestCase):
       (dict(member=4), r'proxy: 2 members are not divisible by member 4'),
       (dict(dta=8), "config.mesh has an axis 'dta'"))
   def test_a_mesh_that_divides_no_model(self, mesh, message):
+    def check_all(mesh):
+      one = config() | {'mesh': mesh}
+      check(one)
+      checks.check_tokens(one, nodes.data_config(one), {'proxy': one['proxy']},
+                          reads_gold=True)
+
     with self.assertRaisesRegex(errors.TopologyError, message):
-      check(config() | {'mesh': mesh})
-    check(config() | {'mesh': dict(data=-1, fsdp=2, tensor=2, member=2)})
+      check_all(mesh)
+    check_all(dict(data=-1, fsdp=2, tensor=2, member=2))
 
   @parameterized.parameters(
       ('policy.optimizer.schedule', 'step', r'policy\.optimizer: '),

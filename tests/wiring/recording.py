@@ -31,6 +31,7 @@ from flax import serialization
 import jax
 import numpy as np
 import optax
+import worlds
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -78,10 +79,8 @@ def run(folder: pathlib.Path, config: pathlib.Path, workdir: pathlib.Path,
   subprocess.run(
       [sys.executable, '-m', 'wiring.recording', str(folder),
        f'--config={config}', f'--workdir={workdir}', *arguments], cwd=ROOT,
-      check=True, timeout=900, env=os.environ | {
-          'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
-          'XLA_FLAGS': '--xla_backend_optimization_level=0',
-          'JAX_PLATFORMS': 'cpu'})
+      check=True, timeout=900, env=worlds.environment() | {
+          'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}'})
 
 
 def load(folder: pathlib.Path, stage: str) -> Training:
