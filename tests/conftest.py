@@ -18,6 +18,8 @@ CACHE = pathlib.Path(
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)  # for subprocesses too
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
+# Compiling takes most of the suite's time, and what it computes is tiny.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 import jax
 import pytest

@@ -142,9 +142,7 @@ def compiled(program, axes):
   """Of a program on eight devices; of one where `axes` is None."""
   with worlds.devices(8 if axes else 1, **dict(axes or {}, data=-1)):
     function, args = program()
-    # Which code a core runs for an operation does not matter here.
-    return jax.jit(function).lower(*args).compile(
-        {'xla_backend_optimization_level': 0})
+    return jax.jit(function).lower(*args).compile()
 
 
 def moved(hlo):

@@ -183,12 +183,12 @@ class OfflineTest(parameterized.TestCase):
         targets = updates.polyak(targets, state.params['q_heads'], Q['rate'])
     shared.close_trees(
         self, optax.tree.get(after.opt_state, 'mu'), state.mu,
-        jax.tree.map(np.zeros_like, state.mu), state.mu, 'gradients')
+        jax.tree.map(np.zeros_like, state.mu), 'gradients')
     shared.close_trees(self, after.params, state.params, before.params,
-                       state.mu, 'parameters')
+                       'parameters', state.exact)
     if targets is not None:
       shared.close_trees(self, after.targets, targets, before.targets,
-                         jax.tree.map(np.ones_like, targets), 'targets')
+                         'targets')
 
   def step(self, case, state, part, targets):
     objective = dict(case.row.objective)

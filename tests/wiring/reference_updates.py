@@ -11,15 +11,23 @@ import jax
 import numpy as np
 
 ADAM_EPSILON = 1e-8
+# Of the largest gradient of a leaf: below it a float32 gradient is rounding
+# for the better part, as where the two halves of a group of GRPO cancel.
+ROUNDING = 1e-4
 
 
 class State(NamedTuple):
-  """What an update reads and writes; trees of float64 arrays."""
+  """What an update reads and writes; trees of float64 arrays.
+
+  `exact` says of each number whether float32 could follow it: Adam makes a
+  whole step of a gradient that is nothing but rounding.
+  """
 
   params: Any
   mu: Any
   nu: Any
   count: int = 0  # updates so far
+  exact: Any = None  # of all updates; without it, all numbers so far
 
 
 def start(params) -> State:
@@ -61,7 +69,11 @@ def update(state: State, gradients, *, clip_norm=1., weight_decay=0., b1=.9,
         np.sqrt(v / (1 - b2**count)) + ADAM_EPSILON)
     return p - size * (step + weight_decay * p)
 
-  return State(jax.tree.map(moved, state.params, mu, nu), mu, nu, count)
+  exact = jax.tree.map(
+      lambda x: (x == 0) | (np.abs(x) > ROUNDING * np.abs(x).max()), g)
+  if state.exact is not None:
+    exact = jax.tree.map(np.logical_and, state.exact, exact)
+  return State(jax.tree.map(moved, state.params, mu, nu), mu, nu, count, exact)
 
 
 def polyak(targets, online, share):

@@ -48,8 +48,9 @@ CASES = dict(
         coef=COEF, place='reward', target=.01, horizon=20))),
     ppo_loss_kl=(1, dict(algorithm='ppo', kl=dict(
         coef=COEF, place='loss', target=None, horizon=20))),
-    rloo=(2, {}), raft=(2, {}), reinforce=(1, {}),
-    grpo=(2, dict(kl=dict(coef=None, place='reward', target=None,
+    # Of three: two alike with opposite advantages would cancel to rounding.
+    rloo=(3, {}), raft=(2, {}), reinforce=(1, {}),
+    grpo=(3, dict(kl=dict(coef=None, place='reward', target=None,
                           horizon=20))),
     apa=(1, dict(kl=dict(coef=0., place='reward', target=None, horizon=20))),
     awr=(1, {}))
@@ -234,7 +235,7 @@ class OnlineTest(parameterized.TestCase):
           np.zeros(batch.mask.shape[:2]), batch.tokens, batch.mask,
           corpus.tokenizer.eos_id, value=1.).sum()
     if name == 'rloo':  # the most of them: some end, some do not
-      self.assertBetween(count, 1, 15)
+      self.assertBetween(count, 1, 23)
 
   @parameterized.parameters(*CASES)
   def test_annotations(self, name):
@@ -276,9 +277,9 @@ class OnlineTest(parameterized.TestCase):
       self.assertEqual(int(after.step), (index + 1) * each)
       shared.close_trees(
           self, optax.tree.get(after.opt_state, 'mu'), state.mu,
-          jax.tree.map(np.zeros_like, state.mu), state.mu, 'gradients')
-      shared.close_trees(self, after.params, state.params, start, state.mu,
-                         'parameters')
+          jax.tree.map(np.zeros_like, state.mu), 'gradients')
+      shared.close_trees(self, after.params, state.params, start,
+                         'parameters', state.exact)
 
   def test_nothing_frozen_moves(self):
     """The reference and the reward models are those that were trained."""
