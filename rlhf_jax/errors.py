@@ -62,6 +62,10 @@ class TopologyError(UserError):
   exit_code = 8
 
 
+class LostProcessError(TopologyError):
+  """Another process of the run has died."""
+
+
 class Interrupted(UserError):  # noqa: N818 - an event, not an error
   """SIGTERM or Ctrl-C; state is saved and the same command goes on."""
 

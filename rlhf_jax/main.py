@@ -19,7 +19,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from rlhf_jax import errors
+from rlhf_jax import processes
+from rlhf_jax.runner import cluster
 from rlhf_jax.runner import run as run_lib
+from rlhf_jax.studies import memory
 from rlhf_jax.studies import plan
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,6 +36,19 @@ _REUSE = flags.DEFINE_list(
     'from the same arguments, input files, earlier stages and version of '
     'rlhf_jax. The files are hard links, or copies across file systems: '
     'the other workdir may be deleted, and may be in use')
+_PLAN = flags.DEFINE_string(
+    'plan', None, 'run nothing; say what each stage needs of one device of a '
+    'machine, such as v5e:4x4 or h100x8; alone: of this one')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'host:port of process 0, where several run together; '
+    'under SLURM, Open MPI, GKE and on a TPU pod with TPU_WORKER_HOSTNAMES '
+    'they find each other')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'how many run together')
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, 'which of them this is, from 0')
+_HEARTBEAT = flags.DEFINE_integer(
+    'heartbeat', 15, 'seconds of silence after which a process counts as dead')
 
 
 def _fail(error: errors.UserError) -> int:
@@ -131,7 +147,7 @@ def _parse(argv: list[str]) -> dict:
   if stray:
     raise errors.ConfigError(
         f'{stray[0]!r} is no flag; write --<name>=<value>, see --help')
-  if not config or not _WORKDIR.value:
+  if not config or not (_WORKDIR.value or _PLAN.value):
     raise errors.ConfigError(
         'give --config=<file>[:<size>] and --workdir=<directory>')
   if 'study' not in config:
@@ -140,27 +156,49 @@ def _parse(argv: list[str]) -> dict:
   return config
 
 
+def _show_memory(config: dict, stages: list) -> int:
+  """Prints what a plan needs; TopologyError if it does not fit."""
+  machine = memory.machine(_PLAN.value)
+  uses = memory.uses(config, stages, machine.count)
+  run_lib.say(f'{machine.name}: {machine.count} devices'
+              + (f' of {machine.gib:g} GiB' if machine.gib else ''))
+  run_lib.say(memory.table(uses))
+  memory.check(uses, machine)
+  return 0
+
+
 def run(argv: list[str]) -> int:
   """Parses, plans, runs; returns the exit code."""
   try:
-    config = _parse(argv)
+    config = _parse(['--plan=here' if x == '--plan' else x for x in argv])
+    together = cluster.Cluster(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+        _HEARTBEAT.value)
+    if together.several:
+      cluster.supervise()
+      cluster.connect(together)
     # Before anything imports transformers.
     for name, value in (('HF_HUB_OFFLINE', '1'),
                         ('TRANSFORMERS_VERBOSITY', 'error')):
       os.environ.setdefault(name, value)
     stages = plan.plan(config)
     _prepare()
+    if _PLAN.value:
+      return _show_memory(config, stages)
     run_lib.run_study(
         stages, _WORKDIR.value, only=_STAGES.value, reuse=_REUSE.value,
         config=config | {'inputs': plan.inputs(config, stages)},
         safe_keys=('seeds', 'title', 'training.*', 'mesh.*'))
+  except errors.LostProcessError as error:
+    os._exit(_fail(error))  # there is nobody to take leave of
   except errors.UserError as error:
     return _fail(error)
   except KeyboardInterrupt:  # before the study has begun to listen
     return _fail(errors.Interrupted(
         'nothing was written; run the same command to start'))
   final = plan.final(config)
-  result = run_lib.read_result(_WORKDIR.value, final)
+  result = processes.from_owner(
+      lambda: run_lib.read_result(_WORKDIR.value, final))
   if result is not None:
     # Not the recorded directory: the workdir may have been moved.
     figure = (pathlib.Path(_WORKDIR.value).absolute() / final

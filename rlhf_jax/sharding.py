@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import processes
 
 AXES = ('member', 'data', 'fsdp', 'tensor')  # outermost first
 ROWS = ('member', 'data', 'fsdp')
@@ -78,25 +79,9 @@ def make_mesh(shape: Mapping[str, int] | None = None,
       number of devices; no device is left idle in silence.
   """
   devices = list(devices if devices is not None else jax.devices())
-  shape = dict(shape or {'data': -1})
-  _check_names(shape)
-  groups = shape.pop('dcn', 1)
-  free = [name for name, n in shape.items() if n == -1]
-  size = math.prod(n for n in shape.values() if n != -1)
-  product = ' x '.join(f'{name} {n}' for name, n in shape.items())
-  if len(free) == 1 and size > 0 and len(devices) % size == 0:
-    shape[free[0]] = len(devices) // size
-    size = len(devices)
-  if size != len(devices):
-    raise errors.TopologyError(
-        f'mesh {product} = {size} but there are {len(devices)} devices; '
-        'change config.mesh or the number of visible devices')
-  sizes = [shape.get(name, 1) for name in AXES]
+  shape = shape or {'data': -1}
+  sizes, groups = _sizes(shape, len(devices)), shape.get('dcn', 1)
   data = AXES.index('data')
-  if groups < 1 or sizes[data] % groups:
-    raise errors.TopologyError(
-        f'mesh data {sizes[data]} is not divisible by dcn {groups}, the '
-        'number of slices or nodes; change config.mesh')
   if groups == 1:
     grid = mesh_utils.create_device_mesh(
         sizes, devices, allow_split_physical_axes=True)
@@ -122,14 +107,45 @@ def _check_names(shape):
           f'{", ".join((*AXES, "dcn"))}')
 
 
-def planned_mesh(shape: Mapping[str, int]) -> AbstractMesh:
-  """The mesh of a config without devices; an axis of -1 counts as 1.
+def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
+  """The size of each of AXES over `count` devices."""
+  shape = dict(shape)
+  _check_names(shape)
+  groups = shape.pop('dcn', 1)
+  free = [name for name, n in shape.items() if n == -1]
+  size = math.prod(n for n in shape.values() if n != -1)
+  product = ' x '.join(f'{name} {n}' for name, n in shape.items())
+  if len(free) == 1 and size > 0 and count % size == 0:
+    shape[free[0]] = count // size
+    size = count
+  if size != count:
+    raise errors.TopologyError(
+        f'mesh {product} = {size} but there are {count} devices; '
+        'change config.mesh or the number of visible devices')
+  sizes = [shape.get(name, 1) for name in AXES]
+  data = sizes[AXES.index('data')]
+  if groups < 1 or data % groups:
+    raise errors.TopologyError(
+        f'mesh data {data} is not divisible by dcn {groups}, the '
+        'number of slices or nodes; change config.mesh')
+  return sizes
+
+
+def planned_mesh(shape: Mapping[str, int], count: int | None = None
+                 ) -> AbstractMesh:
+  """The mesh of a config without devices.
+
+  Args:
+    shape: of `make_mesh`.
+    count: of devices; None: not known, and an axis of -1 counts as 1.
 
   Raises:
-    TopologyError: an axis is unknown.
+    TopologyError: an axis is unknown, or the sizes do not multiply to `count`.
   """
   _check_names(shape)
-  return AbstractMesh(tuple(max(shape.get(name, 1), 1) for name in AXES), AXES)
+  sizes = ([max(shape.get(name, 1), 1) for name in AXES] if count is None
+           else _sizes(shape, count))
+  return AbstractMesh(tuple(sizes), AXES)
 
 
 def mesh_in_use() -> AbstractMesh | None:
@@ -253,7 +269,20 @@ def shard_params(params: Any, *, members: int = 0) -> Any:
   mesh = _devices_in_use()
   if mesh is None:
     return jax.device_put(params)
-  return jax.device_put(params, shardings(params, mesh, members=members))
+  return _put(params, shardings(params, mesh, members=members))
+
+
+def _put(tree: Any, where: Any) -> Any:
+  """Arrays of the host, or of the devices, onto the devices of all processes.
+
+  Each process has the same arrays and hands over its part of them.
+  """
+  def put(x, where):
+    if where.is_fully_addressable or isinstance(x, jax.Array):
+      return jax.device_put(x, where)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+  return jax.tree.map(put, tree, where)
 
 
 def abstract(tree: Any, *, members: int = 0) -> Any:
@@ -388,8 +417,8 @@ def shard_batch(batch: Any, *, members: int = 0) -> Any:
           f'a batch of {leaf.shape[axis]} prompts is not divisible by '
           f'{" x ".join(f"{name} {mesh.shape[name]}" for name in rows)}; '
           'choose a batch size that is')
-  return jax.device_put(
-      batch, NamedSharding(mesh, PartitionSpec(*lead, rows)))
+  where = NamedSharding(mesh, PartitionSpec(*lead, rows))
+  return _put(batch, jax.tree.map(lambda x: where, batch))
 
 
 def pad_rows(batch: Any, multiple: int, *, axis: int = 0) -> Any:
@@ -453,5 +482,5 @@ def map_rows(function: Callable, *arrays: np.ndarray, chunk_size: int,
     poll()
     chunk = shard_batch([x[rows] for x in arrays])
     parts.append(jax.tree.map(
-        lambda x, count=count: x[:count], jax.device_get(function(*chunk))))
+        lambda x, count=count: x[:count], processes.whole(function(*chunk))))
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import processes
 from rlhf_jax import sharding
 from rlhf_jax import streams
 from rlhf_jax import types
@@ -196,7 +197,7 @@ def online(
       batch = join(parts, size)
     if score is not None:
       scores = score(step, jax.tree.map(
-          lambda x: x[:batch_size], jax.device_get(batch)), at)
+          lambda x: x[:batch_size], processes.whole(batch)), at)
       batch = batch.replace(scores=sharding.shard_batch(
           sharding.pad_rows(np.asarray(scores, np.float32), size)))
     return annotated(batch, state, frozen)

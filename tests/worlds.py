@@ -212,13 +212,17 @@ class Stop:
   def __init__(self, steps=10**9):
     self._left = steps
 
-  def requested(self):
+  def requested(self, step=0):
+    del step
     self._left -= 1
     return self._left < 0
 
   def check(self, where):
     if self._left < 0:
-      raise errors.Interrupted(where)
+      self.stop(where)
+
+  def stop(self, where):
+    raise errors.Interrupted(where)
 
 
 @functools.cache

@@ -7,9 +7,8 @@ import pathlib
 import time
 from typing import Any
 
-import numpy as np
-
 from rlhf_jax import errors
+from rlhf_jax import processes
 from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import train
@@ -60,7 +59,7 @@ class _Log:
   def _open(self, name: str) -> metrics.MetricsWriter:
     if name not in self._writers:
       self._writers[name] = self._stack.enter_context(
-          metrics.MetricsWriter(self._directory / f'{name}.jsonl'))
+          metrics.writer(self._directory / f'{name}.jsonl'))
     return self._writers[name]
 
   def truncate(self, step: int, evaluated: int | None = None):
@@ -71,7 +70,7 @@ class _Log:
 
   def step(self, step: int, current: train.Metrics) -> dict[str, float]:
     """Writes and returns the means of a step's metrics, over its updates."""
-    current = {k: np.asarray(v) for k, v in current.items()}
+    current = processes.whole(dict(current))
     means = {k: float(v.mean()) for k, v in current.items()}
     self._writers['metrics'].write(step, means)
     each = {k: v for k, v in current.items() if v.ndim}
@@ -102,7 +101,8 @@ class _Log:
     self.truncate(start)
     if self._watch is None:
       return
-    self.check(range(0, start, self._watch.every))
+    processes.from_owner(
+        lambda: self.check(range(0, start, self._watch.every)))
     if start == num_steps:  # what else it wrote may have been lost
       self.truncate(start, start - 1)
       self.evaluation(start, state)
@@ -189,7 +189,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
           state, frozen, source, step_fn, start=start,
           num_steps=loop.num_steps, base=frozen.base):
         bar.update(1)
-        stopping = context.stop.requested()
+        stopping = context.stop.requested(step)
         last_step = step == loop.num_steps
         if step % loop.log_every == 0 or last_step or stopping:
           last = log.step(step, current)
@@ -199,8 +199,8 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
           spent = before + time.monotonic() - began
           saver.save(step, state.params, _training(state),
                      {'last': last, 'seconds': spent})
-          if not last_step:
-            context.stop.check(f'step {step} of {name}')
+          if stopping and not last_step:
+            context.stop.stop(f'step {step} of {name}')
     seconds = before + time.monotonic() - began
   return state, last | {'seconds': seconds}
 

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.special
 
 from rlhf_jax import errors
+from rlhf_jax import processes
 from rlhf_jax.data import logged
 from rlhf_jax.ops import ensembles
 from rlhf_jax.ops import readability
@@ -127,7 +128,9 @@ class Components:
     """
     by_functions = {}
     if self._functions is not None:
-      by_functions = self._functions.components(prompts, responses, step)
+      # A user's functions run once, however many processes there are.
+      by_functions = processes.from_owner(
+          lambda: self._functions.components(prompts, responses, step))
     rows = {'tokens': tokens, 'mask': mask, 'responses': responses,
             'columns': columns, 'references': references}
     values, raw, members = {}, {}, None

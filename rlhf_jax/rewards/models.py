@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import processes
 from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.data import tokenizer
@@ -172,7 +173,7 @@ def score_rows(config: transformer.Config, params: types.Params,
     used = min(width, -(-int(lengths[at].max()) // 8) * 8)
     out = _score_chunk(config, params, *sharding.shard_batch(
         (tokens[at, :used], mask[at, :used])))
-    scores[:, at[:count]] = np.asarray(out)[:, :count]
+    scores[:, at[:count]] = processes.whole(out)[:, :count]
   return scores.reshape(members, *shape)
 
 

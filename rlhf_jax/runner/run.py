@@ -19,7 +19,9 @@ import traceback
 import jax
 
 from rlhf_jax import errors
+from rlhf_jax import processes
 from rlhf_jax import sharding
+from rlhf_jax.runner import cluster
 from rlhf_jax.runner import recipes
 from rlhf_jax.runner import stop as stop_lib
 from rlhf_jax.runner import workdirs
@@ -32,6 +34,7 @@ class Stage:
 
   name: str  # such as 'seed_0/sft': a directory below the workdir
   run: Callable[['StageContext'], dict]  # returns JSON values
+  alone: bool = False  # only reads and writes files: of one process
 
 
 class StageContext:
@@ -121,14 +124,18 @@ def run_study(
       config.get('inputs', {}))
   # Once, for all stages; a study that has nothing to do touches no device.
   mesh = functools.cache(lambda: sharding.make_mesh(config.get('mesh')))
-  with workdirs.locked(workdir):
+  _check_alike({'config': config, 'stages': [s.name for s in selected]})
+  with contextlib.ExitStack() as stack:
+    lock = workdirs.locked(workdir)
+    processes.from_owner(lambda: stack.enter_context(lock))
     # Before the status: a refused command leaves that of the last one.
-    for change in workdirs.check_config(workdir, config, safe_keys):
+    for change in processes.from_owner(
+        lambda: workdirs.check_config(workdir, config, safe_keys)):
       _say(workdir, f'config changed, safely: {change}')
     status = {'state': 'running', 'pid': os.getpid(), 'started': _now()}
     files.write_json(workdir / 'status.json', status)
     try:
-      with stop_lib.StopSignal().installed() as stop:
+      with stop_lib.StopSignal().installed() as stop, cluster.losing():
         for stage in selected:
           status['stage'] = stage.name
           context = StageContext(workdir, stage.name, stop, mesh)
@@ -148,6 +155,21 @@ def run_study(
       raise
     finally:
       _close_status(workdir, status | {'finished': _now()})
+
+
+def _check_alike(told: dict):
+  """TopologyError unless all processes were told the same.
+
+  Args:
+    told: JSON values: the config, with what is read from outside, and stages.
+  """
+  digests = processes.from_all(files.digest(told))
+  other = [i for i, value in enumerate(digests) if value != digests[0]]
+  if other:
+    raise errors.TopologyError(
+        f'process {other[0]} of {len(digests)} was started with another '
+        'config, other stages or other input files than process 0; start all '
+        'with the same command')
 
 
 def _close_status(workdir: pathlib.Path, status: dict):
@@ -184,38 +206,48 @@ def _complete(context: StageContext, stage: Stage,
               recipe_of: Callable[[Stage], str | None],
               offers: dict[str, pathlib.Path]):
   """Sees to it that a stage is complete, and offers it to later ones."""
-  directory = context.directory
-  if workdirs.read_record(directory) is not None:
-    context.show(f'{stage.name:<38} skipped, complete')
-  else:
+  def without_running() -> dict | None:
+    """None if it is complete then; else what it would be made from."""
+    if workdirs.read_record(context.directory) is not None:
+      context.show(f'{stage.name:<38} skipped, complete')
+      return None
     poll = lambda: context.stop.check(f'the start of {stage.name}')
     poll()
     recipe = recipe_of(stage)
     if recipe in offers:
-      recipes.take_over(offers[recipe], directory, poll)
+      recipes.take_over(offers[recipe], context.directory, poll)
       context.show(f'{stage.name:<38} reused from {offers[recipe]}')
-    else:
-      _run_stage(context, stage, recipe)
-  recipes.offer(offers, directory, workdirs.read_record(directory))
+      return None
+    recipes.clear(context.directory)
+    return {'recipe': recipe} if recipe else {}
+
+  recipe = processes.from_owner(without_running)
+  if recipe is not None:
+    context.stop.check(f'the start of {stage.name}')
+    _run_stage(context, stage, recipe)
+  processes.wait(stage.name)
+  processes.from_owner(lambda: recipes.offer(
+      offers, context.directory, workdirs.read_record(context.directory)))
 
 
-def _run_stage(context: StageContext, stage: Stage, recipe: str | None):
+def _run_stage(context: StageContext, stage: Stage, recipe: dict):
   """Runs a stage; its result is written last."""
-  recipes.clear(context.directory)
   try:
     context.directory.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise errors.CheckpointError(
         f'cannot create {context.directory}: {error.strerror}') from error
   start = time.monotonic()
-  with jax.set_mesh(context.mesh):
-    result = stage.run(context)
+  if stage.alone:
+    result = processes.from_owner(lambda: stage.run(context))
+  else:
+    with jax.set_mesh(context.mesh):
+      result = stage.run(context)
   seconds = round(time.monotonic() - start, 3)
   if not isinstance(result, dict):
     raise TypeError(f'stage {stage.name} returned {type(result)}, not a dict')
   record = {'result': result, 'seconds': seconds}
-  workdirs.write_record(
-      context.directory, record | ({'recipe': recipe} if recipe else {}))
+  workdirs.write_record(context.directory, record | recipe)
   short = [f'{key}={value:.4g}' for key, value in result.items()
            if isinstance(value, int | float) and '/' not in key][:3]
   context.show(f'{stage.name:<38} {seconds:7.1f} s  {" ".join(short)}')
@@ -238,12 +270,16 @@ def _say(workdir: pathlib.Path, message: str):
 
 
 def say(message: str):
-  """Prints to stdout, which may be closed."""
+  """Prints to stdout, which may be closed; of several processes, one."""
+  if processes.index():
+    return
   with contextlib.suppress(OSError, ValueError):
     print(message, flush=True)
 
 
 def _log(workdir: pathlib.Path, message: str):
+  if processes.index():
+    return
   with contextlib.suppress(OSError):
     with open(workdir / 'log.txt', 'a') as stream:
       stream.write(f'{_now()} {message}\n')

@@ -7,7 +7,9 @@ import signal
 import threading
 
 from rlhf_jax import errors
+from rlhf_jax import processes
 
+_AGREE_EVERY = 8  # steps of several processes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -18,22 +20,32 @@ class StopSignal:
     self._event = threading.Event()
     self._seen = False
 
-  def requested(self) -> bool:
-    """Whether to save and stop; poll it in every loop."""
-    return self._event.is_set()
+  def requested(self, step: int = 0) -> bool:
+    """Whether to save and stop; poll it in every loop.
+
+    Args:
+      step: of a loop. Of several processes, which must stop together, all are
+        asked at every eighth.
+    """
+    if processes.count() > 1 and step % _AGREE_EVERY:
+      return False
+    return processes.any_of(self._event.is_set())
 
   def check(self, where: str):
     """Call after saving.
 
     Args:
-      where: what was saved last, such as 'step 40'.
+      where: what was saved last, such as 'shard 4'.
 
     Raises:
       Interrupted: a signal came.
     """
     if self.requested():
-      raise errors.Interrupted(
-          f'saved at {where}; run the same command to go on')
+      self.stop(where)
+
+  def stop(self, where: str):
+    """Raises Interrupted, with what was saved last."""
+    raise errors.Interrupted(f'saved at {where}; run the same command to go on')
 
   @contextlib.contextmanager
   def installed(self) -> Iterator['StopSignal']:

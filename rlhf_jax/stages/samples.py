@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax import processes
 from rlhf_jax import streams
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.ops import endings
@@ -65,7 +66,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   with metrics.progress(len(starts), 0, 'samples') as bar:
     for number, start in enumerate(starts):
       path = context.directory / f'shard_{number:04d}.npz'
-      if not path.exists():
+      if not processes.from_owner(path.exists):
         context.stop.check(f'shard {number} of {len(starts)}')
         arrays = shard(start)
         files.save_arrays(path, **arrays)

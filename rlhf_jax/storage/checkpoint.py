@@ -4,6 +4,10 @@ Orbax commits a step atomically, but a flipped bit restores silently and
 another dtype is silently cast. So every step carries a SHA-256 per leaf in
 the same commit, and a step is used only if every leaf verifies. Readers see
 an old file or a new one, never a part of one. No pickle anywhere.
+
+Of several processes each writes and reads its parts. A leaf's SHA-256 is that
+of the whole leaf, gathered one at a time, so that a step may be restored by
+another number of processes or onto another mesh.
 """
 
 import contextlib
@@ -19,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import processes
 from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.storage import files
 
-FORMAT = 1  # of the meta item; its 'sha256' rule must never change
+# Of the meta item, whose 'sha256' rule must never change. 1 had typed keys.
+FORMAT = 2
 _logger = logging.getLogger(__name__)
 
 Restored = tuple[int, types.Params, Any, dict]
@@ -36,7 +42,8 @@ class _DamagedError(Exception):
 class Checkpointer:
   """Saves and restores steps of one directory; a returned save is durable.
 
-  Use it as a context manager or call `close`. Not for several processes.
+  Use it as a context manager or call `close`. Of several processes all open
+  it, save and restore together.
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
@@ -56,10 +63,12 @@ class Checkpointer:
     self.directory = pathlib.Path(directory).absolute()
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
-      for step in _steps(self.directory):
-        # Orbax takes an empty directory for a step, and refuses older saves.
-        with contextlib.suppress(OSError):
-          (self.directory / str(step)).rmdir()
+      if processes.index() == 0:
+        for step in _steps(self.directory):
+          # Orbax takes an empty directory for a step, and refuses older saves.
+          with contextlib.suppress(OSError):
+            (self.directory / str(step)).rmdir()
+      processes.wait('checkpoints')
       self._manager = ocp.CheckpointManager(
           self.directory,
           options=ocp.CheckpointManagerOptions(
@@ -117,7 +126,8 @@ class Checkpointer:
     }
     record = files.jsonable(record)
     record['sha256'] = files.digest(record)
-    arguments = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+    arguments = {k: ocp.args.StandardSave(jax.tree.map(_raw, v))
+                 for k, v in items.items()}
     arguments['meta'] = ocp.args.JsonSave(record)
     path = self.directory / str(step)
     try:
@@ -164,11 +174,7 @@ class Checkpointer:
       return None
     step, trees, record = found
     damaged = [s for s in _steps(self.directory) if s > step]
-    for newer in damaged:
-      target = self.directory / f'{newer}.damaged'
-      shutil.rmtree(target, ignore_errors=True)
-      with contextlib.suppress(OSError):  # then `save` will say so
-        (self.directory / str(newer)).rename(target)
+    processes.from_owner(lambda: self._set_aside(damaged))
     if damaged:
       self._manager.reload()
     if abstract_training is not None:
@@ -178,6 +184,13 @@ class Checkpointer:
       if changed:
         _logger.warning('going on, but not bitwise: %s', ', '.join(changed))
     return step, trees['params'], trees.get('training'), record['meta']
+
+  def _set_aside(self, steps: list[int]):
+    for step in steps:
+      target = self.directory / f'{step}.damaged'
+      shutil.rmtree(target, ignore_errors=True)
+      with contextlib.suppress(OSError):  # then `save` will say so
+        (self.directory / str(step)).rename(target)
 
 
 def restore_params(
@@ -242,18 +255,19 @@ def _read_step(
         f'{path / "meta"}: {errors.first_line(error)}') from error
   if files.digest(record) != expected:
     raise _DamagedError(f'{path / "meta"}: SHA-256 differs')
-  if record['format'] > FORMAT:
+  if record['format'] != FORMAT:
+    newer = record['format'] > FORMAT
     raise errors.CheckpointError(
-        f'{path} has checkpoint format {record["format"]}, newer than '
-        f'{FORMAT}; upgrade rlhf_jax'
-    )
+        f'{path} has checkpoint format {record["format"]}, '
+        + (f'newer than {FORMAT}; upgrade rlhf_jax' if newer else
+           f'older than {FORMAT}; start a new workdir'))
   trees = {}
   for name, tree in abstract.items():
     manifest = record['items'].get(name)
     _check_template(path, name, tree, manifest)
     argument = ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
     try:
-      trees[name] = read(name, argument)
+      trees[name] = jax.tree.map(_as, read(name, argument), tree)
     except Exception as error:  # as above
       raise _DamagedError(
           f'{path / name}: {errors.first_line(error)}') from error
@@ -308,31 +322,51 @@ def _abstract(leaf: Any) -> Any:
   """What orbax should restore; without a sharding it would warn and guess."""
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
     return leaf
-  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(
-      jax.devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  where = leaf.sharding or jax.sharding.SingleDeviceSharding(
+      jax.local_devices()[0])
+  raw = jax.eval_shape(_raw, leaf)
+  return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=where)
+
+
+def _is_key(leaf: Any) -> bool:
+  return hasattr(leaf, 'dtype') and jnp.issubdtype(
+      leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf: Any) -> Any:
+  """A typed key as its numbers, u32[..., 2]: orbax keeps those, on any mesh."""
+  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _as(leaf: Any, like: Any) -> Any:
+  """What `_raw` made, with the type of an abstract leaf."""
+  if not _is_key(like):
+    return leaf
+  return jax.random.wrap_key_data(leaf, impl='threefry2x32')  # see streams
 
 
 def _host(leaf: Any) -> np.ndarray:
-  if isinstance(leaf, jax.Array) and jnp.issubdtype(
-      leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.random.key_data(leaf)
-  return np.asarray(leaf)
+  return np.asarray(processes.whole(_raw(leaf)))
 
 
 def _entries(name: str, tree: Any) -> dict[str, dict]:
-  return {leaf: {**_signature(x), 'sha256': files.array_digest(_host(x))}
-          for leaf, x in _leaves(name, tree).items()}
+  return {leaf: _entry(x, _host(x)) for leaf, x in _leaves(name, tree).items()}
+
+
+def _entry(leaf: Any, array: np.ndarray) -> dict[str, Any]:
+  return {**_signature(leaf), 'sha256': files.array_digest(array)}
 
 
 def _manifest(name: str, tree: Any) -> dict[str, dict]:
+  entries = {}
   for leaf, x in _leaves(name, tree).items():
     array = _host(x)
     if jnp.issubdtype(array.dtype, jnp.inexact):
       if not np.isfinite(array).all():
         raise errors.NumericsError(
             f'{leaf} is not finite; the step is not saved, older ones stay')
-  return _entries(name, tree)
+    entries[leaf] = _entry(x, array)
+  return entries
 
 
 def _environment() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax import processes
 
 _DIGEST = '__sha256__'
 
@@ -45,7 +46,13 @@ def digest(obj: Any) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """A file that takes the place of `path` once complete and on disk."""
+  """A file that takes the place of `path` once complete and on disk.
+
+  Only the process that owns the workdir writes; others write into nothing.
+  """
+  if processes.index():
+    yield io.BytesIO()
+    return
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.tmp')  # same file system
   try:

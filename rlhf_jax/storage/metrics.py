@@ -13,6 +13,8 @@ from typing import Any
 
 import tqdm
 
+from rlhf_jax import processes
+
 _logger = logging.getLogger(__name__)
 _PLAIN_INTERVAL = 30.0  # seconds between lines when there is no terminal
 
@@ -187,6 +189,27 @@ class _Lines(tqdm.tqdm):
       self._decr_instances(self)
 
 
+class _Nowhere(MetricsWriter):
+  """Of a process that does not own the workdir: nothing is written."""
+
+  def __init__(self, path: str | os.PathLike):  # pylint: disable=super-init-not-called
+    self.path = pathlib.Path(path)
+
+  def close(self):
+    pass
+
+  def write(self, step: int, values: Mapping[str, Any]):
+    del step, values
+
+  def truncate(self, last_step: int):
+    del last_step
+
+
+def writer(path: str | os.PathLike) -> MetricsWriter:
+  """A writer of the process that owns the workdir; elsewhere one of nothing."""
+  return _Nowhere(path) if processes.index() else MetricsWriter(path)
+
+
 def progress(
     total: int, initial: int = 0, description: str = ''
 ) -> tqdm.tqdm:
@@ -211,6 +234,7 @@ def progress(
       maxinterval=10.0 if terminal else 10 * _PLAIN_INTERVAL,
       ncols=None if terminal else 80,
       ascii=not terminal,
+      disable=processes.index() > 0,
       leave=True,
       dynamic_ncols=terminal,
   )

@@ -150,4 +150,4 @@ def judge_stages(config: dict, shown: plan.Shown, runs: Mapping[str, Mapping]
   win_rates.check(answered, judge['against'], judge['judge'])
   name = plan.final(config).replace('report', 'win_rates', 1)
   return [run_lib.Stage(name, functools.partial(
-      win_rates.run, policies=answered, **judge))]
+      win_rates.run, policies=answered, **judge), alone=True)]

@@ -76,7 +76,7 @@ def plan(config: dict) -> list[run_lib.Stage]:
   stages += study.judge(shown)
   return [*stages, run_lib.Stage(final(config), functools.partial(
       study.report.run, stages=[stage.name for stage in stages],
-      title=config['title'], **study.arguments(shown)))]
+      title=config['title'], **study.arguments(shown)), alone=True)]
 
 
 def inputs(config: dict, stages: Iterable[run_lib.Stage]) -> dict[str, str]:

@@ -1,0 +1,313 @@
+"""What each stage of a plan holds on one device, from shapes alone.
+
+Bytes of parameters, of optimizer states and of caches are those of
+`sharding.shardings`. What programs need beside them, activations above all, is
+an estimate, term by term; `make test-pods` compares it with what compilers say.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from rlhf_jax import sharding
+from rlhf_jax import train
+from rlhf_jax.data import coders
+from rlhf_jax.data import load as load_lib
+from rlhf_jax.models import heads
+from rlhf_jax.models import pretrained
+from rlhf_jax.models import transformer
+from rlhf_jax.pipeline import methods
+from rlhf_jax.pipeline import offline_methods
+from rlhf_jax.pipeline import online_methods
+from rlhf_jax.pipeline import rows as rows_lib
+from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.rewards import nodes as reward_nodes
+from rlhf_jax.runner import run as run_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+  """What one stage holds on one device, in bytes."""
+
+  stage: str
+  trained: int = 0  # parameters that it trains
+  optimizer: int = 0  # moments, targets and counters beside them
+  frozen: int = 0  # base, reference, reward models, as they are kept
+  sampler: int = 0  # weights gathered for a call, and its cache
+  activations: int = 0  # of its largest program; an estimate
+
+  @property
+  def peak(self) -> int:
+    """The most at any time: gradients live beside what a step computes."""
+    step = self.trained + self.activations if self.trained else self.activations
+    return self.trained + self.optimizer + self.frozen + max(
+        step, self.sampler)
+
+
+SCORED = 2048  # rows at a time, of `reward_models.score_rows`
+
+
+class Sizes(NamedTuple):
+  """Of the texts of a study."""
+
+  vocab_size: int
+  prompt: int  # tokens
+  response: int
+
+  @property
+  def length(self) -> int:
+    return self.prompt + self.response
+
+  @classmethod
+  def of(cls, data: Mapping[str, Any], seed: int) -> 'Sizes':
+    """Of the texts of a node of `nodes.data_config`."""
+    coder = coders.named_tokenizer(data)
+    if coder is not None:
+      vocab_size = coder.vocab_size
+    elif data['name'] == 'reviews':
+      vocab_size = load_lib.load(data, seed).tokenizer.vocab_size
+    else:
+      vocab_size = data['vocab_size']  # that is trained
+    return cls(vocab_size, data['max_prompt_length'],
+               data['max_response_length'])
+
+
+class _Model(NamedTuple):
+  """What a stage leaves."""
+
+  node: Mapping[str, Any]
+  members: int = 0  # E of reward models; 0: a policy
+
+
+class Planner:
+  """Walks a plan; every stage reads the shapes of those before it."""
+
+  def __init__(self, mesh: AbstractMesh, sizes: Sizes):
+    self._mesh, self._sizes, self._models = mesh, sizes, {}
+
+  def use(self, stage: run_lib.Stage) -> Use:
+    """What a stage holds; nothing where it only reads and writes files."""
+    kind = stage.run.func.__module__.rpartition('.')[2]
+    of_kind = getattr(self, f'_{kind}', None)
+    if of_kind is None:
+      return Use(stage.name)
+    return of_kind(stage.name, stage.run.keywords)
+
+  # Stages.
+
+  def _sft(self, name, told):
+    node = told['node']
+    self._models[name] = _Model(node['model'], 0)
+    config, trainable, base = pretrained.abstract(
+        node['model'], self._sizes.vocab_size)
+    trained, optimizer = self._state(trainable)
+    return Use(name, trained, optimizer, self._kept(config, base),
+               activations=self._step(
+                   config, node['batch_size'] // node['num_microbatches']))
+
+  def _gold(self, name, told):
+    return self._rewards(name, told['node'], 1, 2)
+
+  def _proxies(self, name, told):
+    return self._rewards(
+        name, told['node'], told['node']['num_members'], 2)
+
+  def _rewards(self, name, node, members, responses):
+    self._models[name] = _Model(node['model'], members)
+    config, params = self._shapes(self._models[name])
+    trained, optimizer = self._state(params, members)
+    rows = responses * node['batch_size'] // node['num_microbatches']
+    return Use(name, trained, optimizer, activations=self._step(
+        config, rows, vocabulary=False, members=members))
+
+  def _pairs(self, name, told):
+    return self._sampling(name, told, rows_lib.CHUNK * 2)
+
+  def _samples(self, name, told):
+    return self._sampling(name, told, told['call']['samples_per_call'])
+
+  def _sampling(self, name, told, rows):
+    given = told['given']
+    policy = self._models[given.get('policy') or given['reference']]
+    config, frozen, whole = self._policy(policy)
+    gold = self._models.get(given.get('gold'))
+    more, scoring = self._judged([gold], rows)
+    return Use(name, frozen=frozen + more, activations=scoring,
+               sampler=self._sample(config, whole, rows))
+
+  def _scores(self, name, told):
+    proxies = self._models[told['given']['proxies']]
+    frozen, scoring = self._judged([proxies], SCORED)
+    return Use(name, frozen=frozen, activations=scoring)
+
+  def _online_policy(self, name, told):
+    given, run = told['given'], told['run']
+    start = self._models[given.get('policy') or given['reference']]
+    self._models[name] = start
+    rollout, updates = run['rollout'], run['updates']
+    chunk = (rollout['chunk_size'] or rollout['batch_size']) * rollout[
+        'samples']
+    step = (rollout['batch_size'] * rollout['samples']
+            // updates['num_minibatches'] // updates['num_microbatches'])
+    row = online_methods.make_row(run['algorithm'], run['arguments'], run['kl'])
+    kinds = reward_nodes.kinds(
+        run['reward']['components'] | told['measure']['components'])
+    judges = [self._models.get(given.get(role)) for role in ('proxies', 'gold')
+              if role == 'gold' or 'proxy' in kinds]
+    return self._trained_policy(
+        name, start, run['value'] if methods.has_values(row) else None,
+        given, judges, step=step, chunk=chunk,
+        all_rows=rollout['batch_size'] * rollout['samples'])
+
+  def _offline_policy(self, name, told):
+    given, run = told['given'], told['run']
+    start = self._models[given['reference']]
+    self._models[name] = start
+    row = offline_methods.make_row(run['algorithm'], run['arguments'])
+    responses = 2 if run['use'] == 'pairs' else 1
+    step = run['batch_size'] * responses // run['num_microbatches']
+    return self._trained_policy(
+        name, start, run['value'] if methods.has_values(row) else None,
+        given, [self._models.get(given.get('gold'))], step=step,
+        chunk=run['evaluation']['chunk_size'], all_rows=step)
+
+  def _trained_policy(self, name, start, value, given, judges, *, step,
+                      chunk, all_rows):
+    """A policy that is trained, evaluated and, online, sampled from."""
+    config, trainable, _ = pretrained.abstract(
+        start.node, self._sizes.vocab_size)
+    trainable, extra = self._with_value(trainable, config, value, given)
+    trained, optimizer = self._state(trainable)
+    more, scoring = self._judged(judges, chunk)
+    # Under adapters the reference shares the base.
+    _, reference, whole = self._policy(start)
+    batch = self._tokens(all_rows) * 4 * 6  # its f32 fields
+    return Use(
+        name, trained, optimizer, reference + more + batch,
+        self._sample(config, whole, chunk),
+        max(self._step(config, step) + extra(step), scoring,
+            self._score(config, chunk)))
+
+  def _with_value(self, trainable, config, value, given):
+    """Trained parameters with a value head; what its trunk's step needs."""
+    if value is None:
+      return trainable, lambda rows: 0
+    key = jax.random.key(0)
+    shared, of_reward = value['trunk'] == 'shared', value['trunk'] == 'reward'
+    if of_reward:
+      proxies = self._models[given['proxies']]
+      trunk_config, params = self._shapes(proxies)
+      first = jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+      return ({**trainable, 'value_head': first['head'],
+               'value_trunk': first['trunk']}, lambda rows: self._step(
+                   trunk_config, rows, vocabulary=False))
+    trainable = {**trainable, 'value_head': jax.eval_shape(
+        lambda: heads.init_scalar(key, config.hidden_size,
+                                  scale=value['scale'], mlp=value['mlp']))}
+    if not shared:
+      trainable['value_trunk'] = jax.eval_shape(
+          heads.trunk, transformer.abstract(config))
+    return trainable, lambda rows: 0 if shared else self._step(
+        config, rows, vocabulary=False)
+
+  # Models.
+
+  def _shapes(self, model):
+    """Config and parameters [E, ...] of reward models."""
+    config = pretrained.config(model.node, self._sizes.vocab_size)
+    return config, jax.eval_shape(lambda: reward_models.init_members(
+        config, jax.random.split(jax.random.key(0), model.members)))
+
+  def _policy(self, model):
+    """Config, bytes as it is kept frozen, and bytes of it whole."""
+    config, *parts = pretrained.abstract(model.node, self._sizes.vocab_size)
+    whole = sum(sharding.device_bytes(_frozen(config, part))
+                for part in parts if part is not None)
+    return config, sum(self._kept(config, part) for part in parts), whole
+
+  def _judged(self, models, rows):
+    """Bytes of frozen reward models, and what scoring `rows` needs."""
+    held, most = 0, 0
+    for model in filter(None, models):
+      config, params = self._shapes(model)
+      held += self._place(_frozen(config, params), model.members)
+      most = max(most, self._score(config, rows,
+                                   vocabulary=False, members=model.members))
+    return held, most
+
+  def _kept(self, config, part):
+    """Bytes of what nothing trains, on one device."""
+    return 0 if part is None else self._place(_frozen(config, part))
+
+  def _place(self, tree: Any, members: int = 0) -> int:
+    where = sharding.shardings(tree, self._mesh, members=members)
+    return sharding.device_bytes(jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        tree, where))
+
+  def _state(self, params: Any, members: int = 0) -> tuple[int, int]:
+    """Bytes of trained parameters, and of the rest of their state."""
+    tx = train.optimizer(learning_rate=1., num_steps=1)
+    make = lambda p: train.init_state(p, tx, jax.random.key(0))
+    state = jax.eval_shape(jax.vmap(make) if members else make, params)
+    held = self._place(params, members)
+    return held, self._place(state, members) - held
+
+  # Activations, estimated: a layer, what is kept of all layers, and logits.
+
+  def _step(self, config, rows, *, vocabulary=True, members=0):
+    """Of a step on `rows` in all, backward pass included."""
+    tokens, layer = self._tokens(rows, members), self._layer(config)
+    kept = {'none': layer, 'dots': layer // 2, 'full': 0}[config.remat]
+    inputs = config.hidden_size * _width(config)
+    logits = config.vocab_size * 4 if vocabulary else 0
+    return self._here(members) * tokens * (
+        config.num_layers * (inputs + kept) + 2 * layer + 2 * logits)
+
+  def _score(self, config, rows, *, vocabulary=True, members=0):
+    """Of a forward pass."""
+    logits = config.vocab_size * 4 if vocabulary else 0
+    return self._here(members) * self._tokens(rows, members) * max(
+        self._layer(config), logits)
+
+  def _layer(self, config):
+    """Bytes of a token that a layer computes from its input."""
+    split = (2 * config.num_heads * config.head_size
+             + 3 * config.intermediate_size)
+    weights = config.num_heads * self._sizes.length * (4 + _width(config))
+    return 4 * config.hidden_size * _width(config) + (
+        split * _width(config) + weights) // self._mesh.shape['tensor']
+
+  def _sample(self, config, whole, rows):
+    """The gathered weights of a call, its cache, and logits of one token."""
+    cache = (2 * config.num_layers * self._tokens(rows) * config.num_kv_heads
+             * config.head_size * _width(config))
+    logits = self._tokens(rows) // self._sizes.length * config.vocab_size * 4
+    return (whole + cache) // self._mesh.shape['tensor'] + 2 * logits
+
+  def _tokens(self, rows: int, members: int = 0) -> int:
+    """Of rows on one device, filled up."""
+    parts = sharding.row_parts(self._mesh, members=members or 1)
+    return -(-rows // parts) * self._sizes.length
+
+  def _here(self, members: int) -> int:
+    """Members on one device."""
+    return max(members // self._mesh.shape['member'], 1)
+
+
+def _frozen(config, params):
+  return jax.eval_shape(
+      functools.partial(transformer.frozen, config), params)
+
+
+def _width(config: transformer.Config) -> int:
+  """Bytes of a number of the computation."""
+  return jnp.dtype(config.dtype).itemsize
+
+

@@ -1,0 +1,93 @@
+"""What a plan needs of a machine that need not be there: memory of a device."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+
+from rlhf_jax import errors
+from rlhf_jax import sharding
+from rlhf_jax.runner import run as run_lib
+from rlhf_jax.studies import footprints
+from rlhf_jax.studies import nodes
+
+GIB = 2**30
+# GiB of memory of a device; makers' data sheets.
+DEVICES = {
+    'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'tpu7x': 96,
+    'l4': 24, 'a100': 80, 'h100': 80, 'h200': 141, 'b200': 180}
+
+# What a device keeps for itself and for fragments.
+USABLE = .92
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Devices of one kind."""
+
+  name: str
+  count: int
+  gib: float | None  # of memory each; None: not known
+
+
+def machine(name: str) -> Machine:
+  """A machine by name: 'v5e:4x4', a slice, or 'h100x8', GPUs; 'here'.
+
+  Raises:
+    TopologyError: there is no such device.
+  """
+  if name == 'here':
+    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+    return Machine(jax.devices()[0].device_kind, jax.device_count(),
+                   limit and limit / GIB / USABLE)
+  match = re.fullmatch(r'([a-z]\w*?\d\w*?)(?::([\dx]+)|x(\d+))', name)
+  if match is None or match[1] not in DEVICES:
+    raise errors.TopologyError(
+        f'--plan={name}: no such machine; give a slice such as v5e:4x4 or a '
+        f'number such as h100x8, of {", ".join(DEVICES)}')
+  sizes = [int(n) for n in (match[2] or match[3]).split('x') if n]
+  return Machine(name, math.prod(sizes), DEVICES[match[1]])
+
+
+def uses(config: Mapping[str, Any], stages: Sequence[run_lib.Stage],
+         count: int) -> list[footprints.Use]:
+  """What each stage of a plan holds on one of `count` devices.
+
+  Args:
+    config: of the study, for its mesh.
+    stages: of `plan.plan`.
+    count: of devices.
+
+  Raises:
+    TopologyError: the mesh does not fit the devices or a model.
+  """
+  planner = footprints.Planner(
+      sharding.planned_mesh(config['mesh'], count),
+      footprints.Sizes.of(nodes.data_config(config), config['seeds'][0]))
+  return [planner.use(stage) for stage in stages]
+
+
+def check(uses: Sequence[footprints.Use], machine: Machine):
+  """TopologyError for the stage that needs more than a device has."""
+  if machine.gib is None:
+    return
+  worst = max(uses, key=lambda use: use.peak)
+  if worst.peak > USABLE * machine.gib * GIB:
+    raise errors.TopologyError(
+        f'stage {worst.stage} needs {worst.peak / GIB:.1f} GiB a device and '
+        f'{machine.name} has {machine.gib:g}; split more by config.mesh, '
+        'raise num_microbatches, or set model.remat=\'full\'')
+
+
+def table(uses: Sequence[footprints.Use]) -> str:
+  """Lines for people: GiB on one device."""
+  columns = ('trained', 'optimizer', 'frozen', 'sampler', 'activations', 'peak')
+  lines = [f'{"GiB on one device":<38}' + ''.join(f'{c:>12}' for c in columns)]
+  for use in uses:
+    if use.peak:
+      lines.append(f'{use.stage:<38}' + ''.join(
+          f'{getattr(use, c) / GIB:12.3f}' for c in columns))
+  return '\n'.join(lines)

@@ -1,0 +1,184 @@
+"""Several processes on one machine: the same numbers, and ends that agree."""
+
+import functools
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+import worlds
+
+from rlhf_jax import errors
+from rlhf_jax import processes
+from rlhf_jax.runner import cluster
+from rlhf_jax.runner import workdirs
+from rlhf_jax.storage import files
+
+ONLINE, OFFLINE = (
+    f'tests/configs/methods.py:{which}' for which in ('online', 'offline'))
+FLAGS = ('--config.training.save_every=1', '--config.training.log_every=1')
+LONG = (*FLAGS, '--config.online.num_steps=10')
+
+
+def _port() -> int:
+  with socket.socket() as listening:
+    listening.bind(('127.0.0.1', 0))
+    return listening.getsockname()[1]
+
+
+def start(count: int, config: str, workdir, *flags: str, own=((), ())):
+  """`count` processes of one run, which share two devices."""
+  address, environment = f'127.0.0.1:{_port()}', worlds.environment() | {
+      'JAX_NUM_CPU_DEVICES': str(2 // count)}
+  several = [] if count == 1 else [
+      [f'--coordinator={address}', f'--num_processes={count}',
+       f'--process_id={i}', '--heartbeat=5'] for i in range(count)]
+  return [subprocess.Popen(
+      [*worlds.command(config, workdir, *flags), *more, *mine],
+      cwd=worlds.ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE) for more, mine in zip(several or [[]], own)]
+
+
+def end(started) -> list[tuple[int, str, str]]:
+  """(exit code, stdout, stderr) of each."""
+  outputs = [process.communicate(timeout=300) for process in started]
+  return [(process.returncode, *output)
+          for process, output in zip(started, outputs)]
+
+
+def complete(test, started):
+  """Ends with success: process 0 says something, the others nothing."""
+  owner, *others = end(started)
+  test.assertEqual(owner[0], 0, owner[2])
+  for code, stdout, stderr in others:
+    test.assertEqual((code, stdout), (0, ''), stderr)
+  return owner
+
+
+def await_step(path: pathlib.Path, step: int, started):
+  """Returns when a stage has logged a step."""
+  deadline = time.monotonic() + 200
+  while time.monotonic() < deadline:
+    if path.exists() and path.read_bytes().count(b'\n') >= step:
+      return
+    assert all(process.poll() is None for process in started), end(started)
+    time.sleep(.02)
+  raise AssertionError(f'{path} has no step {step}')
+
+
+def digests(workdir) -> dict[str, str]:
+  """SHA-256 of every leaf of the last checkpoint of every stage."""
+  found = {}
+  for meta in pathlib.Path(workdir).rglob('meta/metadata'):
+    stage = meta.parents[2].relative_to(workdir)
+    step = int(meta.parents[1].name)
+    for item, leaves in files.read_json(meta)['items'].items():
+      for leaf, entry in leaves.items():
+        found[f'{stage} {step:06d} {item} {leaf}'] = entry['sha256']
+  return found
+
+
+def numbers(workdir) -> list[list[float]]:
+  rows = worlds.rows(pathlib.Path(workdir, 'report_seeds_0', 'results.csv'))
+  return [[float(x) for k, x in sorted(row.items())
+           if x and not any(c.isalpha() for c in x) and k != 'seconds']
+          for row in rows]
+
+
+@functools.cache
+def undisturbed(count: int) -> pathlib.Path:
+  workdir = worlds.folder() / 'study'
+  complete(absltest.TestCase(), start(count, ONLINE, workdir, *LONG))
+  return workdir
+
+
+class ProcessesTest(parameterized.TestCase):
+
+  @parameterized.parameters(ONLINE, OFFLINE)
+  def test_equal_one_process(self, config):
+    """SFT, an ensemble, RLOO, PPO and DPO, as whole stages."""
+    if config == ONLINE:
+      one, two = map(undisturbed, (1, 2))
+    else:
+      one, two = (worlds.folder() / 'study' for _ in range(2))
+      for count, workdir in ((1, one), (2, two)):
+        complete(self, start(count, config, workdir, *FLAGS))
+    np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-4, atol=1e-5)
+    listing = lambda path: {
+        str(file.relative_to(path)) for file in path.rglob('*')
+        if not {'checkpoints', 'training'} & set(file.parts)}
+    self.assertEqual(listing(two), listing(one))
+    for path in two.rglob('metrics.jsonl'):  # each step once
+      steps = [line['step'] for line in files.read_jsonl(path)]
+      self.assertEqual(steps, sorted(set(steps)), path)
+
+  def test_killed_and_stopped(self):
+    """What is left of a run goes on to the same bits, whoever died, and how."""
+    workdir = worlds.folder() / 'study'
+    step = 1 + int(time.time()) % 8
+    run = functools.partial(start, 2, ONLINE, workdir, *LONG)
+
+    with self.subTest(f'SIGKILL of process 1 at step {step} of PPO'):
+      started = run()
+      await_step(workdir / 'seed_0/policies/ppo/metrics.jsonl', step, started)
+      started[1].kill()
+      killed = time.monotonic()
+      code, _, stderr = end(started[:1])[0]
+      self.assertLess(time.monotonic() - killed, 20)
+      self.assertEqual(code, errors.TopologyError.exit_code, stderr)
+      self.assertRegex(stderr.splitlines()[-1],
+                       '^rlhf_jax: TOPOLOGY: another process of this run died')
+    with self.subTest(f'SIGTERM to process 0 at step {step} of RLOO'):
+      started = run()
+      await_step(workdir / 'seed_0/policies/rloo/metrics.jsonl', step, started)
+      started[0].send_signal(signal.SIGTERM)
+      for code, _, stderr in end(started):
+        self.assertEqual(code, errors.Interrupted.exit_code, stderr)
+        self.assertIn('run the same command to go on', stderr.splitlines()[-1])
+    complete(self, run())
+    self.assertEqual(digests(workdir), digests(undisturbed(2)))
+
+  def test_disagreement(self):
+    """Refused before anything is written."""
+    workdir = worlds.folder() / 'study'
+    for code, stdout, stderr in end(start(
+        2, ONLINE, workdir, own=((), ('--config.gold.num_steps=3',)))):
+      self.assertEqual((code, stdout), (errors.TopologyError.exit_code, ''))
+      self.assertRegex(stderr.splitlines()[-1],
+                       'process 1 of 2 was started with another config')
+    self.assertFalse(workdir.exists())
+
+  def test_second_owner(self):
+    """Every process of the second run says so."""
+    workdir = undisturbed(2)
+    with workdirs.locked(workdir):
+      for code, _, stderr in end(start(2, ONLINE, workdir, *LONG)):
+        self.assertEqual(code, errors.WorkdirLockedError.exit_code, stderr)
+        self.assertRegex(
+            stderr.splitlines()[-1], f'is in use by .*{os.getpid()}')
+
+  @parameterized.parameters(
+      (dict(coordinator='localhost:1'), 'together, or none'),
+      (dict(coordinator='localhost:1', num_processes=2, process_id=2),
+       r'process_id=2 is not in \[0, 2\)'),
+      (dict(heartbeat=0), 'heartbeat=0 must be >= 1'))
+  def test_flags(self, flags, message):
+    with self.assertRaisesRegex(errors.ConfigError, message):
+      cluster.Cluster(**flags)
+
+  def test_alone(self):
+    """A single process agrees with itself, without a device."""
+    self.assertEqual(processes.count(), 1)
+    self.assertEqual(processes.from_owner(lambda: {'x': 3}), {'x': 3})
+    self.assertEqual(processes.from_all([1]), [[1]])
+    self.assertTrue(processes.any_of(True))
+    self.assertFalse(processes.any_of(False))
+
+
+if __name__ == '__main__':
+  absltest.main()
