@@ -2,6 +2,8 @@
 
 from ml_collections import config_dict
 
+from experiments import published
+
 SIZES = ('smoke', 'laptop', 'full')
 
 
@@ -91,11 +93,11 @@ def world(config: config_dict.ConfigDict):
   """Adds the texts and the models that studies of one size have in common.
 
   Figures then share the stages that train them (`--reuse`). `laptop` is the
-  small world from scratch; `smoke` is every branch and no meaning; `full` is
-  larger models, for one accelerator and, with `data.path` and
-  `data.preferences`, real text. The papers' own models are given by
+  small world from scratch; `smoke` is every branch and no meaning; `full` has
+  the shapes of the paper's models, for a node or a slice, and wants real text
+  by `data.path` and `data.preferences`. Their weights are given by
   `policy.model.path` and `proxy.model.path` (Hugging Face directories) with
-  `data.files.tokenizer`; their gold models are learned here from
+  `data.files.tokenizer`; gold models are learned here from
   `data.preferences`.
   """
   _laptop(config)
@@ -170,13 +172,11 @@ def _full(config):
   config.data.update(num_pair_prompts=46_000, num_eval_prompts=1_000,
                      num_demonstrations=10_000)
   config.data.files.update(max_prompt_length=520, max_response_length=256,
-                           vocab_size=32_768)
-  config.policy.model.update(family='gpt_neox', hidden_size=512, num_layers=8,
-                             num_heads=8, intermediate_size=2048)
-  config.proxy.model.update(family='gpt_neox', hidden_size=256, num_layers=4,
-                            num_heads=4, intermediate_size=1024)
-  config.gold.model.update(family='gpt_neox', hidden_size=768, num_layers=12,
-                           num_heads=12, intermediate_size=3072)
+                           vocab_size=published.VOCABULARY)
+  published.use(config, policy='EleutherAI/pythia-1.4b',
+                proxy='EleutherAI/pythia-70m', gold='huggyllama/llama-7b')
+  # Parameters in parts over all devices, rows too; see experiments/launch.
+  config.mesh.update(data=1, fsdp=-1)
   config.policy.update(num_steps=1_000, batch_size=32,
                        optimizer=optimizer(3e-4))
   config.proxy.sft.update(num_steps=1_000, batch_size=32,
@@ -184,12 +184,7 @@ def _full(config):
   config.gold.update(num_steps=5_000, optimizer=optimizer(3e-4))
   config.proxy.update(optimizer=optimizer(1e-5, warmup_steps=50,
                                           clip_norm=2.0))
-  # Attention weights of long rows are what fills a device.
-  for part, parts in ((config.policy, 8), (config.proxy, 8), (config.gold, 32),
-                      (config.proxy.sft, 8)):
-    part.num_microbatches = parts
-  for part in (config.policy, config.proxy, config.gold):
-    part.model.remat = 'full'
+  config.gold.num_microbatches = 4
   config.sampler.update(top_p=0.9)
 
 

@@ -394,6 +394,17 @@ def _rows_are(axes):
     _row_axes.reset(token)
 
 
+def rows_sharding(members: int = 0) -> NamedSharding | None:
+  """Where a batch lies on the mesh in use, see `shard_batch`; None without."""
+  mesh = _devices_in_use()
+  if mesh is None:
+    return None
+  rows = _rows_beside(members, mesh)
+  lead = () if not members else (
+      ('member',) if _splits(members, mesh) else (None,))
+  return NamedSharding(mesh, PartitionSpec(*lead, rows))
+
+
 def shard_batch(batch: Any, *, members: int = 0) -> Any:
   """Splits the rows of a batch over the mesh in use.
 
@@ -404,20 +415,16 @@ def shard_batch(batch: Any, *, members: int = 0) -> Any:
   Raises:
     TopologyError: the mesh does not divide the rows.
   """
-  mesh = _devices_in_use()
-  if mesh is None:
+  where = rows_sharding(members)
+  if where is None:
     return batch
-  rows = _rows_beside(members, mesh)
-  lead = () if not members else (
-      ('member',) if _splits(members, mesh) else (None,))
-  parts, axis = _parts(rows, mesh), len(lead)
+  rows, axis = where.spec[-1], len(where.spec) - 1
   for leaf in jax.tree.leaves(batch):
-    if leaf.shape[axis] % parts:
+    if leaf.shape[axis] % _parts(rows, where.mesh):
+      sizes = ' x '.join(f'{name} {where.mesh.shape[name]}' for name in rows)
       raise errors.TopologyError(
           f'a batch of {leaf.shape[axis]} prompts is not divisible by '
-          f'{" x ".join(f"{name} {mesh.shape[name]}" for name in rows)}; '
-          'choose a batch size that is')
-  where = NamedSharding(mesh, PartitionSpec(*lead, rows))
+          f'{sizes}; choose a batch size that is')
   return _put(batch, jax.tree.map(lambda x: where, batch))
 
 

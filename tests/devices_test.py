@@ -4,10 +4,8 @@ Nobody looks at the cost of a device, so it is counted here: the flops of a
 compiled program, and the shapes of what its collectives move.
 """
 
-import collections
 import functools
 import math
-import re
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -19,181 +17,71 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec
 import numpy as np
 import optax
+import programs
 import worlds
 
 from rlhf_jax import algorithms
-from rlhf_jax import objectives
 from rlhf_jax import policy
-from rlhf_jax import sampling
 from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax import types
-from rlhf_jax.annotators import from_models
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
-from rlhf_jax.rewards import models as reward_models
 
-B, K, T, E = 64, 2, 29, 4
-CONFIG = transformer.make_config(
+PROGRAMS = programs.Programs(transformer.make_config(
     'gpt_neox', vocab_size=96, hidden_size=64, num_layers=2, num_heads=4,
-    intermediate_size=128, remat='full')
+    intermediate_size=128, remat='full'))
 MESHES = (dict(fsdp=8), dict(data=2, fsdp=2, tensor=2), dict(member=4, data=2))
-TX = train.optimizer(learning_rate=1e-3, num_steps=10)
 ROWS = {name: row for name, row in algorithms.ALGORITHMS.items()
         if row.objective is not None}
-
-
-def shaped(make, *args):
-  return jax.eval_shape(make, *args)
-
-
-def policy_shapes():
-  return {**transformer.abstract(CONFIG), 'value_head': shaped(
-      lambda: heads.init_scalar(jax.random.key(0), 64, mlp=True))}
-
-
-def ensemble_shapes():
-  return shaped(lambda: reward_models.init_members(
-      CONFIG, jax.random.split(jax.random.key(0), E)))
-
-
-def rows(tree, members=0):
-  """Shapes of a batch on the mesh in use, as `shard_batch` places it."""
-  if sharding.mesh_in_use() is None:
-    return tree
-  one = sharding.shard_batch(
-      np.zeros((*[members] * bool(members), B)), members=members)
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=one.sharding), tree)
-
-
-def batch(*names, members=()):
-  shape = (*members, B, K, T)
-  dtypes = {'tokens': jnp.int32, 'mask': bool}
-  return types.Batch(**{name: jax.ShapeDtypeStruct(
-      shape[:-1] if name == 'scores' else shape, dtypes.get(
-          name, jnp.float32)) for name in names})
-
-
-def updates():
-  """PPO: two epochs of two minibatches of two microbatches."""
-  step = train.make_train_step(
-      functools.partial(policy.forward, CONFIG),
-      algorithms.ALGORITHMS['ppo'].bind(), TX, num_microbatches=2)
-  state = shaped(lambda p: train.init_state(p, TX, jax.random.key(0)),
-                 policy_shapes())
-  rollout = types.Rollout(rows(batch(
-      'tokens', 'mask', 'old_logprobs', 'old_values', 'advantages',
-      'returns')), {}, {})
-  return train.make_updates(step, num_epochs=2, num_minibatches=2), (
-      sharding.abstract(state), rollout)
-
-
-def reward_step():
-  step = train.make_train_step(
-      functools.partial(reward_models.forward, CONFIG),
-      objectives.get('bradley_terry'), TX)
-  state = shaped(jax.vmap(lambda p, k: train.init_state(p, TX, k)),
-                 ensemble_shapes(), shaped(
-                     lambda: jax.random.split(jax.random.key(0), E)))
-  return sharding.vmap_members(step, E), (
-      sharding.abstract(state, members=E),
-      rows(batch('tokens', 'mask', members=(E,)), members=E))
-
-
-def sampler():
-  def sample(params, prompts, lengths, key, row_ids):
-    return sampling.sample(
-        CONFIG, params, prompts, lengths, key, row_ids=row_ids, num_samples=K,
-        max_new_tokens=11, eos_id=0, pad_id=1)
-  prompts = jax.ShapeDtypeStruct((B, 13), jnp.int32)
-  each = jax.ShapeDtypeStruct((B,), jnp.int32)
-  prompts, lengths, row_ids = rows((prompts, each, each))
-  return sample, (sharding.abstract(transformer.abstract(CONFIG)), prompts,
-                  lengths, shaped(lambda: jax.random.key(0)), row_ids)
-
-
-def annotators():
-  """Reference, values and the ensemble, over a rollout."""
-  def annotate(batch, reference, params, members):
-    batch = from_models.ref_logprobs(batch, CONFIG, reference)
-    batch = from_models.old_values(batch, CONFIG, params)
-    return from_models.scores(batch, CONFIG, members, kind='mean')
-  return annotate, (
-      rows(batch('tokens', 'mask')),
-      sharding.abstract(transformer.abstract(CONFIG)),
-      sharding.abstract(policy_shapes()),
-      sharding.abstract(ensemble_shapes(), members=E))
-
-
-def scorer():
-  def score(members, tokens, mask):
-    return reward_models.score_members(CONFIG, members, tokens, mask)
-  some = batch('tokens', 'mask')
-  return score, (sharding.abstract(ensemble_shapes(), members=E),
-                 *rows((some.tokens, some.mask)))
-
-
-PROGRAMS = (updates, reward_step, sampler, annotators, scorer)
 
 
 @functools.cache
 def compiled(program, axes):
   """Of a program on eight devices; of one where `axes` is None."""
   with worlds.devices(8 if axes else 1, **dict(axes or {}, data=-1)):
-    function, args = program()
+    function, args = getattr(PROGRAMS, program)()
     return jax.jit(function).lower(*args).compile()
-
-
-def moved(hlo):
-  """{(collective, shape of what it gives): how often}."""
-  found = collections.Counter()
-  for line in hlo.splitlines():
-    match = re.search(
-        r'= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|'
-        r'collective-permute)(?:-start)?\(', line)
-    for shape in re.findall(r'\w+\[([\d,]*)\]', match[1]) if match else ():
-      found[match[2], tuple(map(int, filter(None, shape.split(','))))] += 1
-  return found
 
 
 class CostTest(parameterized.TestCase):
 
-  @parameterized.product(program=PROGRAMS, axes=MESHES)
+  @parameterized.product(program=programs.NAMES, axes=MESHES)
   def test_a_device_does_an_eighth(self, program, axes):
     one, eight = (compiled(program, of).cost_analysis()['flops'] for of in (
         None, tuple(axes.items())))
     self.assertGreater(one / eight, 7.)
 
-  @parameterized.product(program=PROGRAMS, axes=MESHES)
+  @parameterized.product(program=programs.NAMES, axes=MESHES)
   def test_no_activation_moves(self, program, axes):
     """But the sums over 'tensor' that splitting a layer is about.
 
     An activation has a row for each token of the T, or so many features in
     all that no parameter has them.
     """
-    widths = {T, T - 1, 13, 24}  # of rows, prompts and what is sampled
-    for (kind, shape), count in moved(
+    # Of rows, prompts and what is sampled.
+    widths = {PROGRAMS.width, PROGRAMS.width - 1, 13, 24}
+    for (kind, shape), count in programs.moved(
         compiled(program, tuple(axes.items())).as_text()).items():
       activation = len(shape) > 1 and shape[-1] in (32, 64, 128) and (
           bool(widths & set(shape[:-1]))
-          or math.prod(shape[:-1]) > E * 2 * 128)
+          or math.prod(shape[:-1]) > PROGRAMS.members * 2 * 128)
       if activation:
         self.assertIn('tensor', axes, (kind, shape))
         self.assertEqual((kind, shape[-1]), ('all-reduce', 64), (shape, count))
 
-  @parameterized.product(program=PROGRAMS, axes=MESHES)
+  @parameterized.product(program=programs.NAMES, axes=MESHES)
   def test_bytes_of_a_device(self, program, axes):
     """As `sharding.device_bytes` says, and no parameter is there twice."""
     with worlds.devices(8, **dict(axes, data=axes.get('data', -1))):
-      expected = sharding.device_bytes(program()[1])
+      expected = sharding.device_bytes(getattr(PROGRAMS, program)()[1])
     memory = compiled(program, tuple(axes.items())).memory_analysis()
     # Of a field that no loss reads no bytes are sent.
     self.assertBetween(
         memory.argument_size_in_bytes, .95 * expected, expected)
     whole = compiled(program, None).memory_analysis().argument_size_in_bytes
     parts = axes.get('fsdp', 1) * axes.get('tensor', 1)
-    if program in (reward_step, scorer):
+    if program in ('reward_step', 'scorer'):
       parts *= axes.get('member', 1)
     self.assertLess(expected, 1.3 * whole / parts)
 
@@ -255,7 +143,7 @@ class MappedTest(absltest.TestCase):
 class GradientTest(absltest.TestCase):
 
   def test_gradients_of_every_row_on_every_mesh(self):
-    """All in one program, of one forward pass; plain float32."""
+    """All in one program; plain float32."""
     config = transformer.make_config(
         'llama', vocab_size=24, hidden_size=16, num_layers=2, num_heads=4,
         intermediate_size=32)
@@ -267,16 +155,35 @@ class GradientTest(absltest.TestCase):
     examples = {name: contracts.example(row.objective['name'])[1]
                 for name, row in ROWS.items()}
 
-    def loss(params, batch, name):
+    same = {}  # names by the K of their examples, which share their tokens
+    for name, batch in examples.items():
+      same.setdefault(batch.tokens.shape[1], []).append(name)
+      first = examples[same[batch.tokens.shape[1]][0]]
+      np.testing.assert_array_equal(batch.tokens, first.tokens)
+      np.testing.assert_array_equal(batch.mask, first.mask)
+
+    def forward(params, batch):
       out = policy.forward(config, params, batch, params['q_heads'])
-      out = out.replace(step_rewards=out.values)
+      return out.replace(step_rewards=out.values)
+
+    def loss(out, batch, name):
       result = ROWS[name].bind()(out, batch)
       total = jnp.where(result.weight > 0, result.loss * result.weight, 0)
       return total.sum() / result.weight.sum()
 
+    def pulled(params, examples, names):
+      """Of the names of one K: one forward pass, one batched backward pass."""
+      out, pull = jax.vjp(
+          lambda params: forward(params, examples[names[0]]), params)
+      each = [jax.grad(loss)(out, examples[name], name) for name in names]
+      together = jax.vmap(lambda out: sharding.keep(pull(out)[0]))(
+          jax.tree.map(lambda *x: jnp.stack(x), *each))
+      return {name: jax.tree.map(lambda x, i=i: x[i], together)
+              for i, name in enumerate(names)}
+
     def gradients(params, examples):
-      return {name: sharding.keep(jax.grad(loss)(params, batch, name))
-              for name, batch in examples.items()}
+      return {name: tree for names in same.values()
+              for name, tree in pulled(params, examples, names).items()}
 
     expected = jax.device_get(jax.jit(gradients)(params, examples))
     for axes in MESHES:

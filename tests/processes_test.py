@@ -19,10 +19,7 @@ from rlhf_jax.runner import cluster
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
-ONLINE, OFFLINE = (
-    f'tests/configs/methods.py:{which}' for which in ('online', 'offline'))
-FLAGS = ('--config.training.save_every=1', '--config.training.log_every=1')
-LONG = (*FLAGS, '--config.online.num_steps=10')
+CONFIG = 'tests/configs/methods.py:smoke'
 
 
 def _port() -> int:
@@ -31,7 +28,7 @@ def _port() -> int:
     return listening.getsockname()[1]
 
 
-def start(count: int, config: str, workdir, *flags: str, own=((), ())):
+def start(count: int, workdir, *, own=((), ())):
   """`count` processes of one run, which share two devices."""
   address, environment = f'127.0.0.1:{_port()}', worlds.environment() | {
       'JAX_NUM_CPU_DEVICES': str(2 // count)}
@@ -39,7 +36,7 @@ def start(count: int, config: str, workdir, *flags: str, own=((), ())):
       [f'--coordinator={address}', f'--num_processes={count}',
        f'--process_id={i}', '--heartbeat=5'] for i in range(count)]
   return [subprocess.Popen(
-      [*worlds.command(config, workdir, *flags), *more, *mine],
+      [*worlds.command(CONFIG, workdir), *more, *mine],
       cwd=worlds.ROOT, env=environment, text=True, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE) for more, mine in zip(several or [[]], own)]
 
@@ -93,21 +90,15 @@ def numbers(workdir) -> list[list[float]]:
 @functools.cache
 def undisturbed(count: int) -> pathlib.Path:
   workdir = worlds.folder() / 'study'
-  complete(absltest.TestCase(), start(count, ONLINE, workdir, *LONG))
+  complete(absltest.TestCase(), start(count, workdir))
   return workdir
 
 
 class ProcessesTest(parameterized.TestCase):
 
-  @parameterized.parameters(ONLINE, OFFLINE)
-  def test_equal_one_process(self, config):
-    """SFT, an ensemble, RLOO, PPO and DPO, as whole stages."""
-    if config == ONLINE:
-      one, two = map(undisturbed, (1, 2))
-    else:
-      one, two = (worlds.folder() / 'study' for _ in range(2))
-      for count, workdir in ((1, one), (2, two)):
-        complete(self, start(count, config, workdir, *FLAGS))
+  def test_equal_one_process(self):
+    """SFT, an ensemble, DPO, RLOO and PPO, as whole stages."""
+    one, two = map(undisturbed, (1, 2))
     np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-4, atol=1e-5)
     listing = lambda path: {
         str(file.relative_to(path)) for file in path.rglob('*')
@@ -120,8 +111,8 @@ class ProcessesTest(parameterized.TestCase):
   def test_killed_and_stopped(self):
     """What is left of a run goes on to the same bits, whoever died, and how."""
     workdir = worlds.folder() / 'study'
-    step = 1 + int(time.time()) % 8
-    run = functools.partial(start, 2, ONLINE, workdir, *LONG)
+    step = 1 + int(time.time()) % 4
+    run = functools.partial(start, 2, workdir)
 
     with self.subTest(f'SIGKILL of process 1 at step {step} of PPO'):
       started = run()
@@ -147,7 +138,7 @@ class ProcessesTest(parameterized.TestCase):
     """Refused before anything is written."""
     workdir = worlds.folder() / 'study'
     for code, stdout, stderr in end(start(
-        2, ONLINE, workdir, own=((), ('--config.gold.num_steps=3',)))):
+        2, workdir, own=((), ('--config.gold.num_steps=3',)))):
       self.assertEqual((code, stdout), (errors.TopologyError.exit_code, ''))
       self.assertRegex(stderr.splitlines()[-1],
                        'process 1 of 2 was started with another config')
@@ -157,7 +148,7 @@ class ProcessesTest(parameterized.TestCase):
     """Every process of the second run says so."""
     workdir = undisturbed(2)
     with workdirs.locked(workdir):
-      for code, _, stderr in end(start(2, ONLINE, workdir, *LONG)):
+      for code, _, stderr in end(start(2, workdir)):
         self.assertEqual(code, errors.WorkdirLockedError.exit_code, stderr)
         self.assertRegex(
             stderr.splitlines()[-1], f'is in use by .*{os.getpid()}')

@@ -128,8 +128,16 @@ def _score_chunk(config, params, tokens, mask):
   return score_members(config, params, tokens, mask)
 
 
-def _rows_per_chunk(config, members, width, most):
-  """As many rows as keep the attention weights of a layer near 1 GiB."""
+def rows_per_chunk(config: transformer.Config, members: int, width: int,
+                   most: int) -> int:
+  """As many rows as keep the attention weights of a layer near 1 GiB.
+
+  Args:
+    config: shape of the trunk.
+    members: E.
+    width: T, tokens of a row.
+    most: rows at most.
+  """
   row = 4 * members * config.num_heads * width**2  # bytes
   return max(min(most, 2**30 // row), 1)
 
@@ -165,7 +173,7 @@ def score_rows(config: transformer.Config, params: types.Params,
   members = num_members(params)
   scores = np.empty((members, len(tokens)), np.float32)
   params = sharding.shard_params(params, members=members)
-  size = _rows_per_chunk(
+  size = rows_per_chunk(
       config, members, int(lengths.max(initial=1)), chunk_size)
   for rows, count in sharding.chunks(len(tokens), size, sharding.row_parts()):
     poll()

@@ -49,6 +49,7 @@ class Use:
         step, self.sampler)
 
 
+GIB = 2**30
 SCORED = 2048  # rows at a time, of `reward_models.score_rows`
 
 
@@ -136,13 +137,13 @@ class Planner:
     policy = self._models[given.get('policy') or given['reference']]
     config, frozen, whole = self._policy(policy)
     gold = self._models.get(given.get('gold'))
-    more, scoring = self._judged([gold], rows)
+    more, scoring = self._judged([gold], self._chunk(gold, rows))
     return Use(name, frozen=frozen + more, activations=scoring,
                sampler=self._sample(config, whole, rows))
 
   def _scores(self, name, told):
     proxies = self._models[told['given']['proxies']]
-    frozen, scoring = self._judged([proxies], SCORED)
+    frozen, scoring = self._judged([proxies], self._chunk(proxies, SCORED))
     return Use(name, frozen=frozen, activations=scoring)
 
   def _online_policy(self, name, told):
@@ -162,7 +163,7 @@ class Planner:
     return self._trained_policy(
         name, start, run['value'] if methods.has_values(row) else None,
         given, judges, step=step, chunk=chunk,
-        all_rows=rollout['batch_size'] * rollout['samples'])
+        together=rollout['batch_size'] * rollout['samples'])
 
   def _offline_policy(self, name, told):
     given, run = told['given'], told['run']
@@ -174,24 +175,35 @@ class Planner:
     return self._trained_policy(
         name, start, run['value'] if methods.has_values(row) else None,
         given, [self._models.get(given.get('gold'))], step=step,
-        chunk=run['evaluation']['chunk_size'], all_rows=step)
+        chunk=run['evaluation']['chunk_size'], together=step)
 
   def _trained_policy(self, name, start, value, given, judges, *, step,
-                      chunk, all_rows):
-    """A policy that is trained, evaluated and, online, sampled from."""
+                      chunk, together):
+    """A policy that is trained, evaluated and, online, sampled from.
+
+    Args:
+      name: of the stage.
+      start: what it starts from.
+      value: node of its value head; None without one.
+      given: stages by role.
+      judges: reward models.
+      step: rows of one step.
+      chunk: rows sampled at a time.
+      together: rows that one program annotates.
+    """
     config, trainable, _ = pretrained.abstract(
         start.node, self._sizes.vocab_size)
     trainable, extra = self._with_value(trainable, config, value, given)
     trained, optimizer = self._state(trainable)
-    more, scoring = self._judged(judges, chunk)
+    more, scoring = self._judged(judges, together)
     # Under adapters the reference shares the base.
     _, reference, whole = self._policy(start)
-    batch = self._tokens(all_rows) * 4 * 6  # its f32 fields
+    batch = self._tokens(together) * 4 * 6  # its f32 fields
     return Use(
         name, trained, optimizer, reference + more + batch,
         self._sample(config, whole, chunk),
         max(self._step(config, step) + extra(step), scoring,
-            self._score(config, chunk)))
+            self._score(config, together)))
 
   def _with_value(self, trainable, config, value, given):
     """Trained parameters with a value head; what its trunk's step needs."""
@@ -232,14 +244,21 @@ class Planner:
     return config, sum(self._kept(config, part) for part in parts), whole
 
   def _judged(self, models, rows):
-    """Bytes of frozen reward models, and what scoring `rows` needs."""
+    """Bytes of frozen reward models, and what scoring `rows` at once needs."""
     held, most = 0, 0
     for model in filter(None, models):
       config, params = self._shapes(model)
       held += self._place(_frozen(config, params), model.members)
-      most = max(most, self._score(config, rows,
-                                   vocabulary=False, members=model.members))
+      most = max(most, self._score(
+          config, rows, vocabulary=False, members=model.members))
     return held, most
+
+  def _chunk(self, model, rows):
+    """Of `rows`, those that are scored at a time where the host asks."""
+    if model is None:
+      return rows
+    return reward_models.rows_per_chunk(
+        self._shapes(model)[0], model.members, self._sizes.length, rows)
 
   def _kept(self, config, part):
     """Bytes of what nothing trains, on one device."""

@@ -14,7 +14,6 @@ from rlhf_jax.runner import run as run_lib
 from rlhf_jax.studies import footprints
 from rlhf_jax.studies import nodes
 
-GIB = 2**30
 # GiB of memory of a device; makers' data sheets.
 DEVICES = {
     'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'tpu7x': 96,
@@ -42,13 +41,13 @@ def machine(name: str) -> Machine:
   if name == 'here':
     limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
     return Machine(jax.devices()[0].device_kind, jax.device_count(),
-                   limit and limit / GIB / USABLE)
-  match = re.fullmatch(r'([a-z]\w*?\d\w*?)(?::([\dx]+)|x(\d+))', name)
+                   limit and limit / footprints.GIB / USABLE)
+  match = re.fullmatch(r'([a-z]\w*?\d\w*?)(?::(\d+(?:x\d+)*)|x(\d+))', name)
   if match is None or match[1] not in DEVICES:
     raise errors.TopologyError(
         f'--plan={name}: no such machine; give a slice such as v5e:4x4 or a '
         f'number such as h100x8, of {", ".join(DEVICES)}')
-  sizes = [int(n) for n in (match[2] or match[3]).split('x') if n]
+  sizes = [int(n) for n in (match[2] or match[3]).split('x')]
   return Machine(name, math.prod(sizes), DEVICES[match[1]])
 
 
@@ -64,9 +63,13 @@ def uses(config: Mapping[str, Any], stages: Sequence[run_lib.Stage],
   Raises:
     TopologyError: the mesh does not fit the devices or a model.
   """
+  data = nodes.data_config(config)
+  if data['name'] == 'reviews' and config['size'] == 'full':
+    # Real text, which need not be there for a plan.
+    data = {'name': 'files', **config['data']['files']}
   planner = footprints.Planner(
       sharding.planned_mesh(config['mesh'], count),
-      footprints.Sizes.of(nodes.data_config(config), config['seeds'][0]))
+      footprints.Sizes.of(data, config['seeds'][0]))
   return [planner.use(stage) for stage in stages]
 
 
@@ -75,19 +78,25 @@ def check(uses: Sequence[footprints.Use], machine: Machine):
   if machine.gib is None:
     return
   worst = max(uses, key=lambda use: use.peak)
-  if worst.peak > USABLE * machine.gib * GIB:
+  if worst.peak > USABLE * machine.gib * footprints.GIB:
     raise errors.TopologyError(
-        f'stage {worst.stage} needs {worst.peak / GIB:.1f} GiB a device and '
-        f'{machine.name} has {machine.gib:g}; split more by config.mesh, '
-        'raise num_microbatches, or set model.remat=\'full\'')
+        f'stage {worst.stage} needs {worst.peak / footprints.GIB:.1f} GiB a '
+        f'device and {machine.name} has {machine.gib:g}; split more by '
+        'config.mesh, raise num_microbatches, lower chunk_size, or set '
+        "model.remat='full'")
 
 
 def table(uses: Sequence[footprints.Use]) -> str:
-  """Lines for people: GiB on one device."""
+  """Lines for people: GiB on one device; stages that are alike share one."""
   columns = ('trained', 'optimizer', 'frozen', 'sampler', 'activations', 'peak')
-  lines = [f'{"GiB on one device":<38}' + ''.join(f'{c:>12}' for c in columns)]
+  alike = {}
   for use in uses:
     if use.peak:
-      lines.append(f'{use.stage:<38}' + ''.join(
-          f'{getattr(use, c) / GIB:12.3f}' for c in columns))
+      alike.setdefault(tuple(getattr(use, c) for c in columns), []).append(
+          use.stage)
+  lines = [f'{"GiB on one device":<46}' + ''.join(f'{c:>12}' for c in columns)]
+  for numbers, stages in alike.items():
+    name = stages[0] + (f' and {len(stages) - 1} more' * (len(stages) > 1))
+    lines.append(f'{name:<46}' + ''.join(
+        f'{number / footprints.GIB:12.3f}' for number in numbers))
   return '\n'.join(lines)

@@ -153,7 +153,7 @@ class TwoPlacesTest(parameterized.TestCase):
     out = jax.jit(functools.partial(in_training, there, nodes))(
         scores=of_texts)
     close(out.scores, expected, atol=4e-6)  # of terms up to 4
-    close(out.member_scores.reshape(2, -1), scored.members)
+    close(out.member_scores.reshape(2, -1), scored.members, atol=4e-6)
 
 
 class UnitsTest(parameterized.TestCase):

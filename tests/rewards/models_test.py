@@ -317,7 +317,7 @@ class RowsTest(parameterized.TestCase):
 class ChunkTest(absltest.TestCase):
 
   def test_fewer_rows_where_they_are_long(self):
-    rows = lambda members, width: reward_models._rows_per_chunk(
+    rows = lambda members, width: reward_models.rows_per_chunk(
         CONFIG, members, width, 2048)
     self.assertEqual(rows(5, 32), 2048)
     heads = CONFIG.num_heads
