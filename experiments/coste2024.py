@@ -31,7 +31,7 @@ def _settings(config: config_dict.ConfigDict):
     config.seeds = (1,)
     online.num_steps = 94  # 3,000 optimizer steps, 32 a rollout
     online.rollout.update(batch_size=256, chunk_size=32)
-    online.updates.update(num_minibatches=8, num_microbatches=8)
+    online.updates.update(num_minibatches=8)
     online.optimizer.update(learning_rate=1e-6, weight_decay=1e-6)
     online.evaluation.update(every=4, num_prompts=1_000, chunk_size=32)
   config.training.log_every = 1
@@ -71,7 +71,8 @@ def _shape(size: str, name: str) -> dict:
     return {}
   width, num_layers, num_heads = {
       ('small', False): (16, 1, 2), ('large', False): (64, 2, 2),
-      ('small', True): (128, 2, 2), ('large', True): (512, 8, 8),
+      # Pythia 14M and 1.4B, whose trunks have 7M and 1.3B parameters.
+      ('small', True): (128, 6, 4), ('large', True): (2048, 24, 16),
   }[name, size == 'full']
   return dict(hidden_size=width, num_layers=num_layers, num_heads=num_heads,
               intermediate_size=width * (4 if size == 'full' else 2))

@@ -8,6 +8,7 @@ with --reuse it is trained once. https://arxiv.org/abs/2306.02231
 from ml_collections import config_dict
 
 from experiments import base
+from experiments import published
 
 SETTINGS = ('code', 'text')  # an option of every figure
 COLUMNS = ('proxy', 'gold', 'rule', 'kl_k1', 'unfinished', 'length')
@@ -26,6 +27,8 @@ def _settings(config: config_dict.ConfigDict, settings: str):
     online.evaluation.every = 5
     online.optimizer.learning_rate = 3e-4
   elif config.size == 'full':  # that of 125M parameters
+    published.use(config, policy='EleutherAI/pythia-1b',
+                  proxy='EleutherAI/gpt-j-6b')
     config.seeds = (0, 100, 1000)
     online.num_steps = 1_250  # 20,000 optimizer steps, 16 a rollout
     online.optimizer.update(learning_rate=8e-6, schedule='constant',

@@ -41,8 +41,8 @@ _PLAN = flags.DEFINE_string(
     'machine, such as v5e:4x4 or h100x8; alone: of this one')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'host:port of process 0, where several run together; '
-    'under SLURM, Open MPI, GKE and on a TPU pod with TPU_WORKER_HOSTNAMES '
-    'they find each other')
+    "'auto' asks the environment, as on TPU VMs; under SLURM, Open MPI and GKE "
+    'they find each other without')
 _NUM_PROCESSES = flags.DEFINE_integer(
     'num_processes', None, 'how many run together')
 _PROCESS_ID = flags.DEFINE_integer(
@@ -158,12 +158,12 @@ def _parse(argv: list[str]) -> dict:
 
 def _show_memory(config: dict, stages: list) -> int:
   """Prints what a plan needs; TopologyError if it does not fit."""
-  machine = memory.machine(_PLAN.value)
-  uses = memory.uses(config, stages, machine.count)
-  run_lib.say(f'{machine.name}: {machine.count} devices'
-              + (f' of {machine.gib:g} GiB' if machine.gib else ''))
-  run_lib.say(memory.table(uses))
-  memory.check(uses, machine)
+  try:
+    run_lib.say(memory.page(config, stages, memory.machine(_PLAN.value)))
+  except errors.TopologyError as error:
+    if hasattr(error, 'table'):
+      run_lib.say(error.table)
+    raise
   return 0
 
 

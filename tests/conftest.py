@@ -28,6 +28,8 @@ jax.config.update('jax_num_cpu_devices', DEVICES)
 # Catches (B,) against (B, 1) in a loss, which would broadcast to (B, B).
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+# They set what a process compiles for: `make test-pods` alone asks for them.
+collect_ignore = [] if 'RLHF_JAX_PODS' in os.environ else ['pods']
 WORLDS = 'RLHF_JAX_TEST_WORLDS'  # of worlds.py
 
 

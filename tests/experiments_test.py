@@ -14,6 +14,7 @@ import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 import worlds
 
 from experiments import base
@@ -47,8 +48,9 @@ def load(path):
   except ValueError as error:
     out['unknown'] = str(error)
   return out, configs
+measured = {}
 def plan(out, configs):
-  from rlhf_jax.studies import plan
+  from rlhf_jax.studies import memory, plan
   from jax._src import xla_bridge
   for size, config in configs.items():
     out['locked'][size] = config.is_locked
@@ -58,6 +60,11 @@ def plan(out, configs):
     out['names'][size] = [stage.name for stage in stages]
     out['final'][size] = plan.final(config)
     out['inputs'][size] = plan.inputs(config, stages)
+    if size == 'full' and config['study'] not in measured:  # one of each kind
+      first = f'seed_{config["seeds"][0]}/'
+      measured[config['study']] = out['memory'] = {
+          use.stage: use.peak for use in memory.uses(
+              config, [s for s in stages if s.name.startswith(first)], 8)}
   out['backends'] = sorted(xla_bridge._backends)
 outs = {}
 task = lambda path: str(outs[path][1] and (
@@ -118,6 +125,16 @@ class ExperimentsTest(parameterized.TestCase):
       self.assertEqual(names[-1], out['final'][size])
       for seed in out['seeds'][size]:
         self.assertTrue(any(n.startswith(f'seed_{seed}/') for n in names))
+
+  def test_memory(self):
+    """Of every kind of study, at full size, over eight devices."""
+    measured = [out['memory'] for out in _loaded().values() if 'memory' in out]
+    self.assertLen(measured, 5)
+    for peaks in measured:
+      for stage, peak in peaks.items():
+        if stage.endswith('/best_of_n'):
+          continue  # it reads and writes files
+        self.assertBetween(peak, 2**20, 60 * 2**30, stage)
 
   @parameterized.parameters(CONFIGS)
   def test_docstring(self, config):
@@ -211,25 +228,39 @@ class SmokesTest(parameterized.TestCase):
       self.assertEqual(how == 'reused from', bool(re.fullmatch(runs, run)),
                        run)
 
-  def test_two_devices(self):
+  @parameterized.parameters(
+      (worlds.FIGURE_3, 'fsdp=2 tensor=2',
+       'seed force_eos label_noise method n'),
+      (f'{COSTE}/fig4_ppo.py', 'fsdp=8', 'seed run step'),
+      (f'{BAHETI}/fig2_validation_reward.py', 'fsdp=2', 'seed run step'),
+      ('experiments/rlhf_notes/iterated.py', 'member=2 fsdp=2',
+       'seed run step'))
+  def test_eight_devices(self, config, axes, names):
     """The whole study, whose numbers differ by rounding only."""
     workdir = worlds.folder()
     done = subprocess.run(
-        worlds.command(f'{worlds.FIGURE_3}:smoke', workdir,
-                       '--config.force_eos=(True,)',
-                       '--config.label_noise=(0.25,)'),
+        worlds.command(f'{config}:smoke', workdir, *(
+            f'--config.mesh.{axis}' for axis in axes.split())),
         cwd=worlds.ROOT, env=worlds.environment() | {
-            'NPROC': '4',  # see conftest
-            'JAX_NUM_CPU_DEVICES': '2'},
+            'NPROC': '16',  # see conftest
+            'JAX_NUM_CPU_DEVICES': '8'},
         capture_output=True, text=True, timeout=600)
     self.assertEqual(done.returncode, 0, done.stderr)
-    rows = [[row for row in worlds.rows(d / 'report_seeds_0/results.csv')
-             if (row['force_eos'], row['label_noise']) == ('True', '0.25')]
-            for d in (workdir, worlds.smoke()[0])]
-    self.assertLen(rows[0], len(rows[1]))
-    for a, b in zip(*rows):
-      self.assertAlmostEqual(float(a['length']), float(b['length']), delta=1.5)
-      self.assertEqual((a['method'], a['n']), (b['method'], b['n']))
+    eight, one = ({
+        tuple(row[name] for name in names.split()): row
+        for row in worlds.rows(d / 'report_seeds_0/results.csv')}
+                  for d in (workdir, worlds.smoke(config)[0]))
+    self.assertEqual(eight.keys(), one.keys())
+    for key, row in one.items():
+      for name, value in row.items():
+        if name in ('time', *names.split()):
+          continue
+        try:
+          np.testing.assert_allclose(
+              float(eight[key][name]), float(value), rtol=1e-3, atol=1e-4,
+              err_msg=f'{name} of {key}')
+        except ValueError:  # a text
+          self.assertEqual(eight[key][name], value, f'{name} of {key}')
 
 
 def policies(config: dict) -> list[dict]:

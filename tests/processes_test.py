@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -161,6 +162,22 @@ class ProcessesTest(parameterized.TestCase):
   def test_flags(self, flags, message):
     with self.assertRaisesRegex(errors.ConfigError, message):
       cluster.Cluster(**flags)
+
+  def test_environment(self):
+    """SLURM, Open MPI and GKE are seen; one process is none of them."""
+    several = lambda **variables: mock.patch.dict(os.environ, variables)
+    self.assertFalse(cluster.Cluster().several)
+    self.assertTrue(cluster.Cluster(coordinator='auto').several)
+    self.assertFalse(cluster.Cluster('localhost:1', 1, 0).several)
+    for variables in (
+        dict(SLURM_STEP_NUM_TASKS='2'), dict(OMPI_COMM_WORLD_SIZE='4'),
+        dict(TPU_WORKER_HOSTNAMES='a,b')):
+      with several(**variables):
+        self.assertTrue(cluster.Cluster().several, variables)
+    for variables in (
+        dict(SLURM_STEP_NUM_TASKS='1'), dict(TPU_WORKER_HOSTNAMES='localhost')):
+      with several(**variables):
+        self.assertFalse(cluster.Cluster().several, variables)
 
   def test_alone(self):
     """A single process agrees with itself, without a device."""

@@ -41,6 +41,7 @@ class Programs:
   width: int = 29  # T, tokens of a row
   new_tokens: int = 11
   members: int = 4  # E
+  microbatches: int = 1  # of a step of the ensemble
 
   def policy(self):
     return {**transformer.abstract(self.config), 'value_head': jax.eval_shape(
@@ -80,7 +81,8 @@ class Programs:
     members = self.members
     step = train.make_train_step(
         functools.partial(reward_models.forward, self.config),
-        objectives.get('bradley_terry'), TX)
+        objectives.get('bradley_terry'), TX,
+        num_microbatches=self.microbatches)
     state = jax.eval_shape(
         jax.vmap(lambda p, k: train.init_state(p, TX, k)), self.ensemble(),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members)))

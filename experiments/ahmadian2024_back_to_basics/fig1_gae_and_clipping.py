@@ -7,7 +7,7 @@ lower, and fewer than 5 % of a batch are clipped.
 Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_fig1 \
             --config=experiments/ahmadian2024_back_to_basics/fig1_gae_and_clipping.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           layers from scratch, one reward model on clean pairs. Batch size,

@@ -6,7 +6,7 @@ or beats RAFT with k = 4.
 Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_fig3 \
             --config=experiments/ahmadian2024_back_to_basics/fig3_rloo_raft.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           layers from scratch, one reward model on clean pairs. Batch size,

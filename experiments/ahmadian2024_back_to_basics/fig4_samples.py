@@ -5,7 +5,7 @@ Claim: at the same number of responses RLOO is above RAFT, whatever k.
 Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_fig4 \
             --config=experiments/ahmadian2024_back_to_basics/fig4_samples.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           layers from scratch, one reward model on clean pairs. Batch size,

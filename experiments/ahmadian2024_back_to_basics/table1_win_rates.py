@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_table1 \
             --config=experiments/ahmadian2024_back_to_basics/table1_win_rates.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,judge=http asks a language model
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           layers from scratch, one reward model on clean pairs. Batch size,

@@ -6,7 +6,7 @@ reference-free variant, whose weights are all 1, has less reward.
 Run:      python -m rlhf_jax.main --workdir=runs/baheti_clipping \
             --config=experiments/baheti2024_leftover_lunch/ablation_clipping.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  as figure 2. The appendix is absent from the text at hand: the
           intervals are ours, .9 is the code's, and None what its generation

@@ -6,7 +6,7 @@ them every method learns as much or more, and most where labels are noisy.
 Run:      python -m rlhf_jax.main --workdir=runs/baheti_filter \
             --config=experiments/baheti2024_leftover_lunch/ablation_filter.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  as figure 2, with no and with 40 % wrong labels beside. The filter is
           put before NLL and R-LOL too; all draw uniformly, so that nothing

@@ -6,7 +6,7 @@ more valid tails than NLL.
 Run:      python -m rlhf_jax.main --workdir=runs/baheti_comet \
             --config=experiments/baheti2024_leftover_lunch/comet.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  triples of a grammar in the file format of ATOMIC10X, whose truth is
           known (`valid`, not trained on); the critic is a model from scratch

@@ -7,7 +7,7 @@ much and vary little; A-LOL KL falls off late.
 Run:      python -m rlhf_jax.main --workdir=runs/baheti_fig2 \
             --config=experiments/baheti2024_leftover_lunch/fig2_validation_reward.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: pairs of samples of the SFT policy in
           place of Anthropic HH, put in order with 25 % of the labels wrong;

@@ -6,7 +6,7 @@ the probability of an upvote, so that the latter too hold much to learn from.
 Run:      python -m rlhf_jax.main --workdir=runs/baheti_fig5 \
             --config=experiments/baheti2024_leftover_lunch/fig5_components.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  as table 4, whose data and policies these are; the responses of NLL
           and of A-LOL seq stand beside the data.

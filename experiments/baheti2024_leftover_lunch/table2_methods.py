@@ -7,7 +7,7 @@ and least diverse text, PPO the shortest.
 Run:      python -m rlhf_jax.main --workdir=runs/baheti_table2 \
             --config=experiments/baheti2024_leftover_lunch/table2_methods.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  as figure 2, whose policies these are. Splits are four kinds of
           things that reviews are of, in place of harmless, helpful, online

@@ -6,7 +6,7 @@ eyes, and more often than the reference.
 Run:      python -m rlhf_jax.main --workdir=runs/baheti_table3 \
             --config=experiments/baheti2024_leftover_lunch/table3_win_rates.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  as figure 2, whose policies these are. The judge is the gold reward
           model, asked in both orders, in place of GPT-4 and of people; any

@@ -7,7 +7,7 @@ data; A-LOL seq is the most diverse.
 Run:      python -m rlhf_jax.main --workdir=runs/baheti_table4 \
             --config=experiments/baheti2024_leftover_lunch/table4_reddit.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the comments: reviews of the small world, in the file format of the
           Reddit data, with votes that follow the rule and much noise. The five

@@ -8,7 +8,7 @@ little.
 Run:      python -m rlhf_jax.main --workdir=runs/fig10 \
             --config=experiments/coste2024_reward_model_ensembles/fig10_ensemble_variance.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py). Members are
           standardised, and the variance is the population's (the released code

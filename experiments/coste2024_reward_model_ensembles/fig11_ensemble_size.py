@@ -9,7 +9,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,noise=0 (or :full,noise=0) is figure 23, without label noise
           :laptop,best_of_n=3 is the best-of-n half, a study for
           each number of members: :laptop,best_of_n=4  :laptop,best_of_n=5
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. One member, the single models, is the dotted line. The KL

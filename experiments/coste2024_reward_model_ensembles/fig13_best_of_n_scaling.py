@@ -9,7 +9,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop is the usual size and all pairs; the other lines are
           :laptop,model=small  :laptop,model=large  :laptop,pairs=quarter
           :laptop,pairs=half
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  the world and the models (fig3_best_of_n.py). One study for each line
           of the paper's figure; model sizes and numbers of pairs are those of

@@ -6,7 +6,7 @@ overoptimisation grows as the policy is pushed on.
 Run:      python -m rlhf_jax.main --workdir=runs/fig14 \
             --config=experiments/coste2024_reward_model_ensembles/fig14_ppo_data_size.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. Numbers of pairs are those of fig9_data_size.py. Neither noise

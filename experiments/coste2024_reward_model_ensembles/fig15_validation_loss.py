@@ -6,7 +6,7 @@ which reward model will be overoptimised.
 Run:      python -m rlhf_jax.main --workdir=runs/fig15 \
             --config=experiments/coste2024_reward_model_ensembles/fig15_validation_loss.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py); the mean over members
           is drawn, those of each member are in results.csv.

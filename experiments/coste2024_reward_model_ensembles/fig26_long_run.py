@@ -6,7 +6,7 @@ their best however long the policy is optimised, so none need be stopped early.
 Run:      python -m rlhf_jax.main --workdir=runs/fig26 \
             --config=experiments/coste2024_reward_model_ensembles/fig26_long_run.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. As in the paper, 10/3 of the steps of figure 4.

@@ -7,7 +7,7 @@ conservative aggregation (worst-case, uncertainty-weighted) does not fall.
 Run:      python -m rlhf_jax.main --workdir=runs/fig3 \
             --config=experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py:laptop
 Sizes:    :smoke (CI, under a minute)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file.
 Differs:  the world. The laptop size writes reviews from a grammar and learns
           its gold model from the grammar's rule, where the paper has

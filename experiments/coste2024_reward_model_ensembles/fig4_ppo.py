@@ -7,7 +7,7 @@ and under 25 % label noise the ensemble mean needs .1.
 Run:      python -m rlhf_jax.main --workdir=runs/fig4 \
             --config=experiments/coste2024_reward_model_ensembles/fig4_ppo.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and 3 of the 5 single
           models at laptop size. Members are standardised before they are

@@ -6,7 +6,7 @@ overoptimise less than a single model and than the mean, but they do.
 Run:      python -m rlhf_jax.main --workdir=runs/fig5 \
             --config=experiments/coste2024_reward_model_ensembles/fig5_ppo_without_kl.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says.

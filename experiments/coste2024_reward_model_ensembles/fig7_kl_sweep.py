@@ -8,7 +8,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/fig7 \
             --config=experiments/coste2024_reward_model_ensembles/fig7_kl_sweep.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,noise=0 (or :full,noise=0) is figure 20, without label noise
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says.

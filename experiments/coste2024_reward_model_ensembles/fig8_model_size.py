@@ -9,7 +9,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,noise=0 (or :full,noise=0) is figure 21, without label noise
           :laptop,best_of_n=small is the best-of-n half, a study for
           each size: :laptop,best_of_n=medium  :laptop,best_of_n=large
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. Sizes: width 16, 32 and 64, of which the largest is the

@@ -7,7 +7,7 @@ models in 58 to 60 % of the prompts without label noise, in 60 to 63 % with 25
 Run:      python -m rlhf_jax.main --workdir=runs/table6 \
             --config=experiments/coste2024_reward_model_ensembles/table6_win_rates.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. The policies are those of figure 4 (--reuse). Ties, which the

@@ -7,7 +7,7 @@ models at either size, in 51 to 59 % of the prompts with 7M, in 56 to 63 % with
 Run:      python -m rlhf_jax.main --workdir=runs/table7 \
             --config=experiments/coste2024_reward_model_ensembles/table7_win_rates.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           and fig8_model_size.py say, whose policies these are (--reuse). Ties,

@@ -9,7 +9,8 @@ score than one whose labels are all of the SFT policy ('initial').
 Run:      python -m rlhf_jax.main --workdir=runs/iterated \
             --config=experiments/rlhf_notes/iterated.py:laptop
 Sizes:    :smoke (CI, under a minute)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores, 4 minutes. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores, 4 minutes.
+          full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the notes report no experiment. Labels come from a gold model
           trained on the rule of a small world, not from people; a fixed share

@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/zhu_fig7 \
             --config=experiments/zhu2023_advantage_induced_policy_alignment/fig7_apa_lambda.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,settings=text is as in the text, :laptop as in the code
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           layers from scratch, one reward model on clean pairs. With

@@ -5,7 +5,7 @@ Claim: offline, AWR learns more than ILQL, and APA does not learn.
 Run:      python -m rlhf_jax.main --workdir=runs/zhu_fig9 \
             --config=experiments/zhu2023_advantage_induced_policy_alignment/fig9_offline.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
-Hardware: laptop: 2 CPU cores. full: one accelerator; not yet run.
+Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: pairs of samples of the SFT policy in place
           of Anthropic HH, both responses of each; a policy of 2 layers from

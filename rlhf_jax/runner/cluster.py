@@ -25,15 +25,21 @@ _DEATH = ('another process of this run died or cannot be reached; its own '
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """The processes of a run, as flags give them; None: ask the environment."""
+  """The processes of a run, as flags give them; None: ask the environment.
 
-  coordinator: str | None = None  # host:port of process 0
+  SLURM, Open MPI and GKE are seen without a flag; other environments that jax
+  knows, such as TPU VMs, are asked where the coordinator is 'auto'.
+  """
+
+  coordinator: str | None = None  # host:port of process 0, or 'auto'
   num_processes: int | None = None
   process_id: int | None = None
   heartbeat: int = 15  # seconds of silence after which a process is dead
 
   def __post_init__(self):
     flags = (self.coordinator, self.num_processes, self.process_id)
+    if self.coordinator == 'auto' and flags[1:] == (None, None):
+      flags = (None, None, None)
     if any(x is not None for x in flags) and None in flags:
       raise errors.ConfigError(
           'give --coordinator=<host>:<port>, --num_processes and --process_id '
@@ -50,6 +56,8 @@ class Cluster:
   @property
   def several(self) -> bool:
     """Whether flags or the environment speak of several processes."""
+    if self.coordinator == 'auto':
+      return True
     if self.num_processes is not None:
       return self.num_processes > 1
     value = os.environ.get
@@ -96,8 +104,9 @@ def connect(cluster: Cluster):
   # Else it takes SIGTERM, at which a study saves and stops.
   jax.config.update('jax_enable_preemption_service', False)
   try:
+    address = None if cluster.coordinator == 'auto' else cluster.coordinator
     jax.distributed.initialize(
-        cluster.coordinator, cluster.num_processes, cluster.process_id,
+        address, cluster.num_processes, cluster.process_id,
         initialization_timeout=_CONNECT,
         heartbeat_timeout_seconds=cluster.heartbeat,
         shutdown_timeout_seconds=_LEAVE)

@@ -8,6 +8,7 @@ an estimate, term by term; `make test-pods` compares it with what compilers say.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import json
 from typing import Any, NamedTuple
 
 import jax
@@ -89,21 +90,40 @@ class Planner:
   """Walks a plan; every stage reads the shapes of those before it."""
 
   def __init__(self, mesh: AbstractMesh, sizes: Sizes):
-    self._mesh, self._sizes, self._models = mesh, sizes, {}
+    self._mesh, self._sizes = mesh, sizes
+    self._models, self._uses = {}, {}
 
   def use(self, stage: run_lib.Stage) -> Use:
     """What a stage holds; nothing where it only reads and writes files."""
-    kind = stage.run.func.__module__.rpartition('.')[2]
-    of_kind = getattr(self, f'_{kind}', None)
-    if of_kind is None:
+    kind, told = stage.run.func.__module__.rpartition('.')[2], (
+        stage.run.keywords)
+    if not hasattr(self, f'_{kind}'):
       return Use(stage.name)
-    return of_kind(stage.name, stage.run.keywords)
+    self._models[stage.name] = self._left(kind, told)
+    # Stages of other seeds are alike, and shapes take a while to trace.
+    said = json.dumps([kind, {k: v for k, v in told.items() if k not in (
+        'seed', 'part', 'given', 'data')}, {
+            role: self._models[name] for role, name in told['given'].items()
+            if isinstance(name, str) and name in self._models}])
+    if said not in self._uses:
+      self._uses[said] = getattr(self, f'_{kind}')(stage.name, told)
+    return dataclasses.replace(self._uses[said], stage=stage.name)
+
+  def _left(self, kind, told):
+    """The model that a stage leaves; None where it leaves none."""
+    if kind in ('sft', 'gold', 'proxies'):
+      members = {'sft': 0, 'gold': 1}.get(
+          kind, told['node'].get('num_members'))
+      return _Model(told['node']['model'], members)
+    if kind in ('online_policy', 'offline_policy'):
+      given = told['given']
+      return self._models[given.get('policy') or given['reference']]
+    return None
 
   # Stages.
 
   def _sft(self, name, told):
     node = told['node']
-    self._models[name] = _Model(node['model'], 0)
     config, trainable, base = pretrained.abstract(
         node['model'], self._sizes.vocab_size)
     trained, optimizer = self._state(trainable)
@@ -119,8 +139,7 @@ class Planner:
         name, told['node'], told['node']['num_members'], 2)
 
   def _rewards(self, name, node, members, responses):
-    self._models[name] = _Model(node['model'], members)
-    config, params = self._shapes(self._models[name])
+    config, params = self._shapes(_Model(node['model'], members))
     trained, optimizer = self._state(params, members)
     rows = responses * node['batch_size'] // node['num_microbatches']
     return Use(name, trained, optimizer, activations=self._step(
@@ -131,6 +150,19 @@ class Planner:
 
   def _samples(self, name, told):
     return self._sampling(name, told, told['call']['samples_per_call'])
+
+  def _prompt_value(self, name, told):
+    return self._sampling(
+        name, told, rows_lib.CHUNK * told['node']['num_samples'])
+
+  def _logged(self, name, told):
+    judges = [self._models.get(told['given'].get(role))
+              for role in ('proxies', 'gold')]
+    held, scoring = 0, 0
+    for judge in filter(None, judges):
+      frozen, most = self._judged([judge], self._chunk(judge, SCORED))
+      held, scoring = held + frozen, max(scoring, most)
+    return Use(name, frozen=held, activations=scoring)
 
   def _sampling(self, name, told, rows):
     given = told['given']
@@ -149,7 +181,6 @@ class Planner:
   def _online_policy(self, name, told):
     given, run = told['given'], told['run']
     start = self._models[given.get('policy') or given['reference']]
-    self._models[name] = start
     rollout, updates = run['rollout'], run['updates']
     chunk = (rollout['chunk_size'] or rollout['batch_size']) * rollout[
         'samples']
@@ -168,14 +199,23 @@ class Planner:
   def _offline_policy(self, name, told):
     given, run = told['given'], told['run']
     start = self._models[given['reference']]
-    self._models[name] = start
-    row = offline_methods.make_row(run['algorithm'], run['arguments'])
+    row = offline_methods.make_row(run)
     responses = 2 if run['use'] == 'pairs' else 1
     step = run['batch_size'] * responses // run['num_microbatches']
-    return self._trained_policy(
+    use = self._trained_policy(
         name, start, run['value'] if methods.has_values(row) else None,
         given, [self._models.get(given.get('gold'))], step=step,
         chunk=run['evaluation']['chunk_size'], together=step)
+    if not methods.is_ilql(row):
+      return use
+    config = pretrained.config(start.node, self._sizes.vocab_size)
+    q_heads = {'q_heads': jax.eval_shape(lambda: heads.init_q(
+        jax.random.key(0), config.hidden_size, config.vocab_size,
+        mlp=run['q']['mlp'], scale=run['q']['scale']))}
+    trained, more = self._state(q_heads)
+    return dataclasses.replace(  # their targets are as large as they are
+        use, trained=use.trained + trained,
+        optimizer=use.optimizer + more + trained)
 
   def _trained_policy(self, name, start, value, given, judges, *, step,
                       chunk, together):
@@ -209,7 +249,6 @@ class Planner:
     """Trained parameters with a value head; what its trunk's step needs."""
     if value is None:
       return trainable, lambda rows: 0
-    key = jax.random.key(0)
     shared, of_reward = value['trunk'] == 'shared', value['trunk'] == 'reward'
     if of_reward:
       proxies = self._models[given['proxies']]
@@ -220,8 +259,9 @@ class Planner:
                'value_trunk': first['trunk']}, lambda rows: self._step(
                    trunk_config, rows, vocabulary=False))
     trainable = {**trainable, 'value_head': jax.eval_shape(
-        lambda: heads.init_scalar(key, config.hidden_size,
-                                  scale=value['scale'], mlp=value['mlp']))}
+        lambda: heads.init_scalar(
+            jax.random.key(0), config.hidden_size, scale=value['scale'],
+            mlp=value['mlp']))}
     if not shared:
       trainable['value_trunk'] = jax.eval_shape(
           heads.trunk, transformer.abstract(config))

@@ -1,5 +1,6 @@
 """What a plan says of memory is what states take; what is too much, refused."""
 
+import re
 import subprocess
 
 from absl.testing import absltest
@@ -106,6 +107,18 @@ class MemoryTest(parameterized.TestCase):
                          activations=13)
     self.assertEqual(use.peak, 2 + 4 + 8 + 16)
     self.assertEqual(footprints.Use('x', trained=2, activations=13).peak, 17)
+
+  def test_launch(self):
+    """The tables in experiments/launch are what the commands print."""
+    page = (worlds.ROOT / 'experiments/launch/README.md').read_text()
+    shown = re.findall(r'```\n\$ [^`]*--plan=(\S+) [^`]*--config=(\S+):full\n'
+                       r'([^`]*)```', page)
+    self.assertLen(shown, 3)
+    for machine, config, printed in shown:
+      config = worlds.get_config(config, 'full')
+      lines = memory.page(
+          config, plan.plan(config), memory.machine(machine))
+      self.assertEqual(printed, lines + '\n')
 
   def test_front_door(self):
     """Nothing is run or written, and what does not fit is exit 8."""
