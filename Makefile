@@ -24,7 +24,7 @@ test-peers: $(VENV)/peers
 	$(RUN) -m pytest -q --durations=10 tests/peers
 
 test-pods: $(PODS)/complete
-	RLHF_JAX_PODS=$(PODS) $(RUN) -m pytest -q -s --durations=5 tests/pods
+	RLHF_JAX_PODS=$(PODS) $(RUN) -m pytest -q -rP -n $(WORKERS) tests/pods
 
 mutants: $(VENV)/test
 	$(RUN) tests/mutants.py

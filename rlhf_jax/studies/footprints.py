@@ -128,7 +128,7 @@ class Planner:
         node['model'], self._sizes.vocab_size)
     trained, optimizer = self._state(trainable)
     return Use(name, trained, optimizer, self._kept(config, base),
-               activations=self._step(
+               activations=self.step(
                    config, node['batch_size'] // node['num_microbatches']))
 
   def _gold(self, name, told):
@@ -142,7 +142,7 @@ class Planner:
     config, params = self._shapes(_Model(node['model'], members))
     trained, optimizer = self._state(params, members)
     rows = responses * node['batch_size'] // node['num_microbatches']
-    return Use(name, trained, optimizer, activations=self._step(
+    return Use(name, trained, optimizer, activations=self.step(
         config, rows, vocabulary=False, members=members))
 
   def _pairs(self, name, told):
@@ -242,7 +242,7 @@ class Planner:
     return Use(
         name, trained, optimizer, reference + more + batch,
         self._sample(config, whole, chunk),
-        max(self._step(config, step) + extra(step), scoring,
+        max(self.step(config, step) + extra(step), scoring,
             self._score(config, together)))
 
   def _with_value(self, trainable, config, value, given):
@@ -256,7 +256,7 @@ class Planner:
       first = jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
       return ({**trainable, 'value_head': first['head'],
-               'value_trunk': first['trunk']}, lambda rows: self._step(
+               'value_trunk': first['trunk']}, lambda rows: self.step(
                    trunk_config, rows, vocabulary=False))
     trainable = {**trainable, 'value_head': jax.eval_shape(
         lambda: heads.init_scalar(
@@ -265,7 +265,7 @@ class Planner:
     if not shared:
       trainable['value_trunk'] = jax.eval_shape(
           heads.trunk, transformer.abstract(config))
-    return trainable, lambda rows: 0 if shared else self._step(
+    return trainable, lambda rows: 0 if shared else self.step(
         config, rows, vocabulary=False)
 
   # Models.
@@ -320,20 +320,37 @@ class Planner:
 
   # Activations, estimated: a layer, what is kept of all layers, and logits.
 
-  def _step(self, config, rows, *, vocabulary=True, members=0):
-    """Of a step on `rows` in all, backward pass included."""
+  def step(self, config: transformer.Config, rows: int, *,
+           vocabulary: bool = True, members: int = 0) -> int:
+    """Bytes that a step on `rows` in all needs beside state and gradients.
+
+    Args:
+      config: of the model that it trains.
+      rows: that go through it at a time.
+      vocabulary: whether it has logits of tokens.
+      members: E, of an ensemble; 0: of a policy.
+    """
     tokens, layer = self._tokens(rows, members), self._layer(config)
     kept = {'none': layer, 'dots': layer // 2, 'full': 0}[config.remat]
     inputs = config.hidden_size * _width(config)
     logits = config.vocab_size * 4 if vocabulary else 0
-    return self._here(members) * tokens * (
-        config.num_layers * (inputs + kept) + 2 * layer + 2 * logits)
+    # Tables are gathered to be read, and so are their gradients, f32.
+    tables = self._tables(config, vocabulary) * (_width(config) + 4)
+    return self._here(members) * (tables + tokens * (
+        config.num_layers * (inputs + kept) + 2 * layer + 2 * logits))
+
+  def _tables(self, config, vocabulary):
+    """Numbers of the embeddings that are gathered, where they lie in parts."""
+    count = 2 if vocabulary and not config.tie_embeddings else 1
+    return count * config.vocab_size * config.hidden_size * (
+        self._mesh.shape['fsdp'] > 1)
 
   def _score(self, config, rows, *, vocabulary=True, members=0):
     """Of a forward pass."""
     logits = config.vocab_size * 4 if vocabulary else 0
-    return self._here(members) * self._tokens(rows, members) * max(
-        self._layer(config), logits)
+    tables = self._tables(config, vocabulary) * _width(config)
+    return self._here(members) * (tables + self._tokens(rows, members) * max(
+        self._layer(config), logits))
 
   def _layer(self, config):
     """Bytes of a token that a layer computes from its input."""

@@ -8,6 +8,7 @@ they say of memory and of collectives is what a pod would do; nothing is timed.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import sys
@@ -22,6 +23,7 @@ import pytest
 
 from rlhf_jax import sharding
 from rlhf_jax.models import transformer
+from rlhf_jax.studies import footprints
 
 COMPILERS = pathlib.Path(os.environ.get('RLHF_JAX_PODS', '.pods')).absolute()
 os.environ.update(
@@ -59,8 +61,10 @@ MACHINES = {
     'v5p:2x2x4': (95, dict(fsdp=16), dict(member=4, fsdp=4)),
     'h100x8': (80, dict(fsdp=8), dict(member=4, data=2))}
 ENSEMBLE = ('reward_step', 'scorer')
+# What annotates a rollout is made of what the others are.
 CASES = [(name, program) for name in MACHINES for program in programs.NAMES
-         if (HAS_GPU if name.startswith('h100') else HAS_TPU)]
+         if program != 'annotators'
+         and (HAS_GPU if name.startswith('h100') else HAS_TPU)]
 GIB = 2**30
 
 
@@ -115,6 +119,15 @@ class PodsTest(parameterized.TestCase):
     if program in ('updates', 'reward_step'):  # a state is updated in place
       self.assertGreater(memory.alias_size_in_bytes, .95 * (
           sharding.device_bytes(args[0])))
+    if program == 'updates':  # what `--plan` estimates
+      config, axes = PYTHIA.config, MACHINES[name][1]
+      planner = footprints.Planner(
+          sharding.planned_mesh(axes, math.prod(axes.values())),
+          footprints.Sizes(config.vocab_size, 250, 230))
+      gradients = sharding.device_bytes(args[0].params)
+      estimate = gradients + planner.step(config, PYTHIA.prompts // 4)
+      self.assertBetween(
+          memory.temp_size_in_bytes, .6 * estimate, 1.6 * estimate)
     widths = {480, 479, 250, 230}  # of rows, prompts and what is sampled
     for (kind, shape), count in programs.moved(result.as_text()).items():
       activation = len(shape) > 2 and shape[-1] in (2048, 8192) and (
