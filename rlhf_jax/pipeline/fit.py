@@ -59,7 +59,7 @@ class _Log:
   def _open(self, name: str) -> metrics.MetricsWriter:
     if name not in self._writers:
       self._writers[name] = self._stack.enter_context(
-          metrics.writer(self._directory / f'{name}.jsonl'))
+          metrics.open_writer(self._directory / f'{name}.jsonl'))
     return self._writers[name]
 
   def truncate(self, step: int, evaluated: int | None = None):

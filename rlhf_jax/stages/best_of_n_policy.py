@@ -50,7 +50,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
           jnp.asarray(score), jnp.asarray(values, jnp.float32), ns),
                        np.float64)
       for name, values in _watched(world, scores, score).items()}
-  with metrics.writer(context.directory / 'evaluation.jsonl') as writer:
+  with metrics.open_writer(context.directory / 'evaluation.jsonl') as writer:
     writer.truncate(-1)  # what an interrupted run has left
     for i, n in enumerate(ns):
       row = _row(n, {name: curve[:, i] for name, curve in curves.items()})

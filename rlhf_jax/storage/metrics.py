@@ -205,7 +205,7 @@ class _Nowhere(MetricsWriter):
     del last_step
 
 
-def writer(path: str | os.PathLike) -> MetricsWriter:
+def open_writer(path: str | os.PathLike) -> MetricsWriter:
   """A writer of the process that owns the workdir; elsewhere one of nothing."""
   return _Nowhere(path) if processes.index() else MetricsWriter(path)
 

@@ -97,7 +97,7 @@ class Planner:
     """What a stage holds; nothing where it only reads and writes files."""
     kind, told = stage.run.func.__module__.rpartition('.')[2], (
         stage.run.keywords)
-    if not hasattr(self, f'_{kind}'):
+    if not hasattr(self, f'_use_{kind}'):
       return Use(stage.name)
     self._models[stage.name] = self._left(kind, told)
     # Stages of other seeds are alike, and shapes take a while to trace.
@@ -106,7 +106,7 @@ class Planner:
             role: self._models[name] for role, name in told['given'].items()
             if isinstance(name, str) and name in self._models}])
     if said not in self._uses:
-      self._uses[said] = getattr(self, f'_{kind}')(stage.name, told)
+      self._uses[said] = getattr(self, f'_use_{kind}')(stage.name, told)
     return dataclasses.replace(self._uses[said], stage=stage.name)
 
   def _left(self, kind, told):
@@ -122,7 +122,7 @@ class Planner:
 
   # Stages.
 
-  def _sft(self, name, told):
+  def _use_sft(self, name, told):
     node = told['node']
     config, trainable, base = pretrained.abstract(
         node['model'], self._sizes.vocab_size)
@@ -131,10 +131,10 @@ class Planner:
                activations=self.step(
                    config, node['batch_size'] // node['num_microbatches']))
 
-  def _gold(self, name, told):
+  def _use_gold(self, name, told):
     return self._rewards(name, told['node'], 1, 2)
 
-  def _proxies(self, name, told):
+  def _use_proxies(self, name, told):
     return self._rewards(
         name, told['node'], told['node']['num_members'], 2)
 
@@ -145,17 +145,17 @@ class Planner:
     return Use(name, trained, optimizer, activations=self.step(
         config, rows, vocabulary=False, members=members))
 
-  def _pairs(self, name, told):
+  def _use_pairs(self, name, told):
     return self._sampling(name, told, rows_lib.CHUNK * 2)
 
-  def _samples(self, name, told):
+  def _use_samples(self, name, told):
     return self._sampling(name, told, told['call']['samples_per_call'])
 
-  def _prompt_value(self, name, told):
+  def _use_prompt_value(self, name, told):
     return self._sampling(
         name, told, rows_lib.CHUNK * told['node']['num_samples'])
 
-  def _logged(self, name, told):
+  def _use_logged(self, name, told):
     judges = [self._models.get(told['given'].get(role))
               for role in ('proxies', 'gold')]
     held, scoring = 0, 0
@@ -173,12 +173,12 @@ class Planner:
     return Use(name, frozen=frozen + more, activations=scoring,
                sampler=self._sample(config, whole, rows))
 
-  def _scores(self, name, told):
+  def _use_scores(self, name, told):
     proxies = self._models[told['given']['proxies']]
     frozen, scoring = self._judged([proxies], self._chunk(proxies, SCORED))
     return Use(name, frozen=frozen, activations=scoring)
 
-  def _online_policy(self, name, told):
+  def _use_online_policy(self, name, told):
     given, run = told['given'], told['run']
     start = self._models[given.get('policy') or given['reference']]
     rollout, updates = run['rollout'], run['updates']
@@ -196,7 +196,7 @@ class Planner:
         given, judges, step=step, chunk=chunk,
         together=rollout['batch_size'] * rollout['samples'])
 
-  def _offline_policy(self, name, told):
+  def _use_offline_policy(self, name, told):
     given, run = told['given'], told['run']
     start = self._models[given['reference']]
     row = offline_methods.make_row(run)
