@@ -30,6 +30,9 @@ from rlhf_jax.storage import files
 
 # Of the meta item, whose 'sha256' rule must never change. 1 had typed keys.
 FORMAT = 2
+# What `jax.random` calls the keys of a dtype.
+_KEYS = {'key<fry>': 'threefry2x32', 'key<rbg>': 'rbg',
+         'key<urbg>': 'unsafe_rbg'}
 _logger = logging.getLogger(__name__)
 
 Restored = tuple[int, types.Params, Any, dict]
@@ -342,7 +345,7 @@ def _as(leaf: Any, like: Any) -> Any:
   """What `_raw` made, with the type of an abstract leaf."""
   if not _is_key(like):
     return leaf
-  return jax.random.wrap_key_data(leaf, impl='threefry2x32')  # see streams
+  return jax.random.wrap_key_data(leaf, impl=_KEYS[str(like.dtype)])
 
 
 def _host(leaf: Any) -> np.ndarray:

@@ -239,9 +239,17 @@ def rewrite_meta(directory, **changes):
 def test_newer_format_is_refused_by_name(tmp_path):
   save_steps(tmp_path, 1, 2)
   rewrite_meta(tmp_path / '2', format=checkpoint.FORMAT + 1)
-  with pytest.raises(errors.CheckpointError, match='format 2, newer than 1'):
+  with pytest.raises(errors.CheckpointError, match='format 3, newer than 2'):
     restore(tmp_path)
   assert checkpoint._steps(tmp_path) == [1, 2]
+
+
+def test_older_format_is_refused_by_name(tmp_path):
+  save_steps(tmp_path, 1, 2)
+  rewrite_meta(tmp_path / '2', format=1)
+  with pytest.raises(errors.CheckpointError,
+                     match='format 1, older than 2; start a new workdir'):
+    restore(tmp_path)
 
 
 def test_other_environment_is_said_to_be_not_bitwise(tmp_path, caplog):
