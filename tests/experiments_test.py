@@ -134,7 +134,7 @@ class ExperimentsTest(parameterized.TestCase):
       for stage, peak in peaks.items():
         if stage.endswith('/best_of_n'):
           continue  # it reads and writes files
-        self.assertBetween(peak, 2**20, 60 * 2**30, stage)
+        self.assertBetween(peak, 2**20, 73 * 2**30, stage)  # of an H100's 80
 
   @parameterized.parameters(CONFIGS)
   def test_docstring(self, config):
