@@ -158,12 +158,10 @@ def _parse(argv: list[str]) -> dict:
 
 def _show_memory(config: dict, stages: list) -> int:
   """Prints what a plan needs; TopologyError if it does not fit."""
-  try:
-    run_lib.say(memory.page(config, stages, memory.machine(_PLAN.value)))
-  except errors.TopologyError as error:
-    if hasattr(error, 'table'):
-      run_lib.say(error.table)
-    raise
+  machine = memory.machine(_PLAN.value)
+  uses = memory.uses(config, stages, machine.count)
+  run_lib.say(memory.page(uses, machine))
+  memory.check(uses, machine)
   return 0
 
 

@@ -38,12 +38,6 @@ def _several() -> bool:
   return count() > 1 and not _alone.get()
 
 
-def wait(name: str):
-  """Returns when all processes have come here: what was written is there."""
-  if _several():
-    multihost_utils.sync_global_devices(name)
-
-
 def any_of(flag: bool) -> bool:
   """Whether a flag is set in any process; all of them ask."""
   if not _several():
@@ -72,6 +66,9 @@ def from_all(value: Any) -> list:
 
 def from_owner(function: Callable[[], Any]) -> Any:
   """What a function returns in process 0, or raises; the others do not call it.
+
+  No process goes on before it has returned: what the owner has written until
+  then is there.
 
   Args:
     function: () -> JSON values and NumPy arrays in dicts and lists. It runs no

@@ -142,10 +142,10 @@ def planned_mesh(shape: Mapping[str, int], count: int | None = None
   Raises:
     TopologyError: an axis is unknown, or the sizes do not multiply to `count`.
   """
+  if count is not None:
+    return AbstractMesh(tuple(_sizes(shape, count)), AXES)
   _check_names(shape)
-  sizes = ([max(shape.get(name, 1), 1) for name in AXES] if count is None
-           else _sizes(shape, count))
-  return AbstractMesh(tuple(sizes), AXES)
+  return AbstractMesh(tuple(max(shape.get(name, 1), 1) for name in AXES), AXES)
 
 
 def mesh_in_use() -> AbstractMesh | None:
@@ -285,9 +285,16 @@ def _put(tree: Any, where: Any) -> Any:
   return jax.tree.map(put, tree, where)
 
 
-def abstract(tree: Any, *, members: int = 0) -> Any:
-  """Shapes of a tree that say where on the mesh in use its leaves lie."""
-  mesh = _devices_in_use()
+def abstract(tree: Any, *, members: int = 0,
+             mesh: Mesh | AbstractMesh | None = None) -> Any:
+  """Shapes of a tree that say where its leaves lie.
+
+  Args:
+    tree: of arrays or shapes.
+    members: of `shardings`.
+    mesh: default the mesh in use; without one the tree comes back.
+  """
+  mesh = mesh or _devices_in_use()
   if mesh is None:
     return tree
   return jax.tree.map(

@@ -128,6 +128,9 @@ def _score_chunk(config, params, tokens, mask):
   return score_members(config, params, tokens, mask)
 
 
+CHUNK = 2048  # rows scored at a time at most
+
+
 def rows_per_chunk(config: transformer.Config, members: int, width: int,
                    most: int) -> int:
   """As many rows as keep the attention weights of a layer near 1 GiB.
@@ -144,7 +147,7 @@ def rows_per_chunk(config: transformer.Config, members: int, width: int,
 
 def score_rows(config: transformer.Config, params: types.Params,
                tokens: np.ndarray, mask: np.ndarray, *,
-               chunk_size: int = 2048, poll=lambda: None) -> np.ndarray:
+               chunk_size: int = CHUNK, poll=lambda: None) -> np.ndarray:
   """Scores many rows from host memory, chunk by chunk over the mesh.
 
   Rows are ordered by length, so that a chunk is only as wide as its longest

@@ -225,7 +225,6 @@ def _complete(context: StageContext, stage: Stage,
   if recipe is not None:
     context.stop.check(f'the start of {stage.name}')
     _run_stage(context, stage, recipe)
-  processes.wait(stage.name)
   processes.from_owner(lambda: recipes.offer(
       offers, context.directory, workdirs.read_record(context.directory)))
 

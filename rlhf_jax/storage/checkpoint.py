@@ -66,12 +66,7 @@ class Checkpointer:
     self.directory = pathlib.Path(directory).absolute()
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
-      if processes.index() == 0:
-        for step in _steps(self.directory):
-          # Orbax takes an empty directory for a step, and refuses older saves.
-          with contextlib.suppress(OSError):
-            (self.directory / str(step)).rmdir()
-      processes.wait('checkpoints')
+      processes.from_owner(self._drop_empty)
       self._manager = ocp.CheckpointManager(
           self.directory,
           options=ocp.CheckpointManagerOptions(
@@ -187,6 +182,12 @@ class Checkpointer:
       if changed:
         _logger.warning('going on, but not bitwise: %s', ', '.join(changed))
     return step, trees['params'], trees.get('training'), record['meta']
+
+  def _drop_empty(self):
+    """Orbax takes an empty directory for a step, and refuses older saves."""
+    for step in _steps(self.directory):
+      with contextlib.suppress(OSError):
+        (self.directory / str(step)).rmdir()
 
   def _set_aside(self, steps: list[int]):
     for step in steps:

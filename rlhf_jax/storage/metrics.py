@@ -192,7 +192,7 @@ class _Lines(tqdm.tqdm):
 class _Nowhere(MetricsWriter):
   """Of a process that does not own the workdir: nothing is written."""
 
-  def __init__(self, path: str | os.PathLike):  # pylint: disable=super-init-not-called
+  def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
 
   def close(self):

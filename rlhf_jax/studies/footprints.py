@@ -30,6 +30,8 @@ from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.runner import run as run_lib
 
+GIB = 2**30
+
 
 @dataclasses.dataclass(frozen=True)
 class Use:
@@ -45,13 +47,8 @@ class Use:
   @property
   def peak(self) -> int:
     """The most at any time: gradients live beside what a step computes."""
-    step = self.trained + self.activations if self.trained else self.activations
     return self.trained + self.optimizer + self.frozen + max(
-        step, self.sampler)
-
-
-GIB = 2**30
-SCORED = 2048  # rows at a time, of `reward_models.score_rows`
+        self.trained + self.activations, self.sampler)
 
 
 class Sizes(NamedTuple):
@@ -95,8 +92,8 @@ class Planner:
 
   def use(self, stage: run_lib.Stage) -> Use:
     """What a stage holds; nothing where it only reads and writes files."""
-    kind, told = stage.run.func.__module__.rpartition('.')[2], (
-        stage.run.keywords)
+    kind = stage.run.func.__module__.rpartition('.')[2]
+    told = stage.run.keywords
     if not hasattr(self, f'_use_{kind}'):
       return Use(stage.name)
     self._models[stage.name] = self._left(kind, told)
@@ -127,21 +124,20 @@ class Planner:
     config, trainable, base = pretrained.abstract(
         node['model'], self._sizes.vocab_size)
     trained, optimizer = self._state(trainable)
-    return Use(name, trained, optimizer, self._kept(config, base),
-               activations=self.step(
-                   config, node['batch_size'] // node['num_microbatches']))
+    frozen = 0 if base is None else self._place(_frozen(config, base))
+    return Use(name, trained, optimizer, frozen, activations=self.step(
+        config, node['batch_size'] // node['num_microbatches']))
 
   def _use_gold(self, name, told):
-    return self._rewards(name, told['node'], 1, 2)
+    return self._rewards(name, told['node'], 1)
 
   def _use_proxies(self, name, told):
-    return self._rewards(
-        name, told['node'], told['node']['num_members'], 2)
+    return self._rewards(name, told['node'], told['node']['num_members'])
 
-  def _rewards(self, name, node, members, responses):
+  def _rewards(self, name, node, members):
     config, params = self._shapes(_Model(node['model'], members))
     trained, optimizer = self._state(params, members)
-    rows = responses * node['batch_size'] // node['num_microbatches']
+    rows = 2 * node['batch_size'] // node['num_microbatches']  # of pairs
     return Use(name, trained, optimizer, activations=self.step(
         config, rows, vocabulary=False, members=members))
 
@@ -158,24 +154,21 @@ class Planner:
   def _use_logged(self, name, told):
     judges = [self._models.get(told['given'].get(role))
               for role in ('proxies', 'gold')]
-    held, scoring = 0, 0
-    for judge in filter(None, judges):
-      frozen, most = self._judged([judge], self._chunk(judge, SCORED))
-      held, scoring = held + frozen, max(scoring, most)
-    return Use(name, frozen=held, activations=scoring)
+    frozen, scoring = self._judged(judges, on_host=True)
+    return Use(name, frozen=frozen, activations=scoring)
 
   def _sampling(self, name, told, rows):
     given = told['given']
     policy = self._models[given.get('policy') or given['reference']]
     config, frozen, whole = self._policy(policy)
-    gold = self._models.get(given.get('gold'))
-    more, scoring = self._judged([gold], self._chunk(gold, rows))
+    more, scoring = self._judged(
+        [self._models.get(given.get('gold'))], rows, on_host=True)
     return Use(name, frozen=frozen + more, activations=scoring,
                sampler=self._sample(config, whole, rows))
 
   def _use_scores(self, name, told):
     proxies = self._models[told['given']['proxies']]
-    frozen, scoring = self._judged([proxies], self._chunk(proxies, SCORED))
+    frozen, scoring = self._judged([proxies], on_host=True)
     return Use(name, frozen=frozen, activations=scoring)
 
   def _use_online_policy(self, name, told):
@@ -279,36 +272,28 @@ class Planner:
   def _policy(self, model):
     """Config, bytes as it is kept frozen, and bytes of it whole."""
     config, *parts = pretrained.abstract(model.node, self._sizes.vocab_size)
-    whole = sum(sharding.device_bytes(_frozen(config, part))
-                for part in parts if part is not None)
-    return config, sum(self._kept(config, part) for part in parts), whole
+    parts = [_frozen(config, part) for part in parts if part is not None]
+    return (config, sum(map(self._place, parts)),
+            sharding.device_bytes(parts))
 
-  def _judged(self, models, rows):
-    """Bytes of frozen reward models, and what scoring `rows` at once needs."""
+  def _judged(self, models, rows=reward_models.CHUNK, *, on_host=False):
+    """Bytes of frozen reward models, and what scoring `rows` needs.
+
+    At once, or `on_host` in the chunks of `reward_models.score_rows`.
+    """
     held, most = 0, 0
     for model in filter(None, models):
       config, params = self._shapes(model)
       held += self._place(_frozen(config, params), model.members)
+      together = rows if not on_host else reward_models.rows_per_chunk(
+          config, model.members, self._sizes.length, rows)
       most = max(most, self._score(
-          config, rows, vocabulary=False, members=model.members))
+          config, together, vocabulary=False, members=model.members))
     return held, most
 
-  def _chunk(self, model, rows):
-    """Of `rows`, those that are scored at a time where the host asks."""
-    if model is None:
-      return rows
-    return reward_models.rows_per_chunk(
-        self._shapes(model)[0], model.members, self._sizes.length, rows)
-
-  def _kept(self, config, part):
-    """Bytes of what nothing trains, on one device."""
-    return 0 if part is None else self._place(_frozen(config, part))
-
   def _place(self, tree: Any, members: int = 0) -> int:
-    where = sharding.shardings(tree, self._mesh, members=members)
-    return sharding.device_bytes(jax.tree.map(
-        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-        tree, where))
+    return sharding.device_bytes(
+        sharding.abstract(tree, members=members, mesh=self._mesh))
 
   def _state(self, params: Any, members: int = 0) -> tuple[int, int]:
     """Bytes of trained parameters, and of the rest of their state."""

@@ -86,28 +86,11 @@ def check(uses: Sequence[footprints.Use], machine: Machine):
         "model.remat='full'")
 
 
-def page(config: Mapping[str, Any], stages: Sequence[run_lib.Stage],
-         machine: Machine) -> str:
-  """What `--plan` prints.
-
-  Args:
-    config: of the study.
-    stages: of `plan.plan`.
-    machine: where it is to run.
-
-  Raises:
-    TopologyError: the mesh does not fit, or a stage; then `table` of the error
-      is what would have been printed.
-  """
-  held = uses(config, stages, machine.count)
+def page(uses: Sequence[footprints.Use], machine: Machine) -> str:
+  """What `--plan` prints."""
   memory = f' of {machine.gib:g} GiB' if machine.gib else ''
-  lines = f'{machine.name}: {machine.count} devices{memory}\n{table(held)}'
-  try:
-    check(held, machine)
-  except errors.TopologyError as error:
-    error.table = lines
-    raise
-  return lines
+  return (f'{machine.name}: {machine.count} devices{memory}\n'
+          f'{table(uses)}')
 
 
 def table(uses: Sequence[footprints.Use]) -> str:

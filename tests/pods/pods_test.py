@@ -77,7 +77,6 @@ def devices(name):
       target_config=H100.read_text()).devices
 
 
-@functools.cache
 def compiled(name, program):
   """The program for the machine, and what it is called with."""
   gpu = name.startswith('h100')

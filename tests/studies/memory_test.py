@@ -122,9 +122,10 @@ class MemoryTest(parameterized.TestCase):
     self.assertLen(shown, 3)
     for machine, config, printed in shown:
       config = worlds.get_config(config, 'full')
-      lines = memory.page(
-          config, plan.plan(config), memory.machine(machine))
-      self.assertEqual(printed, lines + '\n')
+      machine = memory.machine(machine)
+      uses = memory.uses(config, plan.plan(config), machine.count)
+      memory.check(uses, machine)
+      self.assertEqual(printed, memory.page(uses, machine) + '\n')
 
   def test_front_door(self):
     """Nothing is run or written, and what does not fit is exit 8."""
