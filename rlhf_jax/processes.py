@@ -11,11 +11,9 @@ All functions may be called by a single process, for which they do nothing.
 
 from collections.abc import Callable
 import contextvars
+import sys
 from typing import Any
 
-import flax.serialization
-import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 from rlhf_jax import errors
@@ -26,12 +24,26 @@ _alone = contextvars.ContextVar('alone', default=False)
 
 def count() -> int:
   """How many processes run this program."""
-  return jax.process_count() if jax.distributed.is_initialized() else 1
+  return _place()[0]
 
 
 def index() -> int:
   """The number of this one; 0 is the owner."""
-  return jax.process_index() if jax.distributed.is_initialized() else 0
+  return _place()[1]
+
+
+def _place() -> tuple[int, int]:
+  # Files are read and written by programs that never import jax, which takes
+  # a second; without it nothing has connected them.
+  jax = sys.modules.get('jax')
+  if jax is None or not jax.distributed.is_initialized():
+    return 1, 0
+  return jax.process_count(), jax.process_index()
+
+
+def _gather(x: np.ndarray) -> np.ndarray:
+  from jax.experimental import multihost_utils
+  return multihost_utils.process_allgather(x)
 
 
 def _several() -> bool:
@@ -42,7 +54,7 @@ def any_of(flag: bool) -> bool:
   """Whether a flag is set in any process; all of them ask."""
   if not _several():
     return flag
-  return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+  return bool(np.any(_gather(np.bool_(flag))))
 
 
 def from_all(value: Any) -> list:
@@ -53,14 +65,15 @@ def from_all(value: Any) -> list:
   """
   if not _several():
     return [value]
-  data = np.frombuffer(flax.serialization.msgpack_serialize(
-      {'value': value}), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int32(len(data)))
+  from flax import serialization
+  data = np.frombuffer(
+      serialization.msgpack_serialize({'value': value}), np.uint8)
+  sizes = _gather(np.int32(len(data)))
   # A power of two, so that few programs are compiled.
   padded = np.zeros(max(1024, 1 << int(max(sizes) - 1).bit_length()), np.uint8)
   padded[:len(data)] = data
-  rows = multihost_utils.process_allgather(padded)
-  return [flax.serialization.msgpack_restore(row[:size].tobytes())['value']
+  rows = _gather(padded)
+  return [serialization.msgpack_restore(row[:size].tobytes())['value']
           for row, size in zip(rows, sizes)]
 
 
@@ -105,6 +118,9 @@ def whole(tree: Any) -> Any:
   Args:
     tree: of arrays; all processes ask for the same.
   """
+  import jax
+  from jax.experimental import multihost_utils
+
   def fetch(x):
     if isinstance(x, jax.Array) and not x.is_fully_addressable and (
         not x.is_fully_replicated):
