@@ -24,6 +24,7 @@ from rlhf_jax.runner import cluster
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.studies import memory
 from rlhf_jax.studies import plan
+from rlhf_jax.studies import programs
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'path/to/config.py[:size]', lock_config=True)
@@ -38,7 +39,8 @@ _REUSE = flags.DEFINE_list(
     'the other workdir may be deleted, and may be in use')
 _PLAN = flags.DEFINE_string(
     'plan', None, 'run nothing; say what each stage needs of one device of a '
-    'machine, such as v5e:4x4 or h100x8; alone: of this one')
+    'machine, such as v5e:4x4 or h100x8; alone: of this one. Where libtpu is '
+    'installed, also what the compiler for a slice says')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'host:port of process 0, where several run together; '
     "'auto' asks the environment, as on TPU VMs; under SLURM, Open MPI and GKE "
@@ -162,6 +164,9 @@ def _show_memory(config: dict, stages: list) -> int:
   uses = memory.uses(config, stages, machine.count)
   run_lib.say(memory.page(uses, machine))
   memory.check(uses, machine)
+  if machine.is_slice and programs.has_tpu_compiler():
+    for line in memory.compiled(uses, machine, config['mesh']):
+      run_lib.say(line)
   return 0
 
 

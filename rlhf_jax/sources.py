@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import meshes
 from rlhf_jax import processes
 from rlhf_jax import sharding
 from rlhf_jax import streams
@@ -184,7 +185,7 @@ def online(
   def source(step, state, frozen):
     at = order.indices(seed, step, batch_size, len(prompts.tokens))
     params = {**(frozen.base or {}), **state.params}
-    key, shards = streams.child(state.key, 'sampler'), sharding.row_parts()
+    key, shards = streams.child(state.key, 'sampler'), meshes.row_parts()
     size, parts = -(-batch_size // (shards * multiple)) * shards * multiple, []
     for rows, _ in sharding.chunks(size, chunk_size, shards):
       asked = at[rows % batch_size]

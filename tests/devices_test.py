@@ -17,18 +17,20 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec
 import numpy as np
 import optax
-import programs
+import programs as cases
 import worlds
 
 from rlhf_jax import algorithms
+from rlhf_jax import meshes
 from rlhf_jax import policy
 from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.studies import programs
 
-PROGRAMS = programs.Programs(transformer.make_config(
+PROGRAMS = cases.Programs(transformer.make_config(
     'gpt_neox', vocab_size=96, hidden_size=64, num_layers=2, num_heads=4,
     intermediate_size=128, remat='full'))
 MESHES = (dict(fsdp=8), dict(data=2, fsdp=2, tensor=2), dict(member=4, data=2))
@@ -40,19 +42,19 @@ ROWS = {name: row for name, row in algorithms.ALGORITHMS.items()
 def compiled(program, axes):
   """Of a program on eight devices; of one where `axes` is None."""
   with worlds.devices(8 if axes else 1, **dict(axes or {}, data=-1)):
-    function, args = getattr(PROGRAMS, program)()
-    return jax.jit(function).lower(*args).compile()
+    program = getattr(PROGRAMS, program)()
+    return jax.jit(program.function).lower(*program.arguments).compile()
 
 
 class CostTest(parameterized.TestCase):
 
-  @parameterized.product(program=programs.NAMES, axes=MESHES)
+  @parameterized.product(program=cases.NAMES, axes=MESHES)
   def test_a_device_does_an_eighth(self, program, axes):
     one, eight = (compiled(program, of).cost_analysis()['flops'] for of in (
         None, tuple(axes.items())))
     self.assertGreater(one / eight, 7.)
 
-  @parameterized.product(program=programs.NAMES, axes=MESHES)
+  @parameterized.product(program=cases.NAMES, axes=MESHES)
   def test_no_activation_moves(self, program, axes):
     """But the sums over 'tensor' that splitting a layer is about.
 
@@ -61,7 +63,7 @@ class CostTest(parameterized.TestCase):
     """
     # Of rows, prompts and what is sampled.
     widths = {PROGRAMS.width, PROGRAMS.width - 1, 13, 24}
-    for (kind, shape), count in programs.moved(
+    for (kind, shape), count in programs.collectives(
         compiled(program, tuple(axes.items())).as_text()).items():
       activation = len(shape) > 1 and shape[-1] in (32, 64, 128) and (
           bool(widths & set(shape[:-1]))
@@ -70,11 +72,11 @@ class CostTest(parameterized.TestCase):
         self.assertIn('tensor', axes, (kind, shape))
         self.assertEqual((kind, shape[-1]), ('all-reduce', 64), (shape, count))
 
-  @parameterized.product(program=programs.NAMES, axes=MESHES)
+  @parameterized.product(program=cases.NAMES, axes=MESHES)
   def test_bytes_of_a_device(self, program, axes):
     """As `sharding.device_bytes` says, and no parameter is there twice."""
     with worlds.devices(8, **dict(axes, data=axes.get('data', -1))):
-      expected = sharding.device_bytes(getattr(PROGRAMS, program)()[1])
+      expected = sharding.device_bytes(getattr(PROGRAMS, program)().arguments)
     memory = compiled(program, tuple(axes.items())).memory_analysis()
     # Of a field that no loss reads no bytes are sent.
     self.assertBetween(
@@ -189,7 +191,7 @@ class GradientTest(absltest.TestCase):
     for axes in MESHES:
       with worlds.devices(8, **axes, **({} if 'data' in axes else {
           'data': -1})):
-        self.assertEqual(sharding.row_parts(), 4 if 'tensor' in axes else 8)
+        self.assertEqual(meshes.row_parts(), 4 if 'tensor' in axes else 8)
         found = jax.device_get(jax.jit(gradients)(
             sharding.shard_params(params), sharding.shard_batch(examples)))
       for name, tree in expected.items():

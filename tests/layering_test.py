@@ -12,8 +12,8 @@ import rlhf_jax
 # Lowest first: a package, or a module at the root, may import only those that
 # stand before it.
 ORDER = (
-    'errors', 'types', 'streams', 'processes', 'sharding', 'ops', 'storage',
-    'objectives', 'models', 'policy', 'sampling', 'data', 'rewards',
+    'errors', 'types', 'streams', 'processes', 'meshes', 'sharding', 'ops',
+    'storage', 'objectives', 'models', 'policy', 'sampling', 'data', 'rewards',
     'annotators', 'evaluation', 'algorithms', 'sources', 'train', 'runner',
     'reports', 'pipeline', 'stages', 'studies', 'export', 'main')
 RANK = {name: i for i, name in enumerate(ORDER)}

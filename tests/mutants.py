@@ -47,7 +47,10 @@ PRELOADED = ['chex', 'flax', 'hypothesis', 'jax', 'optax', 'pytest', 'scipy']
 TESTS = {
     'data/hub': ('data/tables',),
     'data/task_reviews': ('data/tasks',),
+    'studies/estimates': ('studies/memory',),
+    'studies/footprints': ('studies/memory',),
     'studies/offline_checks': ('studies/offline',),
+    'studies/programs': ('studies/memory', 'devices'),
     'studies/run_checks': ('studies/online', 'studies/offline'),
 }
 # What counts the work of a device.

@@ -1,22 +1,21 @@
 """Several processes on one machine: the same numbers, and ends that agree."""
 
 import functools
+import json
 import os
 import pathlib
 import signal
 import socket
 import subprocess
+import sys
 import time
-from unittest import mock
 
 from absl.testing import absltest
-from absl.testing import parameterized
 import numpy as np
 import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import processes
-from rlhf_jax.runner import cluster
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
@@ -95,7 +94,66 @@ def undisturbed(count: int) -> pathlib.Path:
   return workdir
 
 
-class ProcessesTest(parameterized.TestCase):
+# What one process of two is told, as JSON.
+AGREE = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rlhf_jax import errors, processes
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+mine = processes.index()
+def refuse():
+  raise errors.ConfigError('not so')
+def within():  # the owner asks nobody
+  return [mine, processes.any_of(False), processes.from_all('alone')]
+def failure(function):
+  try:
+    processes.from_owner(function)
+  except Exception as error:
+    return [type(error).__name__, str(error)]
+mesh = jax.make_mesh((2,), ('x',))
+rows = jax.make_array_from_callback(
+    (2,), NamedSharding(mesh, PartitionSpec('x')),
+    lambda at: np.arange(2.)[at] + 1)
+said = [
+    processes.count(), processes.from_all({'mine': mine, 'text': 'x' * mine}),
+    [processes.any_of(mine == who) for who in (0, 1, 2)],
+    processes.from_owner(within), failure(refuse), failure(lambda: 1 / 0),
+    processes.whole({'rows': rows, 'one': mine})['rows'].tolist()]
+print(json.dumps([mine, said]), flush=True)
+"""
+
+
+class ProcessesTest(absltest.TestCase):
+
+  def test_alone(self):
+    """A single process agrees with itself, without a device."""
+    self.assertEqual(processes.count(), 1)
+    self.assertEqual(processes.from_owner(lambda: {'x': 3}), {'x': 3})
+    self.assertEqual(processes.from_all([1]), [[1]])
+    self.assertTrue(processes.any_of(True))
+    self.assertFalse(processes.any_of(False))
+
+  def test_agreement(self):
+    address = f'127.0.0.1:{_port()}'
+    environment = worlds.environment() | {'JAX_NUM_CPU_DEVICES': '1'}
+    started = [subprocess.Popen(
+        [sys.executable, '-c', AGREE, address, str(i)], cwd=worlds.ROOT,
+        env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE) for i in range(2)]
+    for i, (code, stdout, stderr) in enumerate(end(started)):
+      self.assertEqual(code, 0, stderr)
+      mine, (count, all_of, any_of, owners, refused, failed, rows) = json.loads(
+          stdout.splitlines()[-1])
+      self.assertEqual((mine, count), (i, 2))
+      self.assertEqual(all_of, [
+          {'mine': 0, 'text': ''}, {'mine': 1, 'text': 'x'}])
+      self.assertEqual(any_of, [True, True, False])
+      self.assertEqual(owners, [0, False, ['alone']])
+      self.assertEqual(refused, ['ConfigError', 'not so'])
+      self.assertEqual(failed, [
+          ['ZeroDivisionError', 'RuntimeError'][i], 'division by zero'])
+      self.assertEqual(rows, [1, 2])
 
   def test_equal_one_process(self):
     """SFT, an ensemble, DPO, RLOO and PPO, as whole stages."""
@@ -125,6 +183,8 @@ class ProcessesTest(parameterized.TestCase):
       self.assertEqual(code, errors.TopologyError.exit_code, stderr)
       self.assertRegex(stderr.splitlines()[-1],
                        '^rlhf_jax: TOPOLOGY: another process of this run died')
+      # Nor do the libraries below print their stacks.
+      self.assertNotRegex(stderr, r'(?m)^([EFIW]\d{4} |\*\*\* |\s+@ )')
     with self.subTest(f'SIGTERM to process 0 at step {step} of RLOO'):
       started = run()
       await_step(workdir / 'seed_0/policies/rloo/metrics.jsonl', step, started)
@@ -153,39 +213,6 @@ class ProcessesTest(parameterized.TestCase):
         self.assertEqual(code, errors.WorkdirLockedError.exit_code, stderr)
         self.assertRegex(
             stderr.splitlines()[-1], f'is in use by .*{os.getpid()}')
-
-  @parameterized.parameters(
-      (dict(coordinator='localhost:1'), 'together, or none'),
-      (dict(coordinator='localhost:1', num_processes=2, process_id=2),
-       r'process_id=2 is not in \[0, 2\)'),
-      (dict(heartbeat=0), 'heartbeat=0 must be >= 1'))
-  def test_flags(self, flags, message):
-    with self.assertRaisesRegex(errors.ConfigError, message):
-      cluster.Cluster(**flags)
-
-  def test_environment(self):
-    """SLURM, Open MPI and GKE are seen; one process is none of them."""
-    several = lambda **variables: mock.patch.dict(os.environ, variables)
-    self.assertFalse(cluster.Cluster().several)
-    self.assertTrue(cluster.Cluster(coordinator='auto').several)
-    self.assertFalse(cluster.Cluster('localhost:1', 1, 0).several)
-    for variables in (
-        dict(SLURM_STEP_NUM_TASKS='2'), dict(OMPI_COMM_WORLD_SIZE='4'),
-        dict(TPU_WORKER_HOSTNAMES='a,b')):
-      with several(**variables):
-        self.assertTrue(cluster.Cluster().several, variables)
-    for variables in (
-        dict(SLURM_STEP_NUM_TASKS='1'), dict(TPU_WORKER_HOSTNAMES='localhost')):
-      with several(**variables):
-        self.assertFalse(cluster.Cluster().several, variables)
-
-  def test_alone(self):
-    """A single process agrees with itself, without a device."""
-    self.assertEqual(processes.count(), 1)
-    self.assertEqual(processes.from_owner(lambda: {'x': 3}), {'x': 3})
-    self.assertEqual(processes.from_all([1]), [[1]])
-    self.assertTrue(processes.any_of(True))
-    self.assertFalse(processes.any_of(False))
 
 
 if __name__ == '__main__':

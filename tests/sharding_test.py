@@ -3,13 +3,13 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 import worlds
 
 from rlhf_jax import errors
+from rlhf_jax import meshes
 from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax.models import heads
@@ -34,68 +34,6 @@ def specs(tree, mesh, **kwargs):
               sharding.shardings(tree, mesh, **kwargs))}
 
 
-def shape(mesh):
-  """Its axes that are not 1."""
-  return {name: size for name, size in mesh.shape.items() if size > 1}
-
-
-class MeshTest(parameterized.TestCase):
-
-  @parameterized.parameters(
-      (None, {'data': 8}), ({'data': -1}, {'data': 8}),
-      ({'data': -1, 'fsdp': 2, 'tensor': 2}, {'data': 2, 'fsdp': 2,
-                                              'tensor': 2}),
-      ({'data': 8, 'fsdp': -1}, {'data': 8}),
-      ({'member': 4, 'data': -1}, {'member': 4, 'data': 2}),
-      ({'fsdp': 8}, {'fsdp': 8}))
-  def test_sizes(self, given, expected):
-    before = given and dict(given)
-    mesh = sharding.make_mesh(given)
-    self.assertEqual(shape(mesh), expected)
-    self.assertEqual(mesh.axis_names, sharding.AXES)
-    self.assertEqual(given, before)  # a config's own
-    self.assertLen(set(mesh.devices.flat), 8)
-    devices = jax.devices()[2:5]
-    mesh = sharding.make_mesh({'data': 3}, devices)
-    self.assertEqual(set(mesh.devices.flat), set(devices))
-
-  @parameterized.parameters(
-      ({'data': 4}, 'mesh data 4 = 4 but there are 8 devices'),
-      ({'data': 4, 'fsdp': 3}, 'data 4 x fsdp 3 = 12 but there are 8'),
-      ({'data': -1, 'fsdp': 3}, 'data -1 x fsdp 3 = 3 but there are 8'),
-      ({'data': -1, 'fsdp': -1}, 'data -1 x fsdp -1 = 1 but there are 8'),
-      ({'data': 16}, 'data 16 = 16 but'), ({'data': 0}, 'data 0 = 0 but'),
-      ({'data': -1, 'fsdp': 0}, 'data -1 x fsdp 0 = 0 but there are 8'),
-      ({'dta': 8}, "has an axis 'dta'; there are member, data, fsdp, tensor"),
-      ({'fsdp': 8, 'dcn': 2}, 'mesh data 1 is not divisible by dcn 2'),
-      ({'data': 8, 'dcn': 0}, 'not divisible by dcn 0'),
-      ({'data': 8, 'dcn': 2}, 'dcn 2 does not fit the devices'))
-  def test_what_does_not_fit(self, given, message):
-    with self.assertRaisesRegex(errors.TopologyError, message):
-      sharding.make_mesh(given)
-
-  def test_none_is_in_use_where_devices_are_the_callers(self):
-    self.assertIsNone(sharding.mesh_in_use())
-    self.assertEqual(sharding.row_parts(), 1)
-    seen = []
-
-    def look(x):
-      seen.append(sharding.mesh_in_use())
-      return x
-
-    jax.pmap(look)(np.ones(8))
-    with worlds.devices(8) as mesh:
-      jax.shard_map(look, in_specs=PartitionSpec('data'),
-                    out_specs=PartitionSpec('data'))(np.ones(8))
-      self.assertEqual(seen, [None, None])
-      jax.jit(look)(np.ones(8))
-      self.assertEqual(seen[-1].shape, jax.sharding.get_mesh().shape)
-    del mesh
-    other = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
-    with jax.set_mesh(other):
-      self.assertIsNone(sharding.mesh_in_use())
-
-
 class RulesTest(parameterized.TestCase):
 
   @parameterized.parameters(*FAMILIES)
@@ -107,7 +45,7 @@ class RulesTest(parameterized.TestCase):
     tx = train.optimizer(learning_rate=1., num_steps=9)
     state = jax.eval_shape(
         lambda p: train.init_state(p, tx, jax.random.key(0)), params)
-    mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
+    mesh = meshes.make({'fsdp': 2, 'tensor': 4})
     places = specs(state, mesh)
     for name, spec in places.items():
       if name.startswith('params/'):
@@ -123,7 +61,7 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual(spec, (None, 'fsdp'))
 
   def test_by_hand(self):
-    mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
+    mesh = meshes.make({'fsdp': 2, 'tensor': 4})
     self.assertEqual(specs(transformer.abstract(config('gpt_neox')), mesh), {
         'embed': (None, 'fsdp'), 'unembed': (None, 'fsdp'),
         'norm/scale': (), 'norm/bias': (),
@@ -137,7 +75,7 @@ class RulesTest(parameterized.TestCase):
         **{f'layers/{x}/bias': () for x in ('o', 'down')}})
 
   def test_adapters_quantised_bases_and_heads(self):
-    mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
+    mesh = meshes.make({'fsdp': 2, 'tensor': 4})
     shaped = config(hidden_size=128, intermediate_size=256)
     params = jax.eval_shape(
         lambda: quantize.quantize_params(transformer.init(
@@ -168,7 +106,7 @@ class RulesTest(parameterized.TestCase):
     """Split over their axis where it divides them; one model is no ensemble."""
     params = jax.eval_shape(lambda: reward_models.init_members(
         config(), jax.random.split(jax.random.key(0), 4)))
-    mesh = sharding.make_mesh({'member': 2, 'fsdp': 2, 'tensor': 2})
+    mesh = meshes.make({'member': 2, 'fsdp': 2, 'tensor': 2})
     places = specs(params, mesh, members=4)
     self.assertEqual(
         places['trunk/layers/q/kernel'], ('member', None, 'fsdp', 'tensor'))
@@ -178,11 +116,11 @@ class RulesTest(parameterized.TestCase):
         lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), params)
     self.assertEqual(specs(one, mesh, members=1)['trunk/embed'],
                      (None, None, 'fsdp'))
-    self.assertEqual((sharding.row_parts(mesh), sharding.row_parts(
+    self.assertEqual((meshes.row_parts(mesh), meshes.row_parts(
         mesh, members=4)), (4, 2))
     with self.assertRaisesRegex(
         errors.TopologyError, '3 members are not divisible by member 2'):
-      sharding.row_parts(mesh, members=3)
+      meshes.row_parts(mesh, members=3)
 
   @parameterized.parameters(
       ({'new': {'part': np.zeros((4, 4))}}, 'no sharding rule .* new/part'),
@@ -193,7 +131,7 @@ class RulesTest(parameterized.TestCase):
   def test_what_has_no_place(self, params, message):
     with self.assertRaisesRegex(errors.TopologyError, message):
       sharding.shardings(
-          params, sharding.make_mesh({'fsdp': 2, 'tensor': 4}))
+          params, meshes.make({'fsdp': 2, 'tensor': 4}))
 
 
 class PlacesTest(parameterized.TestCase):
@@ -351,7 +289,7 @@ class MapRowsTest(parameterized.TestCase):
       out = sharding.map_rows(function, np.arange(11), chunk_size=6)
     np.testing.assert_array_equal(out, np.arange(11))
     self.assertEqual(
-        placed, [((8,), PartitionSpec(sharding.ROWS), 8)] * 2)
+        placed, [((8,), PartitionSpec(meshes.ROWS), 8)] * 2)
 
   def test_one_program(self):
     shapes = []

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
+from rlhf_jax import meshes
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import tokenizer
@@ -228,7 +228,7 @@ class Stop:
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
   """Of the first device alone, for which programs compile faster."""
-  return sharding.make_mesh(devices=jax.devices()[:1])
+  return meshes.make(devices=jax.devices()[:1])
 
 
 def devices(count: int = 8, **axes: int) -> contextlib.AbstractContextManager:
@@ -236,11 +236,11 @@ def devices(count: int = 8, **axes: int) -> contextlib.AbstractContextManager:
 
   Args:
     count: of devices.
-    **axes: of `sharding.make_mesh`.
+    **axes: of `meshes.make`.
   """
   if count == 1:
     return contextlib.nullcontext()
-  return jax.set_mesh(sharding.make_mesh(
+  return jax.set_mesh(meshes.make(
       {'data': -1, **axes}, jax.devices()[:count]))
 
 

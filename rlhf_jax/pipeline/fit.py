@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from rlhf_jax import errors
+from rlhf_jax import meshes
 from rlhf_jax import processes
 from rlhf_jax import sharding
 from rlhf_jax import sources
@@ -168,7 +169,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
   """
   frozen = frozen or types.Frozen()
   members = len(state.step) if state.step.ndim else 0
-  source = _placed(source, members, loop.num_microbatches * sharding.row_parts(
+  source = _placed(source, members, loop.num_microbatches * meshes.row_parts(
       members=members or 1))
   last, before, start, name = {}, 0.0, 0, context.directory.name
   with (checkpoint.Checkpointer(context.directory / loop.folder) as saver,

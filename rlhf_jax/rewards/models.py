@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import meshes
 from rlhf_jax import processes
 from rlhf_jax import sharding
 from rlhf_jax import types
@@ -178,7 +179,7 @@ def score_rows(config: transformer.Config, params: types.Params,
   params = sharding.shard_params(params, members=members)
   size = rows_per_chunk(
       config, members, int(lengths.max(initial=1)), chunk_size)
-  for rows, count in sharding.chunks(len(tokens), size, sharding.row_parts()):
+  for rows, count in sharding.chunks(len(tokens), size, meshes.row_parts()):
     poll()
     at = order[rows]
     used = min(width, -(-int(lengths[at].max()) // 8) * 8)

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import sys
+import tempfile
 
 import jax
 
@@ -73,6 +74,7 @@ def supervise():
   """
   sys.stdout.flush()
   sys.stderr.flush()
+  noise = tempfile.TemporaryFile()  # of libraries below Python
   parent, child = os.getpid(), os.fork()
   if child == 0:
     os.setpgid(0, 0)  # Ctrl-C comes once, from the parent
@@ -81,17 +83,24 @@ def supervise():
     if os.getppid() != parent:
       os._exit(1)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    # Collectives print to descriptor 1, on their own, whom they have met.
+    # Collectives print to descriptor 1, on their own, whom they have met, and
+    # a library that gives up, its stack to descriptor 2.
     sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stderr = os.fdopen(os.dup(2), 'w', buffering=1)
+    os.dup2(noise.fileno(), 1)
+    os.dup2(noise.fileno(), 2)
     return
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: os.kill(child, number))
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  if code == -signal.SIGABRT:
+  noise.seek(0)
+  said = noise.read().decode(errors='replace')
+  if code == -signal.SIGABRT and any(x in said for x in _BROKEN):
     error = errors.LostProcessError(_DEATH)
     print(f'rlhf_jax: {error.code}: {error}', file=sys.stderr, flush=True)
     code = error.exit_code
+  elif code < 0:
+    print(said, file=sys.stderr, flush=True)
   os._exit(code if code >= 0 else 128 - code)
 
 

@@ -19,8 +19,8 @@ import traceback
 import jax
 
 from rlhf_jax import errors
+from rlhf_jax import meshes
 from rlhf_jax import processes
-from rlhf_jax import sharding
 from rlhf_jax.runner import cluster
 from rlhf_jax.runner import recipes
 from rlhf_jax.runner import stop as stop_lib
@@ -42,7 +42,7 @@ class StageContext:
 
   def __init__(self, workdir: pathlib.Path, name: str,
                stop: stop_lib.StopSignal,
-               mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh):
+               mesh: Callable[[], jax.sharding.Mesh] = meshes.make):
     self.directory = workdir / name
     self.stop = stop
     self._workdir = workdir
@@ -123,7 +123,7 @@ def run_study(
       stage.run, workdir, names[:names.index(stage.name)],
       config.get('inputs', {}))
   # Once, for all stages; a study that has nothing to do touches no device.
-  mesh = functools.cache(lambda: sharding.make_mesh(config.get('mesh')))
+  mesh = functools.cache(lambda: meshes.make(config.get('mesh')))
   _check_alike({'config': config, 'stages': [s.name for s in selected]})
   with contextlib.ExitStack() as stack:
     lock = workdirs.locked(workdir)

@@ -48,13 +48,6 @@ class MetricsWriter:
         self._file.close()
       self._file = None
 
-  @property
-  def offset(self) -> int:
-    """Bytes on disk; a later `truncate_bytes` comes back to this point."""
-    with self._surviving():
-      return os.fstat(self._descriptor()).st_size
-    return 0
-
   def write(self, step: int, values: Mapping[str, Any]):
     """Appends {"step", "time", **values}.
 
@@ -89,12 +82,6 @@ class MetricsWriter:
 
     with self._surviving():
       self._cut(keep)
-
-  def truncate_bytes(self, offset: int):
-    """Drops everything after an earlier `offset`."""
-    with self._surviving():
-      if offset < os.fstat(self._descriptor()).st_size:
-        os.ftruncate(self._descriptor(), offset)
 
   def _descriptor(self) -> int:
     if self._file is None:

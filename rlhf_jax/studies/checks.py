@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import errors
+from rlhf_jax import meshes
 from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax.data import coders
@@ -107,7 +108,7 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
   _check_trained(where, proxy, 'num_epochs', config)
   _check_trained(f'{where}.sft', proxy['sft'], 'num_steps', config)
   try:
-    sharding.row_parts(sharding.planned_mesh(config['mesh']),
+    meshes.row_parts(meshes.planned(config['mesh']),
                        members=proxy['num_members'])
   except errors.TopologyError as error:
     raise errors.TopologyError(f'config.{where}: {error}') from None
@@ -152,7 +153,7 @@ def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
   length = data['max_prompt_length'] + data['max_response_length']
   coder = coders.named_tokenizer(data)
   vocab_size = 1 if coder is None else coder.vocab_size
-  mesh = sharding.planned_mesh(config['mesh'])
+  mesh = meshes.planned(config['mesh'])
   checked = []  # conditions mostly share a model, and a check traces it
   for where, model in models.items():
     if model in checked:
@@ -160,7 +161,7 @@ def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
     checked.append(model)
     try:
       shapes = pretrained.check(model, vocab_size, length)
-      sharding.check_heads(shapes.config, mesh)
+      meshes.check_heads(shapes.config, mesh)
       for part in filter(None, shapes[1:]):
         sharding.shardings(part, mesh)
     except errors.UserError as error:

@@ -1,24 +1,20 @@
 """What each stage of a plan holds on one device, from shapes alone.
 
 Bytes of parameters, of optimizer states and of caches are those of
-`sharding.shardings`. What programs need beside them, activations above all, is
-an estimate, term by term; `make test-pods` compares it with what compilers say.
+`sharding.shardings`; what programs need beside them is of `estimates`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import json
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from rlhf_jax import sharding
 from rlhf_jax import train
-from rlhf_jax.data import coders
-from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
@@ -29,6 +25,8 @@ from rlhf_jax.pipeline import rows as rows_lib
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.runner import run as run_lib
+from rlhf_jax.studies import estimates
+from rlhf_jax.studies import programs
 
 GIB = 2**30
 
@@ -43,37 +41,15 @@ class Use:
   frozen: int = 0  # base, reference, reward models, as they are kept
   sampler: int = 0  # weights gathered for a call, and its cache
   activations: int = 0  # of its largest program; an estimate
+  # That which decides, to be made on a mesh; None: not said.
+  program: Callable[[], programs.Program] | None = dataclasses.field(
+      default=None, compare=False)
 
   @property
   def peak(self) -> int:
     """The most at any time: gradients live beside what a step computes."""
     return self.trained + self.optimizer + self.frozen + max(
         self.trained + self.activations, self.sampler)
-
-
-class Sizes(NamedTuple):
-  """Of the texts of a study."""
-
-  vocab_size: int
-  prompt: int  # tokens
-  response: int
-
-  @property
-  def length(self) -> int:
-    return self.prompt + self.response
-
-  @classmethod
-  def of(cls, data: Mapping[str, Any], seed: int) -> 'Sizes':
-    """Of the texts of a node of `nodes.data_config`."""
-    coder = coders.named_tokenizer(data)
-    if coder is not None:
-      vocab_size = coder.vocab_size
-    elif data['name'] == 'reviews':
-      vocab_size = load_lib.load(data, seed).tokenizer.vocab_size
-    else:
-      vocab_size = data['vocab_size']  # that is trained
-    return cls(vocab_size, data['max_prompt_length'],
-               data['max_response_length'])
 
 
 class _Model(NamedTuple):
@@ -86,8 +62,9 @@ class _Model(NamedTuple):
 class Planner:
   """Walks a plan; every stage reads the shapes of those before it."""
 
-  def __init__(self, mesh: AbstractMesh, sizes: Sizes):
+  def __init__(self, mesh: AbstractMesh, sizes: estimates.Sizes):
     self._mesh, self._sizes = mesh, sizes
+    self._estimate = estimates.Estimates(mesh, sizes)
     self._models, self._uses = {}, {}
 
   def use(self, stage: run_lib.Stage) -> Use:
@@ -124,9 +101,13 @@ class Planner:
     config, trainable, base = pretrained.abstract(
         node['model'], self._sizes.vocab_size)
     trained, optimizer = self._state(trainable)
-    frozen = 0 if base is None else self._place(_frozen(config, base))
-    return Use(name, trained, optimizer, frozen, activations=self.step(
-        config, node['batch_size'] // node['num_microbatches']))
+    base = base and _frozen(config, base)
+    frozen = self._place(base or {})
+    rows, parts = node['batch_size'], node['num_microbatches']
+    return Use(
+        name, trained, optimizer, frozen,
+        activations=self._estimate.step(config, rows // parts),
+        program=self._policy_step(config, trainable, base, rows, parts))
 
   def _use_gold(self, name, told):
     return self._rewards(name, told['node'], 1)
@@ -137,9 +118,13 @@ class Planner:
   def _rewards(self, name, node, members):
     config, params = self._shapes(_Model(node['model'], members))
     trained, optimizer = self._state(params, members)
-    rows = 2 * node['batch_size'] // node['num_microbatches']  # of pairs
-    return Use(name, trained, optimizer, activations=self.step(
-        config, rows, vocabulary=False, members=members))
+    pairs, parts = node['batch_size'], node['num_microbatches']
+    return Use(
+        name, trained, optimizer, activations=self._estimate.step(
+            config, 2 * pairs // parts, vocabulary=False, members=members),
+        program=functools.partial(
+            programs.reward_step, config, params, members=members, pairs=pairs,
+            length=self._sizes.length, num_microbatches=parts))
 
   def _use_pairs(self, name, told):
     return self._sampling(name, told, rows_lib.CHUNK * 2)
@@ -160,16 +145,27 @@ class Planner:
   def _sampling(self, name, told, rows):
     given = told['given']
     policy = self._models[given.get('policy') or given['reference']]
-    config, frozen, whole = self._policy(policy)
+    config, params = self._policy(policy)
     more, scoring = self._judged(
         [self._models.get(given.get('gold'))], rows, on_host=True)
-    return Use(name, frozen=frozen + more, activations=scoring,
-               sampler=self._sample(config, whole, rows))
+    return Use(
+        name, frozen=self._place(params) + more, activations=scoring,
+        sampler=self._estimate.sampler(
+            config, sharding.device_bytes(params), rows),
+        program=functools.partial(
+            programs.sampler, config, params, prompts=rows, samples=1,
+            prompt=self._sizes.prompt, new_tokens=self._sizes.response))
 
   def _use_scores(self, name, told):
     proxies = self._models[told['given']['proxies']]
     frozen, scoring = self._judged([proxies], on_host=True)
-    return Use(name, frozen=frozen, activations=scoring)
+    config, params = self._shapes(proxies)
+    return Use(
+        name, frozen=frozen, activations=scoring, program=functools.partial(
+            programs.scorer, config, _frozen(config, params),
+            members=proxies.members, rows=reward_models.rows_per_chunk(
+                config, proxies.members, self._sizes.length,
+                reward_models.CHUNK), length=self._sizes.length))
 
   def _use_online_policy(self, name, told):
     given, run = told['given'], told['run']
@@ -224,19 +220,21 @@ class Planner:
       chunk: rows sampled at a time.
       together: rows that one program annotates.
     """
-    config, trainable, _ = pretrained.abstract(
+    config, trainable, base = pretrained.abstract(
         start.node, self._sizes.vocab_size)
+    program = self._policy_step(
+        config, trainable, base and _frozen(config, base), step)
     trainable, extra = self._with_value(trainable, config, value, given)
     trained, optimizer = self._state(trainable)
     more, scoring = self._judged(judges, together)
     # Under adapters the reference shares the base.
-    _, reference, whole = self._policy(start)
-    batch = self._tokens(together) * 4 * 6  # its f32 fields
+    _, reference = self._policy(start)
+    batch = self._estimate.tokens(together) * 4 * 6  # its f32 fields
     return Use(
-        name, trained, optimizer, reference + more + batch,
-        self._sample(config, whole, chunk),
-        max(self.step(config, step) + extra(step), scoring,
-            self._score(config, together)))
+        name, trained, optimizer, self._place(reference) + more + batch,
+        self._estimate.sampler(config, sharding.device_bytes(reference), chunk),
+        max(self._estimate.step(config, step) + extra(step), scoring,
+            self._estimate.score(config, together)), program)
 
   def _with_value(self, trainable, config, value, given):
     """Trained parameters with a value head; what its trunk's step needs."""
@@ -249,7 +247,7 @@ class Planner:
       first = jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
       return ({**trainable, 'value_head': first['head'],
-               'value_trunk': first['trunk']}, lambda rows: self.step(
+               'value_trunk': first['trunk']}, lambda rows: self._estimate.step(
                    trunk_config, rows, vocabulary=False))
     trainable = {**trainable, 'value_head': jax.eval_shape(
         lambda: heads.init_scalar(
@@ -258,7 +256,7 @@ class Planner:
     if not shared:
       trainable['value_trunk'] = jax.eval_shape(
           heads.trunk, transformer.abstract(config))
-    return trainable, lambda rows: 0 if shared else self.step(
+    return trainable, lambda rows: 0 if shared else self._estimate.step(
         config, rows, vocabulary=False)
 
   # Models.
@@ -270,11 +268,15 @@ class Planner:
         config, jax.random.split(jax.random.key(0), model.members)))
 
   def _policy(self, model):
-    """Config, bytes as it is kept frozen, and bytes of it whole."""
-    config, *parts = pretrained.abstract(model.node, self._sizes.vocab_size)
-    parts = [_frozen(config, part) for part in parts if part is not None]
-    return (config, sum(map(self._place, parts)),
-            sharding.device_bytes(parts))
+    """Config, and parameters as they are kept frozen."""
+    config, trainable, base = pretrained.abstract(
+        model.node, self._sizes.vocab_size)
+    return config, _frozen(config, {**(base or {}), **trainable})
+
+  def _policy_step(self, config, trainable, base, rows, parts=1):
+    return functools.partial(
+        programs.policy_step, config, trainable, base, rows=rows,
+        length=self._sizes.length, num_microbatches=parts)
 
   def _judged(self, models, rows=reward_models.CHUNK, *, on_host=False):
     """Bytes of frozen reward models, and what scoring `rows` needs.
@@ -287,7 +289,7 @@ class Planner:
       held += self._place(_frozen(config, params), model.members)
       together = rows if not on_host else reward_models.rows_per_chunk(
           config, model.members, self._sizes.length, rows)
-      most = max(most, self._score(
+      most = max(most, self._estimate.score(
           config, together, vocabulary=False, members=model.members))
     return held, most
 
@@ -303,72 +305,7 @@ class Planner:
     held = self._place(params, members)
     return held, self._place(state, members) - held
 
-  # Activations, estimated: a layer, what is kept of all layers, and logits.
-
-  def step(self, config: transformer.Config, rows: int, *,
-           vocabulary: bool = True, members: int = 0) -> int:
-    """Bytes that a step on `rows` in all needs beside state and gradients.
-
-    Args:
-      config: of the model that it trains.
-      rows: that go through it at a time.
-      vocabulary: whether it has logits of tokens.
-      members: E, of an ensemble; 0: of a policy.
-    """
-    tokens, layer = self._tokens(rows, members), self._layer(config)
-    kept = {'none': layer, 'dots': layer // 2, 'full': 0}[config.remat]
-    inputs = config.hidden_size * _width(config)
-    logits = config.vocab_size * 4 if vocabulary else 0
-    # Tables are gathered to be read, and so are their gradients, f32.
-    tables = self._tables(config, vocabulary) * (_width(config) + 4)
-    return self._here(members) * (tables + tokens * (
-        config.num_layers * (inputs + kept) + 2 * layer + 2 * logits))
-
-  def _tables(self, config, vocabulary):
-    """Numbers of the embeddings that are gathered, where they lie in parts."""
-    count = 2 if vocabulary and not config.tie_embeddings else 1
-    return count * config.vocab_size * config.hidden_size * (
-        self._mesh.shape['fsdp'] > 1)
-
-  def _score(self, config, rows, *, vocabulary=True, members=0):
-    """Of a forward pass."""
-    logits = config.vocab_size * 4 if vocabulary else 0
-    tables = self._tables(config, vocabulary) * _width(config)
-    return self._here(members) * (tables + self._tokens(rows, members) * max(
-        self._layer(config), logits))
-
-  def _layer(self, config):
-    """Bytes of a token that a layer computes from its input."""
-    split = (2 * config.num_heads * config.head_size
-             + 3 * config.intermediate_size)
-    weights = config.num_heads * self._sizes.length * (4 + _width(config))
-    return 4 * config.hidden_size * _width(config) + (
-        split * _width(config) + weights) // self._mesh.shape['tensor']
-
-  def _sample(self, config, whole, rows):
-    """The gathered weights of a call, its cache, and logits of one token."""
-    cache = (2 * config.num_layers * self._tokens(rows) * config.num_kv_heads
-             * config.head_size * _width(config))
-    logits = self._tokens(rows) // self._sizes.length * config.vocab_size * 4
-    return (whole + cache) // self._mesh.shape['tensor'] + 2 * logits
-
-  def _tokens(self, rows: int, members: int = 0) -> int:
-    """Of rows on one device, filled up."""
-    parts = sharding.row_parts(self._mesh, members=members or 1)
-    return -(-rows // parts) * self._sizes.length
-
-  def _here(self, members: int) -> int:
-    """Members on one device."""
-    return max(members // self._mesh.shape['member'], 1)
-
 
 def _frozen(config, params):
   return jax.eval_shape(
       functools.partial(transformer.frozen, config), params)
-
-
-def _width(config: transformer.Config) -> int:
-  """Bytes of a number of the computation."""
-  return jnp.dtype(config.dtype).itemsize
-
-

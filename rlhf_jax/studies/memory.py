@@ -1,6 +1,6 @@
 """What a plan needs of a machine that need not be there: memory of a device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
 import re
@@ -9,16 +9,19 @@ from typing import Any
 import jax
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
+from rlhf_jax import meshes
 from rlhf_jax.runner import run as run_lib
+from rlhf_jax.studies import estimates
 from rlhf_jax.studies import footprints
 from rlhf_jax.studies import nodes
+from rlhf_jax.studies import programs
 
 # GiB of memory of a device; makers' data sheets.
 DEVICES = {
     'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'tpu7x': 96,
     'l4': 24, 'a100': 80, 'h100': 80, 'h200': 141, 'b200': 180}
 
+COLUMNS = ('trained', 'optimizer', 'frozen', 'sampler', 'activations', 'peak')
 # What a device keeps for itself and for fragments.
 USABLE = .92
 
@@ -30,6 +33,11 @@ class Machine:
   name: str
   count: int
   gib: float | None  # of memory each; None: not known
+
+  @property
+  def is_slice(self) -> bool:
+    """Whether it is a TPU slice, by name."""
+    return ':' in self.name
 
 
 def machine(name: str) -> Machine:
@@ -68,8 +76,8 @@ def uses(config: Mapping[str, Any], stages: Sequence[run_lib.Stage],
     # Real text, which need not be there for a plan.
     data = {'name': 'files', **config['data']['files']}
   planner = footprints.Planner(
-      sharding.planned_mesh(config['mesh'], count),
-      footprints.Sizes.of(data, config['seeds'][0]))
+      meshes.planned(config['mesh'], count),
+      estimates.Sizes.of(data, config['seeds'][0]))
   return [planner.use(stage) for stage in stages]
 
 
@@ -95,15 +103,53 @@ def page(uses: Sequence[footprints.Use], machine: Machine) -> str:
 
 def table(uses: Sequence[footprints.Use]) -> str:
   """Lines for people: GiB on one device; stages that are alike share one."""
-  columns = ('trained', 'optimizer', 'frozen', 'sampler', 'activations', 'peak')
-  alike = {}
+  lines = [_line('GiB on one device', COLUMNS)]
+  lines += [_line(name, (_gib(getattr(use, c)) for c in COLUMNS))
+            for name, use in _alike(uses)]
+  return '\n'.join(lines)
+
+
+def compiled(uses: Sequence[footprints.Use], machine: Machine,
+             axes: Mapping[str, int]) -> Iterator[str]:
+  """Lines beside those of `table`: what the compiler says of each program.
+
+  Yields one at a time, for compiling takes up to a minute.
+
+  Args:
+    uses: of stages.
+    machine: a TPU slice.
+    axes: `config.mesh`.
+  """
+  mesh = meshes.make(axes, programs.tpu_devices(machine.name))
+  yield (f'compiled for {machine.name} without optimization, nothing timed; '
+         'flops and collectives of a loop are those of one pass')
+  yield _line('GiB on one device', ('held', 'beside', 'TFLOP')) + (
+      '  collectives')
+  for name, use in _alike(uses):
+    if use.program is None:
+      continue
+    with jax.set_mesh(mesh), programs.quick_compiler():
+      figures = programs.figures(
+          programs.lower(use.program(), 'tpu').compile())
+    yield _line(name, (_gib(figures.held), _gib(figures.beside),
+                       f'{figures.flops / 1e12:.3f}')) + '  ' + ', '.join(
+        f'{count} {kind}' for kind, count in figures.collectives.items())
+
+
+def _alike(uses):
+  """Stages that need something, (name, use); one stands for those like it."""
+  groups = {}
   for use in uses:
     if use.peak:
-      alike.setdefault(tuple(getattr(use, c) for c in columns), []).append(
-          use.stage)
-  lines = [f'{"GiB on one device":<46}' + ''.join(f'{c:>12}' for c in columns)]
-  for numbers, stages in alike.items():
-    name = stages[0] + (f' and {len(stages) - 1} more' * (len(stages) > 1))
-    lines.append(f'{name:<46}' + ''.join(
-        f'{number / footprints.GIB:12.3f}' for number in numbers))
-  return '\n'.join(lines)
+      groups.setdefault(
+          tuple(getattr(use, c) for c in COLUMNS), []).append(use)
+  return [(first.stage + (f' and {len(more)} more' if more else ''), first)
+          for first, *more in groups.values()]
+
+
+def _gib(size):
+  return f'{size / footprints.GIB:.3f}'
+
+
+def _line(name, columns):
+  return f'{name:<46}' + ''.join(f'{column:>12}' for column in columns)

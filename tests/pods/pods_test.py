@@ -11,37 +11,35 @@ import functools
 import math
 import os
 import pathlib
+import subprocess
 import sys
 import time
+import unittest
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 from jax.experimental import topologies
-import programs
+import programs as cases
 import pytest
+import worlds
 
+from rlhf_jax import meshes
 from rlhf_jax import sharding
 from rlhf_jax.models import transformer
-from rlhf_jax.studies import footprints
+from rlhf_jax.studies import estimates
+from rlhf_jax.studies import programs
 
 COMPILERS = pathlib.Path(os.environ.get('RLHF_JAX_PODS', '.pods')).absolute()
-os.environ.update(
-    TPU_LIBRARY_PATH=str(COMPILERS / 'libtpu' / 'libtpu.so'),
-    TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5litepod-8',
-    TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1')
+os.environ['TPU_LIBRARY_PATH'] = str(COMPILERS / 'libtpu' / 'libtpu.so')
 # Before jax looks for plugins.
 sys.path.insert(0, str(COMPILERS))
-# What is cached cannot be read back without a device.
-jax.config.update('jax_enable_compilation_cache', False)
-jax.config.update('jax_optimization_level', 'O0')  # seconds, not minutes
 HAS_TPU = (COMPILERS / 'libtpu' / 'libtpu.so').exists()
 HAS_GPU = (COMPILERS / 'jax_plugins' / 'xla_cuda12').exists()
 pytestmark = pytest.mark.skipif(
     not (HAS_TPU or HAS_GPU), reason='compilers are not there: make test-pods')
 # 64 prompts of 250 tokens, answered with 230; no parameter is so wide.
-PYTHIA = programs.Programs(
+PYTHIA = cases.Programs(
     transformer.make_config(
         'gpt_neox', vocab_size=50_304, hidden_size=2048, num_layers=24,
         num_heads=16, dtype='bfloat16', remat='full'),
@@ -62,7 +60,7 @@ MACHINES = {
     'h100x8': (80, dict(fsdp=8), dict(member=4, data=2))}
 ENSEMBLE = ('reward_step', 'scorer')
 # What annotates a rollout is made of what the others are.
-CASES = [(name, program) for name in MACHINES for program in programs.NAMES
+CASES = [(name, program) for name in MACHINES for program in cases.NAMES
          if program != 'annotators'
          and (HAS_GPU if name.startswith('h100') else HAS_TPU)]
 GIB = 2**30
@@ -71,7 +69,7 @@ GIB = 2**30
 @functools.cache
 def devices(name):
   if not name.startswith('h100'):
-    return topologies.get_topology_desc(name, platform='tpu').devices
+    return programs.tpu_devices(name)
   return topologies.get_topology_desc(
       'h100', platform='cuda', topology='1x8x1',
       target_config=H100.read_text()).devices
@@ -85,22 +83,17 @@ def compiled(name, program):
     shapes = SHALLOW
   began = time.process_time()
   axes = MACHINES[name][1 + (program in ENSEMBLE)]
-  with jax.set_mesh(sharding.make_mesh(axes, devices(name))):
-    function, args = getattr(shapes, program)()
-    donated = 0 if program in ('updates', 'reward_step') else ()
-    result = jax.jit(function, donate_argnums=donated).trace(*args).lower(
-        lowering_platforms=('cuda' if gpu else 'tpu',)).compile(
-            {'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False}
-            if gpu else None)
-  memory = result.memory_analysis()
-  kinds = {}
-  for (kind, _), count in programs.moved(result.as_text()).items():
-    kinds[kind] = kinds.get(kind, 0) + count
-  print(f'{name} {program}: {memory.argument_size_in_bytes / GIB:.3f} GiB held,'
-        f' {memory.alias_size_in_bytes / GIB:.3f} donated, '
-        f'{memory.temp_size_in_bytes / GIB:.3f} beside; {kinds}; '
+  with (jax.set_mesh(meshes.make(axes, devices(name))),
+        programs.quick_compiler()):
+    case = getattr(shapes, program)()
+    result = programs.lower(case, 'cuda' if gpu else 'tpu').compile(
+        {'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False}
+        if gpu else None)
+  figures = programs.figures(result)
+  print(f'{name} {program}: {figures.held / GIB:.3f} GiB held, '
+        f'{figures.beside / GIB:.3f} beside; {figures.collectives}; '
         f'{time.process_time() - began:.0f} CPU s', flush=True)
-  return result, args
+  return result, case.arguments
 
 
 class PodsTest(parameterized.TestCase):
@@ -120,21 +113,50 @@ class PodsTest(parameterized.TestCase):
           sharding.device_bytes(args[0])))
     if program == 'updates':  # what `--plan` estimates
       config, axes = PYTHIA.config, MACHINES[name][1]
-      planner = footprints.Planner(
-          sharding.planned_mesh(axes, math.prod(axes.values())),
-          footprints.Sizes(config.vocab_size, 250, 230))
+      need = estimates.Estimates(
+          meshes.planned(axes, math.prod(axes.values())),
+          estimates.Sizes(config.vocab_size, 250, 230))
       gradients = sharding.device_bytes(args[0].params)
-      estimate = gradients + planner.step(config, PYTHIA.prompts // 4)
+      estimate = gradients + need.step(config, PYTHIA.prompts // 4)
       self.assertBetween(
           memory.temp_size_in_bytes, .6 * estimate, 1.6 * estimate)
     widths = {480, 479, 250, 230}  # of rows, prompts and what is sampled
-    for (kind, shape), count in programs.moved(result.as_text()).items():
+    for (kind, shape), count in programs.collectives(result.as_text()).items():
       activation = len(shape) > 2 and shape[-1] in (2048, 8192) and (
           bool(widths & set(shape[:-1])))
       self.assertFalse(activation, (kind, shape, count))
     if program == 'updates' and name.startswith('h100'):
       self.assertIn('reduce-scatter', {
-          kind for kind, _ in programs.moved(result.as_text())})
+          kind for kind, _ in programs.collectives(result.as_text())})
+
+
+@unittest.skipUnless(HAS_TPU, 'libtpu is not there')
+class PlanTest(absltest.TestCase):
+
+  def test_compiled_figures_stand_beside_the_plan(self):
+    """Of a smoke study; what a step holds is its state, and rows."""
+    config = ('experiments/coste2024_reward_model_ensembles/'
+              'fig3_best_of_n.py:smoke')
+    done = subprocess.run(
+        [sys.executable, '-m', 'rlhf_jax.main', f'--config={config}',
+         '--plan=v5e:2x4', '--config.mesh.data=1', '--config.mesh.fsdp=8'],
+        cwd=worlds.ROOT, env=worlds.environment(), capture_output=True,
+        text=True, timeout=500)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    planned, compiled = done.stdout.split('compiled for v5e:2x4 ')
+    rows = lambda text: {
+        line[:46].strip(): line[46:].split() for line in text.splitlines()
+        if line.startswith('seed_')}
+    planned, compiled = rows(planned), rows(compiled)
+    self.assertIn('seed_0/sft', compiled)
+    for name, (held, beside, flops, *collectives) in compiled.items():
+      trained, optimizer, *_ = map(float, planned[name])
+      self.assertGreaterEqual(float(held) + .001, trained + optimizer, name)
+      self.assertTrue(collectives, name)
+      del beside, flops
+    trained, optimizer, *_ = map(float, planned['seed_0/sft'])
+    self.assertLess(
+        float(compiled['seed_0/sft'][0]), 1.1 * (trained + optimizer) + .002)
 
 
 if __name__ == '__main__':

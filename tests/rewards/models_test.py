@@ -14,7 +14,7 @@ import numpy as np
 import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
+from rlhf_jax import meshes
 from rlhf_jax import types
 from rlhf_jax.models import transformer
 from rlhf_jax.rewards import models as reward_models
@@ -271,7 +271,7 @@ class RowsTest(parameterized.TestCase):
       scores = reward_models.score_rows(
           CONFIG, {'count': np.zeros(2)}, tokens, mask, chunk_size=5)
     np.testing.assert_array_equal(scores, [(tokens * mask).sum(-1), end])
-    self.assertEqual(placed, [(8, PartitionSpec(sharding.ROWS), 8, True)] * 2)
+    self.assertEqual(placed, [(8, PartitionSpec(meshes.ROWS), 8, True)] * 2)
 
   @parameterized.parameters(1, 8)
   def test_equals_score_in_any_order_and_in_any_cut(self, num_devices):

@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
+from rlhf_jax import meshes
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
@@ -125,14 +125,14 @@ def test_a_stage_runs_on_its_mesh(tmp_path):
   seen = []
 
   def run(context):
-    seen.append((sharding.row_parts(), jax.sharding.get_mesh()))
+    seen.append((meshes.row_parts(), jax.sharding.get_mesh()))
     assert seen[-1][1] is context.mesh
     return {}
 
   run_lib.run_study([run_lib.Stage('a', run)], tmp_path,
                     config={'mesh': {'data': 2, 'tensor': 4}})
   assert [parts for parts, _ in seen] == [2]
-  assert sharding.mesh_in_use() is None
+  assert meshes.in_use() is None
 
 
 def test_a_mesh_is_made_when_a_stage_runs(tmp_path):

@@ -17,6 +17,7 @@ from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.studies import footprints
 from rlhf_jax.studies import memory
 from rlhf_jax.studies import plan
+from rlhf_jax.studies import programs
 
 FIGURE_4 = 'experiments/coste2024_reward_model_ensembles/fig4_ppo.py'
 MESHES = (dict(fsdp=4), dict(fsdp=2, tensor=2), dict(member=2, fsdp=2))
@@ -59,6 +60,31 @@ class MemoryTest(parameterized.TestCase):
     self.assertGreater(run.trained, uses['seed_0/sft'].trained)  # a value head
     self.assertGreater(run.frozen, frozen)  # the reference, and who judges
 
+  def test_programs_are_called_with_what_the_plan_counts(self):
+    """By a compiler: bytes of states, of frozen models and of their rows."""
+    axes = dict(fsdp=2, tensor=2)
+    uses = uses_of(axes)[1]
+    proxies, run, pairs = (next(name for name in uses if part in name)
+                           for part in ('proxies', 'policies', 'pairs'))
+    with worlds.devices(8, **axes):
+      for name in ('seed_0/sft', proxies, run, pairs):
+        use, program = uses[name], uses[name].program()
+        self.assertEqual(
+            {x.sharding.mesh.size for x in jax.tree.leaves(program.arguments)
+             if x.sharding is not None}, {8}, name)
+        figures = programs.figures(programs.lower(program, 'cpu').compile())
+        held = sharding.device_bytes(program.arguments)
+        self.assertBetween(figures.held, .95 * held, held, name)
+        self.assertGreater(figures.flops, 0)
+        self.assertIn('all-reduce', figures.collectives, name)  # by 'tensor'
+        state = sharding.device_bytes(program.arguments[0])
+        if name == run:  # a value head, which the step of SFT has not
+          self.assertBetween(state / (use.trained + use.optimizer), .9, 1)
+        elif name == pairs:  # beside the policy, the gold model
+          self.assertBetween(state, .1 * use.frozen, .9 * use.frozen)
+        else:
+          self.assertEqual(state, use.trained + use.optimizer, name)
+
   def test_scales(self):
     """Where everything is split, eight devices hold an eighth each."""
     config, one = uses_of({})
@@ -79,6 +105,10 @@ class MemoryTest(parameterized.TestCase):
     memory.check(uses, memory.Machine('huge', 8, 1.))
     memory.check(uses, memory.Machine('unknown', 8, None))
     worst = max(uses, key=lambda use: use.peak)
+    most = worst.peak / footprints.GIB
+    memory.check(uses, memory.Machine('wide', 8, 1.1 * most))
+    with self.assertRaisesRegex(errors.TopologyError, worst.stage):
+      memory.check(uses, memory.Machine('narrow', 8, 1.05 * most))
     with self.assertRaisesRegex(
         errors.TopologyError, f'stage {worst.stage} needs .* a device and tiny '
         'has 1e-06; split more'):
