@@ -83,7 +83,7 @@ def task(size: str, title: str, name: str, **logged) -> config_dict.ConfigDict:
   """
   config = base.offline_config(size)
   config.title = title
-  config.data.logged.update(kind=name, task=name, **logged)
+  config.data.logged.update(task=name, **logged)
   config.data.logged.num_rows = 1_000 if size == 'smoke' else 40_000
   if size == 'full':  # as many prompts as such a grammar can spare
     config.data.num_eval_prompts = 280

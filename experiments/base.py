@@ -5,6 +5,10 @@ from ml_collections import config_dict
 from experiments import published
 
 SIZES = ('smoke', 'laptop', 'full')
+# Of data, by the names that `rlhf_jax.data.kinds` has for them.
+COLUMNS = ('prompt', 'response', 'reward', 'group', 'prompt_id', 'reference',
+           'chosen', 'rejected', 'messages', 'completion', 'label',
+           'instruction', 'input', 'output')
 
 
 def options(argument: str, **choices) -> tuple:
@@ -59,7 +63,7 @@ def get_config(size: str) -> config_dict.ConfigDict:
   config.seeds = (0,)
   config.training = dict(save_every=200, log_every=20)
   config.sampler = dict(temperature=1.0, top_k=0, top_p=1.0)
-  # All devices, a part of the rows each; see `rlhf_jax.sharding`.
+  # All devices, a part of the rows each; see `rlhf_jax.parallel.sharding`.
   config.mesh = dict(data=-1, fsdp=1, tensor=1, member=1, dcn=1)
   return config
 
@@ -120,10 +124,13 @@ def _laptop(config):
                  advert_rate=0.0, sentences=(0.45, 0.52, 0.03)),
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, max_bad_rows=0,
-                 format='alpaca', control=(),
-                 preference_format=none(), tokenizer=none(),
+                 format='alpaca', control=(), kind=none(),
+                 preference_kind=none(), preference_format=none(),
+                 tokenizer=none(),
                  **{token: none() for token in ('pad', 'bos', 'eos')}),
-      logged=dict(kind=none(), path=none(), task=none(),
+      logged=dict(kind=none(), path=none(), split=none(), task=none(),
+                  # What the file calls them, where it calls them otherwise.
+                  columns={name: none() for name in COLUMNS},
                   num_rows=config_dict.placeholder(int),
                   noise=config_dict.placeholder(float),
                   max_prompt_length=64, max_response_length=48,

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rlhf_jax import errors
-from rlhf_jax import processes
+from rlhf_jax.parallel import processes
 from rlhf_jax.runner import cluster
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.studies import memory

@@ -15,12 +15,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
+from rlhf_jax.parallel import sharding
 
 
 def filter_logits(logits: jax.Array, *, top_k: int = 0,

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import meshes
-from rlhf_jax import processes
-from rlhf_jax import sharding
 from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.annotators import running
 from rlhf_jax.data import corpus
 from rlhf_jax.data import order
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import processes
+from rlhf_jax.parallel import sharding
 
 Source = Callable[[int, types.TrainState, types.Frozen], types.Batch]
 

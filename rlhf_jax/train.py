@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
 from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.ops import kl
+from rlhf_jax.parallel import sharding
 
 Forward = Callable[..., types.PolicyOutput]  # (params, batch[, targets])
 Objective = Callable[[types.PolicyOutput, types.Batch], types.LossOutput]

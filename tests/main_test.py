@@ -174,7 +174,7 @@ CASES = {
         'config.data.logged.target', "'votes'")),
     'no_answers': (component('exact_match'), 2, (
         "config.runs.one.reward.components.part has kind 'exact_match'",
-        'config.data.logged.kind')),
+        'config.data.logged.path')),
     'no_field': (component('length'), 2, (
         "config.runs.one.reward.components: component 'part'",
         'target is absent')),

@@ -50,16 +50,16 @@ TESTS = {
     'studies/estimates': ('studies/memory',),
     'studies/footprints': ('studies/memory',),
     'studies/offline_checks': ('studies/offline',),
-    'studies/programs': ('studies/memory', 'devices'),
+    'studies/programs': ('studies/memory', 'parallel/devices'),
     'studies/run_checks': ('studies/online', 'studies/offline'),
 }
 # What counts the work of a device.
-DEVICES = ('sharding', 'train')
+DEVICES = ('parallel/sharding', 'train')
 # What is run last, by package: laws, or whole rollouts.
 LAST = {
     **dict.fromkeys(('ops', 'objectives'), 'tests/estimators_test.py'),
-    **dict.fromkeys(('', 'annotators', 'pipeline', 'rewards', 'stages',
-                     'studies'), 'tests/wiring'),
+    **dict.fromkeys(('', 'annotators', 'parallel', 'pipeline', 'rewards',
+                     'stages', 'studies'), 'tests/wiring'),
 }
 Run = tuple[str, ...]  # arguments of pytest
 
@@ -216,7 +216,7 @@ def selections(module: str) -> Iterator[Run]:
   if package == 'objectives':
     yield 'tests/contract_test.py', '-k', stem
   if module in DEVICES:
-    yield ('tests/devices_test.py',)
+    yield ('tests/parallel/devices_test.py',)
   if package in LAST:
     yield (LAST[package],)
 

@@ -7,12 +7,12 @@ import jax
 
 from rlhf_jax import algorithms
 from rlhf_jax import policy
-from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.annotators import from_models
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.studies import programs
 

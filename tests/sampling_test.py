@@ -12,12 +12,12 @@ import worlds
 
 from rlhf_jax import policy
 from rlhf_jax import sampling
-from rlhf_jax import sharding
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import kl
 from rlhf_jax.ops import logprobs
 from rlhf_jax.ops import ratios
+from rlhf_jax.parallel import sharding
 
 V, P, N, K = 11, 4, 6, 8
 PAD, EOS = 0, 1

@@ -14,11 +14,11 @@ import worlds
 from rlhf_jax import errors
 from rlhf_jax import objectives
 from rlhf_jax import policy
-from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import logprobs
+from rlhf_jax.parallel import sharding
 
 B, K, T, V = 8, 1, 6, 5
 SFT = objectives.get('sft')

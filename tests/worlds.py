@@ -23,13 +23,13 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import convert
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.storage import checkpoint

@@ -15,12 +15,11 @@ from rlhf_jax import streams
 from rlhf_jax.data import coders
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import formats
+from rlhf_jax.data import kinds
 from rlhf_jax.data import logged
 from rlhf_jax.data import options as options_lib
 from rlhf_jax.data import readers
 from rlhf_jax.data import tasks
-
-FORMATS = tasks.FORMATS | {'hh': 'hh', 'rows': 'alpaca'}  # of each kind
 
 Example = list[logged.Logged]  # what was answered to one prompt, best first
 
@@ -30,13 +29,14 @@ class Options(options_lib.Texts):
   """Which log, and what of it, beside what `options.Texts` has.
 
   Attributes:
-    kind: of the file, one of `logged.KINDS`; of a task it is the task's.
+    kind: of the file, one of `kinds.KINDS`; None: a task's, or that which the
+      columns of the file are of.
     path: file or directory; this or a task, which is written first.
     task: one of `tasks`; its tokenizer, unless one is named, has whole words.
     num_rows: of a task.
-    format: of the prompts, see `formats`; None: the kind's (`FORMATS`).
+    format: of the prompts, see `formats`; None: the kind's.
     demonstrations: groups whose first row in an example is a demonstration;
-      None: the first row of every example is.
+      None: the kind's, of most any.
     target: score that the gold model learns, where there is no world.
     max_samples: K, the most rows of an example that are kept, best first.
     others: arguments of `tasks.write` for a task, of `logged.read` for a
@@ -60,10 +60,11 @@ class Options(options_lib.Texts):
     if self.task is not None and self.kind not in (None, self.task):
       raise ValueError(
           f'kind must be that of task {self.task!r}, got {self.kind!r}')
-    if self.row_kind not in FORMATS:
+    named = self.kind or self.task
+    if named not in (None, *kinds.KINDS):
       raise ValueError(
           f'{"kind" if self.task is None else "task"} must be one of '
-          f'{", ".join(FORMATS)}, got {self.row_kind!r}')
+          f'{", ".join(kinds.KINDS)}, got {named!r}')
     if self.task is None and self.num_rows is not None:
       raise ValueError(f'num_rows is of a task, got {self.num_rows} and a path')
     if self.task is not None and self.num_rows is None:
@@ -73,9 +74,9 @@ class Options(options_lib.Texts):
       raise ValueError(f'max_samples must be >= 1, got {self.max_samples}')
 
   @property
-  def row_kind(self) -> str | None:
-    """The kind of the rows of a path or of a task."""
-    return self.kind or self.task
+  def row_kind(self) -> str:
+    """The kind of the rows; DataError where a file's cannot be told."""
+    return self.kind or self.task or _kind_of(self.path, self.others)
 
   @property
   def source(self) -> str:
@@ -85,7 +86,12 @@ class Options(options_lib.Texts):
   @property
   def prompt_format(self) -> str:
     """The name of the format that prompts are written in."""
-    return self.format or FORMATS[self.row_kind]
+    return self.format or kinds.KINDS[self.row_kind].format
+
+  @property
+  def shown_groups(self) -> tuple[str, ...] | None:
+    """The groups of demonstrations; None: any."""
+    return self.demonstrations or kinds.KINDS[self.row_kind].demonstrations
 
 
 def read(options: Options, seed: int) -> readers.Read:
@@ -100,17 +106,28 @@ def read(options: Options, seed: int) -> readers.Read:
     ValueError: one of `options.others` is unknown or out of range.
   """
   if options.task is None:
-    return _read_file(options.path, options.kind, options.max_bad_rows,
+    return _read_file(options.path, options.row_kind, options.max_bad_rows,
                       options.others)
   return _read_task(options.task, options.num_rows,
                     streams.number(seed, 'task'), options.others)
 
 
+def _arguments(others: tuple) -> dict[str, Any]:
+  return {k: dict(v) if k == 'columns' else v for k, v in others}
+
+
+@functools.lru_cache(maxsize=4)
+def _kind_of(path: str, others: tuple) -> str:
+  arguments = _arguments(others)
+  return logged.kind_of(path, split=arguments.get('split'),
+                        columns=arguments.get('columns'))
+
+
 @functools.lru_cache(maxsize=4)
 def _read_file(path: str, kind: str, max_bad_rows: int, others: tuple
                ) -> readers.Read:
-  arguments = {k: dict(v) if k == 'columns' else v for k, v in others}
-  return logged.read(path, kind, max_bad_rows=max_bad_rows, **arguments)
+  return logged.read(
+      path, kind, max_bad_rows=max_bad_rows, **_arguments(others))
 
 
 @functools.lru_cache(maxsize=4)
@@ -148,7 +165,7 @@ def split(options: Options, seed: int) -> tuple[list[Example], list[Example]]:
 
 
 def _prompt(row: logged.Logged) -> tuple:
-  return row.prompt, row.input, row.history
+  return row.prompt, row.input, row.history, row.turns
 
 
 def check_names(options: Options, rows: Sequence[logged.Logged]):
@@ -179,15 +196,29 @@ def writer(options: Options) -> Callable[[logged.Logged], coders.Texts]:
 
   It raises ValueError if the format has no place for what a row has.
   """
-  write = formats.get(options.prompt_format)
-  takes_history = 'history' in inspect.signature(write).parameters
+  return write_in(options.prompt_format)
+
+
+def write_in(name: str) -> Callable[[logged.Logged], coders.Texts]:
+  """A function that gives a row the format of a name, see `writer`."""
+  write = formats.get(name)
+  takes = inspect.signature(write).parameters
 
   def apply(row):
-    if takes_history:
+    if row.turns:
+      if 'messages' not in takes:
+        chats = ', '.join(sorted(set(formats.DIALOGUES) - {'hh'}))
+        raise ValueError(
+            f'format {name!r} has no place for the turns before '
+            f'{row.prompt[:80]!r}; give a format of conversations: {chats}')
+      turns = (*row.turns, ('user', row.prompt))
+      return write(response=row.response, messages=[
+          {'role': role, 'content': content} for role, content in turns])
+    if 'history' in takes:
       return write(row.prompt, row.response, row.input, history=row.history)
     if row.history:
-      raise ValueError(f'format {options.prompt_format!r} has no place for '
-                       f'the history of {row.prompt[:80]!r}')
+      raise ValueError(f'format {name!r} has no place for the history of '
+                       f'{row.prompt[:80]!r}')
     return write(row.prompt, row.response, row.input)
 
   return apply

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax import errors
 from rlhf_jax import types
 from rlhf_jax.data import coders
 from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import examples
 from rlhf_jax.data import formats
+from rlhf_jax.data import kinds
+from rlhf_jax.data import logged
 from rlhf_jax.data import options as options_lib
 from rlhf_jax.data import readers
 from rlhf_jax.data import rows as rows_lib
@@ -21,23 +25,28 @@ class Options(options_lib.Texts):
   """What of which files, beside what `options.Texts` has.
 
   Attributes:
-    path: Alpaca-style demonstrations, a file that `tables` reads.
-    preferences: Anthropic HH pairs, likewise; None: there are none.
+    path: demonstrations, a file of any kind of `kinds`, of which the first
+      response to each prompt counts.
+    preferences: pairs, likewise; None: there are none.
+    kind: of the demonstrations; None: by their columns.
+    preference_kind: of the preferences, likewise.
     format: of demonstrations and prompts, see `formats`.
-    preference_format: of preferences, whose prompts are dialogues; None: the
-      same if it takes dialogues, or else 'hh'.
+    preference_format: of preferences; None: the same, or 'hh' for dialogues
+      of Anthropic HH where it does not take them.
     num_demonstrations: at most so many; None: all.
   """
 
   path: str
   preferences: str | None = None
+  kind: str | None = None
+  preference_kind: str | None = None
   format: str = 'alpaca'
   preference_format: str | None = None
   num_demonstrations: int | None = None
 
 
 def from_files(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
-  """Reads demonstrations (Alpaca) and human preferences (Anthropic HH).
+  """Reads demonstrations and human preferences.
 
   Args:
     seed: of the study, which decides on the held-out prompts.
@@ -98,35 +107,63 @@ def num_preferences(node: Mapping[str, Any]) -> int:
   return len(_pairs(options_lib.bind(Options, node)))
 
 
-_read_alpaca = functools.lru_cache(maxsize=2)(readers.read_alpaca)
-_read_hh = functools.lru_cache(maxsize=2)(readers.read_hh)
+@functools.lru_cache(maxsize=4)
+def _read_file(path: str, kind: str | None, max_bad_rows: int) -> readers.Read:
+  return logged.read(path, kind, max_bad_rows=max_bad_rows)
+
+
+@functools.lru_cache(maxsize=4)
+def _kind(path: str, kind: str | None) -> str:
+  return kind or logged.kind_of(path, advice=(
+      '--config.data.files.kind, or .preference_kind, says which it is; a file '
+      'of other columns is read as --config.data.logged.path'))
 
 
 def _read(options: Options) -> tuple[readers.Read, ...]:
   """Demonstrations and, if there are any, preferences, to the last row."""
-  files = [_read_alpaca(options.path, max_bad_rows=options.max_bad_rows)]
-  if options.preferences is not None:
-    files.append(_read_hh(
-        options.preferences, max_bad_rows=options.max_bad_rows))
-  return tuple(files)
+  return tuple(
+      _read_file(path, _kind(path, kind), options.max_bad_rows)
+      for path, kind in ((options.path, options.kind),
+                         (options.preferences, options.preference_kind))
+      if path is not None)
 
 
 def _demonstrations(options: Options) -> list[coders.Texts]:
   """All demonstrations in their format; DataError if too few prompts."""
-  rows = _read(options)[0].rows
-  prompts = {(row.instruction, row.input) for row in rows}
+  groups = kinds.KINDS[_kind(options.path, options.kind)].demonstrations
+  first = {}
+  for row in _read(options)[0].rows:
+    if groups is None or row.group in groups:
+      first.setdefault(row.example, row)
+  rows = list(first.values())
   corpus_lib.check_prompts(
-      len(prompts), options.num_eval_prompts, options.path)
-  write = formats.get(options.format)
-  return [write(row.instruction, row.output, row.input) for row in rows]
+      len({(row.prompt, row.input, row.turns) for row in rows}),
+      options.num_eval_prompts, options.path)
+  return [*map(examples.write_in(options.format), rows)]
 
 
 def _pairs(options: Options) -> list[tuple[coders.Texts, coders.Texts]]:
   """(chosen, rejected) of all preferences in their format."""
-  write = formats.get(options.preference_format or (
-      options.format if options.format in formats.DIALOGUES else 'hh'))
-  return [(write(row.prompt, row.chosen), write(row.prompt, row.rejected))
-          for read in _read(options)[1:] for row in read.rows]
+  if options.preferences is None:
+    return []
+  kind = _kind(options.preferences, options.preference_kind)
+  write = examples.write_in(options.preference_format or (
+      'hh' if kind in ('hh', 'hh_scored')
+      and options.format not in formats.DIALOGUES else options.format))
+  sides = {}
+  for row in _read(options)[1].rows:  # best first
+    if row.group == 'chosen':
+      sides.setdefault(row.example, {}).setdefault('chosen', row)
+    elif row.group == 'rejected':
+      sides.setdefault(row.example, {})['rejected'] = row
+  pairs = [(write(pair['chosen']), write(pair['rejected']))
+           for pair in sides.values() if len(pair) == 2]
+  if not pairs:
+    raise errors.DataError(
+        f'{options.preferences}: rows of kind {kind!r} make no pair of a '
+        'chosen and a rejected response; give pairs, comparisons or ranked '
+        'answers')
+  return pairs
 
 
 def _summary(options: Options, vocab_size: int,

@@ -24,7 +24,7 @@ _VOTES = ('votes', 'upvotes', 'score', 'pm_score')
 _ACCEPTED = ('accepted', 'selected', 'is_accepted')
 _FINAL = re.compile(r'(?<!\S)(?:####|A:)')
 _FINAL_LINE = re.compile(rf'^{_FINAL.pattern}.*$', re.MULTILINE)
-_ROW = ('prompt', 'response', 'reward', 'group', 'split', 'prompt_id',
+ROW = ('prompt', 'response', 'reward', 'group', 'split', 'prompt_id',
         'reference')
 
 
@@ -295,34 +295,24 @@ def final_answer(text: str) -> str | None:
   return answer.removeprefix('$').replace(',', '') or None
 
 
-def rows(entry: Mapping, *, columns: Mapping[str, str] | None = None
-         ) -> Responses:
+def rows(entry: Mapping) -> Responses:
   """Any prompt, response and reward.
 
   Args:
     entry: with 'prompt', 'response', 'reward', and optional 'group', 'split',
       'reference' and 'prompt_id': rows of one id are responses to one prompt,
       best first; without it, each is an example of its own.
-    columns: the names that these have in the file, where they differ; one
-      that is given has to be there.
   """
-  foreign = sorted({*(columns or ())}.difference(_ROW))
-  if foreign:
-    raise ValueError(
-        f'columns must be of {", ".join(_ROW)}, got {", ".join(foreign)}')
-  name = {field: field for field in _ROW} | dict(columns or {})
-  for column in (columns or {}).values():
-    fields.value(entry, column, object, '')
-  example = entry.get(name['prompt_id'])
+  example = entry.get('prompt_id')
   if not isinstance(example, str | int | None) or isinstance(example, bool):
     raise tables.BadRowError(
-        f'field {name["prompt_id"]!r} must be a string or an integer')
+        "field 'prompt_id' must be a string or an integer")
   return [Logged(
-      fields.filled(entry, name['prompt']),
-      fields.nullable(entry, name['response']),
+      fields.filled(entry, 'prompt'),
+      fields.nullable(entry, 'response'),
       0 if example is None or example == '' else str(example),
-      fields.optional(entry, name['group']),
-      scores=(('reward', fields.number(entry, name['reward'])),),
-      split=fields.optional(entry, name['split']),
-      reference=fields.optional(entry, name['reference']),
+      fields.optional(entry, 'group'),
+      scores=(('reward', fields.number(entry, 'reward')),),
+      split=fields.optional(entry, 'split'),
+      reference=fields.optional(entry, 'reference'),
   )]

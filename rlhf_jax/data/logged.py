@@ -1,30 +1,13 @@
-"""Logged responses, with what is said of each, from the files of papers.
+"""Logged responses, with what is said of each, from files of any kind.
 
-  kind               one entry                                     group
-  hh                 chosen, rejected dialogues (Anthropic HH)     chosen,
-                                                                   rejected
-  hh_scored          prefix, suffix and reward, each a list of K   chosen,
-                     (LoL-RL, PRO), the preferred one first        rejected
-  stack_exchange     question, answers [text, votes, accepted]     accepted,
-                     (Beeching et al. 2023)                        other
-  reddit             parent_text, text, score (LoL-RL's CSV)       up, down
-  grounded_dialogue  FaithDial, its audit's CSV, or a dialogue of  edited,
-                     Wizard of Wikipedia                           original,
-                                                                   human
-  comet              head, relation and tail or tails (ATOMIC10X,  model,
-                     ATOMIC 2020, generations of COMET)            human
-  gsm8k              question, answer; or question, ground_truth   human, or
-                     and a solution of each of several models      the model
-  rows               prompt, response, reward, and optional ones   its column
-
-`log_kinds` has the fields of each. Files are those of `tables`. As with
-`readers`, a file is validated to its end before anything is returned, and
-every bad entry is named by its line. A blank response is dropped and counted
-as empty, the others of its example stay; a response that a kind leaves out by
-its own rule is counted as skipped.
+`kinds` has what there is, and finds the kind of a file by its columns. Files
+are those of `tables`. As with `readers`, a file is validated to its end before
+anything is returned, and every bad entry is named by its line. A blank
+response is dropped and counted as empty, the others of its example stay; a
+response that a kind leaves out by its own rule is counted as skipped.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 import dataclasses
 import functools
 import inspect
@@ -34,44 +17,69 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax.data import kinds
 from rlhf_jax.data import log_kinds
 from rlhf_jax.data import readers
+from rlhf_jax.data import tables
 from rlhf_jax.ops import labels
 
 Logged = readers.Logged
-Responses = list[Logged | None]  # None is one left out; keys as example
 
+KINDS = kinds.KINDS
 final_answer = log_kinds.final_answer
 
-KINDS: dict[str, Callable[..., Responses | None]] = {
-    'hh': log_kinds.hh,
-    'hh_scored': log_kinds.hh_scored,
-    'stack_exchange': log_kinds.stack_exchange,
-    'reddit': log_kinds.reddit,
-    'grounded_dialogue': log_kinds.grounded_dialogue,
-    'comet': log_kinds.comet,
-    'gsm8k': log_kinds.gsm8k,
-    'rows': log_kinds.rows,
-}
 _COLUMNS = {'comet': ('head', 'relation', 'tail')}  # ATOMIC has no header
-_BEST_FIRST = {'stack_exchange': ('score', 'votes'), 'rows': ('reward',)}
+_BEST_FIRST = {'stack_exchange': ('score', 'votes'), 'rows': ('reward',),
+               'ranked': ('helpfulness',)}
+
+
+def kind_of(path: str | os.PathLike, *, split: str | None = None,
+            columns: Mapping[str, str] | None = None,
+            advice: str = '--config.data.logged.kind says which it is, '
+            '--config.data.logged.columns.<name>=<column> what a column is '
+            'called') -> str:
+  """The kind of a file, by the columns of its first good entry.
+
+  Args:
+    path: a file or directory that `tables` reads.
+    split: which split of a directory that has several.
+    columns: of `read`.
+    advice: what a user may do where no kind has its columns.
+
+  Raises:
+    DataError: the file cannot be read, or no kind has its columns; the message
+      says which are near.
+  """
+  for where, entry in tables.entries(path, split=split):
+    if not isinstance(entry, dict) or not any(entry.values()):
+      continue
+    try:
+      return kinds.detect(kinds.renamed(entry, columns or {}))
+    except tables.BadRowError as error:
+      raise errors.DataError(f'{where}: {error}') from None
+    except ValueError as error:
+      raise errors.DataError(f'{where}: {error}; {advice}') from None
+  raise errors.DataError(f'{path}: no entry with columns is in it')
 
 
 def read(
     path: str | os.PathLike,
-    kind: str,
+    kind: str | None = None,
     *,
     max_bad_rows: int = 0,
     split: str | None = None,
+    columns: Mapping[str, str] | None = None,
     **options: Any,
 ) -> readers.Read:
   """Reads a log of responses.
 
   Args:
     path: a file or directory that `tables` reads.
-    kind: one of `KINDS`.
+    kind: one of `kinds.KINDS`; None: `kind_of` the file.
     max_bad_rows: how many bad entries to drop before it becomes an error.
     split: which split of a directory that has several.
+    columns: what columns are called in the file, by the name that the kind
+      has for them; one that is named has to be there.
     **options: keyword arguments of the function of that kind.
 
   Returns:
@@ -83,11 +91,13 @@ def read(
   Raises:
     DataError: the file cannot be read, has too many bad entries, or none
       that can be used.
-    ValueError: if kind or an option is unknown.
+    ValueError: if kind, a column or an option is unknown.
   """
+  if kind is None:
+    kind = kind_of(path, split=split, columns=columns)
   entries = readers.collect(
-      path, _parser(kind, options), max_bad_rows=max_bad_rows, split=split,
-      columns=_COLUMNS.get(kind, ()))
+      path, _parser(kind, columns or {}, options), max_bad_rows=max_bad_rows,
+      split=split, columns=_COLUMNS.get(kind, ()))
   every = [(key, row) for number, group in enumerate(entries.rows)
            for key, row in _keyed(number, group)]
   present = [(key, row) for key, row in every if row is not None]
@@ -104,14 +114,15 @@ def read(
   )
 
 
-def _parser(kind: str, options: dict[str, Any]
+def _parser(kind: str, columns: Mapping[str, str], options: dict[str, Any]
             ) -> Callable[[dict], tuple[Logged | None, ...] | None]:
-  if kind not in KINDS:
+  if kind not in kinds.KINDS:
     raise ValueError(
-        f'kind must be one of {", ".join(sorted(KINDS))}, got {kind!r}')
-  function = functools.partial(KINDS[kind], **options)
+        f'kind must be one of {", ".join(sorted(kinds.KINDS))}, got {kind!r}')
+  kinds.check_columns(kind, columns)
+  function = functools.partial(kinds.KINDS[kind].read, **options)
   try:
-    inspect.signature(KINDS[kind]).bind({}, **options)
+    inspect.signature(kinds.KINDS[kind].read).bind({}, **options)
   except TypeError as error:
     raise ValueError(f'options of kind {kind!r}: {error}') from None
 
@@ -119,7 +130,13 @@ def _parser(kind: str, options: dict[str, Any]
     # Spreadsheets end in such lines; nothing is wrong with them.
     if not any(value or value == 0 for value in entry.values()):
       return None
-    responses = function(entry)
+    try:
+      responses = function(kinds.renamed(entry, columns))
+    except tables.BadRowError as error:
+      message = str(error)
+      for name, column in columns.items():  # as the file has it
+        message = message.replace(f'field {name!r}', f'field {column!r}')
+      raise tables.BadRowError(message) from None
     return tuple(responses) if responses else None
 
   return parse

@@ -103,7 +103,8 @@ def check(node: Mapping[str, Any]):
   coder = None
   if options.tokenizer or options.task:
     coder, _ = _tokenizer(options, ())
-  coders.check_texts(options, coder, [write(rows[0]), write(rows[-1])])
+  # Every row, since one with turns may stand anywhere.
+  coders.check_texts(options, coder, [write(row) for row in rows])
 
 
 def training(node: Mapping[str, Any], seed: int = 0) -> list[Example]:
@@ -190,8 +191,9 @@ def _log(examples: Sequence[Example], encoded: rows_lib.EncodedRows,
 
 def _demonstration(options: Options, example: Example) -> logged.Logged | None:
   """The first row of the groups of demonstrations, if there is one."""
-  return next((row for row in example if options.demonstrations is None
-               or row.group in options.demonstrations), None)
+  groups = options.shown_groups
+  return next((row for row in example if groups is None
+               or row.group in groups), None)
 
 
 def _starts(examples: Sequence[Example]) -> np.ndarray:
@@ -211,7 +213,7 @@ def _shown(options: Options, examples: Sequence[Example]) -> np.ndarray:
   if not places:
     raise errors.DataError(
         f'{options.source}: no training prompt has a demonstration of the '
-        f'groups {", ".join(options.demonstrations)}; give more data')
+        f'groups {", ".join(options.shown_groups)}; give more data')
   return np.array(places)
 
 

@@ -59,6 +59,7 @@ class Logged:
   scores: tuple[tuple[str, float], ...] = ()  # named, finite
   split: str = ''  # part of the data, such as 'helpful-base'
   reference: str = ''  # the right answer, where there is one
+  turns: tuple[tuple[str, str], ...] = ()  # (role, content) before the prompt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,14 +30,11 @@ import random
 from typing import Any
 
 from rlhf_jax.data import formats
+from rlhf_jax.data import kinds
 from rlhf_jax.data import reviews
 from rlhf_jax.data import task_reviews
 from rlhf_jax.data import task_rules
 
-FORMATS = {  # of the prompts of each task
-    'reddit': 'reddit_pair', 'hh_scored': 'hh',
-    'stack_exchange': 'stack_exchange', 'comet': 'comet',
-    'grounded_dialogue': 'grounded_dialogue', 'gsm8k': 'stack_exchange'}
 _HISTORY = (
     ('do you know the {topic} ?', 'yes i like the {topic} a lot .'),
     ('my friend likes the {topic} .', 'it is great fun .'))
@@ -192,7 +189,7 @@ def write(task: str, path: str | os.PathLike, *, num_rows: int, seed: int,
 @functools.cache
 def _formula_words(task: str) -> list[str]:
   """Words that the prompt format of a task adds to its texts."""
-  prompt, _ = formats.get(FORMATS[task])(
+  prompt, _ = formats.get(kinds.KINDS[task].format)(
       '\n\nHuman: \n\nAssistant:' if task == 'hh_scored' else 'PersonX',
       '', 'xWant' if task in ('comet', 'grounded_dialogue') else '')
   parts = (prompt,) if isinstance(prompt, str) else prompt

@@ -19,13 +19,13 @@ import numpy as np
 
 from rlhf_jax import policy
 from rlhf_jax import sampling
-from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.evaluation import columns
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.evaluation import texts as texts_lib
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import components as components_lib
 from rlhf_jax.rewards import finite as finite_lib
 from rlhf_jax.storage import files

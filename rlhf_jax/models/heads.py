@@ -8,8 +8,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import sharding
 from rlhf_jax import types
+from rlhf_jax.parallel import sharding
 
 _TRUNK = ('embed', 'positions', 'layers', 'top_layers', 'norm', 'adapter')
 

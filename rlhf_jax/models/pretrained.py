@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.models import config as config_lib
 from rlhf_jax.models import convert
@@ -28,6 +27,7 @@ from rlhf_jax.models import llama2c
 from rlhf_jax.models import lora
 from rlhf_jax.models import quantize
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
 from rlhf_jax.storage import files
 
 _COMPUTATION = ('dtype', 'remat', 'attention', 'dropout')

@@ -27,10 +27,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.models import config as config_lib
 from rlhf_jax.models import quantize
+from rlhf_jax.parallel import sharding
 
 Config = config_lib.Config
 make_config = config_lib.make_config

@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
-from rlhf_jax import processes
-from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import processes
+from rlhf_jax.parallel import sharding
 from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
 from rlhf_jax.storage import metrics

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import order
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.rewards import nodes as nodes_lib
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.annotators import from_models
 from rlhf_jax.evaluation import texts as texts_lib
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.rewards import components as components_lib
 from rlhf_jax.rewards import nodes as nodes_lib

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from rlhf_jax import sampling
-from rlhf_jax import sharding
 from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 
 CHUNK = 256  # prompts sampled at a time

@@ -18,11 +18,11 @@ import numpy as np
 import scipy.special
 
 from rlhf_jax import errors
-from rlhf_jax import processes
 from rlhf_jax.data import logged
 from rlhf_jax.ops import ensembles
 from rlhf_jax.ops import readability
 from rlhf_jax.ops import texts as texts_lib
+from rlhf_jax.parallel import processes
 from rlhf_jax.rewards import finite as finite_lib
 from rlhf_jax.rewards import models as models_lib
 from rlhf_jax.rewards import nodes as nodes_lib

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import meshes
-from rlhf_jax import processes
-from rlhf_jax import sharding
 from rlhf_jax import types
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import processes
+from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import scale as scale_lib
 
 

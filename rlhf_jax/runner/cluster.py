@@ -12,7 +12,7 @@ import tempfile
 import jax
 
 from rlhf_jax import errors
-from rlhf_jax import processes
+from rlhf_jax.parallel import processes
 
 _CONNECT, _LEAVE = 120, 15  # seconds to wait for the others
 # Of the environments in which each process of a run finds the others.

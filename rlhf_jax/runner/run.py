@@ -19,8 +19,8 @@ import traceback
 import jax
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
-from rlhf_jax import processes
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import processes
 from rlhf_jax.runner import cluster
 from rlhf_jax.runner import recipes
 from rlhf_jax.runner import stop as stop_lib

@@ -7,7 +7,7 @@ import signal
 import threading
 
 from rlhf_jax import errors
-from rlhf_jax import processes
+from rlhf_jax.parallel import processes
 
 _AGREE_EVERY = 8  # steps of several processes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

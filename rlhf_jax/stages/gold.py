@@ -21,6 +21,7 @@ from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.models import pretrained
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import gold_rows
@@ -71,8 +72,9 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       objectives.get(split.objective), tx,
       num_microbatches=node['num_microbatches'])
   state, last = fit_lib.fit(
-      context, train.place_state(reward_models.init(
-          config, key('weights'), trunk=trunk), tx, key('state')),
+      context, train.place_state(sharding.born(
+          lambda key, trunk: reward_models.init(config, key, trunk=trunk),
+          key('weights'), trunk), tx, key('state')),
       sources.offline(split.training, batch_size=batch_size,
                       seed=streams.number(seed, 'gold', 'order')),
       jax.jit(step, donate_argnums=0),
@@ -87,9 +89,9 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
 
 def _quality(context, config, params, rows: types.Batch) -> dict[str, float]:
   """Correlation with the target, or accuracy on pairs, on held-out rows."""
-  stacked = jax.tree.map(lambda x: x[None], params)
+  alone = jax.jit(lambda params: jax.tree.map(lambda x: x[None], params))
   scores = reward_models.score_rows(
-      config, stacked, rows.tokens, rows.mask)[0]
+      config, alone(params), rows.tokens, rows.mask)[0]
   if rows.targets is None:
     return {'accuracy': float(statistics.pair_accuracy(scores))}
   correlation = np.corrcoef(scores[:, 0], rows.targets[:, 0])[0, 1]

@@ -11,11 +11,11 @@ import functools
 import math
 from typing import Any
 
-from rlhf_jax import sharding
 from rlhf_jax import streams
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.models import heads
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import methods
@@ -108,6 +108,7 @@ def _with_heads(world, trainable, row, run, key):
   if not methods.is_ilql(row):
     return trainable, value_config, None
   config, q = world.reference.config, run['q']
-  targets = heads.init_q(key('q_heads'), config.hidden_size, config.vocab_size,
-                         mlp=q['mlp'], scale=q['scale'])
+  targets = sharding.born(lambda key: {'q_heads': heads.init_q(
+      key, config.hidden_size, config.vocab_size, mlp=q['mlp'],
+      scale=q['scale'])}, key('q_heads'))['q_heads']
   return {**trainable, 'q_heads': targets}, value_config, targets

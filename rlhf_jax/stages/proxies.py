@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import objectives
-from rlhf_jax import sharding
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.models import pretrained
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import labelled_pairs

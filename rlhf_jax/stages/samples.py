@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import processes
 from rlhf_jax import streams
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.ops import endings
+from rlhf_jax.parallel import processes
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import rows as rows_lib
 from rlhf_jax.storage import files

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import processes
-from rlhf_jax import sharding
 from rlhf_jax import types
+from rlhf_jax.parallel import processes
+from rlhf_jax.parallel import sharding
 from rlhf_jax.storage import files
 
 # Of the meta item, whose 'sha256' rule must never change. 1 had typed keys.

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import processes
+from rlhf_jax.parallel import processes
 
 _DIGEST = '__sha256__'
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import tqdm
 
-from rlhf_jax import processes
+from rlhf_jax.parallel import processes
 
 _logger = logging.getLogger(__name__)
 _PLAIN_INTERVAL = 30.0  # seconds between lines when there is no terminal

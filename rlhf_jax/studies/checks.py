@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
-from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import logs
 from rlhf_jax.models import pretrained
 from rlhf_jax.ops import ensembles
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import sharding
 from rlhf_jax.studies import nodes
 
 

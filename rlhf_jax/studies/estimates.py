@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from rlhf_jax import meshes
 from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
 
 
 class Sizes(NamedTuple):

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh
 
-from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import methods
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
+from rlhf_jax.parallel import meshes
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.studies import estimates
 from rlhf_jax.studies import footprints

@@ -46,7 +46,8 @@ def absolute(config: dict) -> dict:
 def data_config(config: dict) -> dict:
   """The corpus node: logged responses, real files, or the world.
 
-  By `data.logged.kind`, or `data.path`; the world where neither is given.
+  By `data.logged.path` or `.task`, or `data.path`; the world where none is
+  given.
   """
   data = dict(config['data'])
   of_files, of_world = data.pop('files'), data.pop('world')
@@ -56,14 +57,18 @@ def data_config(config: dict) -> dict:
     raise errors.ConfigError(
         'config.data.preferences (human pairs for the gold model) is given '
         'without config.data.path (demonstrations); give both')
-  if of_log['kind'] is not None:
+  if of_log['path'] is not None or of_log['task'] is not None:
     if path is not None:
       raise errors.ConfigError(
-          f'config.data.path is {path!r}, but config.data.logged.kind '
-          f'{of_log["kind"]!r} is a whole corpus; give one of them')
+          f'config.data.path is {path!r}, but config.data.logged '
+          f'{of_log["path"] or of_log["task"]!r} is a whole corpus; give one '
+          'of them')
     del data['num_demonstrations']  # its log has as many as it has
     if of_log['path'] is not None:  # the real thing, where it can be had
       of_log = dict(of_log, task=None, num_rows=None, noise=None)
+    columns = {name: column for name, column in of_log['columns'].items()
+               if column is not None}
+    of_log = dict(of_log, columns=columns or None)
     return {'name': 'logged', **data, **_paths(config, of_log)}
   if path is None:
     return {'name': 'reviews', **data, **of_world}

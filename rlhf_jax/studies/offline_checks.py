@@ -52,7 +52,7 @@ def _check_log(where, log, config, conditions, data):
   require(log['source'] in log_rows.SOURCES, f'{where}.source',
           f'there are {", ".join(log_rows.SOURCES)}')
   require(pairs or data['name'] == 'logged', f'{where}.source',
-          'give config.data.logged.kind, a corpus of logged responses')
+          'give config.data.logged.path, a corpus of logged responses')
   run_checks.check_components(where, log['components'], config['pool'], {
       'gold', 'pairs', 'proxies', 'log'}, data)
   kinds = reward_nodes.kinds(log['components'])

@@ -21,10 +21,10 @@ from rlhf_jax import errors
 from rlhf_jax import objectives
 from rlhf_jax import policy
 from rlhf_jax import sampling
-from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import models as reward_models
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',

@@ -70,7 +70,7 @@ def _lack(node: Mapping, data: Mapping) -> str | None:
             'config.data.logged.path')
   if kind == 'exact_match' and data['name'] != 'logged':
     return ('compares with right answers, and these texts have none; give '
-            'config.data.logged.kind')
+            'config.data.logged.path')
   return None
 
 

@@ -26,8 +26,8 @@ class FilesTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    from_files._read_alpaca.cache_clear()
-    from_files._read_hh.cache_clear()
+    from_files._read_file.cache_clear()
+    from_files._kind.cache_clear()
     load_lib._load.cache_clear()
     self.directory = pathlib.Path(
         self.enterContext(tempfile.TemporaryDirectory()))
@@ -142,7 +142,7 @@ class FilesTest(parameterized.TestCase):
     with open(self.preferences, 'a') as stream:
       stream.write('{"chosen": 1}\n')
     with self.assertRaisesRegex(errors.DataError, 'hh.jsonl:7: .*string'):
-      from_files._read_hh.cache_clear()
+      from_files._read_file.cache_clear()
       load_lib.check(self.config)
     load_lib.check(self.config | dict(max_bad_rows=1))
     self.assertEqual(load_lib.load(self.config | dict(

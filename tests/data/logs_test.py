@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_jax import errors
 from rlhf_jax.data import examples as examples_lib
+from rlhf_jax.data import kinds
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import logs
 from rlhf_jax.data import reviews
@@ -275,7 +276,7 @@ class TaskTest(parameterized.TestCase):
                         out.fingerprint())
     self.assertEqual(out.preferences is not None, task == 'hh_scored')
     self.assertEqual(out.log.references is not None, task == 'gsm8k')
-    self.assertEqual(out.format, tasks.FORMATS[task])
+    self.assertEqual(out.format, kinds.KINDS[task].format)
     self.assertIn('<eos>', out.example())
 
   def test_reddit_has_its_world(self):

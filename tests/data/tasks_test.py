@@ -12,6 +12,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from rlhf_jax.data import formats
+from rlhf_jax.data import kinds
 from rlhf_jax.data import reviews
 from rlhf_jax.data import task_reviews
 from rlhf_jax.data import task_rules
@@ -51,7 +52,7 @@ class TasksTest(parameterized.TestCase):
   @parameterized.parameters(*tasks.SUFFIXES)
   def test_every_word_is_known(self, task):
     coder = tokenizer.Tokenizer.word_level(tasks.vocabulary(task))
-    write = formats.get(tasks.FORMATS[task])
+    write = formats.get(kinds.KINDS[task].format)
     texts = {
         'reddit': lambda r: [write(r['parent_text'], r['text'])],
         'hh_scored': lambda r: [write(''.join(

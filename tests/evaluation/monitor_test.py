@@ -13,12 +13,12 @@ import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import sampling
-from rlhf_jax import sharding
 from rlhf_jax import streams
 from rlhf_jax.data import from_reviews
 from rlhf_jax.evaluation import monitor
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import components
 from rlhf_jax.rewards import models as reward_models
 

@@ -24,9 +24,9 @@ import programs as cases
 import pytest
 import worlds
 
-from rlhf_jax import meshes
-from rlhf_jax import sharding
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import sharding
 from rlhf_jax.studies import estimates
 from rlhf_jax.studies import programs
 

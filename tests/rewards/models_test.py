@@ -14,9 +14,9 @@ import numpy as np
 import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
 from rlhf_jax import types
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
 from rlhf_jax.rewards import models as reward_models
 
 V, E, B, K, T = 9, 3, 2, 3, 7

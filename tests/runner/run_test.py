@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
+from rlhf_jax.parallel import meshes
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files

@@ -9,7 +9,9 @@ import voted
 import worlds
 
 from rlhf_jax import errors
+from rlhf_jax import train
 from rlhf_jax.data import load as load_lib
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import gold_rows
@@ -58,6 +60,26 @@ class GoldTest(absltest.TestCase):
     self.assertIn('accuracy', result)
     self.assertTrue({'correlation', 'target_mean', 'target_std'}.isdisjoint(
         result))
+
+  def test_weights_are_born_in_parts(self):
+    """No device holds a matrix whole, not even before it is trained."""
+    born = []
+
+    place_state = train.place_state
+
+    def place(params, *args):
+      born.append(params)
+      return place_state(params, *args)
+
+    with worlds.devices(8, data=1, fsdp=8), mock.patch.object(
+        fit_lib, 'fit', lambda context, state, *_, **__: (
+            state, {'seconds': 1.})), mock.patch.object(
+                gold.train, 'place_state', place):
+      run_on(voted.corpus(voted.log(160), target=None))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(born[0]):
+      if 'kernel' in (name := sharding.path_of(path)) or 'embed' in name:
+        self.assertLen(leaf.sharding.device_set, 8, name)
+        self.assertFalse(leaf.is_fully_replicated, name)
 
   def test_too_few_rows_are_refused(self):
     log = voted.log(40)

@@ -9,10 +9,10 @@ import jax
 import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.studies import footprints
 from rlhf_jax.studies import memory

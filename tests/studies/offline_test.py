@@ -13,8 +13,8 @@ import worlds
 
 from experiments import base
 from rlhf_jax import errors
-from rlhf_jax import sharding
 from rlhf_jax.data import load as load_lib
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import stop
@@ -212,7 +212,7 @@ class MistakesTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(source='file'), "logs.pairs.source is 'file'; there are pairs"),
-      (dict(source='corpus'), 'logs.pairs.source .*config.data.logged.kind'),
+      (dict(source='corpus'), 'logs.pairs.source .*config.data.logged.path'),
       (dict(sourse='pairs'), 'logs.pairs.sourse is no field'),
       (dict(condition='dirty'), "logs.pairs.condition is 'dirty'"),
       (dict(components=dict(a=dict(kind='best'))),
@@ -226,7 +226,7 @@ class MistakesTest(parameterized.TestCase):
       (dict(components=dict(a=dict(kind='gold', squash='none'))),
        "logs.pairs.components: component 'a' is in .-inf, inf."),
       (dict(components=dict(a=dict(kind='exact_match'))),
-       'logs.pairs.components.a .*config.data.logged.kind'),
+       'logs.pairs.components.a .*config.data.logged.path'),
       (dict(num_validation=1), 'logs.pairs.num_validation is 1; give 2 to 95'),
       (dict(num_validation=96), 'num_validation is 96; give 2 to 95'),
       (dict(value=dict(num_samples=0)), 'logs.pairs.value.num_samples is 0'),

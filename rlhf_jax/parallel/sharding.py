@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
-from rlhf_jax import processes
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import processes
 
 # (regex, mesh axes of the LAST dimensions of a leaf). Those before, stacked
 # layers or members, are in no rule, so that one serves layers/q/kernel

@@ -15,7 +15,7 @@ import numpy as np
 import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import processes
+from rlhf_jax.parallel import processes
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
@@ -99,7 +99,8 @@ AGREE = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from rlhf_jax import errors, processes
+from rlhf_jax import errors
+from rlhf_jax.parallel import processes
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 mine = processes.index()
 def refuse():

@@ -21,13 +21,13 @@ import programs as cases
 import worlds
 
 from rlhf_jax import algorithms
-from rlhf_jax import meshes
 from rlhf_jax import policy
-from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import sharding
 from rlhf_jax.studies import programs
 
 PROGRAMS = cases.Programs(transformer.make_config(

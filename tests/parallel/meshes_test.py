@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.meshes."""
+"""Tests for rlhf_jax.parallel.meshes."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -9,7 +9,7 @@ import numpy as np
 import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
+from rlhf_jax.parallel import meshes
 
 
 def shape(mesh):

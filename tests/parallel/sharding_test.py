@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.sharding: where each array lies."""
+"""Tests for rlhf_jax.parallel.sharding: where each array lies."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -9,13 +9,13 @@ import optax
 import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import meshes
-from rlhf_jax import sharding
 from rlhf_jax import train
 from rlhf_jax.models import heads
 from rlhf_jax.models import lora
 from rlhf_jax.models import quantize
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import models as reward_models
 
 FAMILIES = ('gpt2', 'gpt_neo', 'gptj', 'gpt_neox', 'llama', 'qwen2', 'qwen3',
