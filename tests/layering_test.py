@@ -13,7 +13,8 @@ import rlhf_jax
 # stand before it.
 ORDER = (
     'errors', 'types', 'streams', 'parallel', 'ops', 'storage', 'objectives',
-    'models', 'policy', 'sampling', 'data', 'rewards', 'annotators', 'evaluation', 'algorithms', 'sources', 'train', 'runner',
+    'models', 'policy', 'sampling', 'data', 'rewards', 'annotators',
+    'evaluation', 'algorithms', 'sources', 'train', 'runner',
     'reports', 'pipeline', 'stages', 'studies', 'export', 'main')
 RANK = {name: i for i, name in enumerate(ORDER)}
 # Not that way round either: a loss knows no model, a model no loss.

@@ -45,6 +45,8 @@ COPIED = ('rlhf_jax', 'tests', 'experiments')  # and setup.cfg
 PRELOADED = ['chex', 'flax', 'hypothesis', 'jax', 'optax', 'pytest', 'scipy']
 # Modules without a test file of their name, and those that are about them.
 TESTS = {
+    'data/chats': ('data/kinds',),
+    'data/common_kinds': ('data/kinds',),
     'data/hub': ('data/tables',),
     'data/task_reviews': ('data/tasks',),
     'studies/estimates': ('studies/memory',),

@@ -119,7 +119,7 @@ class ReadTest(LoggedTestCase):
       self.read('hf', ROW)
     with self.assertRaisesRegex(ValueError, "options of kind 'hh': .*max_wor"):
       self.read('hh', ROW, max_words=3)
-    with self.assertRaisesRegex(ValueError, "columns of kind 'rows' must be of .*got ans"):
+    with self.assertRaisesRegex(ValueError, 'columns of kind .* got answer'):
       self.read('rows', ROW, columns={'answer': 'response'})
 
 
