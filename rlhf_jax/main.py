@@ -26,6 +26,12 @@ from rlhf_jax.studies import memory
 from rlhf_jax.studies import plan
 from rlhf_jax.studies import programs
 
+# Before anything imports transformers or touches a device.
+ENVIRONMENT = {
+    'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_VERBOSITY': 'error',
+    # As much of a GPU as a plan counts on; jax takes less by itself.
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': str(memory.USABLE)}
+
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'path/to/config.py[:size]', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'where everything is written')
@@ -174,16 +180,14 @@ def run(argv: list[str]) -> int:
   """Parses, plans, runs; returns the exit code."""
   try:
     config = _parse(['--plan=here' if x == '--plan' else x for x in argv])
+    for name, value in ENVIRONMENT.items():
+      os.environ.setdefault(name, value)
     together = cluster.Cluster(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
         _HEARTBEAT.value)
     if together.several:
       cluster.supervise()
       cluster.connect(together)
-    # Before anything imports transformers.
-    for name, value in (('HF_HUB_OFFLINE', '1'),
-                        ('TRANSFORMERS_VERBOSITY', 'error')):
-      os.environ.setdefault(name, value)
     stages = plan.plan(config)
     _prepare()
     if _PLAN.value:
@@ -192,6 +196,7 @@ def run(argv: list[str]) -> int:
         stages, _WORKDIR.value, only=_STAGES.value, reuse=_REUSE.value,
         config=config | {'inputs': plan.inputs(config, stages)},
         safe_keys=('seeds', 'title', 'training.*', 'mesh.*'))
+    _show_figure(config)
   except errors.LostProcessError as error:
     os._exit(_fail(error))  # there is nobody to take leave of
   except errors.UserError as error:
@@ -199,15 +204,20 @@ def run(argv: list[str]) -> int:
   except KeyboardInterrupt:  # before the study has begun to listen
     return _fail(errors.Interrupted(
         'nothing was written; run the same command to start'))
+  return 0
+
+
+def _show_figure(config: dict):
+  """Prints where the study's figure is, if it is there."""
   final = plan.final(config)
-  result = processes.from_owner(
-      lambda: run_lib.read_result(_WORKDIR.value, final))
+  with cluster.losing():
+    result = processes.from_owner(
+        lambda: run_lib.read_result(_WORKDIR.value, final))
   if result is not None:
     # Not the recorded directory: the workdir may have been moved.
     figure = (pathlib.Path(_WORKDIR.value).absolute() / final
               / pathlib.Path(result['figure']).name)
     run_lib.say(str(figure))
-  return 0
 
 
 def main():

@@ -118,7 +118,7 @@ def offline_members(dataset: types.Batch, *, batch_size: int,
 
 def rollout(annotators: Callable[..., Any]
             ) -> Callable[..., types.Rollout]:
-  """(batch, state, frozen) -> Rollout, ready for jit, from `annotate.chain`.
+  """(batch, state, frozen) -> Rollout, ready for jit, from `annotators.chain`.
 
   Its metrics are over all responses that were sampled, those too whose mask
   an annotator clears.

@@ -33,7 +33,7 @@ def init(nodes: Sequence[Mapping[str, Any]], *,
   """The statistics that a list of annotators starts with.
 
   Args:
-    nodes: as for `annotate.chain`.
+    nodes: as for `annotators.chain`.
     kl_coef: what `adapt_kl_coef` starts from; None: what the first node that
       has a `kl_coef` says. Not read without a controller.
 
@@ -246,7 +246,7 @@ def metrics(batch: types.Batch) -> dict[str, jax.Array]:
   """What a rollout looks like after its annotators.
 
   Args:
-    batch: of `annotate.chain`; what it has not is not measured.
+    batch: of `annotators.chain`; what it has not is not measured.
 
   Returns:
     f32[] each, means over the responses that are there; deviations and

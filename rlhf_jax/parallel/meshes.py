@@ -38,8 +38,8 @@ def make(shape: Mapping[str, int] | None = None,
     devices: default `jax.devices()`.
 
   Raises:
-    TopologyError: an axis is unknown, or the sizes do not multiply to the
-      number of devices; no device is left idle in silence.
+    TopologyError: an axis is unknown or below 1, two are -1, or the sizes do
+      not multiply to the number of devices; no device is left idle in silence.
   """
   devices = list(devices if devices is not None else jax.devices())
   shape = shape or {'data': -1}
@@ -62,24 +62,34 @@ def make(shape: Mapping[str, int] | None = None,
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _check_names(shape):
-  for name in shape:
+def _check(shape):
+  """TopologyError for an axis that is none, or has no size."""
+  for name, size in shape.items():
     if name not in (*AXES, 'dcn'):
       raise errors.TopologyError(
           f'config.mesh has an axis {name!r}; there are '
           f'{", ".join((*AXES, "dcn"))}')
+    if size < 1 and (size != -1 or name == 'dcn'):
+      raise errors.TopologyError(
+          f'mesh {name} is {size}; give a number of devices >= 1, or -1, of '
+          'one axis, for what is left')
+  free = [name for name, size in shape.items() if size == -1]
+  if len(free) > 1:
+    raise errors.TopologyError(
+        f'mesh {" and ".join(free)} are -1, which one axis alone may be; '
+        'change config.mesh')
 
 
 def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
   """The size of each of AXES over `count` devices."""
   shape = dict(shape)
-  _check_names(shape)
+  _check(shape)
   groups = shape.pop('dcn', 1)
-  free = [name for name, n in shape.items() if n == -1]
   size = math.prod(n for n in shape.values() if n != -1)
   product = ' x '.join(f'{name} {n}' for name, n in shape.items())
-  if len(free) == 1 and size > 0 and count % size == 0:
-    shape[free[0]] = count // size
+  if -1 in shape.values() and count % size == 0:
+    shape = {name: count // size if n == -1 else n
+             for name, n in shape.items()}
     size = count
   if size != count:
     raise errors.TopologyError(
@@ -87,7 +97,7 @@ def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
         'change config.mesh or the number of visible devices')
   sizes = [shape.get(name, 1) for name in AXES]
   data = sizes[AXES.index('data')]
-  if groups < 1 or data % groups:
+  if data % groups:
     raise errors.TopologyError(
         f'mesh data {data} is not divisible by dcn {groups}, the '
         'number of slices or nodes; change config.mesh')
@@ -107,7 +117,7 @@ def planned(shape: Mapping[str, int], count: int | None = None
   """
   if count is not None:
     return AbstractMesh(tuple(_sizes(shape, count)), AXES)
-  _check_names(shape)
+  _check(shape)
   return AbstractMesh(tuple(max(shape.get(name, 1), 1) for name in AXES), AXES)
 
 

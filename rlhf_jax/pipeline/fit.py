@@ -150,7 +150,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
 
   Args:
     context: of the stage.
-    state: at step 0, of `sharding.born`; with a leading member axis for an
+    state: at step 0, of `train.place_state`; with a leading member axis for an
       ensemble.
     source: of batches.
     step_fn: jitted; may donate the state.
@@ -192,7 +192,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
         bar.update(1)
         stopping = context.stop.requested(step)
         last_step = step == loop.num_steps
-        if step % loop.log_every == 0 or last_step or stopping:
+        if step % loop.log_every == 0 or last_step:
           last = log.step(step, current)
         if log.due(step, loop.num_steps):
           log.evaluation(step, state)

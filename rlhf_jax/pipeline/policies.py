@@ -11,6 +11,7 @@ from rlhf_jax.evaluation import monitor as monitor_lib
 from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import processes
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import rewarding
@@ -63,7 +64,9 @@ def save_policy(context: Any, step: int, params: types.Params):
     step: that the parameters are of.
     params: what the stage has trained; value and Q functions are left out.
   """
-  if (context.directory / 'checkpoints' / str(step)).exists():
+  # A shared file system may show one process what another does not see yet.
+  if processes.from_owner(
+      (context.directory / 'checkpoints' / str(step)).exists):
     return
   kept = {k: v for k, v in params.items() if k not in _HEADS}
   with checkpoint.Checkpointer(context.directory / 'checkpoints') as saver:

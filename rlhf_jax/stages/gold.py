@@ -83,11 +83,11 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   artifacts.write_model(context, 'reward', node['model'], coder)
   tokens = batch_size * np.mean(
       split.training.mask.any(axis=1).sum(axis=-1))
-  return {**_quality(context, config, state.params, split.validation),
+  return {**_quality(config, state.params, split.validation),
           **split.scale, **fit_lib.rate(last, tokens * num_steps)}
 
 
-def _quality(context, config, params, rows: types.Batch) -> dict[str, float]:
+def _quality(config, params, rows: types.Batch) -> dict[str, float]:
   """Correlation with the target, or accuracy on pairs, on held-out rows."""
   alone = jax.jit(lambda params: jax.tree.map(lambda x: x[None], params))
   scores = reward_models.score_rows(

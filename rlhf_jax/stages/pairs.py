@@ -41,7 +41,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       corpus_lib.Prompts(prompts.tokens[at], prompts.lengths[at]),
       streams.key(seed, 'pairs', first),
       rows_lib.Draw(num_samples=2, sampler=sampler, force_eos=force_eos))
-  scores = world.gold.scores(tokens, mask)[0]
+  scores = world.gold.scores(tokens, mask, poll=lambda: context.stop.check(
+      f'the start of {context.directory.name}'))[0]
   files.save_arrays(context.directory / 'pairs.npz', tokens=tokens, mask=mask,
                     gold_scores=scores)
   finished = endings.finished(tokens, mask, world.corpus.tokenizer.eos_id)

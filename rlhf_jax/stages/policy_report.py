@@ -8,8 +8,6 @@ from rlhf_jax.reports import results
 from rlhf_jax.reports import spec
 from rlhf_jax.storage import files
 
-check = spec.check  # what a study calls before it trains
-
 
 def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
         title: str, figure: Mapping,

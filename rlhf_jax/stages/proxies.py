@@ -84,12 +84,12 @@ def run(context, *, seed: int, given: Mapping[str, Any],
       jax.jit(step, donate_argnums=0),
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
                         **training),
-      watch=_watch(context, config, rows, validation, batch_size)
+      watch=_watch(config, rows, validation, batch_size)
       if validate else None)
 
   artifacts.write_model(context, 'reward', node['model'], coder,
                         num_members=node['num_members'])
-  scores, _, accuracy = _quality(context, config, state.params, validation)
+  scores, _, accuracy = _quality(config, state.params, validation)
   files.save_arrays(
       context.directory / 'scale.npz', **scale_lib.of_members(scores))
   tokens = members * batch_size * 2 * rows.mask.sum(axis=-1).mean()
@@ -118,7 +118,7 @@ def _init(context, config, keys, trunks, head_scale):
       stack, keys, list(map(load, trunks)), members=len(keys))
 
 
-def _quality(context, config, params, validation: types.Batch
+def _quality(config, params, validation: types.Batch
              ) -> tuple[np.ndarray, ...]:
   """Scores [E, N, 2] of held-out pairs; Bradley-Terry loss, accuracy [E]."""
   scores = reward_models.score_rows(
@@ -127,10 +127,10 @@ def _quality(context, config, params, validation: types.Batch
   return scores, loss, statistics.pair_accuracy(scores)
 
 
-def _watch(context, config, rows, validation, batch_size) -> fit_lib.Watch:
+def _watch(config, rows, validation, batch_size) -> fit_lib.Watch:
   """Validates after every epoch."""
   def evaluate(step, state):
-    _, loss, accuracy = _quality(context, config, state.params, validation)
+    _, loss, accuracy = _quality(config, state.params, validation)
     row = {'epoch': step * batch_size / len(rows.tokens),
            'loss': loss.mean(), 'accuracy': accuracy.mean()}
     for member in range(len(loss)):

@@ -41,16 +41,24 @@ class MeshTest(parameterized.TestCase):
       ({'data': 4}, 'mesh data 4 = 4 but there are 8 devices'),
       ({'data': 4, 'fsdp': 3}, 'data 4 x fsdp 3 = 12 but there are 8'),
       ({'data': -1, 'fsdp': 3}, 'data -1 x fsdp 3 = 3 but there are 8'),
-      ({'data': -1, 'fsdp': -1}, 'data -1 x fsdp -1 = 1 but there are 8'),
-      ({'data': 16}, 'data 16 = 16 but'), ({'data': 0}, 'data 0 = 0 but'),
-      ({'data': -1, 'fsdp': 0}, 'data -1 x fsdp 0 = 0 but there are 8'),
+      ({'data': -1, 'fsdp': -1}, 'mesh data and fsdp are -1, which one axis'),
+      ({'data': 16}, 'data 16 = 16 but'), ({'data': 0}, 'mesh data is 0; give'),
+      ({'data': -1, 'fsdp': 0}, 'mesh fsdp is 0; give'),
+      ({'data': -2, 'fsdp': -4}, 'mesh data is -2; give'),
       ({'dta': 8}, "has an axis 'dta'; there are member, data, fsdp, tensor"),
       ({'fsdp': 8, 'dcn': 2}, 'mesh data 1 is not divisible by dcn 2'),
-      ({'data': 8, 'dcn': 0}, 'not divisible by dcn 0'),
+      ({'data': 8, 'dcn': 0}, 'mesh dcn is 0; give'),
       ({'data': 8, 'dcn': 2}, 'dcn 2 does not fit the devices'))
   def test_what_does_not_fit(self, given, message):
     with self.assertRaisesRegex(errors.TopologyError, message):
       meshes.make(given)
+
+  def test_two_axes_of_one_device(self):
+    """A laptop, on which -1 x -1 is the number of devices."""
+    for make in (lambda mesh: meshes.make(mesh, jax.devices()[:1]),
+                 meshes.planned, lambda mesh: meshes.planned(mesh, 1)):
+      with self.assertRaisesRegex(errors.TopologyError, 'data and fsdp are -1'):
+        make({'data': -1, 'fsdp': -1})
 
   def test_none_is_in_use_where_devices_are_the_callers(self):
     self.assertIsNone(meshes.in_use())

@@ -124,6 +124,23 @@ class ResumeTest(absltest.TestCase):
     self.assertEqual([line['step'] for line in context.lines('metrics')],
                      [1, 2, 3, 4, 5, 6, 7])
 
+  def test_an_interruption_leaves_no_line_of_its_own(self):
+    """Else a curve by lines would be another than an undisturbed one."""
+    seldom = dict(num_steps=7, save_every=2, log_every=3)
+    whole, halves = context_of('seldom'), context_of('seldom_halves')
+    fit(whole, **seldom)
+    for stop in (1, 2):
+      halves.stop = worlds.Stop(stop)
+      with self.assertRaises(errors.Interrupted):
+        fit(halves, **seldom)
+    halves.stop = worlds.Stop()
+    fit(halves, **seldom)
+    without = lambda context: [
+        {k: v for k, v in line.items() if 'per_second' not in k}
+        for line in context.lines('metrics')]
+    self.assertEqual([line['step'] for line in without(whole)], [3, 6, 7])
+    self.assertEqual(without(halves), without(whole))
+
   def test_goes_on_over_another_mesh(self):
     whole, _ = fit(context_of('unmoved'))
     context = context_of('moved', 8)

@@ -7,6 +7,7 @@ import numpy as np
 from stages import figure_3
 import worlds
 
+from rlhf_jax import errors
 from rlhf_jax.models import transformer
 from rlhf_jax.stages import pairs
 from rlhf_jax.storage import files
@@ -14,9 +15,9 @@ from rlhf_jax.storage import files
 NAMES = [f'seed_0/{ending}/pairs' for ending in figure_3.ENDINGS]
 
 
-def run(workdir=None, given=None, **changes):
+def run(workdir=None, given=None, stop=None, **changes):
   """The arrays and the result of the stage, on an untrained world."""
-  context = worlds.Context(workdir or worlds.untrained())
+  context = worlds.Context(workdir or worlds.untrained(), stop=stop)
   result = pairs.run(context, **dict(
       seed=0, data=worlds.DATA, force_eos=False, sampler={},
       given=dict(reference='sft', gold='gold') | (given or {})) | changes)
@@ -95,6 +96,25 @@ class PartTest(absltest.TestCase):
     for name, values in expected.items():
       np.testing.assert_array_equal(better[name], values, err_msg=name)
     self.assertGreater((better['tokens'] != first['tokens']).sum(), 9)
+
+  def test_a_signal_stops_the_scoring_too(self):
+    """Not the sampling alone, after which hours of scoring may come."""
+    for polls in (0, 1):  # one chunk is sampled, then one scored
+      with self.assertRaises(errors.Interrupted):
+        run(stop=Polls(polls))
+    run(stop=Polls(2))
+
+
+class Polls:
+  """Asks to stop after so many polls that go unheeded."""
+
+  def __init__(self, polls):
+    self._left = polls
+
+  def check(self, where):
+    self._left -= 1
+    if self._left < 0:
+      raise errors.Interrupted(where)
 
 
 if __name__ == '__main__':
