@@ -228,32 +228,18 @@ class SmokesTest(parameterized.TestCase):
       self.assertEqual(how == 'reused from', bool(re.fullmatch(runs, run)),
                        run)
 
-  @parameterized.parameters(
-      (worlds.FIGURE_3, 'fsdp=2 tensor=2',
-       'seed force_eos label_noise method n'),
-      (f'{COSTE}/fig4_ppo.py', 'fsdp=8', 'seed run step'),
-      (f'{BAHETI}/fig2_validation_reward.py', 'fsdp=2', 'seed run step'),
-      ('experiments/rlhf_notes/iterated.py', 'member=2 fsdp=2',
-       'seed run step'))
-  def test_eight_devices(self, config, axes, names):
+  @parameterized.parameters(*worlds.EIGHT)
+  def test_eight_devices(self, config):
     """The whole study, whose numbers differ by rounding only."""
-    workdir = worlds.folder()
-    done = subprocess.run(
-        worlds.command(f'{config}:smoke', workdir, *(
-            f'--config.mesh.{axis}' for axis in axes.split())),
-        cwd=worlds.ROOT, env=worlds.environment() | {
-            'NPROC': '16',  # see conftest
-            'JAX_NUM_CPU_DEVICES': '8'},
-        capture_output=True, text=True, timeout=600)
-    self.assertEqual(done.returncode, 0, done.stderr)
+    names = ('seed', 'force_eos', 'label_noise', 'method', 'n', 'run', 'step')
     eight, one = ({
-        tuple(row[name] for name in names.split()): row
-        for row in worlds.rows(d / 'report_seeds_0/results.csv')}
-                  for d in (workdir, worlds.smoke(config)[0]))
+        tuple(row.get(name) for name in names): row for row in worlds.rows(
+            worlds.smoke(config, count)[0] / 'report_seeds_0/results.csv')}
+                  for count in (8, 1))
     self.assertEqual(eight.keys(), one.keys())
     for key, row in one.items():
       for name, value in row.items():
-        if name in ('time', *names.split()):
+        if name in ('time', *names):
           continue
         try:
           np.testing.assert_allclose(

@@ -115,9 +115,10 @@ def launch(config: str, workdir, *arguments: str):
   return _launch(command(config, workdir, *arguments))
 
 
-def _launch(arguments):
-  return subprocess.run(arguments, cwd=ROOT, env=environment(),
-                        capture_output=True, text=True, timeout=600)
+def _launch(arguments, **variables):
+  return subprocess.run(
+      arguments, cwd=ROOT, env=environment() | variables, capture_output=True,
+      text=True, timeout=600)
 
 
 def get_config(config: str, size: str = 'laptop') -> dict:
@@ -128,29 +129,43 @@ def get_config(config: str, size: str = 'laptop') -> dict:
   return module.get_config(size).to_dict()
 
 
-def smoke(config: str = FIGURE_3) -> tuple[pathlib.Path, dict]:
+# How eight devices are used in the smoke of a study of each kind.
+EIGHT = {
+    FIGURE_3: dict(fsdp=2, tensor=2), f'{COSTE}/fig4_ppo.py': dict(fsdp=8),
+    f'{BAHETI}/fig2_validation_reward.py': dict(fsdp=2),
+    'experiments/rlhf_notes/iterated.py': dict(member=2, fsdp=2)}
+
+
+def smoke(config: str = FIGURE_3, num_devices: int = 1
+          ) -> tuple[pathlib.Path, dict]:
   """The workdir of a finished smoke study, and what its command printed.
 
-  It takes over what those of `REUSED` have made. Beside the workdir,
-  `streams.jsonl` says which streams it has asked for.
+  It takes over what those of `REUSED` have made, on as many devices. Beside
+  the workdir, `streams.jsonl` says which streams it has asked for.
 
   Args:
     config: path of the file.
+    num_devices: 1, or 8, used as `EIGHT` says.
   """
-  reused = [smoke(other)[0] for other in REUSED.get(config, (FIGURE_3,))]
+  reused = [smoke(other, num_devices)[0]
+            for other in REUSED.get(config, (FIGURE_3,))]
+  axes = EIGHT[config] if num_devices == 8 else {}
 
   def make(path):
-    arguments = [f'--reuse={",".join(map(str, reused))}'] if reused else []
+    arguments = [f'--config.mesh.{axis}={size}' for axis, size in axes.items()]
+    if reused:
+      arguments.append(f'--reuse={",".join(map(str, reused))}')
     python, _, _, *flags = command(
         f'{config}:smoke', path / 'study', *arguments)
-    done = _launch([python, ROOT / 'tests/recorder.py',
-                    path / 'streams.jsonl', *flags])
+    done = _launch(
+        [python, ROOT / 'tests/recorder.py', path / 'streams.jsonl', *flags],
+        JAX_NUM_CPU_DEVICES=str(num_devices))
     files.write_json(path / 'done.json', {
         'code': done.returncode, 'stdout': done.stdout,
         'stderr': done.stderr})
 
   name = config.removeprefix('experiments/').removesuffix('.py')
-  path = once(f'smoke_{name.replace("/", "_")}', make)
+  path = once(f'smoke_{num_devices}_{name.replace("/", "_")}', make)
   done = files.read_json(path / 'done.json')
   assert done['code'] == 0, done['stderr']
   return path / 'study', done

@@ -87,7 +87,7 @@ def supervise():
     # a library that gives up, its stack to descriptor 2.
     sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)
     sys.stderr = os.fdopen(os.dup(2), 'w', buffering=1)
-    os.dup2(noise.fileno(), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(noise.fileno(), 2)
     return
   for number in (signal.SIGINT, signal.SIGTERM):

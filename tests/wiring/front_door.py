@@ -75,6 +75,12 @@ def order(step: int, batch_size: int, count: int, *names) -> np.ndarray:
       streams.number(SEED, *names), step, batch_size, count)
 
 
+def draws(step: int, batch_size: int, weights, *names) -> np.ndarray:
+  """The examples of a step, drawn by weight from a stream."""
+  return updates.draws(
+      streams.number(SEED, *names), step, batch_size, weights)
+
+
 @functools.cache
 def run_of(name: str) -> dict[str, Any]:
   """The node of a run of the study."""

@@ -232,7 +232,8 @@ class OnlineTest(parameterized.TestCase):
               front_door.trained(part))
           jax.tree.map(np.testing.assert_array_equal,
                        run.frozen['reward'][kind], models_of)
-      self.assertLen({rollout['digest'] for rollout in run.rollouts}, 1)
+      self.assertEqual({rollout['digest'] for rollout in run.rollouts}, {
+          recording.digest([run.frozen[x] for x in ('reference', 'reward')])})
     self.assertNotIn('gold', training('ppo').frozen['reward'])
 
 

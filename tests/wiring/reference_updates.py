@@ -1,4 +1,4 @@
-"""Optimizer steps in float64 NumPy: clipping, AdamW, schedules, targets.
+"""Draws and optimizer steps in float64 NumPy: AdamW, schedules, targets.
 
 Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101: weights decay
 beside the adaptive step, both times the rate. A rate belongs to an update,
@@ -81,3 +81,26 @@ def polyak(targets, online, share):
   return jax.tree.map(
       lambda old, new: share * np.asarray(new, np.float64)
       + (1 - share) * np.asarray(old, np.float64), targets, online)
+
+
+def draws(seed, step, batch_size, weights):
+  """Rows of a step that are drawn in proportion (objectives.md 9.9).
+
+  With replacement, by the numbers of one endless stream: those of Philox under
+  the seed and the last 64-bit word, which is no epoch of an order. A row is
+  drawn by those that lie in its share of [0, 1).
+
+  Args:
+    seed: of the stream.
+    step: which batch, from 0.
+    batch_size: rows a step.
+    weights: f64[N], >= 0.
+
+  Returns:
+    i64[batch_size].
+  """
+  words = np.array([seed, np.iinfo(np.uint64).max], np.uint64)
+  stream = np.random.Generator(np.random.Philox(key=words))
+  drawn = stream.random((step + 1) * batch_size)[step * batch_size:]
+  ends = np.cumsum(weights / np.sum(weights))
+  return (drawn[:, None] >= ends[:-1]).sum(axis=1)

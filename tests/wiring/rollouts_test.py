@@ -18,6 +18,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 import optax
+from wiring import recording
 from wiring import reference_losses as losses
 from wiring import reference_models as models
 from wiring import reference_rewards as rewards
@@ -83,7 +84,7 @@ class Trace:
 
   def __init__(self, case):
     self.case, self.run = case, make_run(case)
-    self.samples, self.annotated, self.updated = [], [], []
+    self.annotated, self.updated, self.frozen = [], [], []
     self.context = worlds.Context(shared.world())
     programs = online_methods.programs
     with mock.patch.object(online_methods, 'programs', lambda method:
@@ -102,6 +103,10 @@ class Trace:
       rollout = programs.annotated(batch, state, frozen)
       self.annotated.append(tuple(map(
           shared.host, (batch, state, rollout))))
+      self.frozen.append(dict(
+          reference=recording.digest(frozen.reference),
+          proxies=recording.digest(frozen.reward['proxy']),
+          kinds=[*frozen.reward]))
       return rollout
 
     def updated(state, rollout, *base):
@@ -120,6 +125,12 @@ class Trace:
 @functools.cache
 def trace(case):
   return Trace(case)
+
+
+@functools.cache
+def kept(stage):
+  """Digest of what a stage has left on disk."""
+  return recording.digest(recording.restore(shared.world() / stage))
 
 
 def setUpModule():
@@ -281,28 +292,36 @@ class OnlineTest(parameterized.TestCase):
       shared.close_trees(self, after.params, state.params, start,
                          'parameters', state.exact)
 
-  def test_nothing_frozen_moves(self):
-    """The reference and the reward models are those that were trained."""
-    case = trace('ppo')
-    again = artifacts.restore_policy(shared.world() / 'sft').params
-    jax.tree.map(np.testing.assert_array_equal, shared.host(again),
-                 case.reference)
-    moved = artifacts.restore_policy(case.context.directory).params
-    self.assertFalse(all(map(np.array_equal, *map(
-        jax.tree.leaves, (shared.host(moved), case.reference)))))
+  @parameterized.parameters(*CASES)
+  def test_nothing_frozen_moves(self, name):
+    """What each rollout was given are the models that were trained."""
+    case = trace(name)
+    self.assertEqual(case.frozen, case.run['num_steps'] * [dict(
+        reference=kept('sft'), proxies=kept('proxies'), kinds=['proxy'])])
+    # While the policy leaves the reference, where it has begun.
+    first, *_, last = (recording.digest(
+        {k: state.params[k] for k in case.reference})
+                       for _, state, _ in case.annotated)
+    self.assertEqual(first, kept('sft'))
+    self.assertNotEqual(last, kept('sft'))
 
-  def test_rows_of_evaluation_are_not_trained_on(self):
-    """By identity: the prompts of training are rows of another array."""
-    case = trace('rloo')
-    corpus = worlds.corpus_of(SEED)
-    self.assertFalse(np.shares_memory(
-        corpus.pair_prompts.tokens, corpus.eval_prompts.tokens))
-    # `final.jsonl` answers the evaluation prompts, in their order.
+  def test_evaluation_asks_what_is_not_trained_on(self):
+    case, corpus = trace('rloo'), worlds.corpus_of(SEED)
     decode = corpus.tokenizer.decode
+    pairs, others = (
+        [decode(row[:n]) for row, n in zip(prompts.tokens, prompts.lengths)]
+        for prompts in (corpus.pair_prompts, corpus.eval_prompts))
+    self.assertNotEmpty({*pairs} - {*others})
+    self.assertNotEmpty({*others} - {*pairs})
+    asked = [decode(row[:mask.argmax()]) for batch, *_ in case.annotated
+             for row, mask in zip(*(x.reshape(-1, x.shape[-1])
+                                    for x in (batch.tokens, batch.mask)))]
+    self.assertLen(asked, 2 * 4 * 3)
+    self.assertContainsSubset(asked, pairs)
+    self.assertNoCommonElements(asked, others)
+    # `final.jsonl` answers the evaluation prompts, in their order.
     self.assertEqual(
-        [line['prompt'] for line in case.context.lines('final')],
-        [decode(row[:n]) for row, n in zip(
-            corpus.eval_prompts.tokens[:2], corpus.eval_prompts.lengths)])
+        [line['prompt'] for line in case.context.lines('final')], others[:2])
 
 
 if __name__ == '__main__':
