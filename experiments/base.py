@@ -200,7 +200,7 @@ def samples(size: str) -> dict:
   return {'smoke': dict(num_samples=32, samples_per_call=16, shard_prompts=2),
           'laptop': dict(num_samples=2048, samples_per_call=512,
                          shard_prompts=4),
-          'full': dict(num_samples=12_500, samples_per_call=500,
+          'full': dict(num_samples=12_500, samples_per_call=100,
                        shard_prompts=1)}[size]
 
 

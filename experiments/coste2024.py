@@ -206,6 +206,6 @@ def best_of_n(size: str, title: str, *, noise: tuple[float, ...],
     return config
   config.seeds = (1, 2, 3)
   if size == 'full':
-    config.best_of_n.update(num_samples=12_500, samples_per_call=500,
+    config.best_of_n.update(num_samples=12_500, samples_per_call=100,
                             shard_prompts=1)
   return config

@@ -176,6 +176,14 @@ def _show_memory(config: dict, stages: list) -> int:
   return 0
 
 
+def _num_devices() -> int:
+  """Of the machine that is planned for, or of this run."""
+  if _PLAN.value:
+    return memory.machine(_PLAN.value).count
+  import jax
+  return jax.device_count()
+
+
 def run(argv: list[str]) -> int:
   """Parses, plans, runs; returns the exit code."""
   try:
@@ -190,6 +198,10 @@ def run(argv: list[str]) -> int:
       cluster.connect(together)
     stages = plan.plan(config)
     _prepare()
+    if any(size == -1 for axis, size in config['mesh'].items()
+           if axis != 'data'):
+      # Into how many parts models are split is known only now.
+      stages = plan.plan(config, _num_devices())
     if _PLAN.value:
       return _show_memory(config, stages)
     run_lib.run_study(

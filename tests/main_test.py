@@ -20,7 +20,7 @@ import worlds
 
 CONFIG = f'--config={worlds.FIGURE_3}:smoke'
 BAD, HH, ALPACA = ('bad.jsonl', 'hh.jsonl', 'alpaca.json')
-# RLOO on one component, of the kind that follows the colon.
+# RLOO on one component, of the kind that follows the colon, or mistyped.
 ONLINE = """
 from experiments import base
 COMPONENTS = dict(
@@ -28,12 +28,22 @@ COMPONENTS = dict(
     proxy=dict(kind='proxy'), exact_match=dict(kind='exact_match'),
     length=dict(kind='length'), function=dict(
         kind='function', function='nowhere:f'))
+RUNS = dict(
+    number=3, temperature=dict(rollout=dict(temperature=None)),
+    noise=dict(reward=dict(noise='1')), target=dict(kl=dict(target='6')),
+    mine=dict(reward=dict(components=dict(mine='pkg:f'))),
+    squash=dict(algorithm='best_of_n', reward=dict(
+        components=base.proxy(squash='sigmoid'))))
+CONDITIONS = dict(
+    of_text=dict(clean='noisy'), members=dict(clean=dict(num_members='2')),
+    squash=dict(clean=dict()))
 def get_config(kind):
   config = base.online_config('smoke')
   config.title = 'RLOO'
-  config.runs.one = dict(
+  config.conditions = CONDITIONS.get(kind, dict())
+  config.runs = dict(one=RUNS[kind] if kind in RUNS else dict(
       algorithm='rloo', rollout=dict(samples=2), labels=dict(method='RLOO'),
-      reward=dict(components=dict(part=COMPONENTS[kind])))
+      reward=dict(components=dict(part=COMPONENTS.get(kind)))))
   config.figure = dict(kind='table', columns=('proxy',))
   return config
 """
@@ -171,7 +181,30 @@ CASES = {
         "config.runs.one.condition is 'clean'", 'there are none')),
     'no_target': (component('file'), 2, (
         "config.runs.one.reward.components.part has kind 'file'",
-        'config.data.logged.target', "'votes'")),
+        'config.data.logged.path', "'votes'")),
+    'run': (component('number'), 2, (
+        'config.runs.one is 3', 'changes of its fields')),
+    'run_none': (component('temperature'), 2, (
+        'config.runs.one.rollout.temperature is None', 'give a number')),
+    'run_text': (component('noise'), 2, (
+        "config.runs.one.reward.noise is '1'", 'give a number')),
+    'run_absent': (component('target'), 2, (
+        "config.runs.one.kl.target is '6'", 'give a number, or None')),
+    'component': (component('mine'), 2, (
+        "config.runs.one.reward.components.mine is 'pkg:f'", "'kind'")),
+    'squash': (component('squash'), 2, (
+        "config.runs.one.reward.components.proxy.squash is 'sigmoid'",
+        'as it is')),
+    'condition': (component('of_text'), 2, (
+        "config.conditions.clean is 'noisy'", 'changes of its fields')),
+    'condition_text': (component('members'), 2, (
+        "config.conditions.clean.num_members is '2'", 'give an integer')),
+    'no_log_read': (field('data.logged.kind=reddit'), 2, (
+        "config.data.logged.kind is 'reddit'", 'config.data.logged.path')),
+    'no_file_read': (field('data.files.kind=alpaca'), 2, (
+        "config.data.files.kind is 'alpaca'", 'config.data.path')),
+    'gold_held_out': (field('gold.held_out=760'), 2, (
+        'config.gold.held_out is 760 of 768 texts', 'gold.batch_size 16')),
     'no_answers': (component('exact_match'), 2, (
         "config.runs.one.reward.components.part has kind 'exact_match'",
         'config.data.logged.path')),
@@ -269,6 +302,23 @@ def outcomes():
     return results, before, _tree(directory), str(directory)
   finally:
     shutil.rmtree(directory)
+
+
+class DevicesTest(absltest.TestCase):
+
+  def test_parts_that_are_known_here_alone(self):
+    """An axis of -1 on three devices, before anything is trained."""
+    workdir = worlds.folder() / 'study'
+    done = subprocess.run(
+        worlds.command(f'{worlds.FIGURE_3}:smoke', workdir,
+                       '--config.mesh.data=1', '--config.mesh.fsdp=-1'),
+        cwd=worlds.ROOT, capture_output=True, text=True, timeout=120,
+        env=worlds.environment() | {'JAX_NUM_CPU_DEVICES': '3'})
+    self.assertEqual(done.returncode, 8, done.stderr)
+    self.assertRegex(
+        done.stderr.splitlines()[-1],
+        '^rlhf_jax: TOPOLOGY: .*(cannot be split|not divisible).* 3')
+    self.assertFalse(workdir.exists())
 
 
 class BadInputTest(parameterized.TestCase):

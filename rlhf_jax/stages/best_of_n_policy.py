@@ -38,7 +38,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     data: config node of the corpus.
     given: stages by role, see `artifacts`.
     proxy: component of kind 'proxy', see `rewards.nodes`, by whose
-      'aggregate' the best are chosen.
+      'aggregate' the best are chosen; the study refuses one whose score would
+      be scaled or squashed.
   """
   world = artifacts.World(context, data, seed, given)
   scores = picks.load(context, given, proxy['standardize'])

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from rlhf_jax import errors
 from rlhf_jax import train
@@ -19,6 +20,7 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.ops import ensembles
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
+from rlhf_jax.pipeline import gold_rows
 from rlhf_jax.studies import nodes
 
 
@@ -38,12 +40,14 @@ def check_shares(config: dict, field: str):
       field, 'shares lie in [0, 1]')
 
 
-def check(config: dict, proxies: Mapping[str, Mapping], *, reads_gold: bool):
+def check(config: dict, proxies: Mapping[str, Mapping], mesh: AbstractMesh, *,
+          reads_gold: bool):
   """Raises ConfigError for what the first stages would fail at later.
 
   Args:
     config: of the study.
     proxies: every `proxy` node that is trained, by its place in the config.
+    mesh: of `meshes.planned`; a TopologyError if it divides no ensemble.
     reads_gold: whether a gold model is trained.
   """
   require = nodes.requirement(config)
@@ -69,6 +73,10 @@ def check(config: dict, proxies: Mapping[str, Mapping], *, reads_gold: bool):
     _check_trained('gold', config['gold'], 'num_steps', config)
   for where, proxy in proxies.items():
     _check_proxy(where, proxy, config)
+    try:
+      meshes.row_parts(mesh, members=proxy['num_members'])
+    except errors.TopologyError as error:
+      raise errors.TopologyError(f'config.{where}: {error}') from None
 
 
 def _check_trained(where: str, node: Mapping, steps: str, config: dict):
@@ -107,11 +115,6 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
   require(0 <= noise <= 1, f'{where}.label_noise', 'shares lie in [0, 1]')
   _check_trained(where, proxy, 'num_epochs', config)
   _check_trained(f'{where}.sft', proxy['sft'], 'num_steps', config)
-  try:
-    meshes.row_parts(meshes.planned(config['mesh']),
-                       members=proxy['num_members'])
-  except errors.TopologyError as error:
-    raise errors.TopologyError(f'config.{where}: {error}') from None
 
 
 def _check_model(where: str, model: Mapping, config: dict):
@@ -135,14 +138,15 @@ def _check_model(where: str, model: Mapping, config: dict):
         'data.logged.tokenizer), the tokens that it knows')
 
 
-def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
-                 reads_gold: bool):
+def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping],
+                 mesh: AbstractMesh, *, reads_gold: bool):
   """Refuses models that do not fit the texts or the mesh, two vocabularies.
 
   Args:
     config: of the study.
     data: of `nodes.data_config`.
     proxies: as for `check`.
+    mesh: as for `check`.
     reads_gold: as for `check`.
   """
   models = {'policy.model': config['policy']['model']}
@@ -153,7 +157,6 @@ def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
   length = data['max_prompt_length'] + data['max_response_length']
   coder = coders.named_tokenizer(data)
   vocab_size = 1 if coder is None else coder.vocab_size
-  mesh = meshes.planned(config['mesh'])
   checked = []  # conditions mostly share a model, and a check traces it
   for where, model in models.items():
     if model in checked:
@@ -182,10 +185,19 @@ def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping], *,
 
 
 def check_gold(config: dict, data: dict):
-  """On files, the gold model must have pairs or scores to train on."""
+  """Raises ConfigError unless the gold model has enough to train on.
+
+  Texts by the rule of the small world; human pairs or logged scores where
+  there is none.
+
+  Args:
+    config: of the study.
+    data: of `nodes.data_config`.
+  """
   if nodes.has_rule(data):
+    _check_rows(config['gold'], _most_texts(config, data), 'texts')
     return
-  gold, scored = config['gold'], bool(data.get('target'))
+  scored = bool(data.get('target'))
   if data['name'] == 'files' and data['preferences'] is None:
     raise errors.ConfigError(
         'config.data.preferences is None, and the gold model learns from '
@@ -198,8 +210,25 @@ def check_gold(config: dict, data: dict):
         'config.data.logged.target is None, but the log has no chosen and '
         'rejected responses that the gold model could learn from; name a '
         'score of the log')
+  _check_rows(config['gold'], count, 'scored responses' if scored else 'pairs')
+
+
+def _most_texts(config: dict, data: dict) -> int:
+  """Texts that `gold_rows.split` makes in the small world.
+
+  At most so many: of a log, whose texts differ by seed, the first seed counts,
+  and a training prompt may have no demonstration.
+  """
+  count = data.get('num_demonstrations')
+  if data['name'] == 'logged':
+    count = len(logs.training(data, config['seeds'][0]))
+  sampled = -(-count // gold_rows.SAMPLES) * gold_rows.SAMPLES
+  return 2 * count + sampled  # each of them clean and damaged
+
+
+def _check_rows(gold: Mapping, count: int, what: str):
+  """Enough of `count` rows are left beside those held out."""
   if count - gold['held_out'] < gold['batch_size']:
-    what = 'scored responses' if scored else 'pairs'
     raise errors.ConfigError(
         f'config.gold.held_out is {gold["held_out"]} of {count} {what}, which '
         f'leaves fewer than config.gold.batch_size {gold["batch_size"]}; '
@@ -216,6 +245,7 @@ def try_to_make(field: str, make: Callable, kwargs: Mapping[str, Any]):
 
 def check_aggregate(field: str, kwargs: Mapping, num_members: int):
   """Raises ConfigError unless `ensembles.aggregate` takes these arguments."""
+  nodes.check_mapping(field, kwargs, "{'kind': ...}")
   if kwargs.get('kind') not in ensembles.KINDS:
     raise errors.ConfigError(f'config.{field}.kind is {kwargs.get("kind")!r}; '
                              f'there are {", ".join(ensembles.KINDS)}')

@@ -90,18 +90,32 @@ class Estimates:
     return 4 * config.hidden_size * _width(config) + (
         split * _width(config) + weights) // self.mesh.shape['tensor']
 
-  def sampler(self, config: transformer.Config, whole: int, rows: int) -> int:
+  def head_step(self, config: transformer.Config, rows: int) -> int:
+    """Bytes of a step of a head on the hidden states of a frozen policy."""
+    states = self.tokens(rows) * config.hidden_size * 4  # f32
+    # They, keys and values, and the gradients of these.
+    return 6 * states + self.score(config, rows, vocabulary=False)
+
+  def sampler(self, config: transformer.Config, whole: int, prompts: int,
+              samples: int) -> int:
     """Bytes of a call's gathered weights, its cache, and logits of one token.
 
     Args:
       config: of the policy.
       whole: bytes of its weights in one place.
-      rows: responses of a call.
+      prompts: of a call, filled up to as many on each device.
+      samples: responses to each.
     """
-    cache = (2 * config.num_layers * self.tokens(rows) * config.num_kv_heads
+    tokens = self.tokens(self.filled(prompts) * samples)
+    cache = (2 * config.num_layers * tokens * config.num_kv_heads
              * config.head_size * _width(config))
-    logits = self.tokens(rows) // self.sizes.length * config.vocab_size * 4
+    logits = tokens // self.sizes.length * config.vocab_size * 4
     return (whole + cache) // self.mesh.shape['tensor'] + 2 * logits
+
+  def filled(self, prompts: int) -> int:
+    """As many as `sharding.chunks` makes of them, a multiple of the parts."""
+    parts = meshes.row_parts(self.mesh)
+    return -(-prompts // parts) * parts
 
   def tokens(self, rows: int, members: int = 0) -> int:
     """Of rows on one device, filled up to as many on each."""

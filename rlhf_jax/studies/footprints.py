@@ -1,32 +1,32 @@
 """What each stage of a plan holds on one device, from shapes alone.
 
-Bytes of parameters, of optimizer states and of caches are those of
+Bytes of parameters, of optimizer states and of frozen models are those of
 `sharding.shardings`; what programs need beside them is of `estimates`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import functools
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh
 
-from rlhf_jax import train
 from rlhf_jax.models import heads
-from rlhf_jax.models import pretrained
-from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import methods
+from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
+from rlhf_jax.pipeline import prompt_values
 from rlhf_jax.pipeline import rows as rows_lib
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.studies import estimates
 from rlhf_jax.studies import programs
+from rlhf_jax.studies import shapes as shapes_lib
 
 GIB = 2**30
 
@@ -52,72 +52,87 @@ class Use:
         self.trained + self.activations, self.sampler)
 
 
-class _Model(NamedTuple):
-  """What a stage leaves."""
+class _Log(NamedTuple):
+  """What a stage `logged` leaves."""
 
-  node: Mapping[str, Any]
-  members: int = 0  # E of reward models; 0: a policy
+  responses: int  # K, of an example at most
+
+
+class _Rows(NamedTuple):
+  """How many rows programs of a trained policy read, on all devices."""
+
+  step: int  # of a microbatch
+  batch: int  # that lie on the devices while they are learned from
+  annotated: int  # that go through the initial policy at a time
+  evaluated: int  # prompts that an evaluation answers at a time, once
+  sampled: tuple[int, int] = (0, 0)  # prompts at a time, responses to each
 
 
 class Planner:
   """Walks a plan; every stage reads the shapes of those before it."""
 
   def __init__(self, mesh: AbstractMesh, sizes: estimates.Sizes):
-    self._mesh, self._sizes = mesh, sizes
+    self._sizes = sizes
+    self._shapes = shapes_lib.Shapes(mesh, sizes.vocab_size)
     self._estimate = estimates.Estimates(mesh, sizes)
-    self._models, self._uses = {}, {}
+    self._left, self._uses = {}, {}
 
   def use(self, stage: run_lib.Stage) -> Use:
     """What a stage holds; nothing where it only reads and writes files."""
     kind = stage.run.func.__module__.rpartition('.')[2]
-    told = stage.run.keywords
+    arguments = stage.run.keywords
     if not hasattr(self, f'_use_{kind}'):
       return Use(stage.name)
-    self._models[stage.name] = self._left(kind, told)
+    self._left[stage.name] = self._leaves(kind, arguments)
     # Stages of other seeds are alike, and shapes take a while to trace.
-    said = json.dumps([kind, {k: v for k, v in told.items() if k not in (
+    key = json.dumps([kind, {k: v for k, v in arguments.items() if k not in (
         'seed', 'part', 'given', 'data')}, {
-            role: self._models[name] for role, name in told['given'].items()
-            if isinstance(name, str) and name in self._models}])
-    if said not in self._uses:
-      self._uses[said] = getattr(self, f'_use_{kind}')(stage.name, told)
-    return dataclasses.replace(self._uses[said], stage=stage.name)
+            role: self._left[name] for role, name in arguments['given'].items()
+            if isinstance(name, str) and name in self._left}])
+    if key not in self._uses:
+      self._uses[key] = getattr(self, f'_use_{kind}')(stage.name, arguments)
+    return dataclasses.replace(self._uses[key], stage=stage.name)
 
-  def _left(self, kind, told):
-    """The model that a stage leaves; None where it leaves none."""
+  def _leaves(self, kind, arguments):
+    """The model or the log that a stage leaves; None where it leaves none."""
     if kind in ('sft', 'gold', 'proxies'):
       members = {'sft': 0, 'gold': 1}.get(
-          kind, told['node'].get('num_members'))
-      return _Model(told['node']['model'], members)
+          kind, arguments['node'].get('num_members'))
+      return shapes_lib.Model(arguments['node']['model'], members)
     if kind in ('online_policy', 'offline_policy'):
-      given = told['given']
-      return self._models[given.get('policy') or given['reference']]
+      return self._start(arguments['given'])
+    if kind == 'logged':
+      pairs = arguments['node']['source'] == 'pairs'
+      return _Log(2 if pairs else arguments['data'].get('max_samples', 2))
     return None
+
+  def _start(self, given):
+    """The policy that goes on, or answers."""
+    return self._left[given.get('policy') or given['reference']]
 
   # Stages.
 
-  def _use_sft(self, name, told):
-    node = told['node']
-    config, trainable, base = pretrained.abstract(
-        node['model'], self._sizes.vocab_size)
-    trained, optimizer = self._state(trainable)
-    base = base and _frozen(config, base)
-    frozen = self._place(base or {})
+  def _use_sft(self, name, arguments):
+    node = arguments['node']
+    model = self._shapes.parts(node['model'])
+    trained, optimizer = self._shapes.state(model.trainable)
     rows, parts = node['batch_size'], node['num_microbatches']
     return Use(
-        name, trained, optimizer, frozen,
-        activations=self._estimate.step(config, rows // parts),
-        program=self._policy_step(config, trainable, base, rows, parts))
+        name, trained, optimizer, self._shapes.place(model.base or {}),
+        activations=self._estimate.step(model.config, rows // parts),
+        program=self._policy_step(model, rows, parts))
 
-  def _use_gold(self, name, told):
-    return self._rewards(name, told['node'], 1)
+  def _use_gold(self, name, arguments):
+    return self._rewards(name, arguments['node'], 1)
 
-  def _use_proxies(self, name, told):
-    return self._rewards(name, told['node'], told['node']['num_members'])
+  def _use_proxies(self, name, arguments):
+    node = arguments['node']
+    return self._rewards(name, node, node['num_members'])
 
   def _rewards(self, name, node, members):
-    config, params = self._shapes(_Model(node['model'], members))
-    trained, optimizer = self._state(params, members)
+    config, params = self._shapes.rewards(
+        shapes_lib.Model(node['model'], members))
+    trained, optimizer = self._shapes.state(params, members)
     pairs, parts = node['batch_size'], node['num_microbatches']
     return Use(
         name, trained, optimizer, activations=self._estimate.step(
@@ -126,186 +141,177 @@ class Planner:
             programs.reward_step, config, params, members=members, pairs=pairs,
             length=self._sizes.length, num_microbatches=parts))
 
-  def _use_pairs(self, name, told):
-    return self._sampling(name, told, rows_lib.CHUNK * 2)
-
-  def _use_samples(self, name, told):
-    return self._sampling(name, told, told['call']['samples_per_call'])
-
-  def _use_prompt_value(self, name, told):
+  def _use_pairs(self, name, arguments):
+    given = arguments['given']
     return self._sampling(
-        name, told, rows_lib.CHUNK * told['node']['num_samples'])
+        name, given, self._judges(given, also=('gold',)), rows_lib.CHUNK, 2)
 
-  def _use_logged(self, name, told):
-    judges = [self._models.get(told['given'].get(role))
-              for role in ('proxies', 'gold')]
-    frozen, scoring = self._judged(judges, on_host=True)
+  def _use_samples(self, name, arguments):
+    given, call = arguments['given'], arguments['call']['samples_per_call']
+    return self._sampling(  # of one prompt at a time, on each device
+        name, given, self._judges(given, also=('gold',)), 1,
+        min(call, arguments['num_samples']))
+
+  def _use_prompt_value(self, name, arguments):
+    given, node = arguments['given'], arguments['node']
+    use = self._sampling(
+        name, given, self._judges(given, arguments['components']),
+        rows_lib.CHUNK, node['num_samples'])
+    config, _ = self._shapes.policy(self._start(given).node)
+    trained, optimizer = self._shapes.state({'head': jax.eval_shape(
+        lambda: heads.init_prompt_value(
+            jax.random.key(0), config.hidden_size,
+            num_heads=node['num_heads']))})
+    prompts = dataclasses.replace(  # no response is read
+        self._estimate, sizes=self._sizes._replace(response=0))
+    return dataclasses.replace(
+        use, trained=trained, optimizer=optimizer, activations=max(
+            use.activations,
+            prompts.score(config, prompt_values.CHUNK, vocabulary=False),
+            prompts.head_step(config, node['batch_size'])))
+
+  def _use_logged(self, name, arguments):
+    frozen, scoring = self._judged(self._judges(
+        arguments['given'], arguments['node']['components']))
     return Use(name, frozen=frozen, activations=scoring)
 
-  def _sampling(self, name, told, rows):
-    given = told['given']
-    policy = self._models[given.get('policy') or given['reference']]
-    config, params = self._policy(policy)
-    more, scoring = self._judged(
-        [self._models.get(given.get('gold'))], rows, on_host=True)
+  def _sampling(self, name, given, judges, prompts, samples):
+    config, params = self._shapes.policy(self._start(given).node)
+    more, scoring = self._judged(judges)
     return Use(
-        name, frozen=self._place(params) + more, activations=scoring,
+        name, frozen=self._shapes.place(params) + more, activations=scoring,
         sampler=self._estimate.sampler(
-            config, sharding.device_bytes(params), rows),
+            config, sharding.device_bytes(params), prompts, samples),
         program=functools.partial(
-            programs.sampler, config, params, prompts=rows, samples=1,
-            prompt=self._sizes.prompt, new_tokens=self._sizes.response))
+            programs.sampler, config, params, samples=samples,
+            prompts=self._estimate.filled(prompts), prompt=self._sizes.prompt,
+            new_tokens=self._sizes.response))
 
-  def _use_scores(self, name, told):
-    proxies = self._models[told['given']['proxies']]
-    frozen, scoring = self._judged([proxies], on_host=True)
-    config, params = self._shapes(proxies)
+  def _use_scores(self, name, arguments):
+    proxies = self._left[arguments['given']['proxies']]
+    frozen, scoring = self._judged([proxies])
+    config, params = self._shapes.rewards(proxies)
     return Use(
         name, frozen=frozen, activations=scoring, program=functools.partial(
-            programs.scorer, config, _frozen(config, params),
-            members=proxies.members, rows=reward_models.rows_per_chunk(
-                config, proxies.members, self._sizes.length,
-                reward_models.CHUNK), length=self._sizes.length))
+            programs.scorer, config, shapes_lib.frozen(config, params),
+            members=proxies.members, rows=self._chunk(config, proxies),
+            length=self._sizes.length))
 
-  def _use_online_policy(self, name, told):
-    given, run = told['given'], told['run']
-    start = self._models[given.get('policy') or given['reference']]
+  def _use_online_policy(self, name, arguments):
+    given, run = arguments['given'], arguments['run']
     rollout, updates = run['rollout'], run['updates']
-    chunk = (rollout['chunk_size'] or rollout['batch_size']) * rollout[
-        'samples']
-    step = (rollout['batch_size'] * rollout['samples']
-            // updates['num_minibatches'] // updates['num_microbatches'])
+    parts = updates['num_minibatches'] * updates['num_microbatches']
+    prompts, samples = rollout['batch_size'], rollout['samples']
+    # Filled up as `sources.online` does.
+    step = self._estimate.filled(-(-prompts // parts)) * samples
     row = online_methods.make_row(run['algorithm'], run['arguments'], run['kl'])
-    kinds = reward_nodes.kinds(
-        run['reward']['components'] | told['measure']['components'])
-    judges = [self._models.get(given.get(role)) for role in ('proxies', 'gold')
-              if role == 'gold' or 'proxy' in kinds]
-    return self._trained_policy(
-        name, start, run['value'] if methods.has_values(row) else None,
-        given, judges, step=step, chunk=chunk,
-        together=rollout['batch_size'] * rollout['samples'])
-
-  def _use_offline_policy(self, name, told):
-    given, run = told['given'], told['run']
-    start = self._models[given['reference']]
-    row = offline_methods.make_row(run)
-    responses = 2 if run['use'] == 'pairs' else 1
-    step = run['batch_size'] * responses // run['num_microbatches']
+    value = run['value'] if methods.has_values(row) else None
+    reward = run['reward']['components']
     use = self._trained_policy(
-        name, start, run['value'] if methods.has_values(row) else None,
-        given, [self._models.get(given.get('gold'))], step=step,
-        chunk=run['evaluation']['chunk_size'], together=step)
+        name, given, value, (reward, arguments['measure']['components']),
+        _Rows(step, step * parts, step * parts, _evaluated(run), (
+            rollout['chunk_size'] or prompts, samples)))
+    # Within a program, and not in chunks from the host.
+    _, scoring = self._judged(self._judges(given, reward), step * parts)
+    return dataclasses.replace(
+        use, activations=max(use.activations, scoring))
+
+  def _use_offline_policy(self, name, arguments):
+    given, run = arguments['given'], arguments['run']
+    row = offline_methods.make_row(run)
+    value = run['value'] if methods.has_values(row) else None
+    responses = 1
+    if row.source in offline_data.PAIRED:  # of others, all that there are
+      responses = (2 if row.source == 'preferences'
+                   else self._left[given['log']].responses)
+    passes = any(methods.has(row, x) for x in ('ref_logprobs', 'old_values'))
+    prompts, parts = run['batch_size'], run['num_microbatches']
+    use = self._trained_policy(
+        name, given, value, (arguments['measure']['components'],), _Rows(
+            *(self._estimate.filled(x) * responses for x in (
+                prompts // parts, prompts, offline_data.CHUNK * passes)),
+            _evaluated(run)))
     if not methods.is_ilql(row):
       return use
-    config = pretrained.config(start.node, self._sizes.vocab_size)
+    config, _ = self._shapes.policy(self._start(given).node)
     q_heads = {'q_heads': jax.eval_shape(lambda: heads.init_q(
         jax.random.key(0), config.hidden_size, config.vocab_size,
         mlp=run['q']['mlp'], scale=run['q']['scale']))}
-    trained, more = self._state(q_heads)
+    trained, more = self._shapes.state(q_heads)
     return dataclasses.replace(  # their targets are as large as they are
         use, trained=use.trained + trained,
         optimizer=use.optimizer + more + trained)
 
-  def _trained_policy(self, name, start, value, given, judges, *, step,
-                      chunk, together):
+  def _trained_policy(self, name, given, value, rewards, rows):
     """A policy that is trained, evaluated and, online, sampled from.
 
     Args:
       name: of the stage.
-      start: what it starts from.
-      value: node of its value head; None without one.
       given: stages by role.
-      judges: reward models.
-      step: rows of one step.
-      chunk: rows sampled at a time.
-      together: rows that one program annotates.
+      value: node of its value head; None without one.
+      rewards: components, by which it is trained or evaluated.
+      rows: that its programs read.
     """
-    config, trainable, base = pretrained.abstract(
-        start.node, self._sizes.vocab_size)
-    program = self._policy_step(
-        config, trainable, base and _frozen(config, base), step)
-    trainable, extra = self._with_value(trainable, config, value, given)
-    trained, optimizer = self._state(trainable)
-    more, scoring = self._judged(judges, together)
+    model, also = self._shapes.parts(self._start(given).node), ['gold']
+    trainable, trunk, config = model.trainable, None, model.config
+    if value is not None:
+      if value['trunk'] == 'reward':
+        also.append('proxies')
+      added, trunk = self._shapes.value_head(
+          config, value, self._left.get(given.get('proxies')))
+      trainable = {**trainable, **added}
+    trained, optimizer = self._shapes.state(trainable)
+    held, scoring = self._judged(self._judges(given, *rewards, also=also))
     # Under adapters the reference shares the base.
-    _, reference = self._policy(start)
-    batch = self._estimate.tokens(together) * 4 * 6  # its f32 fields
+    _, reference = self._shapes.policy(self._start(given).node)
+    whole = sharding.device_bytes(reference)
+    step = self._estimate.step(config, rows.step)
+    if trunk is not None:
+      step += self._estimate.step(trunk, rows.step, vocabulary=False)
+    read = max(rows.annotated, rows.evaluated)
+    batch = self._estimate.tokens(rows.batch) * 4 * 6  # its f32 fields
     return Use(
-        name, trained, optimizer, self._place(reference) + more + batch,
-        self._estimate.sampler(config, sharding.device_bytes(reference), chunk),
-        max(self._estimate.step(config, step) + extra(step), scoring,
-            self._estimate.score(config, together)), program)
+        name, trained, optimizer, self._shapes.place(reference) + held,
+        max(self._estimate.sampler(config, whole, *drawn)
+            for drawn in (rows.sampled, (rows.evaluated, 1))),
+        batch + max(step, scoring, self._estimate.score(config, read)),
+        self._policy_step(model, rows.step))
 
-  def _with_value(self, trainable, config, value, given):
-    """Trained parameters with a value head; what its trunk's step needs."""
-    if value is None:
-      return trainable, lambda rows: 0
-    shared, of_reward = value['trunk'] == 'shared', value['trunk'] == 'reward'
-    if of_reward:
-      proxies = self._models[given['proxies']]
-      trunk_config, params = self._shapes(proxies)
-      first = jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
-      return ({**trainable, 'value_head': first['head'],
-               'value_trunk': first['trunk']}, lambda rows: self._estimate.step(
-                   trunk_config, rows, vocabulary=False))
-    trainable = {**trainable, 'value_head': jax.eval_shape(
-        lambda: heads.init_scalar(
-            jax.random.key(0), config.hidden_size, scale=value['scale'],
-            mlp=value['mlp']))}
-    if not shared:
-      trainable['value_trunk'] = jax.eval_shape(
-          heads.trunk, transformer.abstract(config))
-    return trainable, lambda rows: 0 if shared else self._estimate.step(
-        config, rows, vocabulary=False)
-
-  # Models.
-
-  def _shapes(self, model):
-    """Config and parameters [E, ...] of reward models."""
-    config = pretrained.config(model.node, self._sizes.vocab_size)
-    return config, jax.eval_shape(lambda: reward_models.init_members(
-        config, jax.random.split(jax.random.key(0), model.members)))
-
-  def _policy(self, model):
-    """Config, and parameters as they are kept frozen."""
-    config, trainable, base = pretrained.abstract(
-        model.node, self._sizes.vocab_size)
-    return config, _frozen(config, {**(base or {}), **trainable})
-
-  def _policy_step(self, config, trainable, base, rows, parts=1):
+  def _policy_step(self, model, rows, parts=1):
     return functools.partial(
-        programs.policy_step, config, trainable, base, rows=rows,
-        length=self._sizes.length, num_microbatches=parts)
+        programs.policy_step, *model, rows=rows, length=self._sizes.length,
+        num_microbatches=parts)
 
-  def _judged(self, models, rows=reward_models.CHUNK, *, on_host=False):
-    """Bytes of frozen reward models, and what scoring `rows` needs.
+  # Reward models.
 
-    At once, or `on_host` in the chunks of `reward_models.score_rows`.
+  def _judges(self, given, *rewards, also=()):
+    """The reward models that components of rewards read, and roles `also`."""
+    roles = {*also}.union(*map(reward_nodes.roles, rewards))
+    return [self._left[given[role]] for role in ('proxies', 'gold')
+            if role in roles and given.get(role)]
+
+  def _judged(self, models, rows=None):
+    """Bytes of frozen reward models, and what scoring `rows` at once needs.
+
+    None: in the chunks of `reward_models.score_rows`, from the host.
     """
     held, most = 0, 0
-    for model in filter(None, models):
-      config, params = self._shapes(model)
-      held += self._place(_frozen(config, params), model.members)
-      together = rows if not on_host else reward_models.rows_per_chunk(
-          config, model.members, self._sizes.length, rows)
+    for model in models:
+      config, params = self._shapes.rewards(model)
+      held += self._shapes.place(
+          shapes_lib.frozen(config, params), model.members)
       most = max(most, self._estimate.score(
-          config, together, vocabulary=False, members=model.members))
+          config, rows or self._chunk(config, model), vocabulary=False,
+          members=model.members))
     return held, most
 
-  def _place(self, tree: Any, members: int = 0) -> int:
-    return sharding.device_bytes(
-        sharding.abstract(tree, members=members, mesh=self._mesh))
-
-  def _state(self, params: Any, members: int = 0) -> tuple[int, int]:
-    """Bytes of trained parameters, and of the rest of their state."""
-    tx = train.optimizer(learning_rate=1., num_steps=1)
-    make = lambda p: train.init_state(p, tx, jax.random.key(0))
-    state = jax.eval_shape(jax.vmap(make) if members else make, params)
-    held = self._place(params, members)
-    return held, self._place(state, members) - held
+  def _chunk(self, config, model):
+    """Rows that reward models score at a time, from the host."""
+    return self._estimate.filled(reward_models.rows_per_chunk(
+        config, model.members, self._sizes.length, reward_models.CHUNK))
 
 
-def _frozen(config, params):
-  return jax.eval_shape(
-      functools.partial(transformer.frozen, config), params)
+def _evaluated(run):
+  """Prompts that an evaluation answers at a time."""
+  node = run['evaluation']
+  return min(node['num_prompts'], node['chunk_size'])

@@ -17,9 +17,9 @@ from rlhf_jax.studies import nodes
 from rlhf_jax.studies import programs
 
 # GiB of memory of a device; makers' data sheets.
-DEVICES = {
-    'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'tpu7x': 96,
-    'l4': 24, 'a100': 80, 'h100': 80, 'h200': 141, 'b200': 180}
+TPUS = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'tpu7x': 96}  # in slices
+GPUS = {'l4': 24, 'a100': 80, 'h100': 80, 'h200': 141, 'b200': 180}
+DEVICES = TPUS | GPUS
 
 COLUMNS = ('trained', 'optimizer', 'frozen', 'sampler', 'activations', 'peak')
 # What a device keeps for itself and for fragments.
@@ -33,30 +33,37 @@ class Machine:
   name: str
   count: int
   gib: float | None  # of memory each; None: not known
+  usable: float = USABLE  # share of it that a program may have
 
   @property
   def is_slice(self) -> bool:
     """Whether it is a TPU slice, by name."""
-    return ':' in self.name
+    return self.name.partition(':')[0] in TPUS
 
 
 def machine(name: str) -> Machine:
   """A machine by name: 'v5e:4x4', a slice, or 'h100x8', GPUs; 'here'.
 
   Raises:
-    TopologyError: there is no such device.
+    TopologyError: there is no such device, or it is not written so.
   """
-  if name == 'here':
+  if name == 'here':  # whose runtime has kept its share already
     limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
     return Machine(jax.devices()[0].device_kind, jax.device_count(),
-                   limit and limit / footprints.GIB / USABLE)
+                   limit and limit / footprints.GIB, usable=1.)
   match = re.fullmatch(r'([a-z]\w*?\d\w*?)(?::(\d+(?:x\d+)*)|x(\d+))', name)
   if match is None or match[1] not in DEVICES:
     raise errors.TopologyError(
         f'--plan={name}: no such machine; give a slice such as v5e:4x4 or a '
         f'number such as h100x8, of {", ".join(DEVICES)}')
   sizes = [int(n) for n in (match[2] or match[3]).split('x')]
-  return Machine(name, math.prod(sizes), DEVICES[match[1]])
+  count = math.prod(sizes)
+  if (match[1] in TPUS) != (match[2] is not None):
+    how = ('TPUs come in slices; write the sides of one, such as v5e:4x4 or '
+           'v5p:2x2x2' if match[1] in TPUS
+           else f'GPUs come in numbers; write {match[1]}x{count}')
+    raise errors.TopologyError(f'--plan={name}: no such machine; {how}')
+  return Machine(name, count, DEVICES[match[1]])
 
 
 def uses(config: Mapping[str, Any], stages: Sequence[run_lib.Stage],
@@ -86,10 +93,11 @@ def check(uses: Sequence[footprints.Use], machine: Machine):
   if machine.gib is None:
     return
   worst = max(uses, key=lambda use: use.peak)
-  if worst.peak > USABLE * machine.gib * footprints.GIB:
+  if worst.peak > machine.usable * machine.gib * footprints.GIB:
     raise errors.TopologyError(
         f'stage {worst.stage} needs {worst.peak / footprints.GIB:.1f} GiB a '
-        f'device and {machine.name} has {machine.gib:g}; split more by '
+        f'device and {machine.name} has {machine.gib:g}, of which '
+        f'{machine.usable:.0%} are usable; split more by '
         'config.mesh, raise num_microbatches, lower chunk_size, or set '
         "model.remat='full'")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 import functools
+import numbers
 import pathlib
 from typing import Any
 
@@ -16,7 +17,26 @@ PARTS = ('policy', 'proxy', 'gold')  # of a config, with a model each
 # Of a seed, beside which each condition has a directory.
 STAGES = ('sft', 'trunk', 'gold', 'pairs', 'samples', 'logs', 'policies')
 # Arguments that belong to a name or kind, so that a run replaces them whole.
-OPEN = ('aggregate', 'arguments', 'components', 'labels')
+OPEN = ('aggregate', 'arguments', 'components', 'judge', 'labels')
+# Fields that may be None, whatever they are in the config; what they are like
+# where they are not.
+OPTIONAL = {
+    'model.path': '', 'model.name': '', 'model.attention': '', 'num_pairs': 1,
+    'optimizer.clip_norm': 1.0, 'reward.clip': 1.0, 'reward.scale': '',
+    'eos.penalty': 1.0, 'eos.value': 1.0, 'kl.coef': 1.0, 'kl.target': 1.0,
+    'rollout.chunk_size': 1, 'updates.penalty_target': 1.0,
+    'judge.against': '', 'judge.num_prompts': 1}
+# The first of these that a value of the config is an instance of.
+_TYPES = ((bool, 'True or False'), (numbers.Integral, 'an integer'),
+          (numbers.Real, 'a number'), (str, 'text'),
+          ((list, tuple), 'a list of values'))
+# Of `config.data`: what has no meaning unless a log, or files, are read.
+_OF_LOG = ('kind', 'split', 'columns', 'num_rows', 'noise', 'target',
+           'demonstrations', 'format', 'control', 'tokenizer', 'pad', 'bos',
+           'eos')
+_OF_FILES = ('kind', 'preference_kind', 'preference_format')
+_JUDGE = {'against': None, 'num_prompts': None, 'show_reference': False,
+          'judge': {'kind': 'gold', 'margin': 0.0}}
 BEST_OF_N = 'best_of_n'  # an `algorithm` that trains nothing
 
 
@@ -48,6 +68,9 @@ def data_config(config: dict) -> dict:
 
   By `data.logged.path` or `.task`, or `data.path`; the world where none is
   given.
+
+  Raises:
+    ConfigError: two of them are given, or a field of one that is not.
   """
   data = dict(config['data'])
   of_files, of_world = data.pop('files'), data.pop('world')
@@ -70,10 +93,27 @@ def data_config(config: dict) -> dict:
                if column is not None}
     of_log = dict(of_log, columns=columns or None)
     return {'name': 'logged', **data, **_paths(config, of_log)}
+  _check_unread('logged', of_log, _OF_LOG,
+                'config.data.logged.path (or config.data.logged.task)')
   if path is None:
+    _check_unread('files', of_files, _OF_FILES, 'config.data.path')
     return {'name': 'reviews', **data, **of_world}
   return {'name': 'files', **data, **_paths(
       config, of_files | {'path': path, 'preferences': preferences})}
+
+
+def _check_unread(part: str, node: Mapping, fields: Iterable[str],
+                  source: str):
+  """ConfigError for a field of texts that nothing reads."""
+  for field in fields:
+    of_field = {field: node.get(field)}
+    if isinstance(node.get(field), Mapping):
+      of_field = {f'{field}.{name}': x for name, x in node[field].items()}
+    for name, value in of_field.items():
+      if value is not None and value not in ((), []):
+        raise errors.ConfigError(
+            f'config.data.{part}.{name} is {value!r}, but {source} is not '
+            'given, so that nothing reads it; give both or leave it out')
 
 
 def _paths(config: dict, named: dict) -> dict:
@@ -92,40 +132,101 @@ def has_rule(data: dict) -> bool:
       data.get('task') == 'reddit' and not data.get('tokenizer'))
 
 
-def merge(base: dict, changes: dict, where: str) -> dict:
+def merge(base: Mapping, changes: Any, where: str) -> dict:
   """`base` with nested changes.
 
+  Args:
+    base: the fields that there are. A change of one is of its type: an integer
+      where it is one, any number for a number that is none; where it is None,
+      whatever `OPTIONAL` says, or anything.
+    changes: from the config.
+    where: of the changes in the config.
+
   Raises:
-    ConfigError: naming a field that `base` does not have.
+    ConfigError: naming a field that `base` does not have, or that is of
+      another type.
   """
+  check_mapping(where, changes, 'changes of its fields')
   merged = dict(base)
   for name, value in changes.items():
+    place = f'{where}.{name}'
     if name not in base:
-      raise errors.ConfigError(f'config.{where}.{name} is no field; there are '
+      raise errors.ConfigError(f'config.{place} is no field; there are '
                                f'{", ".join(sorted(base))}')
-    if isinstance(base[name], dict) and name not in OPEN:
-      if not isinstance(value, dict):
-        raise errors.ConfigError(f'config.{where}.{name} is {value!r}; give '
-                                 'changes of its fields')
-      value = merge(base[name], value, f'{where}.{name}')
+    if not isinstance(base[name], Mapping):
+      _check_type(place, value, base[name])
+    elif name in OPEN:
+      check_mapping(place, value, 'a dict')
+    else:
+      value = merge(base[name], value, place)
     merged[name] = value
   return merged
+
+
+def check_mapping(where: str, value: Any, what: str):
+  """ConfigError, which asks for `what`, unless a value has fields."""
+  if not isinstance(value, Mapping):
+    raise errors.ConfigError(f'config.{where} is {value!r}; give {what}')
+
+
+def _check_type(where: str, value: Any, base: Any):
+  """ConfigError unless a value is of the type of what it takes the place of."""
+  like = next((like for field, like in OPTIONAL.items()
+               if f'.{where}'.endswith(f'.{field}')), None)
+  optional = like is not None or base is None
+  like = base if like is None else like
+  if like is None or (optional and value is None):
+    return
+  kind, what = next(((kind, what) for kind, what in _TYPES
+                     if isinstance(like, kind)), (object, ''))
+  if not isinstance(value, kind) or (
+      isinstance(value, bool) and not isinstance(like, bool)):
+    raise errors.ConfigError(f'config.{where} is {value!r}; give {what}'
+                             + (', or None' if optional else ''))
+
+
+def check_kinds(where: str, components: Any):
+  """ConfigError unless every component is a node of some kind."""
+  check_mapping(where, components, "{name: {'kind': ...}}")
+  for name, node in components.items():
+    _check_kind(f'{where}.{name}', node)
+
+
+def _check_kind(where: str, node: Any):
+  if not isinstance(node, Mapping) or not isinstance(node.get('kind'), str):
+    raise errors.ConfigError(
+        f"config.{where} is {node!r}; give {{'kind': ...}}, with a name")
+
+
+def _changes(config: Mapping, field: str) -> Iterable[tuple[str, Mapping]]:
+  """The name and the changes of each run, condition or log."""
+  check_mapping(field, config[field], '{name: changes}')
+  for name, changes in config[field].items():
+    check_mapping(f'{field}.{name}', changes, 'changes of its fields')
+    yield name, changes
 
 
 def conditions(config: dict) -> dict[str, dict]:
   """The `proxy` node and `label_noise` of each condition, paths absolute."""
   base = {'label_noise': 0.0, **config['proxy']}
   merged = {name: merge(base, changes, f'conditions.{name}')
-            for name, changes in config['conditions'].items()}
+            for name, changes in _changes(config, 'conditions')}
   return {name: dict(node, model=pretrained.absolute(node['model']))
           for name, node in merged.items()}
 
 
 def online_runs(config: dict) -> dict[str, dict]:
   """What each run of a study `online` is, labels included."""
-  base = {'labels': {}, **config['online']}
-  return {name: merge(base, changes, f'runs.{name}')
-          for name, changes in config['runs'].items()}
+  return {name: _online_run(config, name, changes, {})
+          for name, changes in _changes(config, 'runs')}
+
+
+def _online_run(config, name, changes, more) -> dict:
+  """A change of the node `online`, which has the fields of `more` too."""
+  run = merge({'labels': {}, **more, **config['online']}, changes,
+              f'runs.{name}')
+  check_kinds(f'runs.{name}.reward.components', run['reward']['components'])
+  return run
 
 
 def offline_runs(config: dict) -> dict[str, dict]:
@@ -135,19 +236,32 @@ def offline_runs(config: dict) -> dict[str, dict]:
   others are changes of `offline`.
   """
   runs = {}
-  for name, changes in config['runs'].items():
+  for name, changes in _changes(config, 'runs'):
     algorithm = changes.get('algorithm', config['offline']['algorithm'])
-    node = 'online' if algorithm in online_methods.names() else 'offline'
-    # One that samples is compared by the rewards of a log too.
-    base = {'labels': {}, 'log': config['offline']['log'], **config[node]}
-    runs[name] = merge(base, changes, f'runs.{name}')
+    if algorithm in online_methods.names():
+      # One that samples is compared by the rewards of a log too.
+      runs[name] = _online_run(
+          config, name, changes, {'log': config['offline']['log']})
+    else:
+      runs[name] = merge({'labels': {}, **config['offline']}, changes,
+                         f'runs.{name}')
   return runs
 
 
 def logs(config: dict) -> dict[str, dict]:
   """What each log is."""
-  return {name: merge(config['log'], changes, f'logs.{name}')
-          for name, changes in config['logs'].items()}
+  merged = {name: merge(config['log'], changes, f'logs.{name}')
+            for name, changes in _changes(config, 'logs')}
+  for name, log in merged.items():
+    check_kinds(f'logs.{name}.components', log['components'])
+  return merged
+
+
+def judge(config: Mapping) -> dict:
+  """Who compares the policies, with every field; of no one by default."""
+  merged = merge(_JUDGE, config.get('judge', {}), 'judge')
+  _check_kind('judge.judge', merged['judge'])
+  return merged
 
 
 def of_stage(run: Mapping, *labels: str) -> dict:
@@ -177,12 +291,13 @@ def reads_gold(config: dict, components: Iterable[Mapping[str, Mapping]]
     config: of the study.
     components: of all its runs and logs.
   """
-  figure, judge = config['figure'], config.get('judge')
+  figure, compared = config['figure'], judge(config)
   named = [name for field in ('columns', 'y')
-           for name in figure.get(field) or ()]
+           if isinstance(figure.get(field), list | tuple)
+           for name in figure[field] if isinstance(name, str)]
   return (any({'gold', 'file'} & reward_nodes.kinds(nodes)
               for nodes in components)
           or any(spec.origin(name) is not None for name in named)
           or figure.get('kind') == 'win_rates'
-          or bool(judge and judge['against'] is not None
-                  and judge['judge'].get('kind') == 'gold'))
+          or (compared['against'] is not None
+              and compared['judge']['kind'] == 'gold'))

@@ -10,7 +10,7 @@ rewards, which are changes of the node `log`, and runs. A run of an algorithm
 that samples is a change of the node `online`; all others are changes of
 `offline` and name the log they learn from. Every policy is measured by the
 rewards of its log, in the column `proxy` and its components. What nothing
-reads, gold model, pairs or reward models, is not made.
+reads, gold model, pairs, reward models or a log, is not made.
 """
 
 from rlhf_jax.pipeline import offline_methods
@@ -45,8 +45,10 @@ def reads_proxies(log: dict) -> bool:
 
 def describe(config: dict) -> plan.Study:
   """A line of the report for each run."""
-  conditions, logs = nodes.conditions(config), nodes.logs(config)
-  runs = nodes.offline_runs(config)
+  conditions, runs = nodes.conditions(config), nodes.offline_runs(config)
+  named = {run['log'] for run in runs.values()}
+  logs = {name: log for name, log in nodes.logs(config).items()
+          if name in named}
   used = {log['condition'] for log in logs.values() if reads_proxies(log)}
   used |= {run['condition'] for run in runs.values()
            if samples(run) and nodes.reads_proxies(run)}
@@ -70,7 +72,7 @@ def describe(config: dict) -> plan.Study:
           config, data, conditions, logs, runs,
           online.columns(data, reads_gold)),
       proxies={f'conditions.{name}': node
-               for name, node in conditions.items()},
+               for name, node in conditions.items() if name in used},
       reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: online.judge_stages(config, shown, runs),
       arguments=lambda shown: {'policies': shown, 'logs': rows,

@@ -27,7 +27,7 @@ def check(config: dict, data: dict, conditions: Mapping[str, Mapping],
     config: of the study.
     data: of `nodes.data_config`.
     conditions: of `nodes.conditions`.
-    logs: of `nodes.logs`.
+    logs: of `nodes.logs`, those that runs name.
     runs: of `nodes.offline_runs`.
     columns: that evaluations have beside those that all have.
   """
@@ -39,7 +39,8 @@ def check(config: dict, data: dict, conditions: Mapping[str, Mapping],
   for name, run in runs.items():
     where = f'runs.{name}'
     nodes.requirement(nodes.at(where, run))(
-        run['log'] in logs, f'{where}.log', f'there are {", ".join(logs)}')
+        run['log'] in logs, f'{where}.log',
+        f'there are {", ".join(config["logs"])}')
     _check_run(where, run, logs[run['log']], conditions, data, config['pool'])
   _check_values(logs, runs)
   _check_figure(config, logs, runs, columns)
@@ -77,6 +78,10 @@ def _check_condition(where, log, conditions, require):
             f'there are {", ".join(conditions) or "none"}')
   condition = conditions.get(log['condition'], {'label_noise': 0.0})
   noise = condition['label_noise']
+  if not 0 <= noise <= 1:  # nobody may train reward models of the condition
+    raise errors.ConfigError(
+        f'config.conditions.{log["condition"]}.label_noise is {noise!r}; '
+        'shares lie in [0, 1]')
   require(log['source'] == 'pairs' or not noise, f'{where}.condition',
           f'its label_noise is {noise}, which is of pairs alone; give 0')
   require(not noise or not proxy

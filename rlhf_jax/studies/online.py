@@ -50,7 +50,7 @@ def describe(config: dict) -> plan.Study:
   return plan.Study(
       check=lambda data: _check(config, data, conditions, runs, reads_gold),
       proxies={f'conditions.{name}': node
-               for name, node in conditions.items()},
+               for name, node in conditions.items() if name in used},
       reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: judge_stages(config, shown, runs),
       arguments=lambda shown: {'policies': shown, 'figure': config['figure']})
@@ -136,7 +136,7 @@ def judge_stages(config: dict, shown: plan.Shown, runs: Mapping[str, Mapping]
     shown: {'stage', 'seed', 'run', 'labels'} of each policy.
     runs: by name.
   """
-  judge = dict(config['judge'])
+  judge = nodes.judge(config)
   if judge['against'] is None:
     return []
   answered = [line for line in shown

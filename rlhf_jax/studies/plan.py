@@ -16,6 +16,7 @@ from typing import Any
 from rlhf_jax import studies
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import pretrained
+from rlhf_jax.parallel import meshes
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.stages import policy_report
 from rlhf_jax.storage import files
@@ -33,8 +34,8 @@ class Study:
 
   Attributes:
     check: (data node) -> None, a ConfigError for what is the study's own.
-    proxies: every `proxy` node that reward models are trained from, by its
-      place in the config.
+    proxies: every `proxy` node that reward models are trained from, and no
+      other, by its place in the config.
     reads_gold: whether a gold model is planned.
     of_seed: adds the stages of a seed, and says what they show.
     judge: (all that is shown) -> further stages, which see all seeds.
@@ -51,20 +52,30 @@ class Study:
   report: ModuleType = policy_report
 
 
-def plan(config: dict) -> list[run_lib.Stage]:
+def plan(config: dict, num_devices: int | None = None) -> list[run_lib.Stage]:
   """The stages of all seeds and the report of a study.
 
+  Args:
+    config: of the study.
+    num_devices: that it will run on, by which an axis of -1 of the mesh is
+      known; None: not known, and such an axis counts as 1. No device is
+      touched here.
+
   Raises:
-    ConfigError: a field is out of range; nothing has been touched.
+    ConfigError: a field is unknown, mistyped or out of range; nothing has been
+      touched.
     DataError: a file it names is missing or malformed.
+    TopologyError: the mesh does not fit the devices, or divides no model.
   """
+  nodes.check_mapping('figure', config.get('figure', {}), "{'kind': ...}")
   config = nodes.absolute(config)
   study = studies.get(config['study']).describe(config)
   data = nodes.data_config(config)
-  checks.check(config, study.proxies, reads_gold=study.reads_gold)
+  mesh = meshes.planned(config['mesh'], num_devices)
+  checks.check(config, study.proxies, mesh, reads_gold=study.reads_gold)
   load_lib.check(data)
   study.check(data)
-  checks.check_tokens(config, data, study.proxies,
+  checks.check_tokens(config, data, study.proxies, mesh,
                       reads_gold=study.reads_gold)
   if study.reads_gold:
     checks.check_gold(config, data)

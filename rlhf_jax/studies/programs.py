@@ -65,7 +65,7 @@ def policy_step(config: transformer.Config, trainable: types.Params,
   tx = train.optimizer(learning_rate=1., num_steps=1)
   step = train.make_train_step(
       functools.partial(policy.forward, config),
-      objectives.get('sft', aggregate='token_mean'), tx,
+      objectives.get('sft', aggregate='token'), tx,
       num_microbatches=num_microbatches)
   state = jax.eval_shape(
       lambda p: train.init_state(p, tx, jax.random.key(0)), trainable)

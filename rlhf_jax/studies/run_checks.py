@@ -14,6 +14,10 @@ from rlhf_jax.rewards import programmatic
 from rlhf_jax.studies import checks
 from rlhf_jax.studies import nodes
 
+# What leaves the score of a model as it is.
+UNTOUCHED = {field: reward_nodes.KINDS['proxy'][field]
+             for field in ('squash', 'scale', 'range')}
+
 
 def check_conditions(conditions: Mapping[str, Mapping]):
   """Raises ConfigError for names that meet those of stages."""
@@ -34,6 +38,7 @@ def check_components(where: str, components: Mapping[str, Mapping],
     roles: that the study has stages for.
     data: of `nodes.data_config`.
   """
+  nodes.check_kinds(f'{where}.components', components)
   try:
     components = reward_nodes.check(components)
   except errors.ConfigError as error:
@@ -61,6 +66,10 @@ def check_components(where: str, components: Mapping[str, Mapping],
 def _lack(node: Mapping, data: Mapping) -> str | None:
   """What a component needs and the data cannot give, and what to do."""
   kind = node['kind']
+  if kind == 'file' and data['name'] != 'logged':
+    return ('reads a number of logged responses, and these texts have none; '
+            'give config.data.logged.path, a file with the column '
+            f'{node["column"]!r}')
   if kind == 'file' and node['column'] != data.get('target'):
     return ('scores new responses by what the gold model has learned; set '
             f'config.data.logged.target to {node["column"]!r}, its column')
@@ -152,10 +161,14 @@ def _check_evaluation(where, run, num_eval_prompts, require):
 def _check_best_of_n(where, run, require):
   """Refuses what best-of-n would not do, though the run asks for it."""
   reward, kl = run['reward'], run['kl']
+  told = [(f'reward.components.{name}.{field}', node[field] != neutral)
+          for name, node in reward_nodes.check(reward['components']).items()
+          for field, neutral in UNTOUCHED.items() if field in node]
   for field, wrong in (
       ('reward.components', list(reward_nodes.kinds(reward['components']))
        != ['proxy'] or len(reward['components']) != 1),
-      ('reward.noise', reward['noise']),
+      *told, ('reward.noise', reward['noise']),
+      ('reward.scale', reward['scale'] is not None),
       ('reward.eos.penalty', reward['eos']['penalty'] is not None),
       ('reward.eos.value', reward['eos']['value'] is not None),
       ('kl.coef', kl['coef']), ('kl.target', kl['target'] is not None)):

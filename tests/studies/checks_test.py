@@ -8,7 +8,9 @@ from absl.testing import parameterized
 import worlds
 
 from rlhf_jax import errors
+from rlhf_jax.data import logs
 from rlhf_jax.data import tokenizer
+from rlhf_jax.parallel import meshes
 from rlhf_jax.studies import checks
 from rlhf_jax.studies import nodes
 
@@ -23,8 +25,20 @@ def change(node: dict, field: str, value) -> dict:
   return node
 
 
+def mesh(one: dict, num_devices=None):
+  return meshes.planned(one['mesh'], num_devices)
+
+
 def check(one: dict, *, reads_gold=True):
-  checks.check(one, {'proxy': one['proxy']}, reads_gold=reads_gold)
+  checks.check(one, {'proxy': one['proxy']}, mesh(one), reads_gold=reads_gold)
+
+
+def check_mesh(num_devices=None, **axes):
+  one = config() | {'mesh': axes}
+  proxies, given = {'proxy': one['proxy']}, mesh(one, num_devices)
+  checks.check(one, proxies, given, reads_gold=True)
+  checks.check_tokens(one, nodes.data_config(one), proxies, given,
+                      reads_gold=True)
 
 
 class FieldsTest(parameterized.TestCase):
@@ -57,15 +71,21 @@ class FieldsTest(parameterized.TestCase):
       (dict(member=4), r'proxy: 2 members are not divisible by member 4'),
       (dict(dta=8), "config.mesh has an axis 'dta'"))
   def test_a_mesh_that_divides_no_model(self, mesh, message):
-    def check_all(mesh):
-      one = config() | {'mesh': mesh}
-      check(one)
-      checks.check_tokens(one, nodes.data_config(one), {'proxy': one['proxy']},
-                          reads_gold=True)
-
     with self.assertRaisesRegex(errors.TopologyError, message):
-      check_all(mesh)
-    check_all(dict(data=-1, fsdp=2, tensor=2, member=2))
+      check_mesh(**mesh)
+    check_mesh(data=-1, fsdp=2, tensor=2, member=2)
+
+  @parameterized.parameters(
+      (dict(tensor=-1), 4, r'policy\.model: num_heads 2 is not .* tensor 4'),
+      (dict(fsdp=-1), 3, r'policy\.model: parameter embed .* fsdp 3'),
+      (dict(member=-1), 3, r'proxy: 2 members are not divisible by member 3'),
+      (dict(data=-1, tensor=2), 3, 'but there are 3 devices'))
+  def test_what_is_left_of_the_devices_divides_no_model(
+      self, axes, count, message):
+    """An axis of -1 is known where the number of devices is."""
+    with self.assertRaisesRegex(errors.TopologyError, message):
+      check_mesh(count, **axes)
+    check_mesh(**axes)
 
   @parameterized.parameters(
       ('policy.optimizer.schedule', 'step', r'policy\.optimizer: '),
@@ -89,7 +109,7 @@ class FieldsTest(parameterized.TestCase):
         errors.ConfigError, r'^config\.conditions\.a\.held_out is 96; must '
         r'leave some of data\.num_pair_prompts 96'):
       checks.check(one, {'conditions.a': dict(one['proxy'], held_out=96)},
-                   reads_gold=True)
+                   mesh(one), reads_gold=True)
 
   @parameterized.parameters(
       ((), 'give at least'), ((.25, .25), 'once'), ((1.5,), r'\[0, 1\]'),
@@ -101,6 +121,7 @@ class FieldsTest(parameterized.TestCase):
       checks.check_shares({'label_noise': value}, 'label_noise')
 
   @parameterized.parameters(
+      ('mean', r" is 'mean'; give {'kind': ...}"),
       (dict(kind='median'), r"\.kind is 'median'; there are "),
       (dict(kind='single', member=2), ': '),
       (dict(kind='uncertainty_weighted', uncertainty_coef=-1.), ': '))
@@ -141,7 +162,7 @@ class LoadedTest(parameterized.TestCase):
     one['data']['files']['tokenizer'] = str(worlds.loaded() / 'model')
     one[part]['model']['path'] = str(model)
     checks.check_tokens(one, nodes.data_config(one), {
-        'conditions.a': one['proxy']}, reads_gold=reads_gold)
+        'conditions.a': one['proxy']}, mesh(one), reads_gold=reads_gold)
 
   @parameterized.parameters(
       ('policy', 'policy'), ('gold', 'gold'), ('proxy', r'conditions\.a'))
@@ -170,9 +191,36 @@ class LoadedTest(parameterized.TestCase):
         errors.ConfigError, r'^config\.data\.preferences is None, and the '
         'gold model learns from human pairs'):
       checks.check_gold(one, nodes.data_config(one))
-    of_world = config()
-    of_world['gold']['held_out'] = 10**6
-    checks.check_gold(of_world, nodes.data_config(of_world))  # it has a rule
+
+  def test_texts_of_the_small_world_are_counted(self):
+    """256 demonstrations, as many damaged, and 256 samples; batches of 16."""
+    one = config()
+    one['gold']['held_out'] = 768 - 16
+    checks.check_gold(one, nodes.data_config(one))
+    one['gold']['held_out'] += 1
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'^config\.gold\.held_out is 753 of 768 texts, '
+        r'which leaves fewer than config\.gold\.batch_size 16; lower one'):
+      checks.check_gold(one, nodes.data_config(one))
+    one['data']['num_demonstrations'] = 257  # 264 samples, 8 to a prompt
+    one['gold']['held_out'] = 778 - 16
+    checks.check_gold(one, nodes.data_config(one))
+    one['gold']['held_out'] += 1
+    with self.assertRaisesRegex(errors.ConfigError, ' 763 of 778 texts'):
+      checks.check_gold(one, nodes.data_config(one))
+
+  def test_texts_of_a_task_with_the_rule_are_counted(self):
+    one = config()
+    one['data']['logged'].update(task='reddit', num_rows=99)
+    data = nodes.data_config(one)
+    count = len(logs.training(data, 0))
+    self.assertLess(count, 99)
+    most = 2 * count + 8 * -(-count // 8) - 16
+    one['gold']['held_out'] = most
+    checks.check_gold(one, data)
+    one['gold']['held_out'] += 1
+    with self.assertRaisesRegex(errors.ConfigError, r'gold\.held_out is '):
+      checks.check_gold(one, data)
 
 
 if __name__ == '__main__':

@@ -4,11 +4,15 @@ import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 import worlds
 
 from experiments import base
 from rlhf_jax import errors
 from rlhf_jax.studies import nodes
+
+TYPED = dict(number=1., count=2, text='a', flag=False, parts=(1, 2),
+             kl=dict(coef=None), anything=None, labels={}, arguments={})
 
 
 def config() -> dict:
@@ -46,6 +50,68 @@ class ConfigTest(parameterized.TestCase):
         ({'kl': .1}, r'config\.runs\.x\.kl is 0\.1; give changes of its')):
       with self.assertRaisesRegex(errors.ConfigError, message):
         nodes.merge(base_node, changes, 'runs.x')
+
+  @parameterized.parameters(
+      (dict(number=None), r"number is None; give a number$"),
+      (dict(number='1'), r"number is '1'; give a number$"),
+      (dict(number=True), 'number is True; give a number$'),
+      (dict(count='1'), "count is '1'; give an integer$"),
+      (dict(count=2.5), 'count is 2.5; give an integer$'),
+      (dict(count=False), 'count is False; give an integer$'),
+      (dict(text=3), 'text is 3; give text$'),
+      (dict(text=None), 'text is None; give text$'),
+      (dict(text=('a',)), 'text is .*; give text$'),
+      (dict(flag=1), 'flag is 1; give True or False$'),
+      (dict(parts='ab'), "parts is 'ab'; give a list of values$"),
+      (dict(kl=None), 'kl is None; give changes of its fields$'),
+      (dict(kl=dict(coef='1')), r"kl\.coef is '1'; give a number, or None$"),
+      (dict(kl=dict(coef=False)), r'kl\.coef is False; give a number, or None'),
+      (dict(labels='a'), "labels is 'a'; give a dict$"),
+      (dict(arguments=3), 'arguments is 3; give a dict$'))
+  def test_merge_refuses_another_type(self, changes, message):
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'^config\.runs\.x\.{message}'):
+      nodes.merge(TYPED, changes, 'runs.x')
+
+  @parameterized.parameters(
+      dict(number=3), dict(number=2.5), dict(count=np.int64(3)),
+      dict(number=np.float32(3)), dict(parts=[1]), dict(flag=True),
+      dict(anything='a'), dict(anything=None), dict(anything=[{}]),
+      dict(kl=dict(coef=0)), dict(kl=dict(coef=None)), dict(kl={}))
+  def test_merge_takes_the_same_type(self, **changes):
+    merged = nodes.merge(TYPED, changes, 'runs.x')
+    self.assertEqual(merged, TYPED | changes | (
+        {'kl': TYPED['kl'] | changes['kl']} if 'kl' in changes else {}))
+
+  def test_what_may_be_none_may_be_so_after_a_number(self):
+    """As where a config sets the KL coefficient of all runs but one."""
+    self.assertEqual(
+        nodes.merge(dict(kl=dict(coef=.1)), dict(kl=dict(coef=None)), 'runs.x'),
+        dict(kl=dict(coef=None)))
+
+  @parameterized.parameters(
+      ('proxy', 'conditions.x'), ('online', 'runs.x'), ('offline', 'runs.x'),
+      ('log', 'logs.x'), ('judge', 'judge'))
+  def test_every_field_that_is_none_has_a_type(self, part, where):
+    def absent(node):
+      for name, value in node.items():
+        if value is None:
+          yield name
+        elif isinstance(value, dict):
+          yield from (f'{name}.{inner}' for inner in absent(value))
+
+    node = config()[part]
+    for field in absent(node):
+      with self.assertRaisesRegex(
+          errors.ConfigError, rf'^config\.{where}\.{field} is .*, or None$'):
+        nodes.merge(node, nodes.at(field, {1}), where)
+      nodes.merge(node, nodes.at(field, None), where)
+
+  @parameterized.parameters(3, None, 'ppo', [('kl', {})])
+  def test_merge_refuses_what_is_no_mapping(self, changes):
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'^config\.runs\.a is .*; give changes of its'):
+      nodes.merge({'kl': {}}, changes, 'runs.a')
 
   @parameterized.parameters('aggregate', 'arguments', 'components', 'labels')
   def test_what_belongs_to_a_name_is_replaced_whole(self, field):
@@ -120,6 +186,39 @@ class DataTest(parameterized.TestCase):
       nodes.data_config(one)
 
 
+  @parameterized.parameters(
+      ('logged', 'kind', 'reddit'), ('logged', 'target', 'votes'),
+      ('logged', 'split', 'train'), ('logged', 'columns.prompt', 'question'),
+      ('logged', 'tokenizer', '/a/model'), ('logged', 'num_rows', 99),
+      ('logged', 'noise', 0.), ('logged', 'control', ('<|a|>',)),
+      ('logged', 'demonstrations', ('liked',)), ('logged', 'eos', '</s>'),
+      ('files', 'kind', 'alpaca'), ('files', 'preference_kind', 'hh'))
+  def test_a_field_of_texts_that_nothing_reads(self, part, field, value):
+    one = config()
+    node, name = one['data'][part], field
+    if '.' in field:
+      node, name = node['columns'], field.partition('.')[2]
+    node[name] = value
+    source = {'logged': r'config\.data\.logged\.path \(or config\.data\.logged'
+                        r'\.task\)', 'files': r'config\.data\.path'}[part]
+    message = (rf'^config\.data\.{part}\.{field} is .*, but {source} is not '
+               'given')
+    with self.assertRaisesRegex(errors.ConfigError, message):
+      nodes.data_config(one)
+    worlds.on_files(one)
+    if part == 'files':
+      self.assertEqual(nodes.data_config(one)[name], value)
+      return
+    with self.assertRaisesRegex(errors.ConfigError, message):
+      nodes.data_config(one)
+
+  def test_lists_of_nothing_say_nothing(self):
+    """As of a config that was JSON."""
+    one = config()
+    one['data']['logged']['control'] = []
+    self.assertEqual(nodes.data_config(one)['name'], 'reviews')
+
+
 class RunsTest(parameterized.TestCase):
 
   def test_conditions_are_changes_of_the_proxy(self):
@@ -164,6 +263,60 @@ class RunsTest(parameterized.TestCase):
     self.assertEqual(nodes.logs(one), {
         'a': one['log'], 'b': one['log'] | {'components': part}})
 
+  @parameterized.parameters(
+      (nodes.online_runs, 'runs', 3),
+      (nodes.offline_runs, 'runs', 3),
+      (nodes.conditions, 'conditions', None),
+      (nodes.logs, 'logs', 'pairs'))
+  def test_what_is_no_change(self, read, field, value):
+    one = config()
+    for node, where in ((value, ''), ({'a': value}, r'\.a')):
+      with self.assertRaisesRegex(
+          errors.ConfigError, rf'^config\.{field}{where} is {value!r}; give '):
+        read(one | {field: node})
+
+  @parameterized.parameters(
+      (dict(mine='pkg:f'), r"\.mine is 'pkg:f'; give {'kind': ...}"),
+      (dict(mine={}), r"\.mine is {}; give {'kind': ...}"),
+      (dict(mine=dict(kind=['gold'])), r"\.mine is .*; give {'kind': ...}"),
+      ('gold', " is 'gold'; give "))
+  def test_components_have_kinds(self, components, message):
+    """In a run, in a log, and in the node that all runs are changes of."""
+    one = config()
+    online = dict(reward=dict(components=components))
+    ppo = dict(algorithm='ppo', **online)
+    for read, where, changes in (
+        (nodes.online_runs, 'runs.a.reward', {'runs': {'a': online}}),
+        (nodes.offline_runs, 'runs.a.reward', {'runs': {'a': ppo}}),
+        (nodes.logs, 'logs.a', {'logs': {'a': dict(components=components)}}),
+        (nodes.logs, 'logs.a', {'logs': {'a': {}}, 'log': dict(
+            one['log'], components=components)})):
+      with self.assertRaisesRegex(
+          errors.ConfigError, rf'^config\.{where}\.components{message}'):
+        read(one | changes)
+
+  @parameterized.parameters(
+      (3, 'judge is 3; give changes'),
+      (dict(judge=3), 'judge.judge is 3; give'),
+      (dict(judge=dict(kind=3)), 'judge.judge is .*; give'),
+      (dict(num_prompts='4'), "judge.num_prompts is '4'; give an integer"),
+      (dict(against=4), 'judge.against is 4; give text, or None'),
+      (dict(show_reference=None), 'judge.show_reference is None; give True'),
+      (dict(prompts=4), 'judge.prompts is no field'))
+  def test_a_judge_of_another_type(self, judge, message):
+    with self.assertRaisesRegex(errors.ConfigError, rf'^config\.{message}'):
+      nodes.judge(config() | {'judge': judge})
+    with self.assertRaisesRegex(errors.ConfigError, rf'^config\.{message}'):
+      nodes.reads_gold(config() | {'judge': judge}, [])
+
+  def test_a_judge_has_every_field(self):
+    self.assertEqual(nodes.judge({}), {
+        'against': None, 'num_prompts': None, 'show_reference': False,
+        'judge': {'kind': 'gold', 'margin': 0.}})
+    self.assertEqual(nodes.judge(config()), config()['judge'])
+    http = dict(kind='http', endpoint='http://localhost', model='m')
+    self.assertEqual(nodes.judge({'judge': {'judge': http}})['judge'], http)
+
   def test_who_reads_reward_models(self):
     one = config()
     one['runs'] = {
@@ -189,6 +342,9 @@ class RunsTest(parameterized.TestCase):
       ({}, dict(figure=dict(kind='table', columns=('gold_split_8',))), True),
       ({}, dict(figure=dict(kind='table', columns=('length', 'kl_k1'))), False),
       ({}, dict(figure=dict(kind='win_rates')), True),
+      # Which the check of a figure refuses.
+      ({}, dict(figure=dict(kind='table', columns=3)), False),
+      ({}, dict(figure=dict(kind='table', columns=(3,))), False),
       ({}, dict(judge=dict(against='reference', judge=dict(kind='gold'))),
        True),
       ({}, dict(judge=dict(against=None, judge=dict(kind='gold'))), False),

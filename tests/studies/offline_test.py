@@ -14,7 +14,7 @@ import worlds
 from experiments import base
 from rlhf_jax import errors
 from rlhf_jax.data import load as load_lib
-from rlhf_jax.parallel import sharding
+from rlhf_jax.parallel import meshes
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import stop
@@ -100,6 +100,19 @@ class PlanTest(parameterized.TestCase):
       self.assertEqual(keywords(study, f'policies/{name}')['given'], {
           'reference': 'seed_0/sft', 'log': 'seed_0/logs/pairs/logged'})
 
+  def test_a_log_that_no_run_names_makes_nothing(self):
+    """Not the gold model either, nor pairs; nor does it refuse the plan."""
+    study = config(dict(source='corpus', components=NODES), algorithm='wbc')
+    study.data.logged.update(kind='gsm8k', task='gsm8k', num_rows=99)
+    study.figure.columns = ('proxy',)
+    alone = names(study)
+    self.assertNotIn('gold', alone)
+    study.logs.unused = dict(source='pairs')
+    study.logs.more = dict(
+        source='corpus', num_validation=10**6,
+        components=dict(a=dict(kind='gold')))
+    self.assertEqual(names(study), alone)
+
   def test_logs_are_told_of_their_rewards(self):
     told = keywords(several(), 'logs/noisy/logged')
     self.assertEqual(told['label_noise'], .25)
@@ -184,6 +197,11 @@ class MistakesTest(parameterized.TestCase):
       (dict(log='other'), "runs.one.log is 'other'; there are pairs"),
       (dict(num_step=3), 'runs.one.num_step is no field'),
       (dict(num_steps=-1), 'runs.one.num_steps is -1'),
+      (dict(batch_size='8'), "runs.one.batch_size is '8'; give an integer"),
+      (dict(q=dict(shift=None)), 'runs.one.q.shift is None; give a number'),
+      (dict(algorithm=None), 'runs.one.algorithm is None; give text'),
+      (dict(algorithm=['ppo']), 'runs.one.algorithm is .*; give text'),
+      (dict(log=['pairs']), 'runs.one.log is .*; give text'),
       (dict(num_steps=2.5), 'runs.one.num_steps is 2.5'),
       (dict(batch_size=0), 'runs.one.batch_size is 0'),
       (dict(num_microbatches=3), 'runs.one.num_microbatches is 3'),
@@ -214,13 +232,18 @@ class MistakesTest(parameterized.TestCase):
       (dict(source='file'), "logs.pairs.source is 'file'; there are pairs"),
       (dict(source='corpus'), 'logs.pairs.source .*config.data.logged.path'),
       (dict(sourse='pairs'), 'logs.pairs.sourse is no field'),
+      (dict(num_validation='9'), "logs.pairs.num_validation is '9'; give an"),
+      (dict(value=dict(held_out=None)), 'value.held_out is None; give a num'),
+      (dict(condition=None), 'logs.pairs.condition is None; give text'),
+      (dict(components=dict(a='pkg:f')),
+       "logs.pairs.components.a is 'pkg:f'; give {'kind'"),
       (dict(condition='dirty'), "logs.pairs.condition is 'dirty'"),
       (dict(components=dict(a=dict(kind='best'))),
        "logs.pairs.components: component 'a': kind is 'best'"),
       (dict(components=dict(a=dict(kind='length'))),
        "logs.pairs.components: component 'a': target is absent"),
       (dict(components=dict(a=dict(kind='file', column='votes'))),
-       'logs.pairs.components.a .*set config.data.logged.target to .votes.'),
+       'logs.pairs.components.a .*config.data.logged.path, .* .votes.'),
       (dict(components=dict(a=dict(kind='function', function='nowhere:f'))),
        'nowhere'),
       (dict(components=dict(a=dict(kind='gold', squash='none'))),
@@ -240,6 +263,27 @@ class MistakesTest(parameterized.TestCase):
        'logs.pairs.value.optimizer: clip_norm'))
   def test_of_a_log(self, log, message):
     self.check(config(log), message)
+
+  def test_of_a_log_that_is_not_there(self):
+    """All that there are can be named."""
+    study = config(log='other')
+    study.logs.unused = {}
+    self.check(study, "runs.one.log is 'other'; there are pairs, unused")
+
+  def test_a_column_that_the_gold_model_has_not_learned(self):
+    """The target is advice where the data are a log."""
+    study = config(dict(source='corpus', components=dict(
+        a=dict(kind='file', column='votes'))))
+    study.data.logged.update(task='gsm8k', num_rows=99)
+    self.check(study, 'components.a .*set config.data.logged.target to .votes')
+
+  def test_conditions_that_are_not_trained(self):
+    """What is read of one is checked, and nothing else."""
+    study = config(dict(components=NODES, condition='noisy'), algorithm='wbc')
+    study.conditions.noisy = dict(held_out=10**6, label_noise=.25)
+    self.assertNotIn('noisy/proxies', names(study))
+    study.conditions.noisy.label_noise = 1.5
+    self.check(study, r'^config\.conditions\.noisy\.label_noise is 1\.5; ')
 
   def test_bound_is_for_those_who_read_values(self):
     free = dict(components=dict(a=dict(kind='gold', squash='none')))
@@ -309,6 +353,7 @@ def small():
     part.model.update(
         worlds.MODEL, intermediate_size=worlds.config().intermediate_size)
   study.proxy.update(held_out=4, batch_size=4)
+  study.gold.held_out = 8
   study.training.save_every = 1
   study.offline.update(use='all')
   study.offline.optimizer.learning_rate = 1e-2
@@ -344,7 +389,7 @@ def run(workdir, *only):
   """One device, which compiles faster."""
   worlds.untrained()
   mesh = worlds.mesh()
-  with mock.patch.object(sharding, 'make_mesh', lambda shape: mesh):
+  with mock.patch.object(meshes, 'make', lambda shape: mesh):
     run_lib.run_study(stages(), workdir, config=small().to_dict(), only=only)
 
 

@@ -101,6 +101,13 @@ class PlanTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('reward.noise', dict(reward=dict(noise=1.))),
+      ('reward.scale', dict(reward=dict(scale='running'))),
+      ('reward.components.proxy.squash', dict(reward=dict(
+          components=base.proxy(squash='sigmoid')))),
+      ('reward.components.proxy.scale', dict(reward=dict(
+          components=base.proxy(scale=2.)))),
+      ('reward.components.proxy.range', dict(reward=dict(
+          components=base.proxy(range=(0, 1))))),
       ('reward.components', dict(reward=dict(components=dict(
           base.proxy(), a=dict(kind='length', target=9))))),
       ('reward.components', dict(reward=dict(components=dict(
@@ -119,6 +126,10 @@ class PlanTest(parameterized.TestCase):
 
   def test_no_penalty_is_none(self):
     names(config(kl=dict(coef=0.)))
+
+  def test_a_score_as_it_is(self):
+    names(config(reward=dict(components=base.proxy(
+        squash='none', scale=1, range=None))))
 
   @parameterized.parameters(
       ('num_samples', 1), ('num_samples', 24), ('samples_per_call', 0),
@@ -232,7 +243,8 @@ class MistakesTest(parameterized.TestCase):
        "runs.one.reward.components.a has kind 'tfidf', which reads 'log'"),
       (dict(reward=dict(components=dict(a=dict(
           kind='file', column='votes')))),
-       "runs.one.reward.components.a has kind 'file', .*logged.target"),
+       "runs.one.reward.components.a has kind 'file', .*logged.path, a file "
+       "with the column 'votes'"),
       (dict(reward=dict(components=dict(a=dict(kind='exact_match')))),
        "runs.one.reward.components.a has kind 'exact_match'"),
       (dict(rollout=dict(chunk_size=-4)), 'chunk_size is -4'),
@@ -245,10 +257,26 @@ class MistakesTest(parameterized.TestCase):
             algorithm='ppo_kl_penalty'), 'num_epochs >= 2'),
       (dict(evaluation=dict(num_prompts=999)), 'num_prompts is 999'),
       (dict(value=dict(trunk='none')), "value.trunk is 'none'"),
-      (dict(num_step=3), 'runs.one.num_step is no field'))
+      (dict(num_step=3), 'runs.one.num_step is no field'),
+      (3, r'config\.runs\.one is 3; give changes'),
+      (dict(rollout=dict(temperature=None)),
+       r'config\.runs\.one\.rollout\.temperature is None; give a number'),
+      (dict(reward=dict(noise='1')),
+       r"config\.runs\.one\.reward\.noise is '1'; give a number"),
+      (dict(kl=dict(target='6')), r"config\.runs\.one\.kl\.target is '6'"),
+      (dict(rollout=dict(chunk_size='4')), r"rollout\.chunk_size is '4'"),
+      (dict(reward=dict(components=dict(mine='pkg:f'))),
+       r"config\.runs\.one\.reward\.components\.mine is 'pkg:f'; give {'kind"),
+      (dict(labels=3), r'config\.runs\.one\.labels is 3; give a dict'),
+      (dict(condition=['clean']), r'config\.runs\.one\.condition is '))
   def test_of_a_run(self, changes, message):
+    study = policies()
+    if isinstance(changes, dict):
+      study = policies(**changes)
+    else:
+      study['runs']['one'] = changes
     with self.assertRaisesRegex(errors.ConfigError, message) as caught:
-      plan.plan(policies(**changes))
+      plan.plan(study)
     self.assertNotIn('\n', str(caught.exception))
 
   def test_nothing_to_do(self):
@@ -273,10 +301,36 @@ class MistakesTest(parameterized.TestCase):
         'reward models are of a condition; there are clean'):
       plan.plan(study)
 
+  @parameterized.parameters(
+      (3, r'conditions\.clean is 3; give changes'),
+      (dict(num_pairs='9'), r"conditions\.clean\.num_pairs is '9'; give an"),
+      (dict(num_members=2.5), r'conditions\.clean\.num_members is 2\.5'),
+      (dict(model=dict(path=3)), r'conditions\.clean\.model\.path is 3; give'),
+      (dict(label_noise=None), r'conditions\.clean\.label_noise is None'))
+  def test_of_a_condition(self, changes, message):
+    study = policies()
+    study['conditions']['clean'] = changes
+    with self.assertRaisesRegex(errors.ConfigError, rf'^config\.{message}'):
+      plan.plan(study)
+
+  def test_a_condition_that_no_run_reads(self):
+    """It trains nothing, and cannot refuse the plan."""
+    study = policies()
+    study['conditions']['large'] = dict(held_out=10**6)
+    names(study)
+    study['runs']['one']['condition'] = 'large'
+    with self.assertRaisesRegex(
+        errors.ConfigError, r'^config\.conditions\.large\.held_out is '):
+      names(study)
+
   def test_judge(self):
     study = policies()
     study['judge']['against'] = 'reference'
     with self.assertRaisesRegex(errors.ConfigError, 'judge.num_prompts is'):
+      plan.plan(study)
+    study['judge']['num_prompts'] = '4'
+    with self.assertRaisesRegex(
+        errors.ConfigError, r"^config\.judge\.num_prompts is '4'; give an int"):
       plan.plan(study)
     study['judge']['num_prompts'] = 4
     self.assertEqual(names(study)[-2:],

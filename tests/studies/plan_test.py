@@ -172,6 +172,36 @@ class StagesTest(parameterized.TestCase):
     plan.plan(config)
     self.assertEqual(config, before)
 
+  @parameterized.parameters(
+      ('best_of_n', 'proxy'), ('online', r'conditions\.clean'),
+      ('offline', r'conditions\.clean'), ('iterated', 'proxy'),
+      ('reward_models', r'conditions\.clean'))
+  def test_the_mesh_is_that_of_the_devices(self, kind, where):
+    """Of as many as the caller says; an axis of -1 counts as 1 otherwise."""
+    config, _ = of_all(kind)
+    config['mesh'] = dict(member=-1)
+    plan.plan(config)
+    with self.assertRaisesRegex(
+        errors.TopologyError,
+        rf'^config\.{where}: 2 members are not divisible by member 5'):
+      plan.plan(config, 5)
+    config['mesh'] = dict(data=-1, tensor=3)
+    with self.assertRaisesRegex(errors.TopologyError, 'there are 8 devices'):
+      plan.plan(config, 8)
+    config['mesh'] = dict(tensor=-1)
+    with self.assertRaisesRegex(
+        errors.TopologyError, r'^config\.policy\.model: num_heads 2 is not'):
+      plan.plan(config, 4)
+    plan.plan(config, 2)
+
+  @parameterized.product(
+      kind=('online', 'iterated'), figure=(3, None, ('table',)))
+  def test_a_figure_that_is_none(self, kind, figure):
+    config, _ = of_all(kind)
+    with self.assertRaisesRegex(
+        errors.ConfigError, r"^config\.figure is .*; give {'kind': ...}"):
+      plan.plan(config | {'figure': figure})
+
   def test_final(self):
     final = lambda *seeds: plan.final({'seeds': seeds})
     self.assertEqual(final(0), 'report_seeds_0')
