@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -167,15 +168,14 @@ class ResumeTest(absltest.TestCase):
     code, log = interrupt(
         self.workdir, signal.SIGINT, lines_after(2), *arguments)
     self.check_interrupted(code, log)
-    saved = logged()[-1]  # a line and a checkpoint of the step it stopped at
-    self.assertIn(f'saved at step {saved} of sft', log)
+    saved = int(re.search(r'saved at step (\d+) of sft', log)[1])
     code, log = interrupt(
         self.workdir, signal.SIGKILL, lines_after(len(logged()) + 1),
         *arguments)
     self.assertEqual(code, -9, log)
     self.assertGreater(logged()[-1], saved)  # these are lost, and done again
     finish(self.workdir, *arguments)
-    self.assertEqual(logged(), sorted({saved, *range(20, 401, 20)}))
+    self.assertEqual(logged(), [*range(20, 401, 20)])
 
     ours, ours_lines = prints(self.workdir), path.read_text().splitlines()
     other = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -188,7 +188,7 @@ class ResumeTest(absltest.TestCase):
         for line in lines}
     ours_values, whole_values = values(ours_lines), values(whole)
     self.assertLen(whole_values, 20)
-    self.assertEqual({k: ours_values[k] for k in whole_values}, whole_values)
+    self.assertEqual(ours_values, whole_values)
 
   def test_a_finished_study_does_nothing(self):
     """Nor does it mind that its workdir has moved."""
@@ -228,8 +228,9 @@ class FitTest(absltest.TestCase):
     jax.tree.map(np.testing.assert_array_equal, *params[:2])
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5),
                  *params[1:])  # another number of devices
-    lines = files.read_jsonl(stopped / 'metrics.jsonl')
-    self.assertEqual([line['step'] for line in lines], [3, 5, 8])
+    for directory in (stopped, whole):
+      lines = files.read_jsonl(directory / 'metrics.jsonl')
+      self.assertEqual([line['step'] for line in lines], [8])
 
 
 if __name__ == '__main__':
