@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -45,7 +46,8 @@ class Figures(NamedTuple):
 
   held: int  # bytes of what it is called with
   beside: int  # bytes that it needs besides
-  flops: float  # floating point operations; a loop's body once
+  # Floating point operations, a loop's body once; NaN where it does not say.
+  flops: float
   collectives: dict[str, int]  # how often each occurs; a loop's body once
 
 
@@ -219,7 +221,7 @@ def figures(compiled: jax.stages.Compiled) -> Figures:
       memory.argument_size_in_bytes,
       memory.temp_size_in_bytes + memory.output_size_in_bytes
       - memory.alias_size_in_bytes,
-      compiled.cost_analysis().get('flops', 0.), counts)
+      (compiled.cost_analysis() or {}).get('flops', math.nan), counts)
 
 
 def collectives(hlo: str) -> dict[tuple[str, tuple[int, ...]], int]:

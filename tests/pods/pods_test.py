@@ -139,24 +139,30 @@ class PlanTest(absltest.TestCase):
               'fig3_best_of_n.py:smoke')
     done = subprocess.run(
         [sys.executable, '-m', 'rlhf_jax.main', f'--config={config}',
-         '--plan=v5e:2x4', '--config.mesh.data=1', '--config.mesh.fsdp=8'],
+         '--plan=v5e:2x4', '--config.mesh.data=1', '--config.mesh.fsdp=8',
+         '--config.policy.model.hidden_size=1024',
+         '--config.policy.model.intermediate_size=4096',
+         '--config.policy.model.num_layers=4',
+         '--config.policy.model.num_heads=8'],
         cwd=worlds.ROOT, env=worlds.environment(), capture_output=True,
         text=True, timeout=500)
     self.assertEqual(done.returncode, 0, done.stderr)
     planned, compiled = done.stdout.split('compiled for v5e:2x4 ')
     rows = lambda text: {
-        line[:46].strip(): line[46:].split() for line in text.splitlines()
+        line[:46].partition(' and ')[0].strip(): line[46:].split()
+        for line in text.splitlines()
         if line.startswith('seed_')}
     planned, compiled = rows(planned), rows(compiled)
     self.assertIn('seed_0/sft', compiled)
-    for name, (held, beside, flops, *collectives) in compiled.items():
-      trained, optimizer, *_ = map(float, planned[name])
-      self.assertGreaterEqual(float(held) + .001, trained + optimizer, name)
+    self.assertContainsSubset(compiled, planned)
+    for name, (_, _, flops, *collectives) in compiled.items():
+      self.assertGreaterEqual(float(flops), 0, name)
       self.assertTrue(collectives, name)
-      del beside, flops
     trained, optimizer, *_ = map(float, planned['seed_0/sft'])
-    self.assertLess(
-        float(compiled['seed_0/sft'][0]), 1.1 * (trained + optimizer) + .002)
+    self.assertGreater(trained, .01)
+    self.assertBetween(float(compiled['seed_0/sft'][0]),
+                       .95 * (trained + optimizer),
+                       1.05 * (trained + optimizer))
 
 
 if __name__ == '__main__':
