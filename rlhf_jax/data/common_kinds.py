@@ -28,7 +28,7 @@ _COMPARISONS = (
     ('response1', 'response2', 'annotator1', (1, 2)),  # PandaLM
     ('response_a', 'response_b', 'preference', (0, 1)))
 ATTRIBUTES = ('helpfulness', 'correctness', 'coherence', 'complexity',
-               'verbosity')  # HelpSteer, Wang et al. 2023
+              'verbosity')  # HelpSteer, Wang et al. 2023
 
 
 def pairs(entry: Mapping) -> Responses:
@@ -77,24 +77,31 @@ def _side(entry: Mapping, name: str) -> tuple[str, tuple, str]:
   if asked is None:
     raise tables.BadRowError(
         f'field {name!r} has an answer alone, and no field has its prompt')
-  if len(said) != 1 or said[0][0] != 'assistant':
-    raise tables.BadRowError(f'field {name!r} must be one message of the '
-                             'assistant, beside a prompt')
-  return *asked, said[0][1]
+  return *asked, _response(entry, name)
 
 
 def _asked(entry: Mapping) -> tuple[str, tuple] | None:
   """Prompt and turns before it, where columns of their own have them."""
-  system = entry.get('system')
-  before = (('system', system),) if isinstance(system, str) and system else ()
   name = fields.first(entry, (*PROMPTS, *chats.MESSAGES))
   if name is None:
     return None
+  before = _system(entry)
   if chats.is_chat(entry[name]):
     return chats.question((*before, *chats.turns(entry[name], name)), name)
+  return _instruction(entry, name), before
+
+
+def _system(entry: Mapping) -> tuple[chats.Turn, ...]:
+  """The turn of a column 'system', if it has a text."""
+  system = entry.get('system')
+  return (('system', system),) if isinstance(system, str) and system else ()
+
+
+def _instruction(entry: Mapping, name: str) -> str:
+  """A text; of an instruction, with its input on the next line."""
   prompt = fields.filled(entry, name)
   extra = fields.optional(entry, 'input') if name == 'instruction' else ''
-  return f'{prompt}\n{extra}' if extra.strip() else prompt, before
+  return f'{prompt}\n{extra}' if extra.strip() else prompt
 
 
 def _implicit(entry: Mapping, name: str) -> tuple[str, tuple, str]:
@@ -124,9 +131,8 @@ def _conversation(entry):
   if name is None:
     raise tables.BadRowError(
         f'none of the fields {", ".join(chats.MESSAGES)} is there')
-  system = entry.get('system')
-  before = (('system', system),) if isinstance(system, str) and system else ()
-  return chats.answered((*before, *chats.turns(entry[name], name)), name)
+  return chats.answered(
+      (*_system(entry), *chats.turns(entry[name], name)), name)
 
 
 def unpaired(entry: Mapping) -> Responses:
@@ -157,7 +163,7 @@ def _response(entry: Mapping, name: str) -> str:
   said = chats.turns(entry[name], name)
   if len(said) != 1 or said[0][0] != 'assistant':
     raise tables.BadRowError(
-        f'field {name!r} must be one message of the assistant')
+        f'field {name!r} must be one message of the assistant, beside a prompt')
   return said[0][1]
 
 
@@ -238,10 +244,7 @@ def comparisons(entry: Mapping) -> Responses:
     raise tables.BadRowError(
         f'field {label!r} must be one of {values}, got {won:g}')
   name = fields.first(entry, ('history', *PROMPTS, 'input'))
-  prompt = fields.filled(entry, name or 'prompt')
-  extra = fields.optional(entry, 'input') if name == 'instruction' else ''
-  return _pair(f'{prompt}\n{extra}' if extra.strip() else prompt, texts,
-               values.index(won))
+  return _pair(_instruction(entry, name or 'prompt'), texts, values.index(won))
 
 
 def _summaries(entry: Mapping) -> Responses:

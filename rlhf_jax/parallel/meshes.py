@@ -27,7 +27,7 @@ ROWS = ('member', 'data', 'fsdp')
 
 
 def make(shape: Mapping[str, int] | None = None,
-              devices: Sequence[jax.Device] | None = None) -> Mesh:
+         devices: Sequence[jax.Device] | None = None) -> Mesh:
   """The mesh of a study, with all of AXES.
 
   Args:

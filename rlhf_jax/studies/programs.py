@@ -27,6 +27,7 @@ from rlhf_jax import types
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.studies import shapes
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
                'collective-permute')
@@ -64,15 +65,12 @@ def policy_step(config: transformer.Config, trainable: types.Params,
     length: T, tokens of a row.
     num_microbatches: of `train.make_train_step`.
   """
-  tx = train.optimizer(learning_rate=1., num_steps=1)
   step = train.make_train_step(
       functools.partial(policy.forward, config),
-      objectives.get('sft', aggregate='token'), tx,
+      objectives.get('sft', aggregate='token'), shapes.TX,
       num_microbatches=num_microbatches)
-  state = jax.eval_shape(
-      lambda p: train.init_state(p, tx, jax.random.key(0)), trainable)
   return Program(step, (
-      sharding.abstract(state),
+      sharding.abstract(shapes.state(trainable)),
       batch('tokens', 'mask', shape=(rows, 1, length)),
       base and sharding.abstract(base)), donated=(0,))
 
@@ -90,15 +88,12 @@ def reward_step(config: transformer.Config, params: types.Params, *,
     length: T, tokens of a row.
     num_microbatches: of `train.make_train_step`.
   """
-  tx = train.optimizer(learning_rate=1., num_steps=1)
   step = train.make_train_step(
       functools.partial(reward_models.forward, config),
-      objectives.get('bradley_terry'), tx, num_microbatches=num_microbatches)
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), members))
-  state = jax.eval_shape(
-      jax.vmap(lambda p, k: train.init_state(p, tx, k)), params, keys)
+      objectives.get('bradley_terry'), shapes.TX,
+      num_microbatches=num_microbatches)
   return Program(sharding.vmap_members(step, members), (
-      sharding.abstract(state, members=members),
+      sharding.abstract(shapes.state(params, members), members=members),
       batch('tokens', 'mask', shape=(members, pairs, 2, length),
             members=members)), donated=(0,))
 

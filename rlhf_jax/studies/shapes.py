@@ -19,6 +19,9 @@ from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import models as reward_models
 
+# Any rate: shapes are those of every config's optimizer.
+TX = train.optimizer(learning_rate=1., num_steps=1)
+
 
 class Model(NamedTuple):
   """What a stage leaves that trains one."""
@@ -81,14 +84,17 @@ class Shapes:
 
   def state(self, params: types.Params, members: int = 0) -> tuple[int, int]:
     """Bytes of trained parameters, and of the rest of their state."""
-    tx = train.optimizer(learning_rate=1., num_steps=1)
-    make = lambda p: train.init_state(p, tx, jax.random.key(0))
-    state = jax.eval_shape(jax.vmap(make) if members else make, params)
     held = self.place(params, members)
-    return held, self.place(state, members) - held
+    return held, self.place(state(params, members), members) - held
 
 
 def frozen(config: transformer.Config, params: types.Params) -> types.Params:
   """Parameters of a decoder, or what is of one, as they are kept frozen."""
   return jax.eval_shape(
       functools.partial(transformer.frozen, config), params)
+
+
+def state(params: types.Params, members: int = 0) -> types.TrainState:
+  """Of parameters that are trained by `TX`; leaves [E, ...] with members."""
+  make = lambda p: train.init_state(p, TX, jax.random.key(0))
+  return jax.eval_shape(jax.vmap(make) if members else make, params)
