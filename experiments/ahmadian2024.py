@@ -7,8 +7,8 @@ it is trained once. https://arxiv.org/abs/2402.14740
 
 from ml_collections import config_dict
 
-from experiments import base
-from experiments import published
+from rlhf_jax.configs import base
+from rlhf_jax.configs import published
 
 # The text has no batch size, learning rate, number of steps or default KL
 # coefficient (its appendix C is absent): .1 is where its figure 5 begins.

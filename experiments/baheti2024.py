@@ -7,8 +7,8 @@ it is trained once. https://arxiv.org/abs/2305.14718
 
 from ml_collections import config_dict
 
-from experiments import base
-from experiments import published
+from rlhf_jax.configs import base
+from rlhf_jax.configs import published
 
 # Their groups are those of the paper's figure 2.
 PREFERENCE, REWARD, ADVANTAGE = 'by preference', 'by reward', 'by advantage'

@@ -6,7 +6,7 @@ that with --reuse it is trained once. https://arxiv.org/abs/2310.02743
 
 from ml_collections import config_dict
 
-from experiments import base
+from rlhf_jax.configs import base
 
 METHODS = ('single', 'mean', 'worst_case', 'uncertainty_weighted')
 ENSEMBLES = METHODS[1:]

@@ -7,8 +7,8 @@ with --reuse it is trained once. https://arxiv.org/abs/2306.02231
 
 from ml_collections import config_dict
 
-from experiments import base
-from experiments import published
+from rlhf_jax.configs import base
+from rlhf_jax.configs import published
 
 SETTINGS = ('code', 'text')  # an option of every figure
 COLUMNS = ('proxy', 'gold', 'rule', 'kl_k1', 'unfinished', 'length')

@@ -138,9 +138,10 @@ def _check_duplicates(path: pathlib.Path):
 
 def _parse(argv: list[str]) -> dict:
   """Flags to a plain config; every mistake is a ConfigError."""
-  # A config imports `experiments.base`, from wherever the command is given.
+  # Configs of experiments import what they share, wherever the command is
+  # given.
   for parent in _config_path(argv).absolute().parents:
-    if (parent / 'experiments' / 'base.py').is_file():
+    if (parent / 'experiments').is_dir():
       sys.path.insert(0, str(parent))
       break
   _check_duplicates(_config_path(argv))

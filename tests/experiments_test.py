@@ -17,7 +17,7 @@ from absl.testing import parameterized
 import numpy as np
 import worlds
 
-from experiments import base
+from rlhf_jax.configs import base
 from rlhf_jax.storage import files
 from rlhf_jax.studies import nodes
 

@@ -22,7 +22,7 @@ CONFIG = f'--config={worlds.FIGURE_3}:smoke'
 BAD, HH, ALPACA = ('bad.jsonl', 'hh.jsonl', 'alpaca.json')
 # RLOO on one component, of the kind that follows the colon, or mistyped.
 ONLINE = """
-from experiments import base
+from rlhf_jax.configs import base
 COMPONENTS = dict(
     tfidf=dict(kind='tfidf'), file=dict(kind='file', column='votes'),
     proxy=dict(kind='proxy'), exact_match=dict(kind='exact_match'),
@@ -57,7 +57,7 @@ FILES = {
     'syntax.py': 'def get_config(size):\n  retrun 1\n',
     'raises.py': 'def get_config(size):\n  return {}[size]\n',
     'empty.py': '',
-    'no_study.py': 'from experiments import base\n'
+    'no_study.py': 'from rlhf_jax.configs import base\n'
                    'def get_config(size):\n  return base.get_config(size)\n',
     BAD: '{"instruction": "a", "output": "b"}\n'
          '{"instruction": 3, "output": "b"}\n{"instr\n',

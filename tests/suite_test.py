@@ -43,8 +43,7 @@ class SuiteTest(parameterized.TestCase):
 
   def test_a_folder_is_a_package(self):
     """So that who reads a module finds its tests, and nothing lies alone."""
-    own = {'configs', 'faults', 'goldens', 'peers', 'pods',
-           'wiring'}
+    own = {'faults', 'goldens', 'peers', 'pods', 'wiring'}
     packages = {path.name for path in (ROOT / 'rlhf_jax').iterdir()
                 if (path / '__init__.py').exists()}
     folders = {path.name for path in TESTS.iterdir()

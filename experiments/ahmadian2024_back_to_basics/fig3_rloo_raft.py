@@ -17,7 +17,7 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
 """
 
 from experiments import ahmadian2024
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

@@ -14,7 +14,7 @@ Differs:  as figure 2. The appendix is absent from the text at hand: the
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 INTERVALS = (0.2, 0.5, 0.9, None)
 

@@ -14,7 +14,7 @@ Differs:  as figure 2, with no and with 40 % wrong labels beside. The filter is
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 NOISES = (0.0, 0.25, 0.4)
 

@@ -13,7 +13,7 @@ Differs:  as figure 2. Drawn by advantage, and weighted by it in the loss too,
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

@@ -14,7 +14,7 @@ Differs:  triples of a grammar in the file format of ATOMIC10X, whose truth is
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

@@ -20,7 +20,7 @@ Differs:  the world and the models: pairs of samples of the SFT policy in
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

@@ -13,7 +13,7 @@ Differs:  as table 4, whose data and policies these are; the responses of NLL
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

@@ -14,7 +14,7 @@ Differs:  dialogues of a grammar in the file format of FaithDial; rules of the
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 COMPONENTS = ('fluent', 'faithful', 'engaging', 'tfidf')
 

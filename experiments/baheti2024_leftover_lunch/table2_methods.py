@@ -15,7 +15,7 @@ Differs:  as figure 2, whose policies these are. Splits are four kinds of
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 SPLITS = ('electronics', 'media', 'travel', 'household')
 

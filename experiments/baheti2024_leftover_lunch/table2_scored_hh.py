@@ -18,7 +18,7 @@ Differs:  without a file, rows that `rlhf_jax.data.tasks` writes in its format.
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

@@ -16,7 +16,7 @@ Differs:  as figure 2, whose policies these are. The judge is the gold reward
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

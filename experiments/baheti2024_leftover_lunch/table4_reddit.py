@@ -18,7 +18,7 @@ Differs:  the comments: reviews of the small world, in the file format of the
 """
 
 from experiments import baheti2024
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

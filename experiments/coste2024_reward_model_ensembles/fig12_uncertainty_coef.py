@@ -19,8 +19,8 @@ Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           others are in the summary of each study.
 """
 
-from experiments import base
 from experiments import coste2024
+from rlhf_jax.configs import base
 
 UNCERTAINTY_COEFS = (0.0, 0.05, 0.1, 0.5, 1.0)
 BEST_OF_N = (0.5, 0.0, 0.1, 1.0, 2.0)

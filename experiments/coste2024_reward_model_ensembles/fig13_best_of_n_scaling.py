@@ -16,8 +16,8 @@ Differs:  the world and the models (fig3_best_of_n.py). One study for each line
           fig8_model_size.py and fig9_data_size.py.
 """
 
-from experiments import base
 from experiments import coste2024
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

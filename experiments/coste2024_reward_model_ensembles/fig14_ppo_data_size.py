@@ -13,8 +13,8 @@ Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           nor penalty is stated; here 25 % as in figure 13, and none.
 """
 
-from experiments import base
 from experiments import coste2024
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

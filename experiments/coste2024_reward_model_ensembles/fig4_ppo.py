@@ -17,8 +17,8 @@ Differs:  the world and the models (fig3_best_of_n.py), and 3 of the 5 single
           policies each, as ensembles have, not one.
 """
 
-from experiments import base
 from experiments import coste2024
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

@@ -23,7 +23,7 @@ Differs:  the notes report no experiment. Labels come from a gold model
 
 from ml_collections import config_dict
 
-from experiments import base
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop') -> config_dict.ConfigDict:

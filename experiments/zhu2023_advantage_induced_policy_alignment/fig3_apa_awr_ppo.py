@@ -23,8 +23,8 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           1 (text) or 2 (code).
 """
 
-from experiments import base
 from experiments import zhu2023
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

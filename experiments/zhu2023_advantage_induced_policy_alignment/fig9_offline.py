@@ -16,8 +16,8 @@ Differs:  the world and the models: pairs of samples of the SFT policy in place
           1. Three seeds where the paper has one.
 """
 
-from experiments import base
 from experiments import zhu2023
+from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):

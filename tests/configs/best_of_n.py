@@ -1,6 +1,6 @@
 """A study `online` of nothing but best-of-n, which no figure shows."""
 
-from experiments import base
+from rlhf_jax.configs import base
 
 AGGREGATES = {
     'mean': dict(kind='mean'), 'single_1': dict(kind='single', member=1),

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import worlds
 
-from experiments import base
 from rlhf_jax import algorithms
 from rlhf_jax import policy
 from rlhf_jax import types
 from rlhf_jax.annotators import arithmetic
+from rlhf_jax.configs import base
 from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer

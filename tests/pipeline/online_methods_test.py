@@ -9,9 +9,9 @@ from absl.testing import parameterized
 import numpy as np
 import worlds
 
-from experiments import base
 from rlhf_jax import algorithms
 from rlhf_jax.annotators import chain as chain_lib
+from rlhf_jax.configs import base
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import online_methods
 from rlhf_jax.studies import nodes as nodes_lib

@@ -12,13 +12,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import worlds
 
-from experiments import base
 from rlhf_jax import errors
 from rlhf_jax import policy as policy_lib
 from rlhf_jax import sampling
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import types
+from rlhf_jax.configs import base
 from rlhf_jax.data import order
 from rlhf_jax.evaluation import texts
 from rlhf_jax.models import transformer

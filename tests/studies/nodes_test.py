@@ -7,8 +7,8 @@ from absl.testing import parameterized
 import numpy as np
 import worlds
 
-from experiments import base
 from rlhf_jax import errors
+from rlhf_jax.configs import base
 from rlhf_jax.studies import nodes
 
 TYPED = dict(number=1., count=2, text='a', flag=False, parts=(1, 2),

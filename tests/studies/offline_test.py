@@ -11,8 +11,8 @@ from absl.testing import parameterized
 import numpy as np
 import worlds
 
-from experiments import base
 from rlhf_jax import errors
+from rlhf_jax.configs import base
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.parallel import meshes
 from rlhf_jax.pipeline import fit as fit_lib

@@ -4,8 +4,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import worlds
 
-from experiments import base
 from rlhf_jax import errors
+from rlhf_jax.configs import base
 from rlhf_jax.runner import recipes
 from rlhf_jax.storage import files
 from rlhf_jax.studies import plan

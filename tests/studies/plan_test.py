@@ -13,8 +13,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import worlds
 
-from experiments import base
 from rlhf_jax import errors
+from rlhf_jax.configs import base
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import pretrained
 from rlhf_jax.runner import recipes

@@ -7,7 +7,7 @@ several minibatches and epochs, a warm-up that is not over after a rollout, a
 value head that says something from the start, and a seed that is not 0.
 """
 
-from experiments import base
+from rlhf_jax.configs import base
 
 SEED, NUM_MEMBERS, HELD_OUT, PAIRS = 3, 3, 16, 64
 TEMPERATURE = .8  # of rollouts

@@ -1,8 +1,8 @@
-"""Defaults that experiments share; a config file fills in the rest."""
+"""Defaults that configs share; a config file fills in the rest."""
 
 from ml_collections import config_dict
 
-from experiments import published
+from rlhf_jax.configs import published
 
 SIZES = ('smoke', 'laptop', 'full')
 # Of data, by the names that `rlhf_jax.data.kinds` has for them.

@@ -1,0 +1,1 @@
+"""Config trees: what studies and experiments have in common."""
