@@ -5,6 +5,9 @@
 that is not a `UserError` is a bug of ours and keeps its traceback.
 """
 
+from collections.abc import Iterable
+import difflib
+
 
 class UserError(Exception):
   """A mistake or an event outside the program; shown as one line."""
@@ -77,3 +80,11 @@ def first_line(error: Exception) -> str:
   """The first line of an exception, short enough for a message."""
   text = str(error).strip().partition('\n')[0]
   return f'{type(error).__name__}: {text[:200]}'
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+  """What a mistyped name may have meant, and what there is, for a message."""
+  choices = list(choices)
+  near = difflib.get_close_matches(name, choices, n=1)
+  return (f'did you mean {near[0]!r}? ' if near else '') + (
+      f'there are {", ".join(choices)}')

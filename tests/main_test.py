@@ -236,6 +236,7 @@ CODES = {2: 'CONFIG', 3: 'DATA', 4: 'CHECKPOINT', 7: 'LOCKED'}
 FORKS = """
 import importlib, json, os, pkgutil, sys, tempfile, traceback
 from rlhf_jax import main, studies
+from rlhf_jax.commands import run
 
 for module in pkgutil.iter_modules(studies.__path__):
   # Or every fork would, for a second.
@@ -350,7 +351,7 @@ class FrontDoorTest(absltest.TestCase):
 
   def test_help(self):
     done = subprocess.run(
-        [sys.executable, '-m', 'rlhf_jax.main', '--help'], text=True,
+        [sys.executable, '-m', 'rlhf_jax.main', 'run', '--help'], text=True,
         cwd=worlds.ROOT, env=worlds.environment(),
         capture_output=True, timeout=120)
     for part in ('--config', '--workdir', '--stages', '--reuse'):

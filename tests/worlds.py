@@ -342,7 +342,7 @@ def save(workdir: pathlib.Path, name: str, result: dict, *, params=None,
   if params is not None:
     with checkpoint.Checkpointer(context.directory / 'checkpoints') as saver:
       saver.save(0, params)
-    artifacts.write_model(context, kind, MODEL, corpus().tokenizer,
+    artifacts.write_model(context, kind, MODEL, corpus().tokenizer, texts=None,
                           num_members=num_members)
   for file, values in arrays.items():
     files.save_arrays(context.directory / f'{file}.npz', **values)

@@ -113,6 +113,7 @@ def world(config: config_dict.ConfigDict):
 
 def _laptop(config):
   none = lambda: config_dict.placeholder(str)  # one shared would be one field
+  config.pairs = 'samples'  # or 'preferences': what reward models learn from
   config.data = dict(
       num_demonstrations=20_000,
       num_pair_prompts=3_512,
@@ -124,7 +125,8 @@ def _laptop(config):
                  advert_rate=0.0, sentences=(0.45, 0.52, 0.03)),
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, max_bad_rows=0,
-                 format='alpaca', control=(), kind=none(),
+                 format='alpaca', control=(), kind=none(), split=none(),
+                 columns={name: none() for name in COLUMNS},
                  preference_kind=none(), preference_format=none(),
                  tokenizer=none(),
                  **{token: none() for token in ('pad', 'bos', 'eos')}),
@@ -149,6 +151,7 @@ def _laptop(config):
       model=model(family='llama', hidden_size=32, num_layers=1,
                   num_heads=2, intermediate_size=64),
       trunk='shared',
+      path=none(),  # of reward models that are trained already
       sft=dict(num_steps=400, batch_size=64, num_microbatches=1,
                aggregate='token', optimizer=optimizer(3e-3)),
       num_members=5, num_epochs=5, batch_size=32, held_out=512,

@@ -126,6 +126,33 @@ def messages(entry: Mapping) -> Responses:
   return [Logged(prompt, response, 0, 'demonstration', turns=turns)]
 
 
+def asks(entry: Mapping) -> bool:
+  """Whether an entry is a conversation that ends with the user's turn."""
+  name = fields.first(entry, chats.MESSAGES)
+  if name is None or not chats.is_chat(entry[name]):
+    return False
+  try:
+    return chats.turns(entry[name], name)[-1][0] == 'user'
+  except tables.BadRowError:
+    return False
+
+
+def prompts(entry: Mapping) -> Responses:
+  """A prompt, for policies to answer, and no response.
+
+  As a text with its 'input', or as the turns of a conversation that ends with
+  the user's; 'reference' is the right answer, 'split' a part of the data.
+  """
+  asked = _asked(entry)
+  if asked is None:
+    raise tables.BadRowError(
+        f'none of the fields {", ".join((*PROMPTS, *chats.MESSAGES))} is there')
+  prompt, turns = asked
+  return [Logged(prompt, '', 0, 'prompt', turns=turns,
+                 reference=fields.optional(entry, 'reference'),
+                 split=fields.optional(entry, 'split'))]
+
+
 def _conversation(entry):
   name = fields.first(entry, chats.MESSAGES)
   if name is None:

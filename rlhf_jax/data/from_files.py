@@ -1,9 +1,9 @@
 """A corpus of demonstrations, and perhaps human preferences, in files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,9 +26,13 @@ class Options(options_lib.Texts):
 
   Attributes:
     path: demonstrations, a file of any kind of `kinds`, of which the first
-      response to each prompt counts.
+      response to each prompt counts; or prompts alone, whose demonstrations
+      are empty and are not to be learned from (`has_answers`).
     preferences: pairs, likewise; None: there are none.
     kind: of the demonstrations; None: by their columns.
+    columns: what columns of the demonstrations are called, as pairs, see
+      `logged.read`.
+    split: of the demonstrations, where a directory has several.
     preference_kind: of the preferences, likewise.
     format: of demonstrations and prompts, see `formats`.
     preference_format: of preferences; None: the same, or 'hh' for dialogues
@@ -39,6 +43,8 @@ class Options(options_lib.Texts):
   path: str
   preferences: str | None = None
   kind: str | None = None
+  columns: tuple[tuple[str, str], ...] = ()
+  split: str | None = None
   preference_kind: str | None = None
   format: str = 'alpaca'
   preference_format: str | None = None
@@ -60,6 +66,8 @@ def from_files(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
   training, held_out = corpus_lib.split_by_prompt(
       _demonstrations(options), seed, options.num_eval_prompts)
   training = training[:options.num_demonstrations]
+  training, answers = [t[:2] for t in training], [t[2] for t in training]
+  held_out, eval_answers = [t[:2] for t in held_out], [t[2] for t in held_out]
   pairs = _pairs(options)
   sides = [list(side) for side in zip(*pairs)]  # chosen, rejected
   coder = coders.own_tokenizer(
@@ -73,8 +81,11 @@ def from_files(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
       demonstrations=corpus_lib.single(demonstrations),
       pair_prompts=corpus_lib.Prompts(
           demonstrations.prompts[at], demonstrations.prompt_lengths[at]),
+      pair_references=_complete(answers[i] for i in at),
       eval_prompts=corpus_lib.as_prompts(held_out),
-      eval_demonstrations=corpus_lib.single(held_out),
+      eval_demonstrations=(
+          corpus_lib.single(held_out) if _has_answers(options) else None),
+      eval_references=_complete(eval_answers),
       max_response_length=options.max_response_length,
       preferences=types.Batch(
           tokens=np.stack([side.tokens for side in sides], axis=1),
@@ -96,7 +107,7 @@ def check(node: Mapping[str, Any]):
     TypeError, ValueError: a field is unknown, missing or out of range.
   """
   options = options_lib.bind(Options, node)
-  texts = _demonstrations(options)
+  texts = [text[:2] for text in _demonstrations(options)]
   for pair in _pairs(options):
     texts += pair
   coders.check_texts(options, coders.named_tokenizer(node), texts)
@@ -107,30 +118,73 @@ def num_preferences(node: Mapping[str, Any]) -> int:
   return len(_pairs(options_lib.bind(Options, node)))
 
 
-@functools.lru_cache(maxsize=4)
-def _read_file(path: str, kind: str | None, max_bad_rows: int) -> readers.Read:
-  return logged.read(path, kind, max_bad_rows=max_bad_rows)
+def has_answers(node: Mapping[str, Any]) -> bool:
+  """Whether there are demonstrations, and not prompts alone."""
+  return _has_answers(options_lib.bind(Options, node))
+
+
+def has_references(node: Mapping[str, Any]) -> bool:
+  """Whether every prompt has a right answer."""
+  return all(text[2] for text in _demonstrations(
+      options_lib.bind(Options, node)))
+
+
+def _has_answers(options: Options) -> bool:
+  return kinds.KINDS[_kind(_shown(options))].answers
+
+
+def _complete(answers: Iterable[str]) -> tuple[str, ...] | None:
+  """Right answers if every prompt has one."""
+  answers = tuple(answers)
+  return answers if all(answers) else None
+
+
+class _File(NamedTuple):
+  """Which rows of which file."""
+
+  path: str
+  kind: str | None
+  columns: tuple[tuple[str, str], ...] = ()
+  split: str | None = None
+
+
+def _shown(options: Options) -> _File:
+  return _File(options.path, options.kind, options.columns, options.split)
+
+
+def _compared(options: Options) -> _File:
+  return _File(options.preferences, options.preference_kind)
 
 
 @functools.lru_cache(maxsize=4)
-def _kind(path: str, kind: str | None) -> str:
-  return kind or logged.kind_of(path, advice=(
-      '--config.data.files.kind, or .preference_kind, says which it is; a file '
-      'of other columns is read as --config.data.logged.path'))
+def _read_file(file: _File, max_bad_rows: int) -> readers.Read:
+  return logged.read(
+      file.path, _kind(file), max_bad_rows=max_bad_rows,
+      columns=dict(file.columns), split=file.split)
+
+
+@functools.lru_cache(maxsize=4)
+def _kind(file: _File) -> str:
+  return file.kind or logged.kind_of(
+      file.path, columns=dict(file.columns), split=file.split, advice=(
+          '--config.data.files.kind, or .preference_kind, says which it is; '
+          '--config.data.files.columns.<name>=<column> what a column is called'
+          ))
 
 
 def _read(options: Options) -> tuple[readers.Read, ...]:
   """Demonstrations and, if there are any, preferences, to the last row."""
-  return tuple(
-      _read_file(path, _kind(path, kind), options.max_bad_rows)
-      for path, kind in ((options.path, options.kind),
-                         (options.preferences, options.preference_kind))
-      if path is not None)
+  return tuple(_read_file(file, options.max_bad_rows)
+               for file in (_shown(options), _compared(options))
+               if file.path is not None)
 
 
-def _demonstrations(options: Options) -> list[coders.Texts]:
-  """All demonstrations in their format; DataError if too few prompts."""
-  groups = kinds.KINDS[_kind(options.path, options.kind)].demonstrations
+def _demonstrations(options: Options) -> list[tuple]:
+  """(prompt, response, right answer or '') of all demonstrations.
+
+  In their format; DataError if there are too few prompts.
+  """
+  groups = kinds.KINDS[_kind(_shown(options))].demonstrations
   first = {}
   for row in _read(options)[0].rows:
     if groups is None or row.group in groups:
@@ -139,14 +193,15 @@ def _demonstrations(options: Options) -> list[coders.Texts]:
   corpus_lib.check_prompts(
       len({(row.prompt, row.input, row.turns) for row in rows}),
       options.num_eval_prompts, options.path)
-  return [*map(examples.write_in(options.format), rows)]
+  write = examples.write_in(options.format)
+  return [(*write(row), row.reference) for row in rows]
 
 
 def _pairs(options: Options) -> list[tuple[coders.Texts, coders.Texts]]:
   """(chosen, rejected) of all preferences in their format."""
   if options.preferences is None:
     return []
-  kind = _kind(options.preferences, options.preference_kind)
+  kind = _kind(_compared(options))
   write = examples.write_in(options.preference_format or (
       'hh' if kind in ('hh', 'hh_scored')
       and options.format not in formats.DIALOGUES else options.format))

@@ -13,6 +13,7 @@
   messages           a conversation, also ShareGPT's               demonstration
   instructions       instruction, input, output (Alpaca);          demonstration
                      prompt and completion
+  prompts            a prompt, or turns that end with the user's  prompt
   rows               prompt, response, reward, and optional ones   its column
   hh                 chosen, rejected dialogues (Anthropic HH)     chosen,
                                                                    rejected
@@ -57,6 +58,7 @@ class Kind(NamedTuple):
   optional: tuple[str, ...] = ()  # further columns that it reads
   # Groups whose first row of an example is a demonstration; None: of any.
   demonstrations: tuple[str, ...] | None = None
+  answers: bool = True  # whether entries have responses; else prompts alone
 
 
 # Those with more to know them by come first.
@@ -105,19 +107,29 @@ KINDS = {
         ('source', 'target'),
         (_PROMPTS, ('completion', 'response', 'output'))),
         optional=('input', 'system')),
+    # Nothing but these: responses under other names are not overlooked.
+    'prompts': Kind(
+        common_kinds.prompts, ((_PROMPTS,), (_CHATS,)),
+        optional=('input', 'system', 'reference', 'id', 'prompt_id', 'split'),
+        answers=False),
 }
 
 
 def check_columns(kind: str, columns: Mapping[str, str]):
   """ValueError for a name that no column of a kind has."""
-  names = [*dict.fromkeys((*(
-      name for some in KINDS[kind].columns for column in some
-      for name in _names(column)), *KINDS[kind].optional))]
+  names = _known(kind)
   foreign = sorted(set(columns).difference(names))
   if foreign:
     raise ValueError(
         f'columns of kind {kind!r} must be of {", ".join(names)}, got '
         f'{", ".join(foreign)}')
+
+
+def _known(kind: str) -> list[str]:
+  """Every column that a kind reads."""
+  return [*dict.fromkeys((*(
+      name for some in KINDS[kind].columns for column in some
+      for name in _names(column)), *KINDS[kind].optional))]
 
 
 def renamed(entry: Mapping[str, Any], columns: Mapping[str, str]
@@ -150,12 +162,17 @@ def detect(entry: Mapping[str, Any]) -> str:
   present = {name for name, value in entry.items() if value is not None}
   for kind, (_, alternatives, *_) in KINDS.items():
     if any(_lacks(columns, present) == 0 for columns in alternatives):
+      if kind == 'prompts' and present - {*_known(kind)}:
+        continue
+      if kind == 'messages' and common_kinds.asks(entry):
+        continue
       if kind == 'hh' and not str(entry['chosen']).startswith('\n\nHuman:'):
         continue
       return kind
   nearest = sorted(
       ((_distance(columns, present), kind, columns)
-       for kind, (_, alternatives, *_) in KINDS.items() if kind != 'hh'
+       for kind, (_, alternatives, *_) in KINDS.items()
+       if kind not in ('hh', 'prompts')
        for columns in alternatives), key=lambda item: item[0])
   shown, names = [], set()
   for _, kind, columns in nearest:

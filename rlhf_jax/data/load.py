@@ -67,6 +67,17 @@ def num_preferences(node: Mapping[str, Any]) -> int:
   return _source(node['name']).num_preferences(node)
 
 
+def has_answers(node: Mapping[str, Any]) -> bool:
+  """Whether a corpus has demonstrations, and not prompts alone."""
+  return node['name'] != 'files' or from_files.has_answers(node)
+
+
+def has_references(node: Mapping[str, Any]) -> bool:
+  """Whether its prompts may have right answers, as some of a log do."""
+  return node['name'] == 'logged' or (
+      node['name'] == 'files' and from_files.has_references(node))
+
+
 def check(node: Mapping[str, Any]):
   """Raises at once what `load` would raise later; touches no device.
 
@@ -102,16 +113,7 @@ def fingerprints(node: Mapping[str, Any]) -> dict[str, str]:
   for field in FILES:
     path = node.get(field)
     if path and field == 'path' and pathlib.Path(path).is_dir():
-      digests[field] = _directory_fingerprint(pathlib.Path(path))
+      digests[field] = files.tree_fingerprint(path)
     elif path:
       digests[field] = files.fingerprint(path, ('.json', '.txt', '.model'))
   return digests
-
-
-def _directory_fingerprint(path: pathlib.Path) -> str:
-  """SHA-256 of a directory of data, hidden files and caches left out."""
-  names = [file.relative_to(path) for file in path.rglob('*')
-           if file.is_file()]
-  return files.digest({
-      name.as_posix(): files.fingerprint(path / name) for name in names
-      if not any(part.startswith('.') for part in name.parts)})

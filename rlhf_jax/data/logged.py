@@ -101,7 +101,8 @@ def read(
   every = [(key, row) for number, group in enumerate(entries.rows)
            for key, row in _keyed(number, group)]
   present = [(key, row) for key, row in every if row is not None]
-  filled = [(key, row) for key, row in present if row.response.strip()]
+  filled = [(key, row) for key, row in present
+            if row.response.strip() or not kinds.KINDS[kind].answers]
   if not filled:
     raise errors.DataError(
         f'{path}: no usable response: {len(entries.bad)} bad, '

@@ -16,6 +16,7 @@ from rlhf_jax import types
 from rlhf_jax.data import coders
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import examples as examples_lib
+from rlhf_jax.data import kinds
 from rlhf_jax.data import logged
 from rlhf_jax.data import options as options_lib
 from rlhf_jax.data import readers
@@ -96,6 +97,11 @@ def check(node: Mapping[str, Any]):
     TypeError, ValueError: a field is unknown, missing or out of range.
   """
   options = _bind(node)
+  if not kinds.KINDS[options.row_kind].answers:
+    raise errors.DataError(
+        f'{options.source} has prompts and no responses, so that there is '
+        'nothing to learn from offline; give it as config.data.path to an '
+        'algorithm that samples')
   rows = examples_lib.read(options, 0).rows
   examples_lib.check_names(options, rows)
   examples_lib.split(options, 0)

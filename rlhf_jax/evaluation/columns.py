@@ -3,7 +3,7 @@
 Means over prompts, in this order; those in brackets only where there is what
 they need, `_se` the standard error of the mean:
 
-  proxy, proxy_se: the total of the rewards, without the noise, KL penalty or
+  [proxy, proxy_se]: the total of the rewards, without the noise, KL penalty or
     clipping of training.
   [member_0, ...]: each reward model of an ensemble among the components, as it
     is combined.
@@ -25,7 +25,7 @@ they need, `_se` the standard error of the mean:
   distinct_1 to distinct_3, diversity_1, diversity_2: see `ops.texts`.
   [perplexity]: of the chosen completions of the same prompts, per token, at
     temperature 1; not with `value_shift`.
-  reward_variance: of the proxy, the population's.
+  [reward_variance]: of the proxy, the population's.
 
 diversity_n is NaN where every response is shorter than n words, standard
 errors where there is one prompt.
@@ -108,19 +108,19 @@ def of_components(components: Mapping[str, np.ndarray]) -> dict[str, float]:
   return row
 
 
-def of_scores(proxy: np.ndarray, scored: components_lib.Scored,
+def of_scores(proxy: np.ndarray | None, scored: components_lib.Scored,
               splits: Sequence[str] | None, *, gold: np.ndarray | None,
               rule: np.ndarray | None) -> dict[str, float]:
   """What is thought of the responses, as a whole and by split.
 
   Args:
-    proxy: f64[B], the total of the components.
+    proxy: f64[B], the total of the components; None: there are none.
     scored: each of them, f32[B], and the members of an ensemble.
     splits: the part of the data that each prompt is of, B names, or None.
     gold: f64[B], or None.
     rule: f64[B], or None.
   """
-  row = with_error('proxy', proxy)
+  row = {} if proxy is None else with_error('proxy', proxy)
   if scored.members is not None:
     row |= disagreement(scored.members)
   row |= of_components(scored.values)
@@ -131,7 +131,9 @@ def of_scores(proxy: np.ndarray, scored: components_lib.Scored,
   if splits is None:
     return row
   optional.pop('rule', None)
-  return row | by_split(splits, **optional, proxy=proxy)
+  if proxy is not None:
+    optional['proxy'] = proxy
+  return row | by_split(splits, **optional)
 
 
 def of_texts(tokens: np.ndarray, mask: np.ndarray, responses: Sequence[str],

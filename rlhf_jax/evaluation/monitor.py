@@ -42,7 +42,7 @@ class Evaluation:
   row: dict[str, float]  # see `columns`
   tokens: np.ndarray  # i32[B, T], prompt, response, padding
   mask: np.ndarray  # bool[B, T], true on response tokens
-  proxy: np.ndarray  # f64[B], the total of the components
+  proxy: np.ndarray | None  # f64[B], the total of the components, if any
   components: dict[str, np.ndarray]  # f32[B] by name
   gold: np.ndarray | None  # f64[B], where there is a gold model
   rule: np.ndarray | None  # f64[B], where there is a rule
@@ -134,7 +134,9 @@ class Monitor:
     rule = self._score(self._rule, 'the rule', tokens, mask, what)
     scored = self._rewards(tokens, mask, prompts, responses, step=step,
                            references=self._answers)
-    proxy = self._rewards.total(scored.values).astype(np.float64)
+    proxy = None
+    if self._rewards.names:
+      proxy = self._rewards.total(scored.values).astype(np.float64)
     row = columns.of_scores(proxy, scored, self._splits, gold=gold, rule=rule)
     row |= self._divergence(params, tokens, mask, old_logprobs)
     row |= columns.of_texts(tokens, mask, responses, coder.eos_id)
@@ -142,7 +144,8 @@ class Monitor:
     if chosen is not None and setting.value_shift is None:
       row['perplexity'] = statistics.perplexity(
           self._logprobs(params, *chosen, 1.0), chosen[1])
-    row['reward_variance'] = statistics.reward_variance(proxy)
+    if proxy is not None:
+      row['reward_variance'] = statistics.reward_variance(proxy)
     return Evaluation(row, tokens, mask, proxy, scored.values, gold, rule)
 
   def texts(self, evaluation: Evaluation, count: int) -> list[dict[str, Any]]:
@@ -155,10 +158,12 @@ class Monitor:
     prompts, responses = texts_lib.decode(
         self._setting.corpus.tokenizer, evaluation.tokens[:count],
         evaluation.mask[:count])
-    gold = _or_absent(evaluation.gold, len(evaluation.tokens))
-    return [{'prompt': prompt, 'response': response, 'gold': gold_score,
-             'proxy': float(proxy)} for prompt, response, gold_score, proxy
-            in zip(prompts, responses, gold, evaluation.proxy)]
+    gold, proxy = (_or_absent(x, len(evaluation.tokens))
+                   for x in (evaluation.gold, evaluation.proxy))
+    return [files.jsonable({'prompt': prompt, 'response': response,
+                            'gold': gold_score, 'proxy': reward})
+            for prompt, response, gold_score, reward
+            in zip(prompts, responses, gold, proxy)]
 
   def final_rows(self, evaluation: Evaluation) -> list[dict[str, Any]]:
     """What is known of each prompt, as JSON values.

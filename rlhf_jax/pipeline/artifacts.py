@@ -69,6 +69,7 @@ class Log(NamedTuple):
 
 def write_model(context: Any, kind: str, model: dict,
                 coder: tokenizer_lib.Tokenizer, *,
+                texts: Mapping[str, Any] | None,
                 num_members: int | None = None):
   """Says in `model.json` what the checkpoint of a stage holds.
 
@@ -77,14 +78,26 @@ def write_model(context: Any, kind: str, model: dict,
     kind: 'policy' or 'reward'.
     model: its config node.
     coder: its tokenizer.
+    texts: how what it reads is written, of `texts_of`; None: not known.
     num_members: of an ensemble; None: one model without a member axis.
   """
   coder.save(context.directory / 'tokenizer.json')
   files.write_json(context.directory / 'model.json', {
       'kind': kind, 'model': model, 'vocab_size': coder.vocab_size,
-      'num_members': num_members, 'tokenizer': dict(
+      'num_members': num_members, 'texts': texts, 'tokenizer': dict(
           coder.roles, control=list(coder.control), adds_bos=coder.adds_bos,
           chat_template=coder.chat_template)})
+
+
+def texts_of(corpus: corpus_lib.Corpus) -> dict[str, Any]:
+  """How the texts of a corpus are written, for whoever uses a model later.
+
+  The name of the prompts' `format` ('' in the small world, whose texts are as
+  they are), and the most tokens of prompts and of responses.
+  """
+  return {'format': corpus.format or '',
+          'max_prompt_length': corpus.eval_prompts.tokens.shape[1],
+          'max_response_length': corpus.max_response_length}
 
 
 def read_model(directory: pathlib.Path, kind: str | None = None

@@ -11,8 +11,25 @@ import numpy as np
 
 from rlhf_jax import streams
 from rlhf_jax import types
+from rlhf_jax.data import order
 from rlhf_jax.ops import labels as labels_lib
 from rlhf_jax.storage import files
+
+
+def by_prompt(tokens: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+  """i64[N]: rows with those of one prompt together, prompts in a seeded order.
+
+  Args:
+    tokens: i32[N, T].
+    mask: bool[N, T], true on responses; what stands before one is its prompt.
+    seed: of the order.
+  """
+  rows = {}
+  for row, start in enumerate(mask.argmax(axis=1)):
+    rows.setdefault(tokens[row, :start].tobytes(), []).append(row)
+  groups = list(rows.values())
+  shuffled = order.indices(seed, 0, len(groups), len(groups))
+  return np.concatenate([groups[at] for at in shuffled])
 
 
 def preferred(gold_scores: np.ndarray) -> np.ndarray:

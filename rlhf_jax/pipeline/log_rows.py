@@ -96,8 +96,10 @@ def score(rewards: components_lib.Components, log: corpus_lib.Log,
   columns = {name: x[present] for name, x in log.scores.items()} or None
   scored = rewards(tokens, mask, *texts_lib.decode(coder, tokens, mask),
                    columns=columns, references=references)
-  values = {'scores': rewards.total(scored.values),
-            'raw_scores': rewards.total(scored.raw)}
+  values = {name: rewards.total(x) if rewards.names
+            else np.zeros(len(tokens), np.float32)
+            for name, x in (('scores', scored.values),
+                            ('raw_scores', scored.raw))}
   values |= {f'value_{name}': x for name, x in scored.values.items()}
   arrays = {name: np.zeros(present.shape, np.float32) for name in values}
   for name, x in values.items():

@@ -59,6 +59,8 @@ LABELS = ('line', 'panel', 'paired_by')
 RESERVED = ('seed', 'seeds', 'run', 'members', 'time')
 # Columns that a study may lack: why, and what gives them.
 OPTIONAL = {
+    'proxy': 'no reward measures the policies of this study; leave it out, or '
+             'give the components of one',
     'gold': 'no policy of this study is measured by a gold model; leave it '
             'out, or let a component, a condition or the judge use one',
     'rule': 'the data of this study has no rule; leave it out, or train on '
@@ -71,6 +73,8 @@ def origin(column: str) -> str | None:
   base = column.removesuffix('_above')
   if base in DERIVED or base.startswith('gold_split_'):
     return 'gold'
+  if base.startswith('proxy_split_'):
+    return 'proxy'
   return base if base in OPTIONAL else None
 
 
@@ -88,16 +92,17 @@ def available(column: str, columns: Collection[str] | None) -> bool:
 def restrict(figure: Mapping, columns: Collection[str] | None) -> dict:
   """A figure whose `columns` and `y` are those that are measured.
 
-  Where that leaves nothing, the proxy score, which every policy has.
+  Where that leaves nothing, the proxy score, or the KL without a reward.
 
   Args:
     figure: fields, with their defaults.
     columns: as for `available`.
   """
+  last = 'proxy' if available('proxy', columns) else 'kl_k1'
   of_training = figure.get('source') == 'training'
   shown = {name: tuple(
       column for column in figure[name] if available(column, columns)
-      ) or ('proxy',)
+      ) or (last,)
            for name in ('columns', *('y',) * (not of_training))
            if name in figure}
   return {**figure, **shown}

@@ -87,7 +87,7 @@ class Components:
         for name, node in self._nodes.items() if node['kind'] == 'tfidf'}
     self.names = tuple(self._nodes)
     limits = np.array([nodes_lib.bounds(node)
-                       for node in self._nodes.values()])
+                       for node in self._nodes.values()]).reshape(-1, 2)
     # As `total` rounds, so that it is never outside.
     self.lower, self.upper = map(float, limits.sum(axis=0).astype(np.float32))
     named = nodes_lib.functions(nodes)

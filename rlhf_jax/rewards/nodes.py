@@ -68,7 +68,7 @@ def check(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
   Args:
     nodes: by the names that columns and messages use, which are identifiers;
-      see the module.
+      see the module. Without any there is no reward.
 
   Returns:
     The nodes with every field.
@@ -77,10 +77,9 @@ def check(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     ConfigError: naming the component and the field, or the package that one
       needs.
   """
-  if not isinstance(nodes, Mapping) or not nodes:
+  if not isinstance(nodes, Mapping):
     raise errors.ConfigError(
-        f"components are {nodes!r}; give {{name: {{'kind': ...}}}}, at least "
-        'one')
+        f"components are {nodes!r}; give {{name: {{'kind': ...}}}}")
   return {name: _node(name, node) for name, node in nodes.items()}
 
 

@@ -80,7 +80,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       jax.jit(step, donate_argnums=0),
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
                         **training))
-  artifacts.write_model(context, 'reward', node['model'], coder)
+  artifacts.write_model(context, 'reward', node['model'], coder,
+                        texts=artifacts.texts_of(world.corpus))
   tokens = batch_size * np.mean(
       split.training.mask.any(axis=1).sum(axis=-1))
   return {**_quality(config, state.params, split.validation),

@@ -72,7 +72,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       offline_methods.make(run, model.config, value_config, steps))
   state = train.place_state(trainable, programs.tx, streams.key(
       seed, 'offline', 'state'), targets)
-  artifacts.write_model(context, 'policy', world.node, world.corpus.tokenizer)
+  artifacts.write_model(context, 'policy', world.node, world.corpus.tokenizer,
+                        texts=artifacts.texts_of(world.corpus))
   if targets is not None:
     measure = measure | {
         'sampler': measure['sampler'] | {'top_k': run['q']['top_k']}}

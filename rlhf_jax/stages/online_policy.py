@@ -67,7 +67,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   programs = online_methods.programs(method)
   state = train.place_state(trainable, programs.tx, key('state')).replace(
       statistics=online_methods.statistics(run, method.nodes))
-  artifacts.write_model(context, 'policy', world.node, world.corpus.tokenizer)
+  artifacts.write_model(context, 'policy', world.node, world.corpus.tokenizer,
+                        texts=artifacts.texts_of(world.corpus))
 
   steps, updates = run['num_steps'], online_methods.updates_per_rollout(run)
   responses = rollout['batch_size'] * rollout['samples']

@@ -59,7 +59,8 @@ def run(context, *, seed: int, given: Mapping[str, Any],
       15).
     training: save_every and log_every of `fit.Loop`.
   """
-  coder = artifacts.read_tokenizer(context.directory_of(given['trunks'][0]))
+  trunk = context.directory_of(given['trunks'][0])
+  coder = artifacts.read_tokenizer(trunk)
   config = pretrained.config(node['model'], coder.vocab_size)
   rows, validation, flipped = labelled_pairs.load(
       context, given['pairs'], seed, label_noise, held_out=node['held_out'],
@@ -88,7 +89,8 @@ def run(context, *, seed: int, given: Mapping[str, Any],
       if validate else None)
 
   artifacts.write_model(context, 'reward', node['model'], coder,
-                        num_members=node['num_members'])
+                        num_members=node['num_members'],
+                        texts=artifacts.read_model(trunk)['texts'])
   scores, _, accuracy = _quality(config, state.params, validation)
   files.save_arrays(
       context.directory / 'scale.npz', **scale_lib.of_members(scores))

@@ -16,8 +16,10 @@ from rlhf_jax import types
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import pretrained
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import policies
 
 NEEDS, READS = (), ()
 
@@ -32,10 +34,10 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     seed: of the study.
     data: config node of the corpus.
     given: empty; see `artifacts`.
-    node: 'model' of `models.pretrained`, 'num_steps', 'batch_size'
-      (demonstrations a step), 'optimizer' of `train.optimizer`,
-      'num_microbatches' of `train.make_train_step` and 'aggregate' of the
-      objective `sft`.
+    node: 'model' of `models.pretrained`, 'num_steps' (0 keeps the model as it
+      is, and reads no demonstration), 'batch_size' (demonstrations a step),
+      'optimizer' of `train.optimizer`, 'num_microbatches' of
+      `train.make_train_step` and 'aggregate' of the objective `sft`.
     part: which of the policies of a seed: its weights and its order are its
       own.
     training: save_every and log_every of `fit.Loop`.
@@ -47,17 +49,25 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   if corpus.format is not None and part == 'policy':
     context.show(f'prompts are written in the format {corpus.format!r}, such '
                  f'as {corpus.example()}')
-  artifacts.write_model(context, 'policy', node['model'], coder)
+  artifacts.write_model(context, 'policy', node['model'], coder,
+                        texts=artifacts.texts_of(corpus))
   key = functools.partial(streams.key, seed, 'sft', part)
   model = pretrained.init(node['model'], coder.vocab_size, key('weights'))
   config, num_steps = model.config, node['num_steps']
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  sizes = {'parameters': count(model.trainable),
+           'frozen_parameters': count(model.base)}
+  texts = {**corpus.summary, 'corpus': corpus.fingerprint()}
+  if not num_steps:
+    policies.save_policy(context, 0, sharding.shard_params(model.trainable))
+    return sizes | texts
   tx = train.optimizer(num_steps=num_steps, **node['optimizer'])
   step = train.make_train_step(
       functools.partial(policy.forward, config),
       objectives.get('sft', aggregate=node['aggregate']), tx,
       num_microbatches=node['num_microbatches'],
       dropout=bool(config.dropout or config.adapter_dropout))
-  state, last = fit_lib.fit(
+  _, last = fit_lib.fit(
       context, train.place_state(model.trainable, tx, key('state')),
       sources.offline(rows, batch_size=node['batch_size'],
                       seed=streams.number(seed, 'sft', part, 'order')),
@@ -65,9 +75,6 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
                         **training),
       frozen=types.Frozen(base=model.base))
-  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   tokens = node['batch_size'] * np.mean(rows.mask.sum(axis=-1))
-  return {'loss': last.get('train/loss'), 'parameters': count(state.params),
-          'frozen_parameters': count(model.base),
-          **fit_lib.rate(last, tokens * num_steps),
-          **corpus.summary, 'corpus': corpus.fingerprint()}
+  return {'loss': last.get('train/loss'), **sizes,
+          **fit_lib.rate(last, tokens * num_steps), **texts}

@@ -147,6 +147,16 @@ def fingerprint(path: str | os.PathLike, suffixes: tuple[str, ...] = ()
                  if file.is_file() and file.name.endswith(suffixes or '')})
 
 
+def tree_fingerprint(path: str | os.PathLike) -> str:
+  """SHA-256 of a directory and all below it, hidden files left out."""
+  path = pathlib.Path(path)
+  names = [file.relative_to(path) for file in path.rglob('*')
+           if file.is_file()]
+  return digest({
+      name.as_posix(): fingerprint(path / name) for name in names
+      if not any(part.startswith('.') for part in name.parts)})
+
+
 def array_digest(array: np.ndarray) -> str:
   """SHA-256 of the bytes of an array."""
   flat = np.ascontiguousarray(array).reshape(-1)

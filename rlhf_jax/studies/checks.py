@@ -66,7 +66,7 @@ def check(config: dict, proxies: Mapping[str, Mapping], mesh: AbstractMesh, *,
           'samples must differ; give more than 0')
   require(0 < config['sampler']['top_p'] <= 1, 'sampler.top_p', 'in (0, 1]')
   require(config['sampler']['top_k'] >= 0, 'sampler.top_k', 'give 0 or more')
-  _check_trained('policy', config['policy'], 'num_steps', config)
+  _check_trained('policy', config['policy'], 'num_steps', config, least=0)
   if reads_gold:
     require(config['gold']['held_out'] >= 2, 'gold.held_out',
             'give at least 2')
@@ -79,11 +79,12 @@ def check(config: dict, proxies: Mapping[str, Mapping], mesh: AbstractMesh, *,
       raise errors.TopologyError(f'config.{where}: {error}') from None
 
 
-def _check_trained(where: str, node: Mapping, steps: str, config: dict):
-  """A node of a model that is trained."""
+def _check_trained(where: str, node: Mapping, steps: str, config: dict,
+                   least: int = 1):
+  """A node of a model that is trained, for `least` steps at least."""
   require = nodes.requirement(nodes.at(where, node))
-  for field in ('batch_size', steps):
-    require(node[field] >= 1, f'{where}.{field}', 'give at least 1')
+  for field, low in (('batch_size', 1), (steps, least)):
+    require(node[field] >= low, f'{where}.{field}', f'give at least {low}')
   parts, size = node['num_microbatches'], node['batch_size']
   require(parts >= 1 and size % parts == 0, f'{where}.num_microbatches',
           f'must divide {where}.batch_size {size}')
@@ -103,9 +104,12 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
   require(proxy['trunk'] in ('shared', 'member'), f'{where}.trunk',
           "'shared' (one SFT trunk) or 'member' (one for each)")
   require(proxy['head_scale'] >= 0, f'{where}.head_scale', 'give 0 or more')
-  total = config['data']['num_pair_prompts']
+  total, source = config['data']['num_pair_prompts'], 'data.num_pair_prompts'
+  if nodes.learns_from_preferences(config, {where: proxy}):
+    total, source = load_lib.num_preferences(
+        nodes.data_config(config)), 'the preferences, which are'
   require(0 < proxy['held_out'] < total, f'{where}.held_out',
-          f'must leave some of data.num_pair_prompts {total} to train on')
+          f'must leave some of {source} {total} to train on')
   most, count = total - proxy['held_out'], proxy['num_pairs']
   require(count is None or 1 <= count <= most, f'{where}.num_pairs',
           f'there are {most} training pairs: None (all of them) or 1 to {most}')
@@ -114,7 +118,7 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
   noise = proxy.get('label_noise', 0.0)
   require(0 <= noise <= 1, f'{where}.label_noise', 'shares lie in [0, 1]')
   _check_trained(where, proxy, 'num_epochs', config)
-  _check_trained(f'{where}.sft', proxy['sft'], 'num_steps', config)
+  _check_trained(f'{where}.sft', proxy['sft'], 'num_steps', config, least=0)
 
 
 def _check_model(where: str, model: Mapping, config: dict):
@@ -136,6 +140,26 @@ def _check_model(where: str, model: Mapping, config: dict):
     raise errors.ConfigError(
         f'config.{where} is loaded; give config.data.files.tokenizer (or '
         'data.logged.tokenizer), the tokens that it knows')
+
+
+def check_demonstrations(config: dict, data: dict,
+                         proxies: Mapping[str, Mapping]):
+  """Raises ConfigError for policies that have nothing to imitate.
+
+  Args:
+    config: of the study.
+    data: of `nodes.data_config`, which has passed `load.check`.
+    proxies: as for `check`.
+  """
+  if load_lib.has_answers(data):
+    return
+  imitators = {'policy': config['policy']} | {
+      f'{where}.sft': proxy['sft'] for where, proxy in proxies.items()}
+  for where, node in imitators.items():
+    nodes.requirement(nodes.at(where, node))(
+        node['num_steps'] == 0, f'{where}.num_steps', 'but the data is prompts '
+        'alone, with nothing to imitate: give 0, which keeps the model as it '
+        'is, or data with responses')
 
 
 def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping],

@@ -20,6 +20,7 @@ from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
 from rlhf_jax.pipeline import prompt_values
+from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.pipeline import rows as rows_lib
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import nodes as reward_nodes
@@ -99,6 +100,8 @@ class Planner:
       members = {'sft': 0, 'gold': 1}.get(
           kind, arguments['node'].get('num_members'))
       return shapes_lib.Model(arguments['node']['model'], members)
+    if kind == 'loaded_rewards':
+      return shapes_lib.Model(*reward_directory.shape(arguments['rewards'])[:2])
     if kind in ('online_policy', 'offline_policy'):
       return self._start(arguments['given'])
     if kind == 'logged':

@@ -10,18 +10,21 @@ from rlhf_jax import errors
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.pipeline import online_methods
+from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.reports import spec
 from rlhf_jax.rewards import nodes as reward_nodes
 
 PARTS = ('policy', 'proxy', 'gold')  # of a config, with a model each
 # Of a seed, beside which each condition has a directory.
-STAGES = ('sft', 'trunk', 'gold', 'pairs', 'samples', 'logs', 'policies')
+STAGES = ('sft', 'trunk', 'gold', 'pairs', 'preferences', 'samples', 'logs',
+          'policies')
+PAIRS = ('samples', 'preferences')  # what reward models learn from
 # Arguments that belong to a name or kind, so that a run replaces them whole.
 OPEN = ('aggregate', 'arguments', 'components', 'judge', 'labels')
 # Fields that may be None, whatever they are in the config; what they are like
 # where they are not.
 OPTIONAL = {
-    'model.path': '', 'model.name': '', 'model.attention': '', 'num_pairs': 1,
+    'path': '', 'model.name': '', 'model.attention': '', 'num_pairs': 1,
     'optimizer.clip_norm': 1.0, 'reward.clip': 1.0, 'reward.scale': '',
     'eos.penalty': 1.0, 'eos.value': 1.0, 'kl.coef': 1.0, 'kl.target': 1.0,
     'rollout.chunk_size': 1, 'updates.penalty_target': 1.0,
@@ -34,7 +37,8 @@ _TYPES = ((bool, 'True or False'), (numbers.Integral, 'an integer'),
 _OF_LOG = ('kind', 'split', 'columns', 'num_rows', 'noise', 'target',
            'demonstrations', 'format', 'control', 'tokenizer', 'pad', 'bos',
            'eos')
-_OF_FILES = ('kind', 'preference_kind', 'preference_format')
+_OF_FILES = ('kind', 'columns', 'split', 'preference_kind',
+             'preference_format')
 _JUDGE = {'against': None, 'num_prompts': None, 'show_reference': False,
           'judge': {'kind': 'gold', 'margin': 0.0}}
 BEST_OF_N = 'best_of_n'  # an `algorithm` that trains nothing
@@ -89,17 +93,21 @@ def data_config(config: dict) -> dict:
     del data['num_demonstrations']  # its log has as many as it has
     if of_log['path'] is not None:  # the real thing, where it can be had
       of_log = dict(of_log, task=None, num_rows=None, noise=None)
-    columns = {name: column for name, column in of_log['columns'].items()
-               if column is not None}
-    of_log = dict(of_log, columns=columns or None)
-    return {'name': 'logged', **data, **_paths(config, of_log)}
+    return {'name': 'logged', **data, **_paths(config, _renaming(of_log))}
   _check_unread('logged', of_log, _OF_LOG,
                 'config.data.logged.path (or config.data.logged.task)')
   if path is None:
     _check_unread('files', of_files, _OF_FILES, 'config.data.path')
     return {'name': 'reviews', **data, **of_world}
-  return {'name': 'files', **data, **_paths(
-      config, of_files | {'path': path, 'preferences': preferences})}
+  return {'name': 'files', **data, **_paths(config, _renaming(
+      of_files | {'path': path, 'preferences': preferences}))}
+
+
+def _renaming(node: dict) -> dict:
+  """A node whose `columns` are those that have another name."""
+  columns = {name: column for name, column in node['columns'].items()
+             if column is not None}
+  return dict(node, columns=columns or None)
 
 
 def _check_unread(part: str, node: Mapping, fields: Iterable[str],
@@ -211,8 +219,37 @@ def conditions(config: dict) -> dict[str, dict]:
   base = {'label_noise': 0.0, **config['proxy']}
   merged = {name: merge(base, changes, f'conditions.{name}')
             for name, changes in _changes(config, 'conditions')}
-  return {name: dict(node, model=pretrained.absolute(node['model']))
+  return {name: _condition(f'conditions.{name}', node)
           for name, node in merged.items()}
+
+
+def _condition(where: str, node: dict) -> dict:
+  """Paths absolute; of reward models that are loaded, as many as there are."""
+  node = dict(node, model=pretrained.absolute(node['model']))
+  if node['path'] is None:
+    return node
+  path = str(pathlib.Path(node['path']).absolute())
+  try:
+    return dict(node, path=path, num_members=reward_directory.shape(path)[1])
+  except errors.UserError as error:
+    raise type(error)(f'config.{where}.path: {error}') from None
+
+
+def trained(conditions: Mapping[str, Mapping]) -> dict[str, Mapping]:
+  """Those whose reward models a study trains, by their place in a config."""
+  return {f'conditions.{name}': node for name, node in conditions.items()
+          if node['path'] is None}
+
+
+def learns_from_preferences(config: dict, conditions: Mapping[str, Mapping]
+                            ) -> bool:
+  """Whether reward models are trained, on the pairs of the data."""
+  return config['pairs'] == 'preferences' and bool(trained(conditions))
+
+
+def learns_from_gold(config: dict, conditions: Mapping[str, Mapping]) -> bool:
+  """Whether they are, on pairs of samples that a gold model labels."""
+  return config['pairs'] == 'samples' and bool(trained(conditions))
 
 
 def online_runs(config: dict) -> dict[str, dict]:
@@ -297,7 +334,7 @@ def reads_gold(config: dict, components: Iterable[Mapping[str, Mapping]]
            for name in figure[field] if isinstance(name, str)]
   return (any({'gold', 'file'} & reward_nodes.kinds(nodes)
               for nodes in components)
-          or any(spec.origin(name) is not None for name in named)
+          or any(spec.origin(name) in ('gold', 'rule') for name in named)
           or figure.get('kind') == 'win_rates'
           or (compared['against'] is not None
               and compared['judge']['kind'] == 'gold'))

@@ -54,14 +54,14 @@ def describe(config: dict) -> plan.Study:
            if samples(run) and nodes.reads_proxies(run)}
   read = [log['components'] for log in logs.values()] + [
       run['reward']['components'] for run in runs.values() if samples(run)]
-  reads_gold = (bool(used) or nodes.reads_gold(config, read)
+  used = {name: node for name, node in conditions.items() if name in used}
+  reads_gold = (nodes.learns_from_gold(config, used)
+                or nodes.reads_gold(config, read)
                 or any(log['source'] == 'pairs' for log in logs.values()))
   rows = {}
 
   def of_seed(seed):
-    stages, of_logs = _seed_stages(config, seed, logs, runs, {
-        name: node for name, node in conditions.items() if name in used},
-                                   reads_gold)
+    stages, of_logs = _seed_stages(config, seed, logs, runs, used, reads_gold)
     for name, stage in of_logs.items():
       rows.setdefault(name, []).append({'stage': stage, 'seed': seed.seed})
     return [{'stage': stages[name], 'run': name, 'labels': run['labels']}
@@ -70,10 +70,9 @@ def describe(config: dict) -> plan.Study:
   return plan.Study(
       check=lambda data: offline_checks.check(
           config, data, conditions, logs, runs,
-          online.columns(data, reads_gold)),
-      proxies={f'conditions.{name}': node
-               for name, node in conditions.items() if name in used},
-      reads_gold=reads_gold, of_seed=of_seed,
+          online.columns(data, reads_gold, rewards=all(
+              log['components'] for log in logs.values()))),
+      proxies=nodes.trained(used), reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: online.judge_stages(config, shown, runs),
       arguments=lambda shown: {'policies': shown, 'logs': rows,
                                'figure': config['figure']})
@@ -82,11 +81,7 @@ def describe(config: dict) -> plan.Study:
 def _seed_stages(config, seed: seed_lib.Seed, logs, runs, conditions,
                  reads_gold) -> tuple[dict[str, str], dict[str, str]]:
   """Adds the stages of a seed; the stage of each run, and of each log."""
-  given, proxies = {'reference': seed.reference}, {}
-  if reads_gold:
-    pairs = seed.add_pairs(force_eos=config['force_eos'])
-    given |= {'gold': seed.gold, 'pairs': pairs}
-    proxies = seed.add_conditions(conditions, pairs)
+  given, proxies = seed.cast(conditions, reads_gold=reads_gold)
   of_logs = {}
   for name in dict.fromkeys(run['log'] for run in runs.values()):
     of_logs[name] = _log_stages(config, seed, name, logs[name], runs, given | (

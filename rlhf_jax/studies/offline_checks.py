@@ -33,7 +33,7 @@ def check(config: dict, data: dict, conditions: Mapping[str, Mapping],
   """
   for field in ('logs', 'runs'):
     nodes.requirement(config)(config[field], field, 'give at least one')
-  run_checks.check_conditions(conditions)
+  run_checks.check_conditions(config, conditions, data)
   for name, log in logs.items():
     _check_log(f'logs.{name}', log, config, conditions, data)
   for name, run in runs.items():
@@ -41,7 +41,8 @@ def check(config: dict, data: dict, conditions: Mapping[str, Mapping],
     nodes.requirement(nodes.at(where, run))(
         run['log'] in logs, f'{where}.log',
         f'there are {", ".join(config["logs"])}')
-    _check_run(where, run, logs[run['log']], conditions, data, config['pool'])
+    _check_run(where, run, logs[run['log']], conditions, data, config)
+    _check_reward(where, run, logs[run['log']])
   _check_values(logs, runs)
   _check_figure(config, logs, runs, columns)
 
@@ -57,9 +58,11 @@ def _check_log(where, log, config, conditions, data):
   run_checks.check_components(where, log['components'], config['pool'], {
       'gold', 'pairs', 'proxies', 'log'}, data)
   kinds = reward_nodes.kinds(log['components'])
-  require('proxy' not in kinds or data['name'] != 'logged',
+  require('proxy' not in kinds or data['name'] != 'logged'
+          or not _samples_pairs(config, log, conditions),
           f'{where}.components', "kind 'proxy' learns from pairs of samples; "
-          "use 'gold' or 'file', which learn from the logged responses")
+          "use 'gold' or 'file', which learn from the logged responses, or set "
+          "config.pairs to 'preferences'")
   require('exact_match' not in kinds or not pairs, f'{where}.components',
           "samples have no right answer to match; give source='corpus'")
   most = (data['num_pair_prompts'] if pairs
@@ -68,6 +71,13 @@ def _check_log(where, log, config, conditions, data):
           f'give 2 to {most}, so that some examples are left to train on')
   _check_condition(where, log, conditions, require)
   _check_head(where, log, config, require)
+
+
+def _samples_pairs(config, node, conditions) -> bool:
+  """Whether the reward models of a log or run learn from pairs of samples."""
+  name = node['condition']
+  return name not in conditions or nodes.learns_from_gold(
+      config, {name: conditions[name]})
 
 
 def _check_condition(where, log, conditions, require):
@@ -114,7 +124,7 @@ def _check_head(where, log, config, require):
       train.optimizer, num_steps=1), head['optimizer'])
 
 
-def _check_run(where, run, log, conditions, data, pool):
+def _check_run(where, run, log, conditions, data, config):
   """Raises ConfigError for what the stage of a run would fail at."""
   require, held_out = (
       nodes.requirement(nodes.at(where, run)), data['num_eval_prompts'])
@@ -128,18 +138,30 @@ def _check_run(where, run, log, conditions, data, pool):
     return
   components = run['reward']['components']
   run_checks.check_components(
-      f'{where}.reward', components, pool,
+      f'{where}.reward', components, config['pool'],
       {'gold', 'pairs', 'proxies', 'log'}, data)
-  require(not nodes.reads_proxies(run) or data['name'] != 'logged',
+  require(not nodes.reads_proxies(run) or data['name'] != 'logged'
+          or not _samples_pairs(config, run, conditions),
           f'{where}.algorithm', 'its reward model learns from pairs of '
-          'samples, which a log has not; give it other components, or take an '
-          'offline algorithm')
+          'samples, which a log has not; give it other components, take an '
+          "offline algorithm, or set config.pairs to 'preferences'")
   run_checks.check_online(where, run, conditions, held_out)
   require('proxy' not in reward_nodes.kinds(log['components'])
           or not nodes.reads_proxies(run)
           or run['condition'] == log['condition'], f'{where}.condition',
           f'its log {run["log"]} measures by the reward models of '
           f'{log["condition"]!r}; take them')
+
+
+def _check_reward(where, run, log):
+  """Raises ConfigError for a run that learns from a reward without one."""
+  if log['components'] or run['algorithm'] in online_methods.names():
+    return
+  row = offline_methods.make_row(run)
+  if row.source in ('logged', 'rankings') or run['priority'] == 'reward':
+    raise errors.ConfigError(
+        f'config.logs.{run["log"]}.components is empty, and config.{where} '
+        f"({row.title}) learns from a reward; give {{name: {{'kind': ...}}}}")
 
 
 def _check_figure(config, logs, runs, columns):

@@ -37,21 +37,18 @@ def describe(config: dict) -> plan.Study:
   conditions, runs = nodes.conditions(config), nodes.online_runs(config)
   used = {run['condition'] for run in runs.values()
           if nodes.reads_proxies(run)}
-  reads_gold = bool(used) or nodes.reads_gold(
+  used = {name: node for name, node in conditions.items() if name in used}
+  reads_gold = nodes.learns_from_gold(config, used) or nodes.reads_gold(
       config, [run['reward']['components'] for run in runs.values()])
 
   def of_seed(seed):
-    stages = _seed_stages(config, seed, runs, {
-        name: node for name, node in conditions.items() if name in used},
-                          reads_gold)
+    stages = _seed_stages(config, seed, runs, used, reads_gold)
     return [{'stage': stages[name], 'run': name, 'labels': run['labels']}
             for name, run in runs.items()]
 
   return plan.Study(
       check=lambda data: _check(config, data, conditions, runs, reads_gold),
-      proxies={f'conditions.{name}': node
-               for name, node in conditions.items() if name in used},
-      reads_gold=reads_gold, of_seed=of_seed,
+      proxies=nodes.trained(used), reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: judge_stages(config, shown, runs),
       arguments=lambda shown: {'policies': shown, 'figure': config['figure']})
 
@@ -59,7 +56,7 @@ def describe(config: dict) -> plan.Study:
 def _check(config, data, conditions, runs, reads_gold):
   """Raises ConfigError for conditions and runs that would fail."""
   nodes.requirement(config)(config['runs'], 'runs', 'give at least one')
-  run_checks.check_conditions(conditions)
+  run_checks.check_conditions(config, conditions, data)
   for name, run in runs.items():
     where = f'runs.{name}'
     run_checks.check_components(
@@ -73,10 +70,17 @@ def _check(config, data, conditions, runs, reads_gold):
              columns=columns(data, reads_gold))
 
 
-def columns(data: dict, reads_gold: bool) -> set[str]:
-  """The columns that evaluations have beside those that all have."""
-  return ({'gold'} if reads_gold else set()) | (
-      {'rule'} if reads_gold and nodes.has_rule(data) else set())
+def columns(data: dict, reads_gold: bool, rewards: bool = True) -> set[str]:
+  """The columns that evaluations have beside those that all have.
+
+  Args:
+    data: of `nodes.data_config`.
+    reads_gold: whether a gold model is planned.
+    rewards: whether a reward measures all policies.
+  """
+  there = {'proxy': rewards, 'gold': reads_gold,
+           'rule': reads_gold and nodes.has_rule(data)}
+  return {name for name, is_there in there.items() if is_there}
 
 
 def measure(config: dict, components: Mapping[str, Mapping]) -> dict[str, Any]:
@@ -88,11 +92,7 @@ def measure(config: dict, components: Mapping[str, Mapping]) -> dict[str, Any]:
 def _seed_stages(config, seed: seed_lib.Seed, runs, conditions, reads_gold
                  ) -> dict[str, str]:
   """Adds the stages of a seed; the stage of each run."""
-  given = {'reference': seed.reference}
-  if reads_gold:
-    pairs = seed.add_pairs(force_eos=config['force_eos'])
-    given |= {'gold': seed.gold, 'pairs': pairs}
-    proxies = seed.add_conditions(conditions, pairs)
+  given, proxies = seed.cast(conditions, reads_gold=reads_gold)
   stages, shared = {}, {}
   for name, run in runs.items():
     roles = dict(given)

@@ -74,6 +74,7 @@ def plan(config: dict, num_devices: int | None = None) -> list[run_lib.Stage]:
   mesh = meshes.planned(config['mesh'], num_devices)
   checks.check(config, study.proxies, mesh, reads_gold=study.reads_gold)
   load_lib.check(data)
+  checks.check_demonstrations(config, data, study.proxies)
   study.check(data)
   checks.check_tokens(config, data, study.proxies, mesh,
                       reads_gold=study.reads_gold)
@@ -118,6 +119,8 @@ def _outside(value: Any) -> Iterable[tuple[str, str]]:
       source = pretrained.source(item)
       if source is not None:
         yield 'model', str(source)
+    elif field == 'rewards' and isinstance(item, str):
+      yield 'rewards', item
     elif field == 'function' and isinstance(item, str) and ':' in item:
       module = item.partition(':')[0]
       if not module.startswith('rlhf_jax.'):
@@ -130,6 +133,7 @@ def _module_digest(name: str) -> str:
 
 
 _DIGEST = {'model': lambda path: pretrained.fingerprint({'path': path}),
+           'rewards': files.tree_fingerprint,
            'function': _module_digest}
 
 

@@ -2,6 +2,10 @@
 
   sft, trunk, gold --> pairs --> reward models of each condition --> report
 
+or, of the pairs in the data (config.pairs='preferences'),
+
+  trunk, preferences --> reward models of each condition --> report
+
 Coste et al. 2024, figure 15. The conditions of a config differ in the reward
 models, as in the study `online`; no policy is trained.
 """
@@ -20,16 +24,17 @@ def describe(config: dict) -> plan.Study:
   def check(data):
     nodes.requirement(config)(
         config['conditions'], 'conditions', 'give at least one')
-    run_checks.check_conditions(conditions)
+    run_checks.check_conditions(config, conditions, data)
     spec.check(config['figure'], [{'condition': name} for name in conditions])
 
   def of_seed(seed):
-    pairs = seed.add_pairs(force_eos=config['force_eos'])
+    pairs = (seed.add_preferences()
+             if nodes.learns_from_preferences(config, conditions)
+             else seed.add_pairs(force_eos=config['force_eos']))
     return [{'stage': stage, 'run': name, 'labels': {'condition': name}}
             for name, stage in seed.add_conditions(conditions, pairs).items()]
 
   return plan.Study(
-      check=check, reads_gold=True, of_seed=of_seed,
-      proxies={f'conditions.{name}': node
-               for name, node in conditions.items()},
+      check=check, reads_gold=nodes.learns_from_gold(config, conditions),
+      of_seed=of_seed, proxies=nodes.trained(conditions),
       arguments=lambda shown: {'policies': shown, 'figure': config['figure']})

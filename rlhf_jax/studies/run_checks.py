@@ -5,6 +5,7 @@ import functools
 
 from rlhf_jax import errors
 from rlhf_jax import train
+from rlhf_jax.data import load as load_lib
 from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
@@ -19,8 +20,22 @@ UNTOUCHED = {field: reward_nodes.KINDS['proxy'][field]
              for field in ('squash', 'scale', 'range')}
 
 
-def check_conditions(conditions: Mapping[str, Mapping]):
-  """Raises ConfigError for names that meet those of stages."""
+def check_conditions(config: Mapping, conditions: Mapping[str, Mapping],
+                     data: Mapping):
+  """Raises ConfigError for names that meet those of stages, and for pairs.
+
+  Args:
+    config: of the study.
+    conditions: of `nodes.conditions`.
+    data: of `nodes.data_config`.
+  """
+  nodes.requirement(config)(config['pairs'] in nodes.PAIRS, 'pairs',
+                            f'there are {", ".join(nodes.PAIRS)}')
+  if nodes.learns_from_preferences(config, conditions):
+    nodes.requirement(config)(
+        load_lib.num_preferences(data) > 0, 'pairs', 'and the data has no '
+        'chosen and rejected responses; give config.data.preferences, or pairs '
+        'as config.data.logged.path')
   for name in conditions:
     if name in nodes.STAGES or name.startswith('trunk_'):
       raise errors.ConfigError(f'config.conditions.{name} has the name of a '
@@ -77,9 +92,9 @@ def _lack(node: Mapping, data: Mapping) -> str | None:
     return ('scores new responses by the gold model, which learns the rule of '
             "the small world in this task; use kind 'gold', or give "
             'config.data.logged.path')
-  if kind == 'exact_match' and data['name'] != 'logged':
+  if kind == 'exact_match' and not load_lib.has_references(data):
     return ('compares with right answers, and these texts have none; give '
-            'config.data.logged.path')
+            "config.data.logged.path, or prompts with a column 'reference'")
   return None
 
 
@@ -95,6 +110,8 @@ def check_online(where: str, run: Mapping, conditions: Mapping[str, Mapping],
   """
   require = nodes.requirement(nodes.at(where, run))
   components = run['reward']['components']
+  require(components, f'{where}.reward.components',
+          "give at least one, {name: {'kind': ...}}")
   if nodes.reads_proxies(run):
     require(run['condition'] in conditions, f'{where}.condition',
             'its reward models are of a condition; there are '

@@ -13,9 +13,12 @@ from typing import Any
 from rlhf_jax import errors
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.stages import gold as gold_stage
+from rlhf_jax.stages import loaded_rewards
 from rlhf_jax.stages import pairs as pairs_stage
+from rlhf_jax.stages import preferences
 from rlhf_jax.stages import proxies as proxies_stage
 from rlhf_jax.stages import sft
+from rlhf_jax.studies import nodes
 
 
 class Seed:
@@ -114,21 +117,57 @@ class Seed:
                     force_eos=force_eos, sampler=self._config['sampler'],
                     **part)
 
+  def add_preferences(self) -> str:
+    """The pairs of the data, as its people or a judge have labelled them."""
+    return self.add('preferences', preferences, {}, **self.texts)
+
+  def cast(self, conditions: Mapping[str, Mapping], *, reads_gold: bool
+           ) -> tuple[dict[str, str], dict[str, str]]:
+    """The roles that all runs of a seed share, and its reward models.
+
+    Args:
+      conditions: of `nodes.conditions`, those that are used.
+      reads_gold: whether there is a gold model, with its pairs of samples.
+
+    Returns:
+      Stages by role, and the stage of reward models of each condition.
+    """
+    roles, labelled = {'reference': self.reference}, None
+    if reads_gold:
+      labelled = self.add_pairs(force_eos=self._config['force_eos'])
+      roles |= {'gold': self.gold, 'pairs': labelled}
+    if nodes.learns_from_preferences(self._config, conditions):
+      labelled = self.add_preferences()
+    return roles, self.add_conditions(conditions, labelled)
+
   def add_proxies(self, name: str, proxy: Mapping[str, Any], *,
                   pairs: str | Sequence[str], label_noise: float,
                   prefix: str = '') -> str:
     """An ensemble, of a config's `proxy` node."""
     node = {k: v for k, v in proxy.items()
-            if k not in ('sft', 'trunk', 'validate', 'label_noise')}
+            if k not in ('sft', 'trunk', 'validate', 'label_noise', 'path')}
     return self.add(
         name, proxies_stage,
         {'pairs': pairs, 'trunks': self.add_trunks(proxy, prefix)},
         seed=self.seed, node=node, label_noise=label_noise,
         validate=proxy['validate'], **self._training)
 
-  def add_conditions(self, conditions: Mapping[str, Mapping], pairs: str
-                     ) -> dict[str, str]:
-    """The reward models of each condition of `nodes.conditions`."""
-    return {name: self.add_proxies(
-        f'{name}/proxies', node, pairs=pairs, prefix=f'{name}/',
-        label_noise=node['label_noise']) for name, node in conditions.items()}
+  def add_conditions(self, conditions: Mapping[str, Mapping],
+                     pairs: str | None) -> dict[str, str]:
+    """The reward models of each condition of `nodes.conditions`.
+
+    Args:
+      conditions: those that are used.
+      pairs: what they learn from; None where all of them are loaded.
+    """
+    stages = {}
+    for name, node in conditions.items():
+      if node['path'] is not None:
+        stages[name] = self.add(
+            f'{name}/proxies', loaded_rewards, {'reference': self.reference},
+            rewards=node['path'])
+        continue
+      stages[name] = self.add_proxies(
+          f'{name}/proxies', node, pairs=pairs, prefix=f'{name}/',
+          label_noise=node['label_noise'])
+    return stages

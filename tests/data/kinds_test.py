@@ -209,7 +209,8 @@ class KindsTest(parameterized.TestCase):
       (PUBLISHED['LLMBar'][1] | {'label': 3}, r'must be one of \(1, 2\)'),
       (PUBLISHED['TL;DR'][1] | {'choice': 2}, 'choice 0 or 1'))
   def test_bad(self, entry, message):
-    kind = 'pairs' if 'rejected' in entry else None
+    kind = 'pairs' if 'rejected' in entry else (
+        'messages' if 'messages' in entry else None)
     self.assertRegex(self.refusal(entry, kind=kind), f'x.jsonl:1: .*{message}')
 
   def test_columns(self):
@@ -241,12 +242,29 @@ class KindsTest(parameterized.TestCase):
     of_kinds = {kind for kind, _, _ in PUBLISHED.values()}
     known = {'hh', 'hh_scored', 'stack_exchange', 'reddit', 'comet', 'gsm8k',
              'grounded_dialogue'}
-    self.assertEqual(of_kinds | known, {*kinds.KINDS})
+    self.assertEqual(of_kinds | known | {'prompts'}, {*kinds.KINDS})
     for kind in known:
       for columns in kinds.KINDS[kind].columns:
         entry = {name if isinstance(name, str) else name[0]: '\n\nHuman: x'
                  for name in columns}
         self.assertEqual(kinds.detect(entry), kind)
+
+  @parameterized.parameters(
+      (dict(prompt=ASKED), '', ()),
+      (dict(question=ASKED, id=3, reference='4'), '4', ()),
+      (dict(instruction='Add.', input='2 and 2'), '', ()),
+      (dict(prompt=chat(ASKED)), '', ()),
+      (dict(messages=[*chat('Hi', GOOD), *chat(ASKED)]), '',
+       (('user', 'Hi'), ('assistant', GOOD))))
+  def test_prompts_alone(self, entry, reference, turns):
+    row, = self.rows(entry)
+    prompt = 'Add.\n2 and 2' if 'input' in entry else ASKED
+    self.assertEqual((row.prompt, row.response, row.group, row.reference,
+                      row.turns), (prompt, '', 'prompt', reference, turns))
+
+  def test_responses_of_unknown_names_are_no_prompts_alone(self):
+    self.assertRegex(self.refusal(dict(prompt=ASKED, good=GOOD)),
+                     'no kind of data has the columns good, prompt')
 
   def test_an_implicit_prompt_ends_with_a_blank(self):
     """'Bl' is no prompt of 'Blue' and 'Black'."""

@@ -296,7 +296,7 @@ class ExportTest(absltest.TestCase):
     coder = tokenizer.Tokenizer.train_bpe(
         ['text'], vocab_size=270, control=added)
     context = worlds.Context(worlds.folder())
-    artifacts.write_model(context, kind, {}, coder)
+    artifacts.write_model(context, kind, {}, coder, texts=None)
     path = context.directory / 'model.json'
     model = files.read_json(path)
     model['tokenizer'] |= roles

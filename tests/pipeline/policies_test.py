@@ -96,7 +96,7 @@ class SaveTest(absltest.TestCase):
   def test_heads_are_left_out_and_nothing_is_written_twice(self):
     context = worlds.Context(worlds.SHARED)
     artifacts.write_model(
-        context, 'policy', worlds.MODEL, worlds.corpus().tokenizer)
+        context, 'policy', worlds.MODEL, worlds.corpus().tokenizer, texts=None)
     params = transformer.init(worlds.config(), KEY)
     heads = dict.fromkeys(('value_head', 'value_trunk', 'q_heads'), decoder(1.))
     policies.save_policy(context, 4, {**params, **heads})

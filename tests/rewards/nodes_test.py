@@ -25,7 +25,7 @@ def least(kind, **fields):
 class CheckTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ({}, 'at least one'), (None, 'components are None; give'),
+      (None, 'components are None; give'),
       ({'a b': LENGTH}, "component 'a b': name is .*; give a Python identif"),
       ({'gold_se': LENGTH}, "does not end in '_se'"),
       ({'a': 'length'}, "component 'a': node is 'length'; give {'kind'"),

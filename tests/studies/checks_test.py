@@ -51,7 +51,7 @@ class FieldsTest(parameterized.TestCase):
       ('data.num_demonstrations', 0), ('data.num_pair_prompts', 0),
       ('data.num_eval_prompts', 1), ('training.save_every', 0),
       ('training.log_every', 0), ('sampler.temperature', 0.),
-      ('sampler.top_p', 1.5), ('sampler.top_k', -1), ('policy.num_steps', 0),
+      ('sampler.top_p', 1.5), ('sampler.top_k', -1), ('policy.num_steps', -1),
       ('policy.batch_size', 0), ('policy.num_microbatches', 5),
       ('policy.optimizer.learning_rate', 0.), ('gold.held_out', 1),
       ('gold.num_steps', 0), ('proxy.num_members', 0),
@@ -59,7 +59,7 @@ class FieldsTest(parameterized.TestCase):
       ('proxy.held_out', 96), ('proxy.held_out', 0), ('proxy.num_pairs', 0),
       ('proxy.num_pairs', 65), ('proxy.batch_size', 65),
       ('proxy.num_epochs', 0), ('proxy.sft.batch_size', 0),
-      ('proxy.sft.num_steps', 0))
+      ('proxy.sft.num_steps', -1))
   def test_a_field_out_of_range(self, field, value):
     one = change(config(), field, value)
     with self.assertRaisesRegex(errors.ConfigError, rf'^config\.{field} is '):

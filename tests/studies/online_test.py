@@ -236,7 +236,7 @@ class MistakesTest(parameterized.TestCase):
       (proxy(aggregate=dict(kind='single', member=9)),
        'runs.one.reward.components.proxy.aggregate: '),
       (proxy(standardise=True), 'component .proxy.: standardise is True'),
-      (dict(reward=dict(components={})), 'reward.components: components are'),
+      (dict(reward=dict(components={})), r'reward.components is \{\}; give'),
       (dict(reward=dict(components=dict(a=dict(
           kind='function', function='nowhere:f')))), 'nowhere'),
       (dict(reward=dict(components=dict(a=dict(kind='tfidf')))),

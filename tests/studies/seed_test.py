@@ -13,10 +13,12 @@ from rlhf_jax.pipeline import artifacts
 from rlhf_jax.stages import best_of_n
 from rlhf_jax.stages import best_of_n_policy
 from rlhf_jax.stages import gold
+from rlhf_jax.stages import loaded_rewards
 from rlhf_jax.stages import logged
 from rlhf_jax.stages import offline_policy
 from rlhf_jax.stages import online_policy
 from rlhf_jax.stages import pairs
+from rlhf_jax.stages import preferences
 from rlhf_jax.stages import prompt_value
 from rlhf_jax.stages import proxies
 from rlhf_jax.stages import samples
@@ -25,8 +27,9 @@ from rlhf_jax.stages import sft
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import seed as seed_lib
 
-STAGES = (best_of_n, best_of_n_policy, gold, logged, offline_policy,
-          online_policy, pairs, prompt_value, proxies, samples, scores, sft)
+STAGES = (best_of_n, best_of_n_policy, gold, loaded_rewards, logged,
+          offline_policy, online_policy, pairs, preferences, prompt_value,
+          proxies, samples, scores, sft)
 EVERYTHING = {role: f'seed_3/{role}' for role in artifacts.ROLES} | {
     'trunks': ['seed_3/trunk']}
 

@@ -1,0 +1,164 @@
+"""Trained policies for commands that use one: of a stage, or of a file."""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any, NamedTuple
+
+from absl import flags
+import jax
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax import sampling
+from rlhf_jax import types
+from rlhf_jax.configs import texts as texts_lib
+from rlhf_jax.data import coders
+from rlhf_jax.data import formats
+from rlhf_jax.data import tokenizer as tokenizer_lib
+from rlhf_jax.models import pretrained
+from rlhf_jax.models import transformer
+from rlhf_jax.parallel import sharding
+from rlhf_jax.pipeline import artifacts
+from rlhf_jax.runner import run as run_lib
+from rlhf_jax.runner import workdirs
+
+_LENGTHS = {'max_prompt_length': 512, 'max_response_length': 256}
+
+
+class Policy(NamedTuple):
+  """A policy with its tokenizer, and how its texts are written."""
+
+  config: transformer.Config
+  params: types.Params
+  coder: tokenizer_lib.Tokenizer
+  format: str  # '' : prompts as they are
+  max_prompt_length: int
+  max_response_length: int
+
+
+def define(values: flags.FlagValues):
+  """Adds the flags that name a policy, and how its texts are written."""
+  text = lambda name, what: flags.DEFINE_string(
+      name, None, what, flag_values=values)
+  text('workdir', 'of a study')
+  text('stage', 'of it that trained the model, such as seed_0/policies/policy')
+  text('model', 'in their place: a directory of transformers, a .gguf file, '
+       "'smollm2'")
+  text('format', "of prompts; that of the stage, or the model's own, if absent; "
+       "'' for prompts as they are")
+  for name, value in _LENGTHS.items():
+    flags.DEFINE_integer(
+        name, None, f'in tokens; of the stage, or {value}, if absent',
+        flag_values=values)
+
+
+def stage_directory(values: flags.FlagValues, argv: Sequence[str]
+                    ) -> pathlib.Path:
+  """The directory of a complete stage that trained something.
+
+  Raises:
+    ConfigError: --workdir or --stage is missing.
+    CheckpointError: there is no such stage.
+  """
+  if not (values.workdir and values.stage):
+    raise errors.ConfigError(
+        f'give --workdir and --stage; see {argv[0]} --help')
+  workdir = pathlib.Path(values.workdir)
+  if run_lib.read_result(workdir, values.stage) is None:
+    raise errors.CheckpointError(
+        f'{workdir / values.stage} is no complete stage; name one that trains '
+        f'a model, such as {_stages(workdir)}, or run it first')
+  workdirs.check_layout(workdir)
+  return workdir / values.stage
+
+
+def _stages(workdir: pathlib.Path) -> str:
+  """The stages with a model that a workdir holds, for a message."""
+  held = sorted(str(path.parent.relative_to(workdir))
+                for path in workdir.glob('**/model.json')
+                if (path.parent / workdirs.RESULT).exists())
+  return ', '.join(held[:8]) or 'seed_0/sft'
+
+
+def policy(values: flags.FlagValues, argv: Sequence[str]) -> Policy:
+  """Loads the policy that flags name, over the mesh in use.
+
+  Raises:
+    UserError: there is none, or it is refused.
+  """
+  if values.model and (values.workdir or values.stage):
+    raise errors.ConfigError('give --model, or --workdir and --stage')
+  if values.model:
+    node = ({'name': values.model} if values.model == 'smollm2'
+            else {'path': values.model})
+    source = pretrained.source(node)
+    coder = coders.load_tokenizer(str(source))
+    model = pretrained.init(node, coder.vocab_size, jax.random.key(0))
+    config, params = model.config, model.trainable
+    texts = {'format': texts_lib.own_format(coder) or '', **_LENGTHS}
+  else:
+    directory = stage_directory(values, argv)
+    coder = artifacts.read_tokenizer(directory)
+    config, params = artifacts.restore_policy(directory)
+    texts = artifacts.read_model(directory)['texts']
+  return Policy(config, sharding.shard_params(
+      transformer.frozen(config, params)), coder, **written(values, texts))
+
+
+def written(values: flags.FlagValues, texts: dict[str, Any]) -> dict[str, Any]:
+  """How texts are written, with what flags change of it."""
+  given = {name: values[name].value for name in ('format', *_LENGTHS)}
+  return {name: value if given[name] is None else given[name]
+          for name, value in texts.items()}
+
+
+def write(format_: str, prompt: str, response: str = '',
+          messages: Sequence[dict] = ()) -> coders.Texts:
+  """A prompt and its response in a format, or as they are.
+
+  Raises:
+    ConfigError: the format does not take them.
+  """
+  try:
+    if messages:
+      return formats.get(format_)(response=response, messages=messages)
+    if not format_:
+      return prompt, response
+    return formats.get(format_)(prompt, response)
+  except (TypeError, ValueError) as error:
+    raise errors.ConfigError(
+        f'--format={format_}: {error}; see the README for formats') from None
+
+
+def answer(one: Policy, prompts: Sequence[coders.Texts], *, seed: int,
+           samples: int = 1, chunk_size: int = 16, **sampler: Any
+           ) -> tuple[np.ndarray, np.ndarray]:
+  """Samples responses, tokens i32[N, K, T] and mask bool[N, K, T].
+
+  Args:
+    one: the policy.
+    prompts: N of `write`.
+    seed: of the samples.
+    samples: K.
+    chunk_size: prompts at a time.
+    **sampler: temperature, top_k, top_p of `sampling.sample`.
+  """
+  rows = one.coder.encode_rows(
+      [prompt for prompt, _ in prompts], [''] * len(prompts),
+      max_prompt_length=one.max_prompt_length,
+      max_response_length=one.max_response_length)
+  # As wide as the longest of them, in steps that few programs serve.
+  width = min(-(-int(rows.prompt_lengths.max()) // 32) * 32,
+              one.max_prompt_length)
+
+  def sample(tokens, lengths, row_ids):
+    batch = sampling.sample(
+        one.config, one.params, tokens, lengths, jax.random.key(seed),
+        row_ids=row_ids, num_samples=samples,
+        max_new_tokens=one.max_response_length, eos_id=one.coder.eos_id,
+        pad_id=one.coder.pad_id, num_tokens=one.coder.vocab_size, **sampler)
+    return batch.tokens, batch.mask
+
+  return sharding.map_rows(
+      sample, rows.prompts[:, :width], rows.prompt_lengths,
+      np.arange(len(prompts)), chunk_size=chunk_size)

@@ -1,0 +1,147 @@
+"""Trains a policy, or reward models, on your own data.
+
+  rlhf-jax train --algorithm=dpo --data=pairs.jsonl --model=models/mine \\
+      --workdir=runs/dpo [--lora=8] [--size=smoke|laptop|full]
+  rlhf-jax train --algorithm=rloo --data=prompts.jsonl --model=models/mine \\
+      --reward=rewards:polite --workdir=runs/rloo
+  rlhf-jax train --algorithm=reward --data=pairs.jsonl --members=5 \\
+      --workdir=runs/rewards
+
+--algorithm is `reward` or a row of the README's table that trains a policy,
+by its name: sft, dpo, simpo, a_lol, rloo, ppo, ... The kind of a file is found
+by its columns. Only the stages that are needed are made. What no flag says is
+filled in and printed; --print_config prints all of it, and every field of it is
+a flag, such as --config.online.rollout.temperature=0.7 or --config.mesh.fsdp=4.
+The same command again goes on where it was.
+"""
+
+import dataclasses
+import types
+import typing
+
+from absl import flags
+
+from rlhf_jax import errors
+from rlhf_jax.commands import arguments
+from rlhf_jax.commands import config_files
+from rlhf_jax.commands import launch
+from rlhf_jax.configs import training
+from rlhf_jax.runner import run as run_lib
+
+_HELP = {
+    'algorithm': "'reward', or a row of the table that trains a policy",
+    'data': 'a file or directory: prompts for algorithms that sample, pairs, '
+            'ranked or logged responses, demonstrations for others',
+    'model': "where training starts: 'scratch', 'smollm2', a directory of "
+             'transformers, a .gguf or a llama2.c .bin file',
+    'reward': "module:function(prompts, responses) -> numbers; a directory of "
+              'reward models (a stage, an export, or of transformers); a score '
+              'of the logged responses; or vader, readability, exact_match',
+    'preferences': 'pairs that reward models learn from first, where the '
+                   'algorithm samples',
+    'size': "'smoke' (a minute, no meaning), 'laptop' or 'full': steps, batch "
+            'and lengths, where nothing else says them',
+    'seed': 'of everything',
+    'steps': 'of the optimizer, or rollouts',
+    'sft_steps': 'of supervised fine-tuning before, on the same data; 0 if a '
+                 'model is loaded',
+    'batch_size': 'examples or prompts of a step',
+    'learning_rate': 'of the optimizer; by rule of thumb 1e-3 from scratch, '
+                     '1e-5 for loaded models, 2e-4 for adapters',
+    'samples': 'responses to each prompt of a rollout',
+    'members': 'reward models of an ensemble',
+    'aggregate': 'what an ensemble says: mean, worst_case, '
+                 'uncertainty_weighted',
+    'kl_coef': "of the penalty to the initial policy; the row's own if absent",
+    'lora': 'rank of adapters; 0: all of the model is trained',
+    'kind': 'of the data, where its columns do not tell',
+    'columns': 'what columns are called: prompt=question,chosen=better',
+    'split': 'of data that has several',
+    'format': "of prompts, see the README; a loaded model's own if absent",
+    'max_prompt_length': 'in tokens; longer prompts lose their front',
+    'max_response_length': 'in tokens, the EOS included',
+    'eval_prompts': 'prompts held out for evaluation',
+}
+
+
+def define(values: flags.FlagValues):
+  """Adds a flag for each field of `training.Task`."""
+  for field in dataclasses.fields(training.Task):
+    help_ = _HELP[field.name]
+    if field.name == 'columns':
+      flags.DEFINE_list('columns', [], help_, flag_values=values)
+      continue
+    kind = field.type
+    if isinstance(kind, types.UnionType):
+      kind, _ = typing.get_args(kind)
+    make = {str: flags.DEFINE_string, int: flags.DEFINE_integer,
+            float: flags.DEFINE_float}[kind]
+    default = field.default
+    if default is dataclasses.MISSING:
+      default = None
+    make(field.name, default, help_, flag_values=values)
+
+
+def task(values: flags.FlagValues) -> training.Task:
+  """What parsed flags ask for."""
+  fields = {field.name: values[field.name].value
+            for field in dataclasses.fields(training.Task)}
+  return training.Task(**fields | {'columns': _columns(fields['columns'])})
+
+
+def _columns(words: list[str]) -> tuple[tuple[str, str], ...]:
+  pairs = []
+  for word in words:
+    name, equals, column = word.partition('=')
+    if not (name and equals and column):
+      raise errors.ConfigError(
+          f'--columns has {word!r}; give <name>=<column>,...')
+    pairs.append((name, column))
+  return tuple(pairs)
+
+
+def configure(argv: list[str], doc: str) -> tuple[
+    dict, list[str], flags.FlagValues]:
+  """The config that flags describe, what to say of it, and the other flags.
+
+  Args:
+    argv: name of the command, and flags.
+    doc: see `arguments.parse`.
+
+  Raises:
+    UserError: of whatever kind.
+  """
+  argv, values = launch.spelled_out(argv), flags.FlagValues()
+  launch.define(values)
+  define(values)
+  flags.DEFINE_boolean('print_config', False, 'print the config and end',
+                       flag_values=values)
+  changes = [word for word in argv[1:] if word.startswith('--config.')]
+  arguments.parse(
+      values, [word for word in argv if word not in changes], doc)
+  arguments.require(values, argv, 'algorithm', 'data')
+  if not (values.workdir or values.plan or values.print_config):
+    raise errors.ConfigError(f'give --workdir=<directory>; see {argv[0]} '
+                             '--help')
+  asked = task(values)
+  config = training.get_config(asked)
+  said = training.describe(config, asked)
+  return config_files.change(config, changes), said, values
+
+
+def run(argv: list[str]):
+  """Parses, configures, plans, trains.
+
+  Args:
+    argv: name of the command, and flags.
+
+  Raises:
+    UserError: of whatever kind.
+  """
+  config, said, values = configure(argv, __doc__)
+  if values.print_config:
+    run_lib.say(config_files.text(config))
+    return
+  for line in said:
+    run_lib.say(line)
+  launch.launch(config, values)

@@ -1,0 +1,67 @@
+"""Model cards: what an export says of itself, to people and their programs."""
+
+from typing import Any
+
+_ONE = '''# A reward model, by rlhf_jax
+
+Loads in transformers as `AutoModelForSequenceClassification` with one label.
+`reward.json` holds what transformers has no place for: the bias of the head{}.
+
+```python
+import json, pathlib, torch, transformers
+
+directory = pathlib.Path('.')  # of this file
+told = json.loads((directory / 'reward.json').read_text())
+tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+model = transformers.AutoModelForSequenceClassification.from_pretrained(
+    directory)
+tokens = tokenizer(text, return_tensors='pt', add_special_tokens=False)
+score = model(**tokens).logits[0, 0].item() + told['bias']
+```
+'''
+_MANY = '''# An ensemble of {} reward models, by rlhf_jax
+
+Each `member_*` loads in transformers as `AutoModelForSequenceClassification`
+with one label. Its `reward.json` holds what transformers has no place for: the
+bias of the head{}. The members in the order of `ensemble.json`:
+
+```python
+import json, pathlib, torch, transformers
+
+directory, scores = pathlib.Path('.'), []  # of this file
+for name in json.loads((directory / 'ensemble.json').read_text())['members']:
+  told = json.loads((directory / name / 'reward.json').read_text())
+  tokenizer = transformers.AutoTokenizer.from_pretrained(directory / name)
+  model = transformers.AutoModelForSequenceClassification.from_pretrained(
+      directory / name)
+  tokens = tokenizer(text, return_tensors='pt', add_special_tokens=False)
+  score = model(**tokens).logits[0, 0].item() + told['bias']
+  scores.append((score - told.get('mean', 0)) / told.get('std', 1))
+scores = torch.tensor(scores)
+mean, worst, spread = scores.mean(), scores.min(), scores.var(correction=0)
+uncertainty_weighted = mean - 0.5 * spread
+```
+
+`mean`, `worst` and `uncertainty_weighted` are those of Coste et al. 2024, with
+the coefficient that the study was given in place of 0.5.
+'''
+_TEXTS = '''
+`text` is a prompt in the format `{format}`, the response and the EOS token; \
+prompts of more than {max_prompt_length} tokens lose their front, responses \
+end after {max_response_length}.
+'''
+
+
+def reward(members: int, standardized: bool, texts: dict[str, Any] | None
+           ) -> str:
+  """The card of reward models, in Markdown.
+
+  Args:
+    members: E.
+    standardized: whether each has a mean and a deviation.
+    texts: of `artifacts.texts_of`.
+  """
+  unit = (', and its mean and standard deviation on held-out responses'
+          if standardized else '')
+  card = _ONE.format(unit) if members == 1 else _MANY.format(members, unit)
+  return card + (_TEXTS.format(**texts) if texts else '')
