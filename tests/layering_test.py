@@ -15,8 +15,8 @@ ORDER = (
     'errors', 'types', 'streams', 'parallel', 'ops', 'storage', 'objectives',
     'models', 'policy', 'sampling', 'data', 'rewards', 'annotators',
     'evaluation', 'algorithms', 'sources', 'train', 'runner',
-    'reports', 'pipeline', 'stages', 'studies', 'configs', 'commands', 'main',
-    '__main__')
+    'reports', 'pipeline', 'stages', 'studies', 'doctor', 'configs', 'commands',
+    'main', '__main__')
 RANK = {name: i for i, name in enumerate(ORDER)}
 # Not that way round either: a loss knows no model, a model no loss.
 STRANGERS = ('models', 'objectives')

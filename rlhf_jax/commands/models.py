@@ -44,8 +44,8 @@ def define(values: flags.FlagValues):
   text('stage', 'of it that trained the model, such as seed_0/policies/policy')
   text('model', 'in their place: a directory of transformers, a .gguf file, '
        "'smollm2'")
-  text('format', "of prompts; that of the stage, or the model's own, if absent; "
-       "'' for prompts as they are")
+  text('format', "of prompts; '' leaves them as they are; that of the stage or "
+       "the model's own if absent")
   for name, value in _LENGTHS.items():
     flags.DEFINE_integer(
         name, None, f'in tokens; of the stage, or {value}, if absent',
@@ -130,28 +130,34 @@ def write(format_: str, prompt: str, response: str = '',
         f'--format={format_}: {error}; see the README for formats') from None
 
 
-def answer(one: Policy, prompts: Sequence[coders.Texts], *, seed: int,
+def answer(one: Policy, prompts: Sequence[coders.Texts], **options: Any
+           ) -> tuple[np.ndarray, np.ndarray]:
+  """Samples responses to prompts of `write`; the rest is that of `sample`."""
+  rows = one.coder.encode_rows(
+      [prompt for prompt, _ in prompts], [''] * len(prompts),
+      max_prompt_length=one.max_prompt_length,
+      max_response_length=one.max_response_length)
+  return sample(one, rows.prompts, rows.prompt_lengths, **options)
+
+
+def sample(one: Policy, prompts: np.ndarray, lengths: np.ndarray, *, seed: int,
            samples: int = 1, chunk_size: int = 16, **sampler: Any
            ) -> tuple[np.ndarray, np.ndarray]:
   """Samples responses, tokens i32[N, K, T] and mask bool[N, K, T].
 
   Args:
     one: the policy.
-    prompts: N of `write`.
+    prompts: i32[N, P], right-padded.
+    lengths: i32[N].
     seed: of the samples.
     samples: K.
     chunk_size: prompts at a time.
     **sampler: temperature, top_k, top_p of `sampling.sample`.
   """
-  rows = one.coder.encode_rows(
-      [prompt for prompt, _ in prompts], [''] * len(prompts),
-      max_prompt_length=one.max_prompt_length,
-      max_response_length=one.max_response_length)
   # As wide as the longest of them, in steps that few programs serve.
-  width = min(-(-int(rows.prompt_lengths.max()) // 32) * 32,
-              one.max_prompt_length)
+  width = min(-(-int(lengths.max()) // 32) * 32, prompts.shape[1])
 
-  def sample(tokens, lengths, row_ids):
+  def draw(tokens, lengths, row_ids):
     batch = sampling.sample(
         one.config, one.params, tokens, lengths, jax.random.key(seed),
         row_ids=row_ids, num_samples=samples,
@@ -159,6 +165,5 @@ def answer(one: Policy, prompts: Sequence[coders.Texts], *, seed: int,
         pad_id=one.coder.pad_id, num_tokens=one.coder.vocab_size, **sampler)
     return batch.tokens, batch.mask
 
-  return sharding.map_rows(
-      sample, rows.prompts[:, :width], rows.prompt_lengths,
-      np.arange(len(prompts)), chunk_size=chunk_size)
+  return sharding.map_rows(draw, prompts[:, :width], lengths,
+                           np.arange(len(prompts)), chunk_size=chunk_size)

@@ -245,7 +245,7 @@ def _reward_models(config, task: Task, texts):
   config.study, config.pairs, config.force_eos = (
       'reward_models', 'preferences', False)
   config.conditions = {CONDITION: dict()}
-  _set_ensemble(config, task, texts.pairs)
+  _set_ensemble(config, task, texts.pairs - config.data.num_eval_prompts)
   config.figure = dict(kind='curves', x='epoch', y=('loss', 'accuracy'),
                        line=('condition',), columns=('loss', 'accuracy'))
 
@@ -313,7 +313,8 @@ def _offline(config, task: Task, texts):
   rows = training * (1 if row.source in ('preferences', 'rankings')
                      else texts.most_answers)
   epoch = max(1, rows // batch)
-  steps = task.steps or {'smoke': 2, 'laptop': min(epoch, 400),
+  # A laptop sees a small file several times, a large one in part.
+  steps = task.steps or {'smoke': 2, 'laptop': min(max(3 * epoch, 50), 400),
                          'full': epoch}[task.size]
   node.update(
       algorithm=task.algorithm, log='data', num_steps=steps, batch_size=batch,

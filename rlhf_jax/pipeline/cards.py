@@ -65,3 +65,41 @@ def reward(members: int, standardized: bool, texts: dict[str, Any] | None
           if standardized else '')
   card = _ONE.format(unit) if members == 1 else _MANY.format(members, unit)
   return card + (_TEXTS.format(**texts) if texts else '')
+
+
+_POLICY = '''# A policy, by rlhf_jax
+
+{}
+
+```python
+import transformers
+
+{}
+```
+'''
+_WHOLE = ('Loads in transformers as `AutoModelForCausalLM`.', '''\
+tokenizer = transformers.AutoTokenizer.from_pretrained('.')
+model = transformers.AutoModelForCausalLM.from_pretrained('.')
+tokens = tokenizer(prompt, return_tensors='pt', add_special_tokens=False)
+print(tokenizer.decode(model.generate(**tokens, do_sample=True)[0]))''')
+_ADAPTER = ('An adapter, which `peft` puts on the model it was trained on.',
+            '''\
+import peft
+
+model = peft.AutoPeftModelForCausalLM.from_pretrained('.')''')
+
+
+def policy(texts: dict[str, Any] | None, *, adapter: bool) -> str:
+  """The card of a policy, in Markdown.
+
+  Args:
+    texts: of `artifacts.texts_of`.
+    adapter: whether it is an adapter alone.
+  """
+  card = _POLICY.format(*(_ADAPTER if adapter else _WHOLE))
+  if not texts:
+    return card
+  return card + (
+      f'\nPrompts are written in the format `{texts["format"]}` of '
+      f'`rlhf_jax.data.formats`, in at most {texts["max_prompt_length"]} '
+      f'tokens; responses have at most {texts["max_response_length"]}.\n')

@@ -321,6 +321,17 @@ def reads_gold(config: dict, components: Iterable[Mapping[str, Mapping]]
                ) -> bool:
   """Whether a study of policies needs a gold model beside its conditions.
 
+  As `compares_by_gold`, or to predict a score of a log.
+  """
+  components = list(components)
+  return compares_by_gold(config, components) or any(
+      'file' in reward_nodes.kinds(nodes) for nodes in components)
+
+
+def compares_by_gold(config: dict, components: Iterable[Mapping[str, Mapping]]
+                     ) -> bool:
+  """Whether it needs the gold score, whose unit is that of samples.
+
   Somebody has to read it: a component, a column that the figure names, or the
   judge.
 
@@ -332,8 +343,7 @@ def reads_gold(config: dict, components: Iterable[Mapping[str, Mapping]]
   named = [name for field in ('columns', 'y')
            if isinstance(figure.get(field), list | tuple)
            for name in figure[field] if isinstance(name, str)]
-  return (any({'gold', 'file'} & reward_nodes.kinds(nodes)
-              for nodes in components)
+  return (any('gold' in reward_nodes.kinds(nodes) for nodes in components)
           or any(spec.origin(name) in ('gold', 'rule') for name in named)
           or figure.get('kind') == 'win_rates'
           or (compared['against'] is not None

@@ -55,13 +55,16 @@ def describe(config: dict) -> plan.Study:
   read = [log['components'] for log in logs.values()] + [
       run['reward']['components'] for run in runs.values() if samples(run)]
   used = {name: node for name, node in conditions.items() if name in used}
-  reads_gold = (nodes.learns_from_gold(config, used)
-                or nodes.reads_gold(config, read)
-                or any(log['source'] == 'pairs' for log in logs.values()))
+  reads_pairs = (nodes.learns_from_gold(config, used)
+                 or nodes.compares_by_gold(config, read)
+                 or any(log['source'] == 'pairs' for log in logs.values()))
+  reads_gold = reads_pairs or nodes.reads_gold(config, read)
   rows = {}
 
   def of_seed(seed):
-    stages, of_logs = _seed_stages(config, seed, logs, runs, used, reads_gold)
+    given, proxies = seed.cast(
+        used, reads_gold=reads_gold, reads_pairs=reads_pairs)
+    stages, of_logs = _seed_stages(config, seed, logs, runs, given, proxies)
     for name, stage in of_logs.items():
       rows.setdefault(name, []).append({'stage': stage, 'seed': seed.seed})
     return [{'stage': stages[name], 'run': name, 'labels': run['labels']}
@@ -70,7 +73,7 @@ def describe(config: dict) -> plan.Study:
   return plan.Study(
       check=lambda data: offline_checks.check(
           config, data, conditions, logs, runs,
-          online.columns(data, reads_gold, rewards=all(
+          online.columns(data, reads_pairs, rewards=all(
               log['components'] for log in logs.values()))),
       proxies=nodes.trained(used), reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: online.judge_stages(config, shown, runs),
@@ -78,10 +81,9 @@ def describe(config: dict) -> plan.Study:
                                'figure': config['figure']})
 
 
-def _seed_stages(config, seed: seed_lib.Seed, logs, runs, conditions,
-                 reads_gold) -> tuple[dict[str, str], dict[str, str]]:
-  """Adds the stages of a seed; the stage of each run, and of each log."""
-  given, proxies = seed.cast(conditions, reads_gold=reads_gold)
+def _seed_stages(config, seed: seed_lib.Seed, logs, runs, given, proxies
+                 ) -> tuple[dict[str, str], dict[str, str]]:
+  """Adds the stages of logs and runs; that of each run, and of each log."""
   of_logs = {}
   for name in dict.fromkeys(run['log'] for run in runs.values()):
     of_logs[name] = _log_stages(config, seed, name, logs[name], runs, given | (

@@ -38,22 +38,26 @@ def describe(config: dict) -> plan.Study:
   used = {run['condition'] for run in runs.values()
           if nodes.reads_proxies(run)}
   used = {name: node for name, node in conditions.items() if name in used}
-  reads_gold = nodes.learns_from_gold(config, used) or nodes.reads_gold(
-      config, [run['reward']['components'] for run in runs.values()])
+  components = [run['reward']['components'] for run in runs.values()]
+  learns = nodes.learns_from_gold(config, used)
+  reads_gold = learns or nodes.reads_gold(config, components)
+  reads_pairs = learns or nodes.compares_by_gold(config, components)
 
   def of_seed(seed):
-    stages = _seed_stages(config, seed, runs, used, reads_gold)
+    given, proxies = seed.cast(
+        used, reads_gold=reads_gold, reads_pairs=reads_pairs)
+    stages = _seed_stages(config, seed, runs, given, proxies)
     return [{'stage': stages[name], 'run': name, 'labels': run['labels']}
             for name, run in runs.items()]
 
   return plan.Study(
-      check=lambda data: _check(config, data, conditions, runs, reads_gold),
+      check=lambda data: _check(config, data, conditions, runs, reads_pairs),
       proxies=nodes.trained(used), reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: judge_stages(config, shown, runs),
       arguments=lambda shown: {'policies': shown, 'figure': config['figure']})
 
 
-def _check(config, data, conditions, runs, reads_gold):
+def _check(config, data, conditions, runs, reads_pairs):
   """Raises ConfigError for conditions and runs that would fail."""
   nodes.requirement(config)(config['runs'], 'runs', 'give at least one')
   run_checks.check_conditions(config, conditions, data)
@@ -67,19 +71,19 @@ def _check(config, data, conditions, runs, reads_gold):
   if any(map(nodes.is_best_of_n, runs.values())):
     checks.check_samples(config)
   spec.check(config['figure'], [run['labels'] for run in runs.values()],
-             columns=columns(data, reads_gold))
+             columns=columns(data, reads_pairs))
 
 
-def columns(data: dict, reads_gold: bool, rewards: bool = True) -> set[str]:
+def columns(data: dict, reads_pairs: bool, rewards: bool = True) -> set[str]:
   """The columns that evaluations have beside those that all have.
 
   Args:
     data: of `nodes.data_config`.
-    reads_gold: whether a gold model is planned.
+    reads_pairs: whether pairs are planned, in whose unit gold scores are.
     rewards: whether a reward measures all policies.
   """
-  there = {'proxy': rewards, 'gold': reads_gold,
-           'rule': reads_gold and nodes.has_rule(data)}
+  there = {'proxy': rewards, 'gold': reads_pairs,
+           'rule': reads_pairs and nodes.has_rule(data)}
   return {name for name, is_there in there.items() if is_there}
 
 
@@ -89,10 +93,9 @@ def measure(config: dict, components: Mapping[str, Mapping]) -> dict[str, Any]:
           'sampler': config['sampler']}
 
 
-def _seed_stages(config, seed: seed_lib.Seed, runs, conditions, reads_gold
+def _seed_stages(config, seed: seed_lib.Seed, runs, given, proxies
                  ) -> dict[str, str]:
-  """Adds the stages of a seed; the stage of each run."""
-  given, proxies = seed.cast(conditions, reads_gold=reads_gold)
+  """Adds the stages of runs; that of each."""
   stages, shared = {}, {}
   for name, run in runs.items():
     roles = dict(given)

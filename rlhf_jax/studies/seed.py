@@ -121,21 +121,24 @@ class Seed:
     """The pairs of the data, as its people or a judge have labelled them."""
     return self.add('preferences', preferences, {}, **self.texts)
 
-  def cast(self, conditions: Mapping[str, Mapping], *, reads_gold: bool
-           ) -> tuple[dict[str, str], dict[str, str]]:
+  def cast(self, conditions: Mapping[str, Mapping], *, reads_gold: bool,
+           reads_pairs: bool) -> tuple[dict[str, str], dict[str, str]]:
     """The roles that all runs of a seed share, and its reward models.
 
     Args:
       conditions: of `nodes.conditions`, those that are used.
-      reads_gold: whether there is a gold model, with its pairs of samples.
+      reads_gold: whether there is a gold model.
+      reads_pairs: whether there are pairs of samples, which it labels.
 
     Returns:
       Stages by role, and the stage of reward models of each condition.
     """
     roles, labelled = {'reference': self.reference}, None
+    if reads_pairs:
+      labelled = roles['pairs'] = self.add_pairs(
+          force_eos=self._config['force_eos'])
     if reads_gold:
-      labelled = self.add_pairs(force_eos=self._config['force_eos'])
-      roles |= {'gold': self.gold, 'pairs': labelled}
+      roles['gold'] = self.gold
     if nodes.learns_from_preferences(self._config, conditions):
       labelled = self.add_preferences()
     return roles, self.add_conditions(conditions, labelled)

@@ -1,0 +1,29 @@
+"""Says what a study needs of a machine; runs nothing.
+
+  rlhf-jax plan h100x8 --config=experiments/<dir>/<file>.py:full
+  rlhf-jax plan v5e:4x4 --algorithm=ppo --data=prompts.jsonl --model=mine ...
+
+Without a machine, of this one. Flags are those of `run` or of `train`.
+"""
+
+from rlhf_jax.commands import launch
+from rlhf_jax.commands import studies
+from rlhf_jax.runner import run as run_lib
+
+
+def run(argv: list[str]):
+  """Parses and plans.
+
+  Args:
+    argv: name of the command, and words.
+
+  Raises:
+    UserError: of whatever kind.
+  """
+  machines = [word for word in argv[1:2] if not word.startswith('-')]
+  rest = argv[1 + len(machines):]
+  config, said, values = studies.configure(
+      [argv[0], *rest, f'--plan={"".join(machines) or "here"}'], __doc__)
+  for line in said:
+    run_lib.say(line)
+  launch.launch(config, values)

@@ -1,0 +1,2 @@
+"""Checks of a user's model, tokenizer, data, reward and config, before a run.
+"""
