@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import jax
 import numpy as np
@@ -95,6 +96,11 @@ def once(name: str, make) -> pathlib.Path:
       make(path)
       complete.touch()
   return path
+
+
+def importable(case, directory: pathlib.Path):
+  """Makes the modules of a directory importable, for one test."""
+  case.enterContext(mock.patch.object(sys, 'path', [str(directory), *sys.path]))
 
 
 # The front door, and the studies that it has finished.

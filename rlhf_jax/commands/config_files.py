@@ -70,10 +70,10 @@ def change(config: config_dict.ConfigDict, argv: list[str]) -> dict:
   """
   values = flags.FlagValues()
   argv = ['rlhf-jax', *argv]
-  config_flags.DEFINE_config_dict(
-      'config', config.copy_and_resolve_references().lock(), 'config',
-      flag_values=values, sys_argv=argv)
   try:
+    config_flags.DEFINE_config_dict(
+        'config', config.copy_and_resolve_references().lock(), 'config',
+        flag_values=values, sys_argv=argv)
     values(argv)
     return values.config.to_dict()
   except Exception as error:

@@ -37,6 +37,8 @@ _HELP = {
     'reward': "module:function(prompts, responses) -> numbers; a directory of "
               'reward models (a stage, an export, or of transformers); a score '
               'of the logged responses; or vader, readability, exact_match',
+    'reward_range': 'of a function, least,largest: values outside are an '
+                    'error; A-LOL needs one, from 0 on',
     'preferences': 'pairs that reward models learn from first, where the '
                    'algorithm samples',
     'size': "'smoke' (a minute, no meaning), 'laptop' or 'full': steps, batch "
@@ -68,8 +70,8 @@ def define(values: flags.FlagValues):
   """Adds a flag for each field of `training.Task`."""
   for field in dataclasses.fields(training.Task):
     help_ = _HELP[field.name]
-    if field.name == 'columns':
-      flags.DEFINE_list('columns', [], help_, flag_values=values)
+    if field.name in ('columns', 'reward_range'):
+      flags.DEFINE_list(field.name, [], help_, flag_values=values)
       continue
     kind = field.type
     if isinstance(kind, types.UnionType):
@@ -86,7 +88,20 @@ def task(values: flags.FlagValues) -> training.Task:
   """What parsed flags ask for."""
   fields = {field.name: values[field.name].value
             for field in dataclasses.fields(training.Task)}
-  return training.Task(**fields | {'columns': _columns(fields['columns'])})
+  return training.Task(**fields | {
+      'columns': _columns(fields['columns']),
+      'reward_range': _range(fields['reward_range'])})
+
+
+def _range(words: list[str]) -> tuple[float, float] | None:
+  try:
+    low, high = map(float, words or (0, 1))
+    if low < high:
+      return (low, high) if words else None
+  except ValueError:
+    pass
+  raise errors.ConfigError(
+      f'--reward_range={",".join(words)}: give least,largest, such as 0,1')
 
 
 def _columns(words: list[str]) -> tuple[tuple[str, str], ...]:

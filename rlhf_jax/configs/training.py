@@ -48,6 +48,7 @@ class Task:
   data: str  # file or directory
   model: str = 'scratch'  # 'scratch', 'smollm2', a directory or a file
   reward: str | None = None
+  reward_range: tuple[float, float] | None = None  # of a function
   preferences: str | None = None  # for reward models of an online run
   size: str = 'laptop'
   seed: int = 0
@@ -221,9 +222,9 @@ def _set_texts(config, task: Task, texts, online: bool):
   for node in (config.policy, config.proxy.sft):
     node.update(num_steps=steps, batch_size=batch)
     node.optimizer.learning_rate = _rate(task)
-  config.gold.update(
-      num_steps=size['steps'], batch_size=batch,
-      held_out=max(2, min(config.gold.held_out, texts.rows // 10)))
+  apart = max(2, min(config.gold.held_out, training // 10))
+  config.gold.update(num_steps=size['steps'], held_out=apart,
+                     batch_size=max(1, min(batch, training - apart)))
   config.gold.optimizer.learning_rate = _rate(task)
 
 
@@ -362,10 +363,13 @@ def _reward(config, task: Task, scores) -> dict[str, dict]:
         kind='file', column=reward)}
   if pathlib.Path(reward).is_dir():
     config.conditions = {CONDITION: dict(path=reward)}
-    config.online.condition = config.log.condition = CONDITION
+    config.online.condition = CONDITION
+    if not online:
+      config.log.condition = CONDITION
     return base.proxy(aggregate=dict(kind=task.aggregate))
   if ':' in reward:
-    return {reward.rpartition(':')[2]: dict(kind='function', function=reward)}
+    return {reward.rpartition(':')[2]: dict(
+        kind='function', function=reward, range=task.reward_range)}
   if reward in _COMPONENTS:
     return {reward: dict(kind=reward)}
   raise errors.ConfigError(

@@ -3,8 +3,6 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 import tempfile
 
 from absl.testing import absltest
@@ -14,7 +12,7 @@ import numpy as np
 import worlds
 
 from rlhf_jax import errors
-from rlhf_jax import export
+from rlhf_jax.commands import export
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import adapters
@@ -24,8 +22,6 @@ from rlhf_jax.models import quantize
 from rlhf_jax.models import transformer
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.runner import run as run_lib
-from rlhf_jax.runner import workdirs
-from rlhf_jax.storage import files
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import plan
 
@@ -62,7 +58,7 @@ class StudyTest(parameterized.TestCase):
         self.enterContext(tempfile.TemporaryDirectory()))
 
   def export(self, **kwargs):
-    export.export(self.workdir, 'seed_0/sft', self.workdir / 'adapter',
+    export.export(self.workdir / 'seed_0/sft', self.workdir / 'adapter',
                   **kwargs)
     return self.workdir / 'adapter'
 
@@ -113,7 +109,7 @@ class StudyTest(parameterized.TestCase):
       with self.assertRaisesRegex(errors.ConfigError, 'no adapter'):
         self.export(adapter=True)
     # Out again, and the same model.
-    export.export(self.workdir, 'seed_0/sft', self.workdir / 'out')
+    export.export(self.workdir / 'seed_0/sft', self.workdir / 'out')
     out_config, out = convert.load(self.workdir / 'out')
     np.testing.assert_array_equal(
         logits(out_config, out), logits(shape, params))
@@ -134,7 +130,7 @@ class StudyTest(parameterized.TestCase):
     self.assertTrue((
         self.workdir / plan.final(study) / 'figure.png').exists())
     stage = 'seed_0/as_sampled/noise_0/proxies'
-    export.export(self.workdir, stage, self.workdir / 'out', member=1)
+    export.export(self.workdir / stage, self.workdir / 'out', member=1)
     shape, params = convert.load_reward(self.workdir / 'out')
     ensemble = artifacts.restore_rewards(self.workdir / stage)
     self.assertEqual(ensemble.config.vocab_size, shape.vocab_size)
@@ -142,7 +138,7 @@ class StudyTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         params['head']['weight'], ensemble.params['head']['weight'][1])
     with self.assertRaisesRegex(errors.ConfigError, '--member=2.* 0 to 1'):
-      export.export(self.workdir, stage, self.workdir / 'two', member=2)
+      export.export(self.workdir / stage, self.workdir / 'two', member=2)
 
   def test_models_of_two_vocabularies(self):
     study = config()
@@ -287,68 +283,6 @@ class NodeTest(parameterized.TestCase):
     np.testing.assert_allclose(
         logits(model.config, {**model.base, **model.trainable}),
         logits(model.config, whole), atol=1e-5)
-
-
-class ExportTest(absltest.TestCase):
-
-  def tokenizer(self, kind, added=(), **roles):
-    """What is exported of a stage whose tokenizer has other roles."""
-    coder = tokenizer.Tokenizer.train_bpe(
-        ['text'], vocab_size=270, control=added)
-    context = worlds.Context(worlds.folder())
-    artifacts.write_model(context, kind, {}, coder, texts=None)
-    path = context.directory / 'model.json'
-    model = files.read_json(path)
-    model['tokenizer'] |= roles
-    files.write_json(path, model)
-    return export._padded(
-        context.directory, artifacts.read_tokenizer(context.directory), kind)
-
-  def test_tokenizer_goes_on_as_it_was(self):
-    """Texts begin as in training, and the template is not lost."""
-    for adds_bos in (True, False):
-      coder = self.tokenizer(
-          'policy', adds_bos=adds_bos, chat_template='{{ x }}')
-      self.assertEqual(coder.adds_bos, adds_bos)
-      self.assertEqual(coder.chat_template, '{{ x }}')
-
-  def test_padding_of_a_reward_model_is_not_its_eos(self):
-    eos = tokenizer.EOS
-    self.assertEqual(self.tokenizer('policy', pad=eos).pad_id, 2)
-    coder = self.tokenizer('reward', added=('<|pad|>',), pad=eos)
-    self.assertIn(coder.pad_id, (0, coder.id_of('<|pad|>')))
-    with self.assertRaisesRegex(errors.ConfigError, 'both .*<eos>'):
-      self.tokenizer('reward', pad=eos, control=[tokenizer.BOS, eos])
-
-  def test_one_line_errors(self):
-    workdir = worlds.folder()
-    worlds.save(workdir, 'pairs', {})
-    workdirs.write_record(workdir / 'pairs', {'result': {}, 'seconds': 1.})
-    workdirs.check_config(workdir, {}, ())
-    old = worlds.folder()
-    shutil.copytree(workdir, old, dirs_exist_ok=True)
-    files.write_json(old / 'config.json', {})
-
-    def launch(*flags):
-      done = subprocess.run(
-          [sys.executable, '-m', 'rlhf_jax.export', *flags], cwd=worlds.ROOT,
-          env=worlds.environment(), capture_output=True, text=True)
-      self.assertEqual(done.stderr.count('\n'), 1)
-      return done.returncode, done.stderr
-
-    out = worlds.folder() / 'out'
-    for flags, code, message in (
-        ((f'--workdir={workdir}', '--stage=none'), 4,
-         rf'CHECKPOINT: {workdir}/none is no complete stage; name one'),
-        ((f'--workdir={workdir}', '--stage=pairs'), 4,
-         rf'CHECKPOINT: {workdir}/pairs holds no trained model; name a'),
-        ((f'--workdir={old}', '--stage=pairs'), 2,
-         rf'CONFIG: {old} was made by an older version of .* new workdir'),
-        ((f'--workdir={workdir}',), 2, 'CONFIG: .*--stage')):
-      returned, log = launch(*flags, f'--directory={out}')
-      self.assertRegex(log, rf'\Arlhf_jax: {message}')
-      self.assertEqual(returned, code)
-    self.assertFalse(out.exists())
 
 
 if __name__ == '__main__':

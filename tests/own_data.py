@@ -1,0 +1,77 @@
+"""Files as users have them, and the commands that read them, in a process."""
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import pathlib
+import sys
+from unittest import mock
+
+import worlds
+
+from rlhf_jax import main
+
+COLOURS = ('red', 'blue', 'green', 'black', 'white', 'pink')
+THINGS = ('car', 'cat', 'sky', 'house', 'book')
+
+
+def _question(i: int) -> str:
+  return f'Name a colour for the {THINGS[i % 5]} number {i}.'
+
+
+def _answers(i: int) -> tuple[str, str]:
+  return f'I like {COLOURS[i % 6]}, thank you.', COLOURS[(i + 1) % 6]
+
+
+@functools.cache
+def folder() -> pathlib.Path:
+  """With pairs.jsonl, messages.jsonl, prompts.jsonl, scored.csv, kto.jsonl,
+  ranked.jsonl, demonstrations.json and mine.py, a module of rewards."""
+  return worlds.once('own_data', _write)
+
+
+def _write(path: pathlib.Path):
+  lines = {'pairs': [], 'messages': [], 'prompts': [], 'kto': [], 'ranked': []}
+  for i in range(60):
+    asked, (good, bad) = _question(i), _answers(i)
+    message = lambda role, text: [{'role': role, 'content': text}]
+    lines['pairs'].append(dict(prompt=asked, chosen=good, rejected=bad))
+    lines['messages'].append(dict(
+        prompt=message('user', asked), chosen=message('assistant', good),
+        rejected=message('assistant', bad)))
+    lines['prompts'].append(dict(prompt=asked))
+    lines['kto'].append(dict(prompt=asked, completion=(good, bad)[i % 2],
+                             label=not i % 2))
+    lines['ranked'].append(dict(instruction=asked, completions=[
+        dict(response=text, overall_score=score)
+        for text, score in ((bad, 2), (good, 9))]))
+  for name, rows in lines.items():
+    (path / f'{name}.jsonl').write_text(''.join(
+        json.dumps(row) + '\n' for row in rows))
+  (path / 'demonstrations.json').write_text(json.dumps([
+      dict(instruction=_question(i), output=_answers(i)[0])
+      for i in range(60)]))
+  with open(path / 'scored.csv', 'w', newline='') as stream:
+    writer = csv.writer(stream)
+    writer.writerow(('prompt', 'response', 'reward'))
+    writer.writerows((_question(i), _answers(i)[i % 2], (1.5, .25)[i % 2])
+                     for i in range(60))
+  (path / 'mine.py').write_text(
+      'def polite(prompts, responses):\n'
+      '  return [len(text) / 100 for text in responses]\n\n\n'
+      'def huge(prompts, responses):\n'
+      '  return [1e6 + len(text) for text in responses]\n')
+
+
+def run(*words: str, stdin: str = '') -> tuple[int, str, str]:
+  """The exit code of `rlhf-jax <words>`, and what it says on both streams.
+
+  In this process, in which programs stay compiled.
+  """
+  out, err = io.StringIO(), io.StringIO()
+  with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+        mock.patch.object(sys, 'stdin', io.StringIO(stdin))):
+    code = main.run(['rlhf-jax', *map(str, words)])
+  return code, out.getvalue(), err.getvalue()
