@@ -238,6 +238,9 @@ ALGORITHMS = {
     'simpo': Algorithm(
         'SimPO', 'preferences', 2, (), _node('simpo', beta=2., margin=1.),
         'pair'),
+    # The paper takes .1 to .25, by model.
+    'orpo': Algorithm(
+        'ORPO', 'preferences', 2, (), _node('orpo', odds_coef=.1), 'pair'),
     'pro': Algorithm(
         'PRO', 'rankings', 2, (SCORES,), _node('pro'), 'prompt', more=True),
     'ilql': Algorithm(

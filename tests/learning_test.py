@@ -48,6 +48,8 @@ CHANGES = {
     'awr_offline': {'awr': {'beta': .5}},
     # Without a reference, a small beta lets both responses fall without end.
     'simpo': {'simpo': {'beta': 10.}},
+    # As it is little more than imitation, which learns these prompts by heart.
+    'orpo': {'learning_rate': .01, 'orpo': {'odds_coef': 1.}},
     # One-step advantages show the policy only what the critic has learned.
     'actor_critic': {'num_steps': 80, 'kl_rewards': {'kl_coef': .01},
                      'ppo': {'value_coef': 5.}},

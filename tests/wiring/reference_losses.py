@@ -145,6 +145,15 @@ def simpo(out, batch, beta, margin):
   return jnp.logaddexp(0, -gap), present.min(axis=1)
 
 
+def orpo(out, batch, odds_coef):
+  """Hong, Lee and Thorne 2024, eq. 3 to 7: P is a mean over tokens."""
+  present, total = _sequences(batch)
+  p = jnp.exp(total(out['logprobs']) / batch['mask'].sum(axis=-1))
+  odds = p / (1 - p)
+  loss = -jnp.log(p[:, 0]) + odds_coef * jnp.log1p(odds[:, 1] / odds[:, 0])
+  return loss, present.min(axis=1)
+
+
 def pro(out, batch, sft_coef=.05):
   """9.8, of responses in order, all of them there; raw scores."""
   present, total = _sequences(batch)
@@ -204,4 +213,4 @@ def bradley_terry(scores):
 
 # By the names that rows and configs use.
 POLICY = {f.__name__: f for f in (
-    ppo, reinforce, apa, awr, sft, dpo, simpo, pro, ilql, alol)}
+    ppo, reinforce, apa, awr, sft, dpo, simpo, orpo, pro, ilql, alol)}
