@@ -34,7 +34,8 @@ class Algorithm:
     title: as the papers call it.
     source: what a batch is made of: 'demonstrations', 'preferences' (chosen
       first), 'rankings' (best first), 'choices', 'targets', 'prompts' (the
-      policy samples) or 'logged' (responses with scores).
+      policy samples), 'logged' (responses with scores) or 'unpaired' (liked
+      or disliked, beside those to other prompts).
     samples: K, the responses of a prompt: so many, or at least so many.
     annotators: what fills the batch, in order.
     objective: the loss and its arguments; None where nothing is trained.
@@ -241,6 +242,9 @@ ALGORITHMS = {
     # The paper takes .1 to .25, by model.
     'orpo': Algorithm(
         'ORPO', 'preferences', 2, (), _node('orpo', odds_coef=.1), 'pair'),
+    'kto': Algorithm(
+        'KTO', 'unpaired', 1, (REFERENCE, _node('reference_point')),
+        _node('kto', beta=.1), 'sequence'),
     'pro': Algorithm(
         'PRO', 'rankings', 2, (SCORES,), _node('pro'), 'prompt', more=True),
     'ilql': Algorithm(

@@ -34,6 +34,7 @@ class Batch:
   advantages: jax.Array | None = None  # f32[B, K, T] or f32[B, K]
   returns: jax.Array | None = None  # f32[B, K, T]
   targets: jax.Array | None = None  # f32[B, K], regression targets or labels
+  reference_points: jax.Array | None = None  # f32[B, K], z0 of KTO, in nats
 
 
 @flax.struct.dataclass

@@ -20,7 +20,8 @@ UNITS = {'token': 3, 'sequence': 2, 'pair': 1, 'prompt': 1}
 
 # What an annotator fills, and so is missing until it has run.
 FILLED = {'scores': 'scores', 'ref_logprobs': 'ref_logprobs',
-          'old_values': 'old_values', 'prompt_values': 'prompt_values'}
+          'old_values': 'old_values', 'prompt_values': 'prompt_values',
+          'reference_point': 'reference_points'}
 
 
 def _bare(batch, source):
@@ -28,7 +29,7 @@ def _bare(batch, source):
   fields = {*FILLED.values(), 'rewards', 'advantages', 'returns', 'targets'}
   if source == 'logged':
     fields.remove('scores')
-  if source in ('choices', 'targets'):
+  if source in ('choices', 'targets', 'unpaired'):
     fields.remove('targets')
   return batch.replace(**dict.fromkeys(fields))
 

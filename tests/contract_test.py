@@ -18,7 +18,7 @@ from rlhf_jax import objectives
 
 DETACHED = (
     'ref_logprobs', 'old_logprobs', 'advantages', 'targets', 'returns',
-    'rewards', 'old_values', 'scores', 'prompt_values')
+    'rewards', 'old_values', 'scores', 'prompt_values', 'reference_points')
 
 
 def _valid(x, mask):

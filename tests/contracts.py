@@ -70,5 +70,6 @@ def example(name, seed=0):
       scores=f(B, K), old_logprobs=out.logprobs + .3 * f(B, K, T),
       ref_logprobs=logp(), old_values=f(B, K, T), prompt_values=f(B),
       rewards=f(B, K, T), advantages=f(B, K, T) if token else f(B, K),
-      returns=f(B, K, T), targets=jax.nn.sigmoid(f(B, K)))
+      returns=f(B, K, T), targets=jax.nn.sigmoid(f(B, K)),
+      reference_points=jnp.abs(f(B, K)))
   return out, batch

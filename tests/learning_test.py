@@ -31,6 +31,8 @@ from rlhf_jax.ops import logprobs
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
+from rlhf_jax.pipeline import offline_data
+from rlhf_jax.pipeline import unpaired
 from rlhf_jax.rewards import models as reward_models
 
 V, N, ROWS = 8, 5, 64
@@ -109,6 +111,8 @@ MODELS = {
         batch, CONFIG, state.params),
     'prompt_values': lambda batch, state, frozen: batch.replace(
         prompt_values=jnp.repeat(_logged().scores.mean(1), 4)),
+    'reference_point': lambda batch, state, frozen: (
+        from_models.reference_point(batch, CONFIG, state.params)),
 }
 
 
@@ -135,6 +139,11 @@ def _data(source):
     return pick(3, 2, 0)
   if source == 'choices':
     return batch.replace(targets=jnp.eye(4)[jnp.full(ROWS, 3)])
+  if source == 'unpaired':  # the best and the worst, as logs have them
+    tokens, mask = (np.asarray(x)[:, [3, 0]] for x in (
+        batch.tokens, batch.mask))
+    return unpaired.select(dict(tokens=tokens, mask=mask, group=np.tile(
+        [0, 1], (ROWS, 1))), ['liked', 'disliked'])
   if source == 'targets':
     batch = batch.replace(targets=batch.scores)
   return jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), batch)
@@ -164,12 +173,16 @@ def _learn(name, num_steps=40, learning_rate=.02, updates=1, **changes):
   forward, state = _start(name, _params(), tx)
   state = state.replace(statistics=running.init(row.annotators))
   frozen = types.Frozen(reference=_params())
-  annotators = chain_lib.chain(row.annotators, MODELS)
+  first, current = ([node for node in row.annotators if (
+      node['name'] in offline_data.EACH_STEP) == each] for each in (False, True))
+  annotators = chain_lib.chain(first, MODELS)
   polyak = functools.partial(q_learning.polyak_every, rate=.1, every=1)
   step = train.make_train_step(
       forward, row.bind(), tx,
       update_targets=(lambda targets, params, step: polyak(
           targets, params['q_heads'], step)) if name == 'ilql' else None)
+  if current:
+    step = chain_lib.before_step(step, chain_lib.chain(current, MODELS))
   if row.source == 'prompts':
     sampler = functools.partial(
         _sample, num_samples=4 if row.more else row.samples)

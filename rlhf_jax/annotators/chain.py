@@ -47,6 +47,26 @@ def chain(nodes: Sequence[Mapping[str, Any]],
   return annotators
 
 
+def before_step(step: Callable[..., Any], annotators: Chain
+                ) -> Callable[..., Any]:
+  """step(state, batch, base=None) on a batch that annotators see first.
+
+  For those that read the policy as it is at each step. They see the batch
+  whole: into how many micro-batches the step cuts it, and over how many
+  devices of a mesh it lies, changes nothing.
+
+  Args:
+    step: of `train.make_train_step`.
+    annotators: of `chain`; `frozen.base` is the `base` of the step, and the
+      state that they return is not read.
+  """
+  def annotated(state, batch, base=None):
+    found, _ = annotators(batch, state, types.Frozen(base=base))
+    return step(state, found, base)
+
+  return annotated
+
+
 def _step(node, models) -> Chain:
   """One annotator of any kind as (batch, state, frozen) -> (batch, state)."""
   name = node.pop('name', None)

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax import policy
 from rlhf_jax import types
+from rlhf_jax.annotators import running
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import ensembles
+from rlhf_jax.ops import kl
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import scale as scale_lib
 
@@ -65,6 +68,32 @@ def old_logprobs(batch: types.Batch, config: transformer.Config,
   """
   out = policy.forward(config, params, batch, temperature=temperature)
   return batch.replace(old_logprobs=jax.lax.stop_gradient(out.logprobs))
+
+
+def reference_point(batch: types.Batch, config: transformer.Config,
+                    params: types.Params) -> types.Batch:
+  """The reference point of KTO, of the policy as it is.
+
+  Run it with each step, on the whole batch, see `chain.before_step`.
+
+  Args:
+    batch: tokens, mask and `ref_logprobs` [B, 2, T], of the responses to learn
+      from and of responses to other prompts (`pipeline.unpaired`).
+    config: shape of the policy.
+    params: its parameters; read without dropout.
+
+  Returns:
+    The batch [B, 1, T] of the former, with `reference_points` f32[B, 1], in
+    nats, which are all the same. The others have served.
+  """
+  ref_logprobs, = running.need(batch, 'ref_logprobs')
+  chex.assert_axis_dimension(batch.mask, 1, 2)
+  tokens, mask = batch.tokens[:, 1:], batch.mask[:, 1:]
+  out = policy.forward(config, params, types.Batch(tokens, mask))
+  point = kl.reference_point(out.logprobs, ref_logprobs[:, 1:], mask)
+  batch = jax.tree.map(lambda x: x[:, :1] if x.ndim > 1 else x, batch)
+  return batch.replace(
+      reference_points=jnp.broadcast_to(point, batch.mask.shape[:2]))
 
 
 def old_values(batch: types.Batch, config: transformer.Config,

@@ -55,8 +55,7 @@ def orpo_loss(
   chex.assert_shape(logprobs, (None, 2, None))
   chex.assert_equal_shape([logprobs, mask])
   chex.assert_type([logprobs, mask], [float, bool])
-  means = masked.masked_mean(
-      logprobs.astype(jnp.float32), mask, axis=-1)  # [B, 2]
+  means = masked.masked_mean(logprobs, mask, axis=-1)  # f32[B, 2]
   certain = jnp.minimum(means, _LARGEST)
   # log(1 - P) by itself loses all digits where P is near 1.
   log_odds = certain - jnp.log(-jnp.expm1(certain))

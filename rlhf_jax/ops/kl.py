@@ -53,6 +53,34 @@ def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, *,
   return jnp.expm1(-d) + d
 
 
+def reference_point(logprobs: jax.Array, ref_logprobs: jax.Array,
+                    mask: jax.Array) -> jax.Array:
+  """How far the policy is from its reference on responses to other prompts.
+
+  Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, section 4: the mean
+  over responses of log pi(y' | x) - log pi_ref(y' | x), y' being the response
+  to another prompt than x, and 0 where that is negative. It is a statistic
+  over the batch, so it belongs in an annotator, never in a loss.
+
+  Args:
+    logprobs: float[..., T], policy log-probability of each token of y', in
+      nats.
+    ref_logprobs: float[..., T], the same under the reference.
+    mask: bool[..., T], true on tokens of y'; rows without any do not count.
+
+  Returns:
+    f32[], in nats, >= 0, without gradient.
+
+  Raises:
+    AssertionError: if shapes or dtypes disagree.
+  """
+  logprobs, ref_logprobs = masked.clean(
+      mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
+  ratios = jnp.sum(logprobs - ref_logprobs, axis=-1)
+  mean = masked.masked_mean(ratios, mask.any(axis=-1))
+  return jax.lax.stop_gradient(jnp.maximum(mean, 0))
+
+
 def ref_penalty(
     logprobs: jax.Array, ref_logprobs: jax.Array | None, mask: jax.Array, *,
     kl_coef: float | jax.Array, kind: str = 'k3',

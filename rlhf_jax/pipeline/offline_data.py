@@ -16,8 +16,13 @@ from rlhf_jax import sources
 from rlhf_jax import types
 from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import running
+from rlhf_jax.pipeline import unpaired
 
 PAIRED = ('preferences', 'rankings')  # whole examples, not single responses
+# Nothing of these may be left out, or drawn more often.
+WHOLE = dict.fromkeys(PAIRED, 'whole examples') | {
+    'unpaired': 'all that is liked or disliked'}
+EACH_STEP = ('reference_point',)  # annotators that read the current policy
 SIDES = ('chosen', 'rejected')  # groups of preferences
 USES = ('first', 'all')  # beside the names of groups
 CHUNK = 256  # examples annotated at a time
@@ -69,8 +74,8 @@ def select(row: algorithms.Algorithm, log: Mapping[str, np.ndarray],
     log: training examples of a stage `logged`: tokens, mask [N, K, T], group,
       scores, raw_scores [N, K], and values [N] where they are needed.
     use: 'first' (the best of each example; of its 'chosen' ones where the log
-      has such a group), 'all', or the name of a group; not read where whole
-      examples are needed. Those are, for preferences, the examples with a
+      has such a group), 'all', or the name of a group; not read for a source
+      in `WHOLE`. Whole examples are, for preferences, the examples with a
       response in each of the groups 'chosen' and 'rejected', where the log
       has both, and of each the first; else the examples with every response.
     groups: names of the groups.
@@ -78,11 +83,13 @@ def select(row: algorithms.Algorithm, log: Mapping[str, np.ndarray],
   Returns:
     Batch [N', K, T] of examples, or [N', 1, T] of responses, with `scores`
     f32[N', K] and `prompt_values` f32[N']. Rankings have raw scores, as in
-    PRO (objectives.md 9.8).
+    PRO (objectives.md 9.8). Of `unpaired` responses, those of that module.
 
   Raises:
     ConfigError: `use` is no group, or the log has nothing for the run.
   """
+  if row.source == 'unpaired':
+    return unpaired.select(log, groups)
   at, column = (_compared(row, log, groups) if row.source in PAIRED
                 else _single(log, use, groups))
   scores = 'raw_scores' if row.source == 'rankings' else 'scores'
@@ -130,6 +137,8 @@ def annotated(row: algorithms.Algorithm, batch: types.Batch,
               forward: Callable[[], tuple]) -> types.Batch:
   """The data set with what the row's annotators fill, on the host.
 
+  All but those in `EACH_STEP`, which are for the step.
+
   Args:
     row: of `offline_methods.make_row`.
     batch: of `select`.
@@ -142,7 +151,9 @@ def annotated(row: algorithms.Algorithm, batch: types.Batch,
   Raises:
     ConfigError: if there is none.
   """
-  chain = chain_lib.chain(row.annotators, models(forward))
+  chain = chain_lib.chain(
+      [node for node in row.annotators if node['name'] not in EACH_STEP],
+      models(forward))
   dataset = jax.device_get(chain(batch, None, None)[0])
   left = dataset.mask.any(axis=(1, 2))
   if not left.any():

@@ -20,12 +20,13 @@ from rlhf_jax import policy as policy_lib
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.annotators import chain as chain_lib
+from rlhf_jax.annotators import from_models
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import q_learning
 from rlhf_jax.pipeline import methods
 from rlhf_jax.pipeline import offline_data
 
-SOURCES = ('demonstrations', 'logged', 'preferences', 'rankings')
+SOURCES = ('demonstrations', 'logged', 'preferences', 'rankings', 'unpaired')
 PRIORITIES = ('none', 'advantage', 'reward')
 FILTER = ('prompt_values', 'prompt_advantages', 'keep_positive')
 
@@ -50,9 +51,10 @@ def make_row(run: Mapping[str, Any]) -> algorithms.Algorithm:
   row = methods.get(run['algorithm'], run['arguments'], SOURCES)
   if not run['filtered']:
     return row
-  if row.source in offline_data.PAIRED:
-    raise ValueError(f'{row.title} learns from whole examples, so that '
-                     'filtered=True would leave none of them whole.')
+  if row.source in offline_data.WHOLE:
+    raise ValueError(f'{row.title} learns from '
+                     f'{offline_data.WHOLE[row.source]}, so that '
+                     'filtered=True would leave too little.')
   if methods.has(row, 'standardize_scores'):
     raise ValueError(f'{row.title} learns from standardised scores, which have '
                      'no value of a prompt to be compared with; set '
@@ -118,6 +120,13 @@ def programs(method: Method) -> Programs:
       method.row.bind(), tx, num_microbatches=method.num_microbatches,
       update_targets=update_targets,
       dropout=bool(config.dropout or config.adapter_dropout))
+  current = [node for node in method.row.annotators
+             if node['name'] in offline_data.EACH_STEP]
+  if current:
+    step = chain_lib.before_step(step, chain_lib.chain(current, {
+        'reference_point': lambda batch, state, frozen: (
+            from_models.reference_point(batch, config, {
+                **(frozen.base or {}), **state.params}))}))
   return Programs(jax.jit(step, donate_argnums=0), tx)
 
 
@@ -145,9 +154,9 @@ def check(run: Mapping[str, Any]):
   if priority == 'advantage' and not methods.has(row, 'prompt_advantages'):
     raise ValueError(f"{row.title} has no advantages of prompts; choose "
                      "priority='reward' or 'none', or filtered=True.")
-  if priority != 'none' and row.source in offline_data.PAIRED:
-    raise ValueError(f'{row.title} learns from whole examples; set '
-                     "priority='none'.")
+  if priority != 'none' and row.source in offline_data.WHOLE:
+    raise ValueError(f'{row.title} learns from '
+                     f"{offline_data.WHOLE[row.source]}; set priority='none'.")
   shape = (2, 2 if row.source in offline_data.PAIRED else 1, 4)
   zeros = lambda: (np.zeros(shape, np.float32),) * 2
 
@@ -156,9 +165,12 @@ def check(run: Mapping[str, Any]):
     batch = types.Batch(
         tokens=np.zeros(shape, np.int32), mask=np.ones(shape, bool),
         scores=np.ones(shape[:2], np.float32),
+        targets=np.ones(shape[:2], np.float32),
         prompt_values=(np.zeros(len(flat), np.float32)
                        if needs_values(row) else None))
-    chain = chain_lib.chain(row.annotators, offline_data.models(zeros))
+    chain = chain_lib.chain(row.annotators, offline_data.models(zeros) | {
+        'reference_point': lambda batch, *unused: batch.replace(
+            reference_points=np.zeros(shape[:2], np.float32))})
     out = types.PolicyOutput(
         logprobs=flat, entropy=flat, values=flat, q_values=(flat,) * 2,
         q_logprobs=(flat,) * 2, target_q_values=(flat,) * 2)

@@ -223,17 +223,23 @@ class Planner:
     given, run = arguments['given'], arguments['run']
     row = offline_methods.make_row(run)
     value = run['value'] if methods.has_values(row) else None
-    responses = 1
+    # Of an example: that lie there, and that a step learns from.
+    responses = learned = 1
+    if row.source == 'unpaired':  # beside one to another prompt
+      responses = 2
     if row.source in offline_data.PAIRED:  # of others, all that there are
-      responses = (2 if row.source == 'preferences'
-                   else self._left[given['log']].responses)
+      responses = learned = (2 if row.source == 'preferences'
+                             else self._left[given['log']].responses)
     passes = any(methods.has(row, x) for x in ('ref_logprobs', 'old_values'))
-    prompts, parts = run['batch_size'], run['num_microbatches']
+    step, batch, annotated = map(self._estimate.filled, (
+        run['batch_size'] // run['num_microbatches'], run['batch_size'],
+        offline_data.CHUNK * passes))
+    read = annotated * responses
+    if row.source == 'unpaired':  # the reference point is of a whole batch
+      read = max(read, batch)
     use = self._trained_policy(
         name, given, value, (arguments['measure']['components'],), _Rows(
-            *(self._estimate.filled(x) * responses for x in (
-                prompts // parts, prompts, offline_data.CHUNK * passes)),
-            _evaluated(run)))
+            step * learned, batch * responses, read, _evaluated(run)))
     if not methods.is_ilql(row):
       return use
     config, _ = self._shapes.policy(self._start(given).node)

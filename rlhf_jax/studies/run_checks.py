@@ -10,6 +10,7 @@ from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
 from rlhf_jax.pipeline import policies
+from rlhf_jax.pipeline import unpaired
 from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.rewards import programmatic
 from rlhf_jax.studies import checks
@@ -241,3 +242,7 @@ def check_use(where: str, run: Mapping, *, pairs: bool, max_samples: int,
   require(row.source not in offline_data.PAIRED or pairs or max_samples >= 2,
           f'{where}.algorithm', 'it compares responses; set '
           'config.data.logged.max_samples to 2 or more')
+  require(row.source != 'unpaired' or pairs or unpaired.sides([*groups]),
+          f'{where}.algorithm', 'it learns from what is liked or disliked; '
+          'give a log with the groups liked and disliked (kind unpaired), or '
+          'chosen and rejected')

@@ -5,18 +5,24 @@ import functools
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 import worlds
 
 from rlhf_jax import algorithms
 from rlhf_jax import policy
+from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.annotators import arithmetic
 from rlhf_jax.configs import base
 from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import sharding
+from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
+from rlhf_jax.pipeline import unpaired
 from rlhf_jax.studies import nodes as nodes_lib
 
 
@@ -60,8 +66,9 @@ class RowTest(parameterized.TestCase):
       ('reward_model', {}, False, "algorithm is 'reward_model'"),
       ('a_lol', {'gae': {}}, False, "no node 'gae'"),
       ('a_lol', {'gae': {'drop': True}}, False, "no annotator 'gae'"),
-      ('dpo', {}, True, 'filtered=True would leave none'),
-      ('pro', {}, True, 'filtered=True would leave none'),
+      ('dpo', {}, True, 'whole examples, so that filtered=True would leave'),
+      ('pro', {}, True, 'filtered=True would leave too little'),
+      ('kto', {}, True, 'liked or disliked, so that filtered=True'),
       ('ilql', {}, True, 'set filtered=False'))
   def test_what_does_not_fit(self, algorithm, arguments, filtered, message):
     with self.assertRaisesRegex(ValueError, message) as caught:
@@ -70,7 +77,8 @@ class RowTest(parameterized.TestCase):
 
   def test_no_row_reads_what_the_stage_does_not_know(self):
     # From other stages, or by a pass of the initial policy.
-    told = {'scores', 'ref_logprobs', 'old_values', 'prompt_values'}
+    told = {'scores', 'ref_logprobs', 'old_values', 'prompt_values',
+            *offline_data.EACH_STEP}
     for name in offline_methods.names():
       self.assertContainsSubset(
           names(algorithms.ALGORITHMS[name]),
@@ -87,7 +95,10 @@ class CheckTest(parameterized.TestCase):
       ('wbc', {}, 'scores', "priority is 'scores'"),
       ('wbc', {}, 'advantage', 'wBC has no advantages of prompts'),
       ('awr_offline', {}, 'advantage', 'has no advantages of prompts'),
-      ('dpo', {}, 'reward', "set priority='none'"),
+      ('dpo', {}, 'reward', "whole examples; set priority='none'"),
+      ('kto', {}, 'reward', "liked or disliked; set priority='none'"),
+      ('kto', {'kto': {'beta': 0.}}, 'none', 'beta must be > 0'),
+      ('kto', {'reference_point': {'drop': True}}, 'none', 'reference_points'),
       ('a_lol', {'prompt_advantages': {'drop': True}}, 'none', 'advantages'),
       ('a_lol', {'prompt_values': {'drop': True}}, 'none', 'prompt_values'),
       ('a_lol', {'alol': {'clip': .9}}, 'none', 'clip'),
@@ -118,6 +129,88 @@ class MethodTest(parameterized.TestCase):
       self.assertIsNot(offline_methods.programs(other), first)
     info = offline_methods.programs.cache_info()
     self.assertEqual((info.hits, info.misses), (1, 5))
+
+
+class ReferencePointTest(parameterized.TestCase):
+  """KTO's z0 is of the whole batch, of the policy as it is at each step."""
+
+  def setUp(self):
+    super().setUp()
+    self.config = worlds.config()
+    init = jax.jit(transformer.init, static_argnums=0)
+    self.params, reference = (
+        init(self.config, jax.random.key(i)) for i in range(2))
+    rows = worlds.corpus().demonstrations
+    tokens, mask = rows.tokens[:8, 0], rows.mask[:8, 0]
+    others = unpaired.mismatched(tokens, mask)
+    batch = types.Batch(
+        *(np.stack(x, axis=1) for x in zip((tokens, mask), others)),
+        targets=np.tile([[1, 0], [0, 0]], (4, 1)).astype(np.float32))
+    self.batch = batch.replace(ref_logprobs=np.asarray(offline_methods.forward(
+        self.config, None, reference, batch.tokens, batch.mask)[0]))
+
+  def after(self, batch, num_microbatches=1, base=None, num_steps=2):
+    """The state after some steps on one batch, and metrics of each."""
+    method = offline_methods.make(
+        run('kto', num_microbatches=num_microbatches, optimizer=dict(
+            learning_rate=1e-2, schedule='constant')),
+        self.config, None, num_steps)
+    programs = offline_methods.programs(method)
+    params = {k: jnp.copy(x) if k == 'embed' else jax.tree.map(jnp.copy, x)
+              for k, x in self.params.items() if k not in (base or {})}
+    state, metrics = train.init_state(
+        params, programs.tx, jax.random.key(0)), []
+    for _ in range(num_steps):
+      state, current = programs.step(
+          state, batch, *([] if base is None else [base]))
+      metrics.append(jax.device_get(current))
+    return jax.device_get(state.params), metrics
+
+  def points(self, params):
+    """By hand."""
+    batch = self.batch
+    logprobs = offline_methods.forward(
+        self.config, None, params, batch.tokens, batch.mask)[0]
+    ratios = np.where(batch.mask, logprobs - batch.ref_logprobs, 0).sum(-1)
+    return max(ratios[:, 1].mean(), 0), ratios[:, 0]
+
+  def test_is_of_the_current_policy(self):
+    params, (first, second) = self.after(self.batch)
+    point, ratios = self.points(self.params)
+    self.assertGreater(point, 1)
+    self.assertAlmostEqual(
+        first['policy/reference_point'] / point, 1, delta=1e-4)
+    liked = self.batch.targets[:, 0]
+    np.testing.assert_allclose(first['train/loss'], np.mean(
+        1 / (1 + np.exp((2 * liked - 1) * .1 * (ratios - point)))), rtol=1e-4)
+    self.assertGreater(abs(second['policy/reference_point'] - point), .01)
+    self.assertGreater(np.abs(params['embed'] - self.params['embed']).max(), 0)
+
+  @parameterized.parameters(2, 4)
+  def test_cutting_a_batch_changes_nothing(self, parts):
+    whole, cut = self.after(self.batch), self.after(self.batch, parts)
+    jax.tree.map(functools.partial(
+        np.testing.assert_allclose, rtol=1e-4, atol=1e-5), whole, cut)
+
+  def test_rows_that_fill_up_do_not_count(self):
+    filled = sharding.pad_rows(self.batch, 12)
+    self.assertLen(filled.tokens, 12)
+    jax.tree.map(functools.partial(
+        np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+                 self.after(self.batch), self.after(filled))
+
+  def test_devices_change_nothing(self):
+    one = self.after(self.batch)
+    with jax.set_mesh(meshes.make({'data': 8})):
+      eight = self.after(sharding.shard_batch(self.batch))
+    jax.tree.map(functools.partial(
+        np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, eight)
+
+  def test_what_lies_under_the_trained_part_is_read(self):
+    base = {k: x for k, x in self.params.items() if k != 'embed'}
+    _, metrics = self.after(self.batch, base=base, num_steps=1)
+    self.assertAlmostEqual(metrics[0]['policy/reference_point'] / self.points(
+        self.params)[0], 1, delta=1e-4)
 
 
 class ForwardTest(absltest.TestCase):

@@ -126,6 +126,35 @@ def selected(row):
   return np.array(sides)
 
 
+def mismatched(tokens, mask):
+  """Every prompt [N, 1, T] with a response to another, each of them once."""
+  starts = [int(np.flatnonzero(row[0])[0]) for row in mask]
+  prompts = [tuple(row[0, :n]) for row, n in zip(tokens, starts)]
+  turn = max(map(prompts.count, prompts))
+  assert turn > 1  # else the next one would do
+  grouped = sorted(range(len(prompts)), key=lambda i: prompts.index(prompts[i]))
+  others, there = np.zeros_like(tokens), np.zeros_like(mask)
+  for place, i in enumerate(grouped):
+    j = grouped[(place + turn) % len(grouped)]
+    assert prompts[i] != prompts[j]
+    row = [*prompts[i], *tokens[j][mask[j]]][:tokens.shape[-1]]
+    others[i, 0, :len(row)] = row
+    there[i, 0, starts[i]:len(row)] = True
+  return others, there
+
+
+def labelled(data, at):
+  """What is liked, and those beside them, in place of scores."""
+  log, _ = raw()
+  others = mismatched(data['tokens'], data['mask'])
+  liked = log['group'][at[..., 0], at[..., 1]] == GROUPS.index('chosen')
+  assert 0 < liked.sum() < len(liked)
+  return dict(zip(('tokens', 'mask', 'targets'), (
+      np.concatenate(pair, axis=1) for pair in (
+          (data['tokens'], others[0]), (data['mask'], others[1]),
+          (liked.astype(float), np.zeros(liked.shape))))))
+
+
 def dataset(case):
   """What a row learns from, whole, with what its annotators fill."""
   row, (log, values) = case.row, raw()
@@ -134,6 +163,8 @@ def dataset(case):
   data = dict(tokens=pick(log['tokens']), mask=pick(log['mask']),
               scores=np.float64(pick(log[
                   'raw_scores' if row.source == 'rankings' else 'scores'])))
+  if row.source == 'unpaired':
+    data = labelled(data, at)
   names = [node['name'] for node in row.annotators]
   if 'standardize_scores' in names:
     data['scores'] = rewards.standardize_log(data['scores'])
@@ -193,6 +224,13 @@ class OfflineTest(parameterized.TestCase):
   def step(self, case, state, part, targets):
     objective = dict(case.row.objective)
     loss = losses.POLICY[objective.pop('name')]
+    if case.row.source == 'unpaired':  # of the policy before the step
+      others = {k: x[:, 1:] for k, x in part.items()}
+      point = models.precise(losses.reference_point)(
+          shared.policy_of(state.params, others['tokens'])['logprobs'],
+          others['ref_logprobs'], others['mask'])
+      part = {k: x[:, :1] for k, x in part.items()}
+      part['reference_points'] = np.full(part['targets'].shape, point)
 
     def value(params):
       out = models.policy(params, part['tokens'], targets)

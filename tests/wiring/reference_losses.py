@@ -154,6 +154,26 @@ def orpo(out, batch, odds_coef):
   return loss, present.min(axis=1)
 
 
+def kto(out, batch, beta, desirable_weight=1., undesirable_weight=1.):
+  """Ethayarajh et al. 2024, eq. 8: what is left of the largest value."""
+  present, total = _sequences(batch)
+  ratio = total(out['logprobs'] - fixed(batch['ref_logprobs']))
+  gap = beta * (ratio - fixed(batch['reference_points']))
+  value = jnp.where(
+      batch['targets'] == 1, desirable_weight / (1 + jnp.exp(-gap)),
+      undesirable_weight / (1 + jnp.exp(gap)))
+  largest = jnp.where(
+      batch['targets'] == 1, desirable_weight, undesirable_weight)
+  return largest - value, present
+
+
+def reference_point(logprobs, ref_logprobs, mask):
+  """The same, section 4: of responses to other prompts, f64[]."""
+  ratio = _masked(logprobs - ref_logprobs, mask).sum(axis=-1)
+  present = mask.any(axis=-1)
+  return jnp.maximum(ratio.sum() / present.sum(), 0)
+
+
 def pro(out, batch, sft_coef=.05):
   """9.8, of responses in order, all of them there; raw scores."""
   present, total = _sequences(batch)
@@ -213,4 +233,4 @@ def bradley_terry(scores):
 
 # By the names that rows and configs use.
 POLICY = {f.__name__: f for f in (
-    ppo, reinforce, apa, awr, sft, dpo, simpo, orpo, pro, ilql, alol)}
+    ppo, reinforce, apa, awr, sft, dpo, simpo, orpo, kto, pro, ilql, alol)}

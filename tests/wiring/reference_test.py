@@ -125,7 +125,9 @@ def batch_of(rng, **fields):
       'tokens': tokens, 'mask': mask, 'scores': noise(B, K),
       'old_logprobs': np.where(mask, old, 0).astype(np.float32),
       'ref_logprobs': old + .3 * noise(B, K, T),
-      'old_values': noise(B, K, T), **fields}
+      'old_values': noise(B, K, T),
+      'targets': rng.integers(0, 2, (B, K)).astype(np.float32),
+      'reference_points': np.full((B, K), .7, np.float32), **fields}
 
 
 def annotated(nodes, batch, statistics=None):
@@ -265,6 +267,7 @@ VARIANTS = {
     'sft': [dict(aggregate=x) for x in ('token', 'sequence', 'sequence_mean')],
     'ilql': [{}, dict(beta=.7, expectile=.6, discount=.9)],
     'a_lol': [{}, dict(clip_ratio=.3)],
+    'kto': [{}, dict(desirable_weight=1.3, undesirable_weight=.6)],
 }
 ROWS = {name: row for name, row in algorithms.ALGORITHMS.items()
         if row.objective and row.objective['name'] in losses.POLICY}
