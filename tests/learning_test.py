@@ -31,7 +31,6 @@ from rlhf_jax.ops import logprobs
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
-from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import unpaired
 from rlhf_jax.rewards import models as reward_models
 
@@ -173,8 +172,7 @@ def _learn(name, num_steps=40, learning_rate=.02, updates=1, **changes):
   forward, state = _start(name, _params(), tx)
   state = state.replace(statistics=running.init(row.annotators))
   frozen = types.Frozen(reference=_params())
-  first, current = ([node for node in row.annotators if (
-      node['name'] in offline_data.EACH_STEP) == each] for each in (False, True))
+  first, current = chain_lib.split(row.annotators)
   annotators = chain_lib.chain(first, MODELS)
   polyak = functools.partial(q_learning.polyak_every, rate=.1, every=1)
   step = train.make_train_step(

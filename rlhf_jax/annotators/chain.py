@@ -15,6 +15,7 @@ from rlhf_jax.annotators import arithmetic
 from rlhf_jax.annotators import running
 
 Annotator = Callable[..., types.Batch]  # (batch, state, frozen, **kwargs)
+EACH_STEP = ('reference_point',)  # those that read the policy of the moment
 
 
 Chain = Callable[..., tuple[types.Batch, types.TrainState]]
@@ -45,6 +46,12 @@ def chain(nodes: Sequence[Mapping[str, Any]],
     return batch, state
 
   return annotators
+
+
+def split(nodes: Sequence[Mapping[str, Any]]) -> tuple[list, list]:
+  """The nodes that see a data set once, and those for `before_step`."""
+  late = lambda node: node['name'] in EACH_STEP
+  return [x for x in nodes if not late(x)], [x for x in nodes if late(x)]
 
 
 def before_step(step: Callable[..., Any], annotators: Chain

@@ -22,7 +22,6 @@ PAIRED = ('preferences', 'rankings')  # whole examples, not single responses
 # Nothing of these may be left out, or drawn more often.
 WHOLE = dict.fromkeys(PAIRED, 'whole examples') | {
     'unpaired': 'all that is liked or disliked'}
-EACH_STEP = ('reference_point',)  # annotators that read the current policy
 SIDES = ('chosen', 'rejected')  # groups of preferences
 USES = ('first', 'all')  # beside the names of groups
 CHUNK = 256  # examples annotated at a time
@@ -137,7 +136,7 @@ def annotated(row: algorithms.Algorithm, batch: types.Batch,
               forward: Callable[[], tuple]) -> types.Batch:
   """The data set with what the row's annotators fill, on the host.
 
-  All but those in `EACH_STEP`, which are for the step.
+  But for what is filled at each step, see `chain.split`.
 
   Args:
     row: of `offline_methods.make_row`.
@@ -151,9 +150,8 @@ def annotated(row: algorithms.Algorithm, batch: types.Batch,
   Raises:
     ConfigError: if there is none.
   """
-  chain = chain_lib.chain(
-      [node for node in row.annotators if node['name'] not in EACH_STEP],
-      models(forward))
+  first, _ = chain_lib.split(row.annotators)
+  chain = chain_lib.chain(first, models(forward))
   dataset = jax.device_get(chain(batch, None, None)[0])
   left = dataset.mask.any(axis=(1, 2))
   if not left.any():

@@ -120,8 +120,7 @@ def programs(method: Method) -> Programs:
       method.row.bind(), tx, num_microbatches=method.num_microbatches,
       update_targets=update_targets,
       dropout=bool(config.dropout or config.adapter_dropout))
-  current = [node for node in method.row.annotators
-             if node['name'] in offline_data.EACH_STEP]
+  _, current = chain_lib.split(method.row.annotators)
   if current:
     step = chain_lib.before_step(step, chain_lib.chain(current, {
         'reference_point': lambda batch, state, frozen: (

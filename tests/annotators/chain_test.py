@@ -76,5 +76,27 @@ class ChainTest(absltest.TestCase):
       chain_lib.chain([{'name': 'noise', 'sigma': 1., 'std': 1.}], {})
 
 
+class BeforeStepTest(absltest.TestCase):
+
+  def test_annotators_read_the_state_and_base_of_the_step(self):
+    def add(batch, state, frozen):
+      return batch.replace(
+          scores=batch.scores + state.params + (frozen.base or 0))
+
+    def step(state, batch, base=None):
+      return state, batch, base
+
+    state = types.TrainState(step=0, params=10., opt_state=None, key=None)
+    annotated = chain_lib.before_step(
+        step, chain_lib.chain([{'name': 'add'}], {'add': add}))
+    for base in (None, 100.):
+      after, found, given = annotated(
+          state, batch(), *([] if base is None else [base]))
+      self.assertIs(after, state)
+      self.assertEqual(given, base)
+      np.testing.assert_array_equal(
+          found.scores, batch().scores + 10 + (base or 0))
+
+
 if __name__ == '__main__':
   absltest.main()

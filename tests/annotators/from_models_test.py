@@ -155,5 +155,44 @@ class PolicyTest(parameterized.TestCase):
       np.testing.assert_array_equal(leaf, 0)
 
 
+class ReferencePointTest(absltest.TestCase):
+
+  def test_is_of_responses_to_other_prompts(self):
+    whole = jax.tree.map(lambda x: x[:, :2], _batch())
+    logprobs = policy.forward(CONFIG, _policy(), whole).logprobs
+    gap = np.float32([[9., 2.], [9., 1.]])  # nats a token, more than there is
+    whole = whole.replace(
+        ref_logprobs=logprobs - gap[..., None], targets=jnp.eye(2),
+        prompt_values=jnp.ones(2))
+    out = jax.jit(from_models.reference_point, static_argnums=1)(
+        whole, CONFIG, _policy())
+    lengths = whole.mask[:, 1].sum(-1)
+    self.assertEqual(out.reference_points.shape, (2, 1))
+    np.testing.assert_allclose(
+        out.reference_points, (gap[:, 1] * lengths).mean(), rtol=1e-5)
+    # They have served: what is learned from is left, as it was.
+    for name in ('tokens', 'mask', 'ref_logprobs', 'targets'):
+      np.testing.assert_array_equal(
+          getattr(out, name), getattr(whole, name)[:, :1])
+    np.testing.assert_array_equal(out.prompt_values, whole.prompt_values)
+    self.assertIsNone(out.scores)
+
+  def test_no_gradient(self):
+    whole = jax.tree.map(lambda x: x[:, :2], _batch())
+    whole = whole.replace(ref_logprobs=jnp.full(whole.mask.shape, -9.))
+    point, grad = jax.value_and_grad(
+        lambda params: from_models.reference_point(
+            whole, CONFIG, params).reference_points.sum())(_policy())
+    self.assertGreater(point, 0)
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), grad)
+
+  def test_what_is_missing(self):
+    with self.assertRaisesRegex(ValueError, 'ref_logprobs is None'):
+      from_models.reference_point(_batch(), CONFIG, _policy())
+    with self.assertRaises(AssertionError):  # K is 3
+      from_models.reference_point(_batch().replace(
+          ref_logprobs=jnp.zeros((B, K, T))), CONFIG, _policy())
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -220,5 +220,46 @@ class RefPenaltyTest(parameterized.TestCase):
       kl.ref_penalty(self.logprobs, None, self.mask, kl_coef=-.1)
 
 
+class ReferencePointTest(absltest.TestCase):
+
+  def arrays(self, *ratios):
+    """Rows with these log-ratios over one, two, ... tokens; the last empty."""
+    lengths = np.arange(1, len(ratios) + 2)
+    lengths[-1] = 0
+    mask = np.arange(5) < lengths[:, None]
+    ref = np.where(mask, -1.5, np.nan).astype(np.float32)
+    each = np.append(ratios, np.nan) / np.maximum(lengths, 1)
+    return (ref + each[:, None]).astype(np.float32), ref, mask
+
+  def test_by_hand(self):
+    # Sums over tokens, a mean over the three that are there.
+    point = kl.reference_point(*self.arrays(4., -2., 1.))
+    self.assertEqual(point.shape, ())
+    np.testing.assert_allclose(point, 1, rtol=1e-6)
+
+  def test_never_negative(self):
+    self.assertEqual(kl.reference_point(*self.arrays(1., -3.)), 0)
+    # The mean is, and not its terms.
+    np.testing.assert_allclose(
+        kl.reference_point(*self.arrays(3., -1.)), 1, rtol=1e-6)
+
+  def test_nothing_there_is_zero(self):
+    logprobs, ref, mask = self.arrays(4.)
+    self.assertEqual(kl.reference_point(logprobs, ref, mask & False), 0)
+
+  def test_no_gradient(self):
+    logprobs, ref, mask = self.arrays(4., 1.)
+    for argument in (0, 1):
+      np.testing.assert_array_equal(jax.grad(
+          kl.reference_point, argument)(logprobs, ref, mask), 0)
+
+  def test_rejects(self):
+    logprobs, ref, mask = self.arrays(4., 1.)
+    for bad in ((logprobs[1:], ref, mask), (logprobs, ref[1:], mask),
+                (logprobs, ref, mask.astype(np.float32))):
+      with self.assertRaises(AssertionError):
+        kl.reference_point(*bad)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -1,5 +1,6 @@
 """ORPO and KTO against TRL's trainers, on given logits."""
 
+import collections
 import functools
 import types
 from unittest import mock
@@ -13,8 +14,11 @@ import pytest
 torch = pytest.importorskip('torch', reason='parity with torch, see [peers]')
 trl = pytest.importorskip('trl', reason='parity with TRL, see [peers]')
 from trl.experimental.orpo import orpo_trainer  # noqa: E402 - after the skips
+from trl.trainer import kto_trainer  # noqa: E402
 
+from rlhf_jax.objectives import kto  # noqa: E402
 from rlhf_jax.objectives import orpo  # noqa: E402
+from rlhf_jax.ops import kl  # noqa: E402
 from rlhf_jax.ops import logprobs  # noqa: E402
 
 B, T, V = 4, 9, 31
@@ -107,6 +111,88 @@ class OrpoTest(parameterized.TestCase):
     np.testing.assert_allclose(loss, nll + odds, rtol=1e-5)
     self.assertGreater(
         abs(nll - out.metrics['policy/nll'].mean()), .01)
+
+
+def _their_kto(policy, reference, mask, liked, **kwargs):
+  """Loss of TRL's KTO trainer, its gradient, its metrics.
+
+  Args:
+    policy: f32[B, 2, T], of each token; first the response, then the other's.
+    reference: f32[B, 2, T].
+    mask: bool[B, 2, T].
+    liked: bool[B].
+    **kwargs: attributes of the trainer.
+  """
+  rows = lambda x: [  # it has no log-probability of token 0
+      torch.from_numpy(np.where(mask, x, 0)[:, k, 1:].astype(np.float32))
+      for k in range(2)]
+  given, theirs, (ref, ref_other) = (
+      rows(policy)[0].requires_grad_(), rows(policy)[1], rows(reference))
+  out = types.SimpleNamespace(
+      log_probs=given, entropy=torch.zeros_like(given),
+      mean_logits=torch.zeros_like(given))
+  other = types.SimpleNamespace(log_probs=theirs)
+  same = lambda x: x
+  trainer = mock.MagicMock(
+      model=mock.MagicMock(training=False), calculate_KL=True,
+      precompute_ref_logps=True, loss_type='kto', aux_loss_enabled=False,
+      _total_train_tokens=0, _tp_size=1, accelerator=mock.MagicMock(
+          gather_for_metrics=same, device='cpu'),
+      _metrics=collections.defaultdict(
+          lambda: collections.defaultdict(list)), **kwargs)
+  trainer._compute_kl_logps = functools.partial(
+      kto_trainer.KTOTrainer._compute_kl_logps, trainer)
+  of_kl, of_own = (torch.from_numpy(mask[:, k].astype(np.int64))
+                   for k in (1, 0))
+  loss = kto_trainer.KTOTrainer._compute_loss(
+      trainer, lambda input_ids, **_: other if input_ids is of_kl else out, {
+          'input_ids': of_own, 'attention_mask': torch.ones_like(of_own),
+          'completion_mask': of_own, 'KL_input_ids': of_kl,
+          'KL_attention_mask': torch.ones_like(of_kl),
+          'KL_completion_mask': of_kl, 'label': torch.from_numpy(liked),
+          'ref_logps': ref.sum(1), 'ref_KL_logps': ref_other.sum(1)}, False)
+  loss.backward()
+  grad = np.zeros(mask[:, 0].shape, np.float32)
+  grad[:, 1:] = given.grad.numpy()
+  return loss.item(), np.where(mask[:, 0], grad, 0), trainer._metrics['eval']
+
+
+class KtoTest(parameterized.TestCase):
+
+  @parameterized.product(
+      beta=(.1, 2.), weights=((1., 1.), (1.3, .4)), drift=(.4, -.4))
+  def test_loss(self, beta, weights, drift):
+    rng = np.random.default_rng(3)
+    reference = -rng.exponential(size=(B, 2, T)).astype(np.float32)
+    policy = (reference + drift + .5 * rng.normal(
+        size=reference.shape)).astype(np.float32)
+    starts, ends = rng.integers(1, 4, (B, 1, 1)), rng.integers(5, T, (B, 2, 1))
+    mask = (np.arange(T) >= starts) & (np.arange(T) < ends)
+    liked = np.array([True, False, False, True])
+    arguments = dict(zip(('desirable_weight', 'undesirable_weight'), weights))
+    loss, grad, metrics = _their_kto(
+        policy, reference, mask, liked, beta=beta, **arguments)
+    point = kl.reference_point(policy[:, 1], reference[:, 1], mask[:, 1])
+    np.testing.assert_allclose(point, metrics['kl'][0], rtol=1e-5)
+    self.assertEqual(point > .1, drift > 0)  # and else 0
+
+    def ours(x):
+      return kto.kto_loss(
+          x[:, None], reference[:, :1], np.full((B, 1), point, np.float32),
+          liked[:, None].astype(np.float32), mask[:, :1], beta=beta,
+          **arguments)
+
+    out = ours(policy[:, 0])
+    np.testing.assert_allclose(out.loss.mean(), loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.grad(lambda x: ours(x).loss.mean())(policy[:, 0]), grad,
+        rtol=1e-4, atol=1e-6)
+    share = out.metrics['reward/liked_share'].mean()
+    for name, part, of in (('liked', 'chosen', share),
+                           ('disliked', 'rejected', 1 - share)):
+      np.testing.assert_allclose(
+          out.metrics[f'reward/{name}'].mean() / of,
+          metrics[f'rewards/{part}'][0], rtol=1e-5)
 
 
 if __name__ == '__main__':

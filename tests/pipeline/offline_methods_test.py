@@ -14,13 +14,13 @@ from rlhf_jax import policy
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.annotators import arithmetic
+from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.configs import base
 from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
-from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import unpaired
 from rlhf_jax.studies import nodes as nodes_lib
@@ -78,7 +78,7 @@ class RowTest(parameterized.TestCase):
   def test_no_row_reads_what_the_stage_does_not_know(self):
     # From other stages, or by a pass of the initial policy.
     told = {'scores', 'ref_logprobs', 'old_values', 'prompt_values',
-            *offline_data.EACH_STEP}
+            *chain_lib.EACH_STEP}
     for name in offline_methods.names():
       self.assertContainsSubset(
           names(algorithms.ALGORITHMS[name]),

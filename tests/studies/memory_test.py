@@ -339,6 +339,8 @@ class PlannerTest(absltest.TestCase):
     one = step('sft')
     self.assertEqual(step('dpo'), 2 * one)
     self.assertEqual(step('pro'), 4 * one)
+    # Beside what a step learns from lies a response to another prompt.
+    self.assertEqual(step('kto'), one + 4096 // 8 * self.SIZES.length * 24)
     self.log(3)
     self.assertEqual(step('pro'), 3 * one)
 
@@ -357,6 +359,11 @@ class PlannerTest(absltest.TestCase):
     self.assertEqual(read('dpo'), 64 * logits + batch)
     self.assertLess(read('dpo_reference_free'), 32 * logits)
     self.assertEqual(read('dpo_reference_free', 400), 50 * logits + batch)
+    self.assertEqual(read('kto'), read('dpo'))
+    whole = self.offline(  # the reference point is of all that a step takes
+        algorithm='kto', batch_size=8 * 96, num_microbatches=96,
+        evaluation=dict(num_prompts=8, chunk_size=512)).activations
+    self.assertEqual(whole, 96 * (logits + batch))
 
   def test_judges(self):
     """Those that components read; of policies, gold where there is one."""
