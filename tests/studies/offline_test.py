@@ -493,5 +493,53 @@ class StudyTest(parameterized.TestCase):
     self.assertNotIn('member_0', row)
 
 
+def unpaired(**run):
+  """A study of a file of responses that were liked or not, for KTO."""
+  path = worlds.folder() / 'liked.jsonl'
+  files.write_jsonl(path, [dict(
+      prompt=f'Is {i} more than {i % 7}?', label=bool(i % 3),
+      completion='Yes, it is.' if i % 3 else 'No.') for i in range(40)])
+  study = config(dict(source='corpus', components=NODES, num_validation=8,
+                      value=dict(batch_size=4)),
+                 algorithm='kto', num_steps=2, num_microbatches=2, **run)
+  study.data.logged.path = str(path)
+  study.policy.model.update(
+      worlds.MODEL, intermediate_size=worlds.config().intermediate_size)
+  study.figure.columns = ('proxy',)
+  return study
+
+
+class UnpairedTest(parameterized.TestCase):
+  """KTO, from a file of the kind unpaired to its policy."""
+
+  def test_study(self):
+    study = unpaired()
+    workdir, mesh = worlds.folder(), worlds.mesh()
+    with mock.patch.object(meshes, 'make', lambda shape: mesh):
+      run_lib.run_study(
+          plan(study), workdir, config=study.to_dict(),
+          only=['sft', 'logged', 'one'])
+    directory = workdir / 'seed_0/policies/one'
+    log = files.load_arrays(workdir / 'seed_0/logs/pairs/logged/logged.npz')
+    self.assertEqual(result(directory)['examples'], len(log['tokens']) - 8)
+    last = lines(directory / 'metrics.jsonl')[-1]
+    self.assertEqual(last['step'], 2)
+    self.assertEqual(last['train/skipped'], 0)
+    self.assertBetween(last['train/loss'], .4, .6)
+    self.assertBetween(last['reward/liked_share'], .01, .99)
+    self.assertGreaterEqual(last['policy/reference_point'], 0)
+
+  def test_a_file_without_labels(self):
+    study = unpaired()
+    study.data.logged.update(path=None, kind='gsm8k', task='gsm8k', num_rows=99)
+    with self.assertRaisesRegex(
+        errors.ConfigError, 'runs.one.algorithm .*groups liked and') as caught:
+      plan(study)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_pairs_have_labels(self):
+    self.assertIn('policies/one', names(config(algorithm='kto')))
+
+
 if __name__ == '__main__':
   absltest.main()
