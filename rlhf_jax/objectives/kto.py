@@ -1,6 +1,7 @@
 """Kahneman-Tversky optimisation: responses that were liked, or were not.
 
-Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, eq. 7 and 8:
+Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, eq. 8 (7, as TRL
+counts):
 
   r(y) = log pi(y | x) - log pi_ref(y | x)
   loss = w_D * (1 - sigmoid(beta * (r(y) - z0)))    if y is liked

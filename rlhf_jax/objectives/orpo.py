@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from rlhf_jax import types
 from rlhf_jax.ops import masked
 
-# P = 1 has no odds; nearer to it float32 has no number.
+# P = 1 has no odds; this is the number of float32 before it.
 _LARGEST = -float(jnp.finfo(jnp.float32).epsneg)  # of log P, in nats
 
 
@@ -43,8 +43,9 @@ def orpo_loss(
   Returns:
     LossOutput with unit = pair: every array is f32[B], the loss in nats. A
     pair with an empty response has weight 0. The implicit reward is log odds,
-    in nats; 'policy/nll' is the likelihood term. A mean log-probability above
-    -6e-8, whose odds float32 cannot say, counts as that, without gradient.
+    in nats; 'policy/nll' is the likelihood term. Where P would round to 1, at
+    a mean log-probability above -6e-8, the odds are those of -6e-8, without
+    gradient.
 
   Raises:
     ValueError: if `odds_coef` is out of range.

@@ -2,7 +2,10 @@
 
 Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306, section 4: the
 reference point of KTO is estimated on pairs (x, y'), y' being the response to
-another prompt than x.
+another prompt than x. The paper's code and TRL turn the responses of each
+micro-batch by one place. Here that is done once, over all the data, so that
+the reference is asked once; batches are in an order of their own, and their y'
+are not the same responses as their y.
 """
 
 from collections.abc import Mapping
