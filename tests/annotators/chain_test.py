@@ -4,6 +4,7 @@ from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import algorithms
 from rlhf_jax import types
 from rlhf_jax.annotators import arithmetic
 from rlhf_jax.annotators import chain as chain_lib
@@ -77,6 +78,13 @@ class ChainTest(absltest.TestCase):
 
 
 class BeforeStepTest(absltest.TestCase):
+
+  def test_which_are_for_each_step(self):
+    nodes = algorithms.ALGORITHMS['kto'].annotators
+    self.assertEqual(chain_lib.split(nodes), ([nodes[0]], [nodes[1]]))
+    self.assertEqual(nodes[1]['name'], 'reference_point')
+    nodes = algorithms.ALGORITHMS['ppo'].annotators
+    self.assertEqual(chain_lib.split(nodes), ([*nodes], []))
 
   def test_annotators_read_the_state_and_base_of_the_step(self):
     def add(batch, state, frozen):

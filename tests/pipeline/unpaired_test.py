@@ -114,6 +114,12 @@ class SelectTest(parameterized.TestCase):
         (5, 0, 10), (5, 1, 21), (15, 10, 30), (25, 21, 31), (35, 30, 0),
         (35, 31, 1)], [1, 0, 0, 1, 0, 1])
 
+  def test_what_is_not_there_is_left_out(self):
+    log = self.log([[1], [0], [0]])
+    log['mask'][1] = False
+    self.check(unpaired.select(log, ['disliked', 'liked']),
+               [(5, 0, 20), (25, 20, 0)], [1, 0])
+
   @parameterized.parameters(
       (['demonstration'], 'the log has no labels: .*of demonstration'),
       (['liked', 'rejected'], 'has no labels'),
