@@ -85,14 +85,12 @@ class SoundTest(parameterized.TestCase):
 class TextsTest(parameterized.TestCase):
 
   def test_padding_that_texts_have(self):
-    """Another token of the vocabulary, as a wrong name would choose it."""
+    """The BOS, as a wrong name would choose it."""
     self.assertEqual(check_texts()['padding token'], 'pass')
     path = worlds.folder()
     corpus().tokenizer.save(path / 'tokenizer.json')
-    rows = corpus().demonstrations
-    word = corpus().tokenizer._backends[0].id_to_token(
-        int(rows.tokens[0, 0][rows.mask[0, 0]][0]))
-    wrong = check_texts(tokenizer=str(path / 'tokenizer.json'), pad=word)
+    wrong = check_texts(tokenizer=str(path / 'tokenizer.json'),
+                        pad=tokenizer.BOS)
     self.assertEqual(wrong['padding token'], 'fail')
     same = check_texts(tokenizer=str(path / 'tokenizer.json'),
                        pad=tokenizer.EOS)
