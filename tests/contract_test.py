@@ -12,61 +12,19 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
-import numpy as np
 
 from rlhf_jax import objectives
-
-DETACHED = (
-    'ref_logprobs', 'old_logprobs', 'advantages', 'targets', 'returns',
-    'rewards', 'old_values', 'scores', 'prompt_values', 'reference_points')
-
-
-def _valid(x, mask):
-  """Where an array of a batch with this mask [B, K, T] is not padding."""
-  return {3: mask, 2: mask.any(-1), 1: mask.any((-1, -2))}[x.ndim]
-
-
-def _fill_padding(tree, mask, value):
-  """Overwrites floats at padded tokens, and those of empty responses."""
-  def fill(x):
-    if x.dtype != jnp.float32:
-      return x
-    return jnp.where(_valid(x, mask), x, value)
-  return jax.tree.map(fill, tree)
-
-
-def _sums(fn, out, batch):
-  """Sums of loss and metrics, and the weight, as the train step takes them."""
-  result = fn(out, batch)
-  total = lambda x: jnp.sum(
-      jnp.where(result.weight > 0, x * result.weight, 0))
-  return total(result.loss), jax.tree.map(total, result.metrics), jnp.sum(
-      result.weight)
-
-
-def _value_and_grad(fn, out, batch):
-  return jax.value_and_grad(lambda x: _sums(fn, x, batch)[0])(out)
+from rlhf_jax import testing
 
 
 class ContractTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(*contracts.CASES)
-  def test_units_agree_and_are_float32(self, name, kwargs):
-    fn = objectives.get(name, **kwargs)
-    cast = lambda tree, dtype: jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating)
-        else x, tree)
-    low = cast(contracts.example(name), jnp.bfloat16)
-    results = [fn(*inputs) for inputs in (
-        contracts.example(name), low, cast(low, jnp.float32))]
-    for result in results:
-      leaves = [result.loss, result.weight, *result.metrics.values()]
-      chex.assert_equal_shape(leaves)
-      chex.assert_type(leaves, jnp.float32)
-      chex.assert_tree_all_finite(result)
-      self.assertTrue(set(np.unique(result.weight)) <= {0, 1})
-    # What is low in precision is made float32 before any arithmetic.
-    chex.assert_trees_all_close(*results[1:], rtol=1e-6)
+  @parameterized.named_parameters(
+      (f'{case}_{law}', name, kwargs, law)
+      for case, name, kwargs in contracts.CASES for law in testing.LAWS)
+  def test_law(self, name, kwargs, law):
+    testing.LAWS[law](
+        objectives.get(name, **kwargs), contracts.example(name))
 
   @parameterized.named_parameters(*contracts.CASES)
   def test_wrong_shapes_and_types_are_errors_at_trace_time(self, name, kwargs):
@@ -87,7 +45,7 @@ class ContractTest(parameterized.TestCase):
     with self.assertRaises(wrong):
       trace(jax.tree.map(lambda x: x[:, 0], out), batch)
     whole = fn(out, batch)
-    for field in DETACHED:  # an error, or not read at all
+    for field in testing.DETACHED:  # an error, or not read at all
       x = getattr(batch, field)
       for other in (x[:1], x[..., None], x.astype(jnp.int32)):
         try:
@@ -132,78 +90,10 @@ class ContractTest(parameterized.TestCase):
   @parameterized.named_parameters(*contracts.CASES)
   def test_variants(self, name, kwargs):
     fn = objectives.get(name, **kwargs)
-    step = lambda out, batch: _value_and_grad(fn, out, batch)
+    step = lambda out, batch: testing.value_and_grad(fn, out, batch)
     chex.assert_trees_all_close(
         self.variant(step)(*contracts.example(name)),
         step(*contracts.example(name)), rtol=1e-6, atol=1e-6)
-
-  @parameterized.named_parameters(*contracts.CASES)
-  def test_padding_is_inert(self, name, kwargs):
-    fn = objectives.get(name, **kwargs)
-    out, batch = contracts.example(name)
-    results = []
-    for junk in (0., jnp.nan, jnp.inf):
-      inputs = _fill_padding((out, batch), batch.mask, junk)
-      chex.assert_tree_all_finite(fn(*inputs))
-      results.append(_value_and_grad(fn, *inputs))
-    chex.assert_trees_all_close(*results, rtol=1e-6)
-
-  @parameterized.named_parameters(*contracts.CASES)
-  def test_wider_padding_changes_nothing(self, name, kwargs):
-    fn = objectives.get(name, **kwargs)
-    inputs = contracts.example(name)
-    wide = jax.tree.map(lambda x: jnp.pad(
-        x, ((0, 0), (0, 0), (0, 3))) if x.ndim == 3 else x, inputs)
-    cut = lambda x: x[..., :contracts.T] if x.ndim == 3 else x
-    chex.assert_trees_all_close(
-        jax.tree.map(cut, fn(*wide)), fn(*inputs), rtol=1e-6)
-
-  @parameterized.named_parameters(*contracts.CASES)
-  def test_gradient_only_under_the_mask(self, name, kwargs):
-    out, batch = contracts.example(name)
-    _, grads = _value_and_grad(objectives.get(name, **kwargs), out, batch)
-    for grad in jax.tree.leaves(grads):
-      np.testing.assert_array_equal(grad[~_valid(grad, batch.mask)], 0)
-    self.assertGreater(sum(np.abs(x).sum() for x in jax.tree.leaves(grads)), 0)
-
-  @parameterized.named_parameters(*contracts.CASES)
-  def test_empty_units_have_no_weight(self, name, kwargs):
-    fn = objectives.get(name, **kwargs)
-    out, batch = contracts.example(name)
-    weight = np.asarray(fn(out, batch).weight)
-    np.testing.assert_array_equal(weight[1], 0)
-    np.testing.assert_array_equal(
-        weight.reshape(contracts.B, -1).any(axis=1)[3:], 1)
-    empty = batch.replace(mask=jnp.zeros_like(batch.mask))
-    value, grads = _value_and_grad(
-        fn, jax.tree.map(lambda x: x * jnp.nan, out), empty)
-    self.assertEqual(value, 0)
-    np.testing.assert_array_equal(fn(out, empty).weight, 0)
-    for grad in jax.tree.leaves(grads):
-      np.testing.assert_array_equal(grad, 0)
-
-  @parameterized.named_parameters(*contracts.CASES)
-  def test_no_statistic_crosses_prompts(self, name, kwargs):
-    fn = objectives.get(name, **kwargs)
-    inputs = contracts.example(name)
-    take = lambda rows: fn(*jax.tree.map(lambda x: x[rows], inputs))
-    whole = fn(*inputs)
-    parts = [take(slice(i, i + 2)) for i in range(0, contracts.B, 2)]
-    chex.assert_trees_all_close(
-        jax.tree.map(lambda *x: jnp.concatenate(x), *parts), whole, rtol=1e-6)
-    order = np.random.default_rng(1).permutation(contracts.B)
-    chex.assert_trees_all_close(
-        take(order), jax.tree.map(lambda x: x[order], whole), rtol=1e-6)
-
-  @parameterized.named_parameters(*contracts.CASES)
-  def test_detached_inputs_have_no_gradient(self, name, kwargs):
-    fn = objectives.get(name, **kwargs)
-    out, batch = contracts.example(name)
-    for field in DETACHED:
-      loss = lambda x, field=field: _sums(
-          fn, out, batch.replace(**{field: x}))[0]
-      grad = jax.grad(loss)(getattr(batch, field))
-      np.testing.assert_array_equal(grad, 0, err_msg=field)
 
   @parameterized.named_parameters(*contracts.CASES)
   def test_data_parallel(self, name, kwargs):
@@ -213,7 +103,7 @@ class ContractTest(parameterized.TestCase):
 
     def step(out, batch):
       def loss(out):
-        total, *aux = _sums(fn, out, batch)
+        total, *aux = testing.sums(fn, out, batch)
         return total, aux
       return jax.value_and_grad(loss, has_aux=True)(out)
 

@@ -11,14 +11,10 @@ import importlib.util
 import pathlib
 import pkgutil
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from rlhf_jax import objectives
-from rlhf_jax import types
+from rlhf_jax import testing
 
-B, T = 8, 7
+B, T = testing.B, testing.T
 
 
 def _contract(name):
@@ -44,32 +40,8 @@ CASES = [
 
 
 def example(name, seed=0):
-  """(PolicyOutput, Batch) of B prompts, padded to T tokens.
-
-  Responses are ragged; those of the second prompt and one of the third empty.
-  """
-  K = CONTRACTS[name].get('responses', 2)
-  rng = np.random.default_rng(seed)
-  f = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  logp = lambda: -jnp.exp(f(B, K, T))
-  lengths = rng.integers(1, T, size=(B, K, 1))
-  # The last response is missing, so that those before it still rank.
-  lengths[1], lengths[2, -1] = 0, 0
-  start = rng.integers(1, 3, size=(B, K, 1))  # t = 0 is never a target
-  position = np.arange(T)
-  mask = jnp.asarray((position >= start) & (position < start + lengths))
-  token = CONTRACTS[name].get('token_advantages', False)
-  heads = lambda make: (make(), make())
-  out = types.PolicyOutput(
-      logprobs=logp(), entropy=-logp(), values=f(B, K, T),
-      step_rewards=f(B, K, T), scores=f(B, K),
-      q_values=heads(lambda: f(B, K, T)), q_logprobs=heads(logp),
-      target_q_values=heads(lambda: f(B, K, T)))
-  batch = types.Batch(
-      tokens=jnp.asarray(rng.integers(0, 9, size=(B, K, T))), mask=mask,
-      scores=f(B, K), old_logprobs=out.logprobs + .3 * f(B, K, T),
-      ref_logprobs=logp(), old_values=f(B, K, T), prompt_values=f(B),
-      rewards=f(B, K, T), advantages=f(B, K, T) if token else f(B, K),
-      returns=f(B, K, T), targets=jax.nn.sigmoid(f(B, K)),
-      reference_points=jnp.abs(f(B, K)))
-  return out, batch
+  """(PolicyOutput, Batch) of `testing.example`, as an objective takes it."""
+  contract = CONTRACTS[name]
+  return testing.example(
+      responses=contract.get('responses', 2), seed=seed,
+      token_advantages=contract.get('token_advantages', False))

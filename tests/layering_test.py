@@ -13,6 +13,7 @@ import rlhf_jax
 # stand before it.
 ORDER = (
     'errors', 'types', 'streams', 'parallel', 'ops', 'storage', 'objectives',
+    'testing',
     'models', 'policy', 'sampling', 'data', 'rewards', 'annotators',
     'evaluation', 'algorithms', 'sources', 'train', 'runner',
     'reports', 'pipeline', 'stages', 'studies', 'doctor', 'configs', 'commands',

@@ -25,6 +25,7 @@ from rlhf_jax import errors
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import config_files
 from rlhf_jax.commands import launch
+from rlhf_jax.configs import tasks
 from rlhf_jax.configs import training
 from rlhf_jax.runner import run as run_lib
 
@@ -37,6 +38,9 @@ _HELP = {
     'reward': "module:function(prompts, responses) -> numbers; a directory of "
               'reward models (a stage, an export, or of transformers); a score '
               'of the logged responses; or vader, readability, exact_match',
+    'objective': "your own loss, module:function(out, batch, **arguments), on "
+                 "the data and annotators of the algorithm's row; "
+                 'rlhf_jax.testing.check_objective holds it to the laws',
     'reward_range': 'of a function, least,largest: values outside are an '
                     'error; A-LOL needs one, from 0 on',
     'preferences': 'pairs that reward models learn from first, where the '
@@ -67,8 +71,8 @@ _HELP = {
 
 
 def define(values: flags.FlagValues):
-  """Adds a flag for each field of `training.Task`."""
-  for field in dataclasses.fields(training.Task):
+  """Adds a flag for each field of `tasks.Task`."""
+  for field in dataclasses.fields(tasks.Task):
     help_ = _HELP[field.name]
     if field.name in ('columns', 'reward_range'):
       flags.DEFINE_list(field.name, [], help_, flag_values=values)
@@ -84,11 +88,11 @@ def define(values: flags.FlagValues):
     make(field.name, default, help_, flag_values=values)
 
 
-def task(values: flags.FlagValues) -> training.Task:
+def task(values: flags.FlagValues) -> tasks.Task:
   """What parsed flags ask for."""
   fields = {field.name: values[field.name].value
-            for field in dataclasses.fields(training.Task)}
-  return training.Task(**fields | {
+            for field in dataclasses.fields(tasks.Task)}
+  return tasks.Task(**fields | {
       'columns': _columns(fields['columns']),
       'reward_range': _range(fields['reward_range'])})
 

@@ -256,6 +256,7 @@ def online() -> dict:
       algorithm='ppo',
       condition='clean',
       arguments=dict(),
+      objective=nothing(str),  # your own: 'package.module:function'
       reward=dict(
           components=proxy(), noise=0.0, clip=10.0, scale=nothing(str),
           eos=dict(penalty=nothing(float), value=nothing(float))),
@@ -322,10 +323,12 @@ def offline() -> dict:
   priority='advantage' to draw them as Baheti et al. 2024 do.
   ILQL as in trlX, whose linear layers start with deviation .58 / sqrt(inputs).
   """
+  nothing = config_dict.placeholder
   return dict(
       algorithm='a_lol',
       log='pairs',
       arguments=dict(),
+      objective=nothing(str),  # your own: 'package.module:function'
       use='first',
       filtered=False,
       priority='none',

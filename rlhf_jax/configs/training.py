@@ -6,7 +6,6 @@ every field can be set besides by --config.<field>=<value>.
 """
 
 from collections.abc import Mapping
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -15,76 +14,23 @@ from ml_collections import config_dict
 from rlhf_jax import algorithms
 from rlhf_jax import errors
 from rlhf_jax.configs import base
+from rlhf_jax.configs import choices
+from rlhf_jax.configs import tasks
 from rlhf_jax.configs import texts as texts_lib
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
 
-REWARD = 'reward'  # an algorithm: reward models, from pairs
-RUN, CONDITION = 'policy', 'rewards'  # names in the workdir
-# Components that need no further argument, by their kind.
-_COMPONENTS = ('vader', 'readability', 'exact_match')
-# By size: steps, batch (fresh models, loaded ones), most held-out prompts,
-# tokens of prompts and of responses.
-_SIZES = {
-    'smoke': dict(steps=2, batch=(4, 2), held_out=4, prompt=32, response=16),
-    'laptop': dict(steps=200, batch=(32, 8), held_out=64, prompt=128,
-                   response=64),
-    'full': dict(steps=1000, batch=(64, 64), held_out=256, prompt=512,
-                 response=256)}
-# Rules of thumb, for whoever names none: of fresh models, of loaded ones, of
-# adapters on them.
-_RATES = {'fresh': 1e-3, 'loaded': 1e-5, 'lora': 2e-4}
-FIGURE = dict(kind='curves', line=('method',))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-  """What is trained, on what; see the flags of `commands.train`.
-
-  None is what the size, the model and the data say.
-  """
-
-  algorithm: str  # a row of the table that trains a policy, or `REWARD`
-  data: str  # file or directory
-  model: str = 'scratch'  # 'scratch', 'smollm2', a directory or a file
-  reward: str | None = None
-  reward_range: tuple[float, float] | None = None  # of a function
-  preferences: str | None = None  # for reward models of an online run
-  size: str = 'laptop'
-  seed: int = 0
-  steps: int | None = None
-  sft_steps: int | None = None
-  batch_size: int | None = None
-  learning_rate: float | None = None
-  samples: int | None = None  # responses to each prompt
-  members: int | None = None  # reward models of an ensemble
-  aggregate: str = 'mean'
-  kl_coef: float | None = None
-  lora: int = 0  # rank
-  kind: str | None = None
-  columns: tuple[tuple[str, str], ...] = ()
-  split: str | None = None
-  format: str | None = None
-  max_prompt_length: int | None = None
-  max_response_length: int | None = None
-  eval_prompts: int | None = None
-
-  @property
-  def is_fresh(self) -> bool:
-    """Whether the model starts from nothing."""
-    return self.model == 'scratch'
-
 
 def names() -> list[str]:
   """The algorithms that a task may name."""
-  return [REWARD, *offline_methods.names(), *online_methods.names()]
+  return [tasks.REWARD, *offline_methods.names(), *online_methods.names()]
 
 
-def get_config(task: Task) -> config_dict.ConfigDict:
+def get_config(task: tasks.Task) -> config_dict.ConfigDict:
   """The config of a study that does what a task says, unlocked.
 
   Args:
-    task: see `Task`.
+    task: see `tasks.Task`.
 
   Raises:
     ConfigError: a word that does not fit the others.
@@ -106,7 +52,7 @@ def get_config(task: Task) -> config_dict.ConfigDict:
   online = task.algorithm in online_methods.names()
   texts = texts_lib.survey(task, prompts=online)
   _set_texts(config, task, texts, online)
-  if task.algorithm == REWARD:
+  if task.algorithm == tasks.REWARD:
     _reward_models(config, task, texts)
   elif online:
     _online(config, task, texts)
@@ -115,7 +61,7 @@ def get_config(task: Task) -> config_dict.ConfigDict:
   return config
 
 
-def describe(config: config_dict.ConfigDict, task: Task) -> list[str]:
+def describe(config: config_dict.ConfigDict, task: tasks.Task) -> list[str]:
   """What a run is about to do, line by line, with all that was filled in."""
   data = config.data
   of_texts = data.files if data.path is not None else data.logged
@@ -124,10 +70,10 @@ def describe(config: config_dict.ConfigDict, task: Task) -> list[str]:
   lines = [f'{_title(task)}: {task.data} ({of_texts.kind}), '
            f'{data.num_eval_prompts} prompts held out',
            f'prompt format {of_texts.format}, {lengths}']
-  node = (config.proxy if task.algorithm == REWARD else
+  node = (config.proxy if task.algorithm == tasks.REWARD else
           config.online if task.algorithm in online_methods.names()
           else config.offline)
-  if task.algorithm == REWARD:
+  if task.algorithm == tasks.REWARD:
     lines.append(f'{config.proxy.num_members} reward models of '
                  f'{task.model}, {node.num_epochs} epochs of '
                  f'{texts_lib.survey(task, prompts=False).pairs} pairs, '
@@ -148,9 +94,11 @@ def describe(config: config_dict.ConfigDict, task: Task) -> list[str]:
   return lines
 
 
-def _title(task: Task) -> str:
-  return ('reward models' if task.algorithm == REWARD
-          else algorithms.ALGORITHMS[task.algorithm].title)
+def _title(task: tasks.Task) -> str:
+  if task.algorithm == tasks.REWARD:
+    return 'reward models'
+  title = algorithms.ALGORITHMS[task.algorithm].title
+  return title if task.objective is None else f'{title} by {task.objective}'
 
 
 def _components(config, node) -> Mapping[str, Any]:
@@ -158,7 +106,7 @@ def _components(config, node) -> Mapping[str, Any]:
           else config.log.components).to_dict()
 
 
-def _set_models(config, task: Task):
+def _set_models(config, task: tasks.Task):
   """The model of the policy, and those of the reward models and of gold."""
   if task.lora and task.is_fresh:
     raise errors.ConfigError(
@@ -189,9 +137,9 @@ def _model_path(model: str) -> str:
   return str(path.absolute())
 
 
-def _set_texts(config, task: Task, texts, online: bool):
+def _set_texts(config, task: tasks.Task, texts, online: bool):
   """Where the texts are, how they are written, and how many are held out."""
-  size = _SIZES[task.size]
+  size = tasks.SIZES[task.size]
   shared = dict(
       format=texts.format, kind=texts.kind,
       max_prompt_length=task.max_prompt_length or size['prompt'],
@@ -209,7 +157,7 @@ def _set_texts(config, task: Task, texts, online: bool):
     config.data.logged.columns.update(dict(task.columns))
   held_out = task.eval_prompts or max(
       2, min(size['held_out'], texts.prompts // 10))
-  if task.algorithm == REWARD:
+  if task.algorithm == tasks.REWARD:
     held_out = task.eval_prompts or 2  # no policy is evaluated
   training = max(texts.prompts - held_out, 1)
   config.data.update(num_eval_prompts=held_out, num_pair_prompts=training,
@@ -221,61 +169,43 @@ def _set_texts(config, task: Task, texts, online: bool):
   batch = min(size['batch'][not task.is_fresh], training)
   for node in (config.policy, config.proxy.sft):
     node.update(num_steps=steps, batch_size=batch)
-    node.optimizer.learning_rate = _rate(task)
+    node.optimizer.learning_rate = tasks.rate(task)
   apart = max(2, min(config.gold.held_out, training // 10))
   config.gold.update(num_steps=size['steps'], held_out=apart,
                      batch_size=max(1, min(batch, training - apart)))
-  config.gold.optimizer.learning_rate = _rate(task)
+  config.gold.optimizer.learning_rate = tasks.rate(task)
 
 
-def _rate(task: Task) -> float:
-  kind = 'fresh' if task.is_fresh else 'lora' if task.lora else 'loaded'
-  return task.learning_rate or _RATES[kind]
-
-
-def _reward_models(config, task: Task, texts):
+def _reward_models(config, task: tasks.Task, texts):
   """A study of an ensemble on the pairs of the data."""
   if not texts.pairs:
     raise errors.DataError(
         f'{task.data}: rows of kind {texts.kind!r} make no pair of a chosen '
         'and a rejected response, which reward models learn from')
-  for field in ('reward', 'preferences', 'kl_coef', 'samples'):
+  for field in ('reward', 'preferences', 'kl_coef', 'samples', 'objective'):
     if getattr(task, field) is not None:
       raise errors.ConfigError(
           f'--{field} is of policies; --algorithm=reward learns from pairs')
   config.study, config.pairs, config.force_eos = (
       'reward_models', 'preferences', False)
-  config.conditions = {CONDITION: dict()}
-  _set_ensemble(config, task, texts.pairs - config.data.num_eval_prompts)
+  config.conditions = {tasks.CONDITION: dict()}
+  choices.set_ensemble(
+      config, task, texts.pairs - config.data.num_eval_prompts)
   config.figure = dict(kind='curves', x='epoch', y=('loss', 'accuracy'),
                        line=('condition',), columns=('loss', 'accuracy'))
 
 
-def _set_ensemble(config, task: Task, pairs: int):
-  size, proxy = _SIZES[task.size], config.proxy
-  held_out = max(2, min(512, pairs // 10))
-  batch = task.batch_size or size['batch'][not task.is_fresh]
-  proxy.update(num_members=task.members or proxy.num_members,
-               held_out=held_out, batch_size=min(batch, pairs - held_out))
-  proxy.optimizer.learning_rate = _rate(task)
-  if task.algorithm == REWARD and task.steps is not None:
-    proxy.num_epochs = max(1, round(
-        task.steps * proxy.batch_size / max(pairs - held_out, 1)))
-  elif task.size != 'smoke':
-    proxy.num_epochs = 1 if not task.is_fresh else 5
-
-
-def _online(config, task: Task, texts):
+def _online(config, task: tasks.Task, texts):
   """A policy that samples, and is rewarded."""
   config.study = 'online'
   for field in ('log', 'logs', 'offline'):
     del config[field]
   config.best_of_n = base.samples('smoke')
-  node, size = config.online, _SIZES[task.size]
+  node, size = config.online, tasks.SIZES[task.size]
   row = algorithms.ALGORITHMS[task.algorithm]
   samples = task.samples or (
       row.samples if not row.more else max(row.samples, 4))
-  node.reward.components = _reward(config, task, ())
+  node.reward.components = choices.reward(config, task, ())
   batch = task.batch_size or size['batch'][not task.is_fresh]
   node.update(algorithm=task.algorithm, num_steps=task.steps or {
       'smoke': 2, 'laptop': 50, 'full': 500}[task.size])
@@ -283,20 +213,21 @@ def _online(config, task: Task, texts):
   if 'old_values' not in [item['name'] for item in row.annotators]:
     node.updates.num_epochs = 1  # epochs are PPO's
   node.kl.coef = task.kl_coef
-  node.optimizer.learning_rate = _rate(task)
+  node.objective = task.objective
+  node.optimizer.learning_rate = tasks.rate(task)
   _set_evaluation(config, node, task)
-  config.runs = {RUN: dict(labels=dict(method=row.title))}
-  config.figure = FIGURE | dict(
+  config.runs = {tasks.RUN: dict(labels=dict(method=_title(task)))}
+  config.figure = tasks.FIGURE | dict(
       x='step', y=('proxy', 'kl_k1'), columns=('proxy', 'kl_k1', 'length'))
 
 
-def _offline(config, task: Task, texts):
+def _offline(config, task: tasks.Task, texts):
   """A policy that learns from what is logged."""
   if task.preferences is not None or task.samples is not None:
     raise errors.ConfigError(
         '--preferences and --samples are of algorithms that sample; this one '
         'learns from --data')
-  node, size = config.offline, _SIZES[task.size]
+  node, size = config.offline, tasks.SIZES[task.size]
   row = algorithms.ALGORITHMS[task.algorithm]
   texts_lib.check(task, texts, row.source)
   training = texts.prompts - config.data.num_eval_prompts
@@ -305,7 +236,7 @@ def _offline(config, task: Task, texts):
   log.num_validation = max(2, min(log.num_validation, training // 10))
   log.value.batch_size = max(1, min(
       log.value.batch_size, log.num_validation // 2))
-  log.components = _reward(config, task, texts.scores)
+  log.components = choices.reward(config, task, texts.scores)
   if offline_methods.needs_values(row):
     texts_lib.bound(log.components, texts)
   config.logs = dict(data=dict())
@@ -324,56 +255,16 @@ def _offline(config, task: Task, texts):
   if task.kl_coef is not None:
     raise errors.ConfigError('--kl_coef is of algorithms that sample; see '
                              '--config.offline.arguments')
-  node.optimizer.learning_rate = _rate(task)
+  node.objective = task.objective
+  node.optimizer.learning_rate = tasks.rate(task)
   _set_evaluation(config, node, task)
-  config.runs = {RUN: dict(labels=dict(method=row.title))}
+  config.runs = {tasks.RUN: dict(labels=dict(method=_title(task)))}
   y = ('proxy', 'kl_k1') if log.components else ('kl_k1', 'perplexity')
-  config.figure = FIGURE | dict(x='updates', y=y, columns=(*y, 'length'))
+  config.figure = tasks.FIGURE | dict(x='updates', y=y, columns=(*y, 'length'))
 
 
-def _set_evaluation(config, node, task: Task):
+def _set_evaluation(config, node, task: tasks.Task):
   node.evaluation.update(
       every=max(1, node.num_steps // 5),
       num_prompts=config.data.num_eval_prompts, texts=4,
       chunk_size=256 if task.is_fresh else 16)
-
-
-def _reward(config, task: Task, scores) -> dict[str, dict]:
-  """The components of --reward; of a log without it, its own score."""
-  online = task.algorithm in online_methods.names()
-  reward = task.reward
-  if reward is None and task.preferences is not None and online:
-    config.pairs = 'preferences'
-    config.conditions = {CONDITION: dict()}
-    config.online.condition = CONDITION
-    _set_ensemble(config, task, texts_lib.count_pairs(task.preferences))
-    return base.proxy(aggregate=dict(kind=task.aggregate))
-  if reward is None and online:
-    raise errors.ConfigError(
-        f'--algorithm={task.algorithm} needs a reward: --reward=module:function'
-        ', a directory of reward models, or --preferences=FILE to learn them '
-        'from')
-  if reward is None:
-    reward = texts_lib.own_score(task, scores)
-    if reward is None:
-      return {}
-  if reward in scores:
-    config.data.logged.target = reward
-    return {reward if reward.isidentifier() else 'score': dict(
-        kind='file', column=reward)}
-  if pathlib.Path(reward).is_dir():
-    config.conditions = {CONDITION: dict(path=reward)}
-    config.online.condition = CONDITION
-    if not online:
-      config.log.condition = CONDITION
-    return base.proxy(aggregate=dict(kind=task.aggregate))
-  if ':' in reward:
-    return {reward.rpartition(':')[2]: dict(
-        kind='function', function=reward, range=task.reward_range)}
-  if reward in _COMPONENTS:
-    return {reward: dict(kind=reward)}
-  raise errors.ConfigError(
-      f'--reward={reward} is no module:function, no directory of reward '
-      f'models, none of {", ".join(_COMPONENTS)}'
-      + (f' and no score of the data ({", ".join(scores)})' if scores else '')
-      + f'; {errors.nearest(reward, [*_COMPONENTS, *scores])}')

@@ -130,7 +130,7 @@ def has_references(node: Mapping[str, Any]) -> bool:
 
 
 def _has_answers(options: Options) -> bool:
-  return kinds.KINDS[_kind(_shown(options))].answers
+  return kinds.KINDS[_kind(_demonstration_file(options))].answers
 
 
 def _complete(answers: Iterable[str]) -> tuple[str, ...] | None:
@@ -148,11 +148,11 @@ class _File(NamedTuple):
   split: str | None = None
 
 
-def _shown(options: Options) -> _File:
+def _demonstration_file(options: Options) -> _File:
   return _File(options.path, options.kind, options.columns, options.split)
 
 
-def _compared(options: Options) -> _File:
+def _preference_file(options: Options) -> _File:
   return _File(options.preferences, options.preference_kind)
 
 
@@ -175,7 +175,8 @@ def _kind(file: _File) -> str:
 def _read(options: Options) -> tuple[readers.Read, ...]:
   """Demonstrations and, if there are any, preferences, to the last row."""
   return tuple(_read_file(file, options.max_bad_rows)
-               for file in (_shown(options), _compared(options))
+               for file in (_demonstration_file(options),
+                            _preference_file(options))
                if file.path is not None)
 
 
@@ -184,7 +185,7 @@ def _demonstrations(options: Options) -> list[tuple]:
 
   In their format; DataError if there are too few prompts.
   """
-  groups = kinds.KINDS[_kind(_shown(options))].demonstrations
+  groups = kinds.KINDS[_kind(_demonstration_file(options))].demonstrations
   first = {}
   for row in _read(options)[0].rows:
     if groups is None or row.group in groups:
@@ -201,7 +202,7 @@ def _pairs(options: Options) -> list[tuple[coders.Texts, coders.Texts]]:
   """(chosen, rejected) of all preferences in their format."""
   if options.preferences is None:
     return []
-  kind = _kind(_compared(options))
+  kind = _kind(_preference_file(options))
   write = examples.write_in(options.preference_format or (
       'hh' if kind in ('hh', 'hh_scored')
       and options.format not in formats.DIALOGUES else options.format))

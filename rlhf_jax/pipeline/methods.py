@@ -1,6 +1,7 @@
 """What online and offline methods share: rows of the algorithm table."""
 
 from collections.abc import Callable, Iterable, Mapping
+import dataclasses
 from typing import Any
 
 import jax
@@ -20,13 +21,16 @@ def names(*sources: str) -> list[str]:
 
 
 def get(algorithm: str, arguments: Mapping[str, Mapping],
-        sources: Iterable[str]) -> algorithms.Algorithm:
+        sources: Iterable[str], objective: str | None = None
+        ) -> algorithms.Algorithm:
   """The row of a run, with the run's own arguments.
 
   Args:
     algorithm: a key of `algorithms.ALGORITHMS`.
     arguments: of `Algorithm.adapt`.
     sources: that a batch may be made of.
+    objective: 'package.module:function', in place of the row's; its arguments
+      are those of 'objective'. None: the row's.
 
   Raises:
     ValueError: no such algorithm learns from these sources, or an argument is
@@ -37,7 +41,15 @@ def get(algorithm: str, arguments: Mapping[str, Mapping],
     raise ValueError(
         f'algorithm is {algorithm!r}, which trains no policy from '
         f'{" or ".join(sources)}; there are {", ".join(known)}.')
-  return algorithms.ALGORITHMS[algorithm].adapt(arguments)
+  row = algorithms.ALGORITHMS[algorithm]
+  if objective is None:
+    return row.adapt(arguments)
+  if not isinstance(objective, str) or ':' not in objective:
+    raise ValueError(f'objective is {objective!r}; give your own as '
+                     "'package.module:function', or None.")
+  others = {name: x for name, x in arguments.items() if name != 'objective'}
+  return dataclasses.replace(row.adapt(others), objective=algorithms.node({
+      **arguments.get('objective', {}), 'name': objective}))
 
 
 def has(row: algorithms.Algorithm, annotator: str) -> bool:

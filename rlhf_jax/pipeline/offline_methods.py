@@ -48,7 +48,8 @@ def make_row(run: Mapping[str, Any]) -> algorithms.Algorithm:
   Raises:
     ValueError: an argument is unknown or does not fit the algorithm.
   """
-  row = methods.get(run['algorithm'], run['arguments'], SOURCES)
+  row = methods.get(run['algorithm'], run['arguments'], SOURCES,
+                    run.get('objective'))
   if not run['filtered']:
     return row
   if row.source in offline_data.WHOLE:

@@ -39,7 +39,8 @@ def names() -> list[str]:
 
 
 def make_row(algorithm: str, arguments: Mapping[str, Mapping],
-             kl: Mapping[str, Any]) -> algorithms.Algorithm:
+             kl: Mapping[str, Any], objective: str | None = None
+             ) -> algorithms.Algorithm:
   """The row of a run, with the run's own arguments and KL coefficient.
 
   Args:
@@ -48,13 +49,14 @@ def make_row(algorithm: str, arguments: Mapping[str, Mapping],
     kl: 'coef', None for the row's own in that place; 'place' 'reward' or
       'loss'; 'target' and 'horizon' of the adaptive controller, target None
       for a fixed coefficient.
+    objective: see `methods.get`.
 
   Raises:
     ValueError: an argument is unknown or does not fit the algorithm.
   """
   if 'scores' in arguments:
     raise ValueError("arguments of 'scores' are given as reward.components.")
-  row = methods.get(algorithm, arguments, SOURCES)
+  row = methods.get(algorithm, arguments, SOURCES, objective)
   for name in (*MODELS, *KL_NODES):
     if arguments.get(name, {}).get('drop'):
       raise ValueError(f'{row.title} needs {name!r}, which cannot be dropped.')
@@ -75,6 +77,13 @@ def make_row(algorithm: str, arguments: Mapping[str, Mapping],
     row = row.replace(**{name: {'kl_coef': kl['coef']} for name in shaped})
   _check_coefficients(row)
   return row
+
+
+def of_run(run: Mapping[str, Any], kl: Mapping[str, Any] | None = None
+           ) -> algorithms.Algorithm:
+  """`make_row` of the node `online`, perhaps with another `kl`."""
+  return make_row(run['algorithm'], run['arguments'], kl or run['kl'],
+                  run.get('objective'))
 
 
 def _check_coefficients(row):
@@ -185,7 +194,7 @@ def make(run: Mapping[str, Any], world: artifacts.World,
   kl = dict(run['kl'])
   if kl['coef']:  # what matters to a program is whether there is one
     kl['coef'] = 1.0
-  row = make_row(run['algorithm'], run['arguments'], kl)
+  row = of_run(run, kl)
   nodes = make_nodes(row, run['reward'], kl, coder.eos_id)
   if config.dtype != 'float32':  # the sampler's own are a hundredth off
     nodes.insert(0, {'name': 'old_logprobs'})
@@ -261,7 +270,7 @@ def statistics(run: Mapping[str, Any], nodes: list[Mapping]) -> dict[str, Any]:
     run: node `online` of the config.
     nodes: of its `Method`.
   """
-  row = make_row(run['algorithm'], run['arguments'], run['kl'])
+  row = of_run(run)
   coefficient = initial_kl_coef(row)
   start = running.init(nodes, kl_coef=coefficient)
   if coefficient:
@@ -281,7 +290,7 @@ def check(run: Mapping[str, Any]):
     ValueError: an argument is unknown, missing or out of range.
   """
   kl, updates = run['kl'], run['updates']
-  row = make_row(run['algorithm'], run['arguments'], kl)
+  row = of_run(run, kl)
   _check_run(row, run)
   nodes = make_nodes(row, run['reward'], kl, 0)
   shape = (2, run['rollout']['samples'], 4)

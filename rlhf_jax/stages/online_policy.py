@@ -58,7 +58,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   shapes, frozen, scales = rewarding.frozen_models(
       world, reward['components'])
   trainable, value_config = model.trainable, None
-  row = online_methods.make_row(run['algorithm'], run['arguments'], run['kl'])
+  row = online_methods.of_run(run)
   if methods.has_values(row):
     value_config = policies.value_config(world, run['value'])
     trainable = policies.add_value_head(

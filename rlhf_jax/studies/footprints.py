@@ -207,7 +207,7 @@ class Planner:
     prompts, samples = rollout['batch_size'], rollout['samples']
     # Filled up as `sources.online` does.
     step = self._estimate.filled(-(-prompts // parts)) * samples
-    row = online_methods.make_row(run['algorithm'], run['arguments'], run['kl'])
+    row = online_methods.of_run(run)
     value = run['value'] if methods.has_values(row) else None
     reward = run['reward']['components']
     use = self._trained_policy(

@@ -121,7 +121,8 @@ def _outside(value: Any) -> Iterable[tuple[str, str]]:
         yield 'model', str(source)
     elif field == 'rewards' and isinstance(item, str):
       yield 'rewards', item
-    elif field == 'function' and isinstance(item, str) and ':' in item:
+    elif field in ('function', 'objective') and isinstance(
+        item, str) and ':' in item:
       module = item.partition(':')[0]
       if not module.startswith('rlhf_jax.'):
         yield 'function', module

@@ -9,6 +9,7 @@ import worlds
 
 from rlhf_jax import algorithms
 from rlhf_jax import errors
+from rlhf_jax.configs import tasks
 from rlhf_jax.configs import training
 from rlhf_jax.pipeline import methods
 from rlhf_jax.studies import plan
@@ -20,12 +21,12 @@ DATA = {'demonstrations': 'demonstrations.json', 'preferences': 'pairs.jsonl',
 REWARD = 'mine:polite'
 
 
-def task(algorithm, data=None, **fields) -> training.Task:
+def task(algorithm, data=None, **fields) -> tasks.Task:
   row = algorithms.ALGORITHMS.get(algorithm)
   if row is not None and row.source == 'prompts':
     fields.setdefault('reward', REWARD)
   name = data or DATA[row.source]
-  return training.Task(algorithm=algorithm, data=str(own_data.folder() / name),
+  return tasks.Task(algorithm=algorithm, data=str(own_data.folder() / name),
                        **{'size': 'smoke', **fields})
 
 
@@ -46,7 +47,7 @@ class PlanTest(parameterized.TestCase):
   @parameterized.parameters(*training.names())
   def test_every_row_is_planned(self, algorithm):
     """In each size, with the steps and the batch that it is told of."""
-    data = 'pairs.jsonl' if algorithm == training.REWARD else None
+    data = 'pairs.jsonl' if algorithm == tasks.REWARD else None
     for size in ('smoke', 'laptop', 'full'):
       study = config(algorithm, data, size=size)
       self.assertIn('report_seeds_0', stages(study))
@@ -55,7 +56,7 @@ class PlanTest(parameterized.TestCase):
   def test_all_rows_that_train_a_policy_may_be_named(self):
     rows = {name for name, row in algorithms.ALGORITHMS.items()
             if row.objective and row.objective['name'] not in methods.REWARDS}
-    self.assertEqual(rows | {training.REWARD}, {*training.names()})
+    self.assertEqual(rows | {tasks.REWARD}, {*training.names()})
 
   @parameterized.parameters(
       ('rloo', {}, ['sft', 'policies/policy']),
@@ -147,7 +148,7 @@ class MistakesTest(parameterized.TestCase):
     fields = {'algorithm': 'dpo', 'data': 'pairs.jsonl', **fields}
     fields['data'] = str(own_data.folder() / fields['data'])
     with self.assertRaisesRegex(errors.UserError, message) as caught:
-      training.get_config(training.Task(**{'size': 'smoke', **fields}))
+      training.get_config(tasks.Task(**{'size': 'smoke', **fields}))
     self.assertNotIn('\n', str(caught.exception))
 
   def test_sft_on_prompts_alone(self):
@@ -172,7 +173,7 @@ class ReadersTest(parameterized.TestCase):
   @parameterized.parameters('.', 'pairs')
   def test_none_there(self, name):
     with self.assertRaises(errors.DataError):
-      training.get_config(training.Task(
+      training.get_config(tasks.Task(
           algorithm='dpo', data=str(worlds.folder() / name)))
 
   def test_columns_of_other_names(self):
@@ -182,12 +183,12 @@ class ReadersTest(parameterized.TestCase):
       text = text.replace(f'"{old}"', f'"{new}"')
     path.write_text(text)
     columns = (('prompt', 'q'), ('chosen', 'a'), ('rejected', 'b'))
-    one = training.Task(algorithm='dpo', data=str(path), size='smoke',
+    one = tasks.Task(algorithm='dpo', data=str(path), size='smoke',
                         columns=columns)
     study = training.get_config(one).to_dict()
     self.assertIn('policies/policy', stages(study))
     one = functools.partial(
-        training.Task, algorithm='rloo', data=str(path), size='smoke',
+        tasks.Task, algorithm='rloo', data=str(path), size='smoke',
         reward='vader')
     study = training.get_config(one(columns=columns)).to_dict()
     self.assertIn('policies/policy', stages(study))

@@ -15,6 +15,7 @@ import worlds
 from rlhf_jax import streams
 from rlhf_jax import train
 from rlhf_jax.commands import doctor
+from rlhf_jax.configs import tasks
 from rlhf_jax.configs import training
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import tokenizer
@@ -30,7 +31,7 @@ SAMPLER = dict(temperature=1.0, top_k=0, top_p=1.0)
 
 @functools.cache
 def config(algorithm='dpo', data='pairs.jsonl', **fields) -> dict:
-  return training.get_config(training.Task(
+  return training.get_config(tasks.Task(
       algorithm=algorithm, data=str(own_data.folder() / data), size='smoke',
       max_prompt_length=48, **fields)).to_dict()
 
