@@ -212,6 +212,9 @@ ALGORITHMS = {
         'GSPO', 'prompts', 1, (SCORES, GROUP),
         _node('reinforce', ratio='sequence_mean', clip_ratio=(3e-4, 4e-4)),
         'sequence', more=True),
+    'online_dpo': Algorithm(
+        'online DPO', 'prompts', 2, (SCORES, REFERENCE, _node('best_first')),
+        _node('dpo', beta=.1), 'pair'),
     'apa': Algorithm(
         'APA', 'prompts', 1, (SCORES, REFERENCE, *WHITENED),
         _node('apa', beta=.1), 'token'),

@@ -125,10 +125,12 @@ def rollout(annotators: Callable[..., Any]
   """
 
   def annotated(batch, state, frozen):
-    found, state = annotators(batch, state, frozen)
+    # A field, so that it goes along where samples change places.
+    batch, state = annotators(
+        batch.replace(sampled=batch.mask), state, frozen)
     return types.Rollout(
-        batch=found, statistics=state.statistics or {},
-        metrics=running.metrics(found.replace(mask=batch.mask)))
+        batch=batch.replace(sampled=None), statistics=state.statistics or {},
+        metrics=running.metrics(batch.replace(mask=batch.sampled)))
 
   return annotated
 

@@ -35,6 +35,8 @@ class Batch:
   returns: jax.Array | None = None  # f32[B, K, T]
   targets: jax.Array | None = None  # f32[B, K], regression targets or labels
   reference_points: jax.Array | None = None  # f32[B, K], z0 of KTO, in nats
+  # bool[B, K, T], within annotators: the mask before any of them cleared it.
+  sampled: jax.Array | None = None
 
 
 @flax.struct.dataclass

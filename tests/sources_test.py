@@ -12,6 +12,7 @@ from rlhf_jax import errors
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import types
+from rlhf_jax.annotators import arithmetic
 from rlhf_jax.data import corpus
 from rlhf_jax.data import order
 from rlhf_jax.ops import priorities
@@ -308,6 +309,24 @@ class CutTest(parameterized.TestCase):
     np.testing.assert_allclose(rollout.metrics['rollout/score'],
                                rollout.batch.scores.mean(), rtol=1e-6)
     self.assertEqual(rollout.metrics['rollout/length'], 2)
+
+  def test_metrics_follow_samples_that_change_places(self):
+    batch = types.Batch(
+        tokens=jnp.arange(8).reshape(2, 2, 2), scores=jnp.array(
+            [[1., 2.], [3., 0.]]),
+        mask=jnp.array([[[0, 1], [1, 1]], [[1, 1], [0, 0]]], bool),
+        old_logprobs=jnp.ones((2, 2, 2)).at[0, 0, 0].set(jnp.nan),
+        ref_logprobs=jnp.zeros((2, 2, 2)))
+
+    def annotators(batch, state, frozen):
+      return arithmetic.keep_best(arithmetic.best_first(batch)), state
+
+    rollout = sources.rollout(annotators)(batch, _state(), types.Frozen())
+    np.testing.assert_array_equal(rollout.batch.tokens[0, 0], [2, 3])
+    self.assertEqual(rollout.batch.mask.sum(), 4)
+    self.assertIsNone(rollout.batch.sampled)
+    self.assertEqual(rollout.metrics['rollout/score'], 2)  # of all three
+    np.testing.assert_allclose(rollout.metrics['rollout/kl_k1'], 5 / 3)
 
 
 if __name__ == '__main__':

@@ -133,7 +133,31 @@ def keep_best(batch: types.Batch) -> types.Batch:
   return batch.replace(mask=batch.mask & chosen[..., None])
 
 
+def best_first(batch: types.Batch) -> types.Batch:
+  """Puts the samples of each prompt in the order of their scores, best first.
+
+  Guo et al. 2024, https://arxiv.org/abs/2402.04792, algorithm 1: of two
+  samples of the policy the better is the chosen one. All fields move together.
+  Of equal scores the sample that was drawn first stays first: such a pair says
+  nothing, and its label is a coin that favours neither. A missing sample comes
+  last.
+  """
+  scores, = running.need(batch, 'scores')
+  chex.assert_shape(scores, batch.mask.shape[:2])
+  order = jnp.argsort(
+      jnp.where(batch.mask.any(axis=-1), -scores, jnp.inf), axis=1, stable=True)
+  def take(x):
+    return x if x.ndim == 1 else jnp.take_along_axis(
+        x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+  members = batch.member_scores  # [E, B, K]
+  if members is not None:
+    members = jax.vmap(take)(members)
+  return jax.tree.map(take, batch.replace(member_scores=None)).replace(
+      member_scores=members)
+
+
 # Those that read the batch alone, by the names that rows and configs use.
 ARITHMETIC = {f.__name__: f for f in (
     standardize_scores, clip_scores, missing_eos, gae, whiten, leave_one_out,
-    group_normalize, prompt_advantages, keep_positive, keep_best)}
+    group_normalize, prompt_advantages, keep_positive, keep_best,
+    best_first)}

@@ -57,7 +57,7 @@ def make_row(algorithm: str, arguments: Mapping[str, Mapping],
   if 'scores' in arguments:
     raise ValueError("arguments of 'scores' are given as reward.components.")
   row = methods.get(algorithm, arguments, SOURCES, objective)
-  for name in (*MODELS, *KL_NODES):
+  for name in (*MODELS, *KL_NODES, 'best_first'):
     if arguments.get(name, {}).get('drop'):
       raise ValueError(f'{row.title} needs {name!r}, which cannot be dropped.')
   shaped = [node['name'] for node in row.annotators

@@ -41,6 +41,26 @@ class ArithmeticTest(parameterized.TestCase):
     np.testing.assert_array_equal(out.tokens, batch.tokens)
     self.assertEqual(out.mask.dtype, bool)
 
+  def test_best_first(self):
+    """Every field moves; equal scores stay in order, the missing come last."""
+    scores = jnp.array([[1., 4., 4.], [3., 9., -6.]])
+    mask = jnp.ones((B, K, T), bool).at[1, 1].set(False)
+    ids = jnp.arange(B * K).reshape(B, K)
+    wide = jnp.broadcast_to(ids[..., None], (B, K, T))
+    out = arithmetic.best_first(types.Batch(
+        tokens=wide, mask=mask, scores=scores, old_logprobs=wide,
+        member_scores=jnp.stack([ids, 10 * ids]), advantages=ids,
+        prompt_values=jnp.arange(B)))
+    order = np.array([[1, 2, 0], [3, 5, 4]])
+    np.testing.assert_array_equal(out.scores, [[4, 4, 1], [3, -6, 9]])
+    np.testing.assert_array_equal(out.advantages, order)
+    np.testing.assert_array_equal(out.tokens[..., 0], order)
+    np.testing.assert_array_equal(out.old_logprobs[..., -1], order)
+    np.testing.assert_array_equal(out.member_scores, [order, 10 * order])
+    np.testing.assert_array_equal(out.prompt_values, [0, 1])
+    np.testing.assert_array_equal(
+        out.mask.any(-1), [[1, 1, 1], [1, 1, 0]])
+
   def test_gae_and_whiten(self):
     rng = np.random.default_rng(1)
     normal = lambda: jnp.asarray(rng.normal(size=(B, K, T)), jnp.float32)
@@ -140,7 +160,8 @@ class ArithmeticTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('leave_one_out', {}, 'scores'), ('group_normalize', {}, 'scores'),
-      ('keep_best', {}, 'scores'), ('standardize_scores', {}, 'scores'),
+      ('keep_best', {}, 'scores'), ('best_first', {}, 'scores'),
+      ('standardize_scores', {}, 'scores'),
       ('clip_scores', {'limit': 1.}, 'scores'),
       ('missing_eos', {'eos_id': 1, 'value': 0.}, 'scores'),
       ('gae', {}, 'rewards'), ('gae', {}, 'old_values'),

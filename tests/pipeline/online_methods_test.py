@@ -58,6 +58,8 @@ class RowTest(parameterized.TestCase):
       (('dpo', {}, KL), "'dpo', which trains no policy from prompts"),
       (('best_of_n', {}, KL), "'best_of_n', which trains no policy"),
       (('ppo', {'kl_rewards': {'drop': True}}, KL), "needs 'kl_rewards'"),
+      (('online_dpo', {'best_first': {'drop': True}}, KL),
+       "needs 'best_first'"),
       (('ppo', {'keep_best': {'drop': True}}, KL), "no annotator 'keep_best'"),
       (('ppo', {'gea': {'gae_lambda': 1}}, KL), "no node 'gea'"),
       (('ppo', {'scores': {'weight': 2.}}, KL), 'given as reward.components'),

@@ -120,6 +120,12 @@ def keep_best(scores, mask):
   return kept
 
 
+def best_first(scores):
+  """Online DPO: places of the responses, i[B, K], by falling score."""
+  return np.array([sorted(range(len(row)), key=lambda k, row=row: -row[k])
+                   for row in _wide(scores)])
+
+
 def gae(rewards, values, mask, discount=1., gae_lambda=.95):
   """Advantages and returns f64[B, K, T]; values are 0 after the last token.
 

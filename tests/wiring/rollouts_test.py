@@ -54,7 +54,9 @@ CASES = dict(
     grpo=(3, dict(kl=dict(coef=None, place='reward', target=None,
                           horizon=20))),
     apa=(1, dict(kl=dict(coef=0., place='reward', target=None, horizon=20))),
-    awr=(1, {}))
+    awr=(1, {}),
+    online_dpo=(2, dict(kl=dict(coef=None, place='reward', target=None,
+                                horizon=20))))
 
 
 def make_run(case):
@@ -195,6 +197,11 @@ def annotations(case, index):
         annotations(case, earlier)['scores'] for earlier in range(index)])
   if 'keep_best' in names:
     out['mask'] = rewards.keep_best(scores, mask)
+  if 'best_first' in names:
+    order = rewards.best_first(scores)
+    place = lambda x: np.stack([row[at] for row, at in zip(x, order)])
+    out = {k: np.stack([*map(place, x)]) if k == 'member_scores' else place(x)
+           for k, x in out.items()}
   return out
 
 
@@ -253,8 +260,8 @@ class OnlineTest(parameterized.TestCase):
     case = trace(name)
     for index, (_, _, rollout) in enumerate(case.annotated):
       expected = annotations(case, index)
-      for field in ('ref_logprobs', 'member_scores', 'scores', 'old_values',
-                    'rewards', 'returns', 'advantages', 'mask'):
+      for field in ('tokens', 'ref_logprobs', 'member_scores', 'scores',
+                    'old_values', 'rewards', 'returns', 'advantages', 'mask'):
         if field not in expected:
           self.assertIn(field, ('old_values', 'rewards', 'returns',
                                 'advantages'))
