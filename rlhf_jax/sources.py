@@ -7,7 +7,7 @@ That is the whole difference between the two kinds of algorithm.
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +116,11 @@ def offline_members(dataset: types.Batch, *, batch_size: int,
   return source
 
 
+def _remembered(batch: types.Batch) -> types.Batch:
+  """With its mask as a field, which goes along where samples change places."""
+  return batch.replace(sampled=batch.mask)
+
+
 def rollout(annotators: Callable[..., Any]
             ) -> Callable[..., types.Rollout]:
   """(batch, state, frozen) -> Rollout, ready for jit, from `annotators.chain`.
@@ -125,14 +130,83 @@ def rollout(annotators: Callable[..., Any]
   """
 
   def annotated(batch, state, frozen):
-    # A field, so that it goes along where samples change places.
-    batch, state = annotators(
-        batch.replace(sampled=batch.mask), state, frozen)
+    batch, state = annotators(_remembered(batch), state, frozen)
     return types.Rollout(
         batch=batch.replace(sampled=None), statistics=state.statistics or {},
         metrics=running.metrics(batch.replace(mask=batch.sampled)))
 
   return annotated
+
+
+def varied(annotators: Callable[..., Any]) -> Callable[..., jax.Array]:
+  """(batch, state, frozen) -> bool[B], ready for jit: whose scores differ.
+
+  False of a prompt whose samples all have one score after the annotators: the
+  advantages of a group are then 0. A score that is NaN differs from all, so
+  that it is noticed.
+  """
+
+  def differ(batch, state, frozen):
+    batch, _ = annotators(_remembered(batch), state, frozen)
+    there = batch.sampled.any(axis=-1)
+    extreme = lambda of, other: of(
+        jnp.where(there, batch.scores, other), axis=1)
+    return there.any(axis=1) & (
+        extreme(jnp.min, jnp.inf) != extreme(jnp.max, -jnp.inf))
+
+  return differ
+
+
+class Resample(NamedTuple):
+  """Dynamic sampling: further prompts for those whose scores are all equal.
+
+  Yu et al. 2025, https://arxiv.org/abs/2503.14476, section 3.2.
+  """
+
+  rounds: int  # at most, beside the first
+  varied: Callable[..., jax.Array]  # of `varied`, usually jitted
+
+
+def _fill(draw: Callable[[int], types.Batch],
+          keeps: Callable[[types.Batch], jax.Array], *, size: int, rounds: int
+          ) -> tuple[types.Batch, dict[str, np.float32]]:
+  """Rounds of prompts until `size` of them are kept.
+
+  The host decides, on values that all processes read alike.
+
+  Args:
+    draw: (round from 0) -> samples of `size` prompts, or more to be left out.
+    keeps: (samples) -> bool[B], of each prompt.
+    size: prompts.
+    rounds: at most.
+
+  Returns:
+    NumPy arrays of `size` prompts: those kept, in the order of the draws, then
+    prompts without a response, which weigh nothing. And the metrics 'rollout/
+    kept', share of the prompts asked, and 'rollout/rounds', those it took.
+  """
+  parts, kept = [], 0
+  for turn in range(rounds):
+    batch = draw(turn)
+    batch, keep = jax.tree.map(
+        lambda x: x[:size], processes.whole((batch, keeps(batch))))
+    parts.append(jax.tree.map(lambda x, keep=keep: x[keep], batch))
+    kept += int(keep.sum())
+    if kept >= size:
+      break
+  parts.append(batch.replace(mask=np.zeros_like(batch.mask)))
+  return jax.tree.map(lambda *x: np.concatenate(x)[:size], *parts), {
+      'rollout/kept': np.float32(kept / (size * (turn + 1))),
+      'rollout/rounds': np.float32(turn + 1)}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _join(parts: Sequence[types.Batch], size: int, count: int) -> types.Batch:
+  """`size` rows of chunks; those after the first `count` have no response."""
+  batch = jax.tree.map(lambda *x: sharding.keep_rows(
+      jnp.concatenate(x)[:size]), *parts)
+  present = jnp.arange(size) < count
+  return batch.replace(mask=batch.mask & present[:, None, None])
 
 
 def online(
@@ -145,6 +219,7 @@ def online(
     score: Callable[[int, types.Batch, np.ndarray], np.ndarray] | None = None,
     chunk_size: int | None = None,
     multiple: int = 1,
+    resample: Resample | None = None,
 ) -> Callable[[int, types.TrainState, types.Frozen], types.Rollout]:
   """Samples responses with the current policy and annotates them.
 
@@ -167,6 +242,11 @@ def online(
       all at once. Memory falls.
     multiple: parts, of equal size for each device, into which a rollout will
       be cut.
+    resample: None: a rollout is of the prompts of one round, whatever their
+      scores. Otherwise each step has 1 + rounds batches of the order, of which
+      it asks as many as it needs, see `_fill`: a resumed run asks the same.
+      Scores of all rounds are made with the state as the step finds it;
+      statistics and metrics are of the rollout that is trained on.
 
   Raises:
     ValueError: if `chunk_size` does not divide `batch_size`.
@@ -176,16 +256,11 @@ def online(
     raise ValueError(f'chunk_size must divide batch_size {batch_size}, '
                      f'got {chunk_size}.')
 
-  @functools.partial(jax.jit, static_argnums=1)
-  def join(parts, size):
-    """One batch of the chunks, without what fills up the last."""
-    batch = jax.tree.map(lambda *x: sharding.keep_rows(
-        jnp.concatenate(x)[:size]), *parts)
-    present = jnp.arange(size) < batch_size
-    return batch.replace(mask=batch.mask & present[:, None, None])
+  turns = 1 if resample is None else 1 + resample.rounds
 
-  def source(step, state, frozen):
-    at = order.indices(seed, step, batch_size, len(prompts.tokens))
+  def draw(step, turn, state, frozen):
+    at = order.indices(
+        seed, step * turns + turn, batch_size, len(prompts.tokens))
     params = {**(frozen.base or {}), **state.params}
     key, shards = streams.child(state.key, 'sampler'), meshes.row_parts()
     size, parts = -(-batch_size // (shards * multiple)) * shards * multiple, []
@@ -193,16 +268,29 @@ def online(
       asked = at[rows % batch_size]
       chunk = sharding.shard_batch((
           prompts.tokens[asked], prompts.lengths[asked],
-          rows.astype(np.int32)))
+          (rows + turn * batch_size).astype(np.int32)))
       parts.append(sampler(params, *chunk[:2], key, chunk[2]))
     batch = parts[0]
     if len(parts) > 1 or size != batch_size:
-      batch = join(parts, size)
+      batch = _join(parts, size, batch_size)
     if score is not None:
       scores = score(step, jax.tree.map(
           lambda x: x[:batch_size], processes.whole(batch)), at)
       batch = batch.replace(scores=sharding.shard_batch(
           sharding.pad_rows(np.asarray(scores, np.float32), size)))
-    return annotated(batch, state, frozen)
+    return batch
+
+  def source(step, state, frozen):
+    drawn, metrics = lambda turn: draw(step, turn, state, frozen), {}
+    if resample is None:
+      batch = drawn(0)
+    else:
+      batch, metrics = _fill(
+          drawn, lambda batch: resample.varied(batch, state, frozen),
+          size=batch_size, rounds=turns)
+      batch = sharding.shard_batch(sharding.pad_rows(
+          batch, multiple * meshes.row_parts()))
+    done = annotated(batch, state, frozen)
+    return done.replace(metrics={**done.metrics, **metrics})
 
   return source

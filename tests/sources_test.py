@@ -329,5 +329,107 @@ class CutTest(parameterized.TestCase):
     np.testing.assert_allclose(rollout.metrics['rollout/kl_k1'], 5 / 3)
 
 
+class ResampleTest(parameterized.TestCase):
+  """Dynamic sampling: prompts of equal scores give way to further ones."""
+
+  SIZE, STEP, ROUNDS = 8, 3, 3
+
+  def _drawn(self, turn):
+    """Prompts, draws and scores of a round, of 8 rows with 3 samples."""
+    at = order.indices(2, self.STEP * (1 + self.ROUNDS) + turn, 8, ROWS)
+    key = streams.child(_state().key, 'sampler')
+    draws = np.stack([jax.random.uniform(
+        jax.random.fold_in(key, turn * 8 + row), (3, 2)) for row in range(8)])
+    return at, draws, self._score(draws.sum(-1))
+
+  def _score(self, total, least=1.4):
+    return (total > least).astype(np.float32)
+
+  def _rollout(self, rounds=ROUNDS, least=1.4, by_host=False, **kwargs):
+
+    @jax.jit
+    def sampler(params, prompts, lengths, key, row_ids):
+      draw = lambda i: jax.random.uniform(jax.random.fold_in(key, i), (3, 2))
+      return types.Batch(
+          tokens=jnp.broadcast_to(prompts[:, None], (len(prompts), 3, 2)),
+          mask=jnp.ones((len(prompts), 3, 2), bool),
+          old_logprobs=jax.vmap(draw)(row_ids))
+
+    def annotators(batch, state, frozen):
+      if not by_host:
+        batch = batch.replace(
+            scores=self._score(batch.old_logprobs.sum(axis=-1), least))
+      # What clears a mask comes later than what is equal.
+      return arithmetic.keep_best(batch), state
+
+    def score(step, batch, places):
+      return self._score(batch.old_logprobs.sum(axis=-1), least)
+
+    return sources.online(
+        PROMPTS, sampler, jax.jit(sources.rollout(annotators)), batch_size=8,
+        seed=2, score=score if by_host else None, resample=sources.Resample(
+            rounds, jax.jit(sources.varied(annotators))), **kwargs)(
+                self.STEP, _state(), types.Frozen())
+
+  @parameterized.parameters(
+      {}, dict(chunk_size=4), dict(mesh=8), dict(chunk_size=4, mesh=3),
+      dict(multiple=3), dict(by_host=True), dict(by_host=True, mesh=3))
+  def test_against_all_that_is_drawn(self, mesh=1, **kwargs):
+    rounds = [self._drawn(turn) for turn in range(1 + self.ROUNDS)]
+    differ = [scores.min(1) != scores.max(1) for *_, scores in rounds]
+    counts = np.cumsum([x.sum() for x in differ])
+    used = int(np.argmax(counts >= 8)) + 1
+    self.assertBetween(used, 2, 3)  # more than one, and not all
+    expected = [np.concatenate([part[keep] for part, keep in zip(
+        parts[:used], differ)])[:8] for parts in zip(*rounds)]
+    with worlds.devices(mesh):
+      rollout = self._rollout(**kwargs)
+    batch = jax.device_get(rollout.batch)
+    self.assertFalse(batch.mask[8:].any())
+    at, draws, scores = expected
+    np.testing.assert_array_equal(batch.tokens[:8, 0, 0], 2 * at)
+    np.testing.assert_allclose(batch.old_logprobs[:8], draws, rtol=1e-6)
+    np.testing.assert_array_equal(batch.scores[:8], scores)
+    np.testing.assert_array_equal(batch.mask[:8].any((1, 2)), True)
+    self.assertEqual(rollout.metrics['rollout/rounds'], used)
+    np.testing.assert_allclose(
+        rollout.metrics['rollout/kept'], counts[used - 1] / (8 * used))
+    np.testing.assert_allclose(
+        rollout.metrics['rollout/score'], scores.mean(), rtol=1e-6)
+
+  def test_what_is_lacking_weighs_nothing(self):
+    rollout = self._rollout(least=1.8)
+    present = jax.device_get(rollout.batch.mask).any(axis=(1, 2))
+    count = int(present.sum())
+    self.assertBetween(count, 1, 7)
+    self.assertTrue(present[:count].all())
+    self.assertEqual(rollout.metrics['rollout/rounds'], 4)
+    np.testing.assert_allclose(rollout.metrics['rollout/kept'], count / 32)
+    none = self._rollout(least=9.)
+    self.assertFalse(none.batch.mask.any())
+    self.assertEqual(none.metrics['rollout/kept'], 0)
+
+  def test_full_at_once(self):
+    """As many as are needed end it; each of them is there once."""
+    score = lambda total, least=0: total  # no two are equal
+    with self.subTest('one round'):
+      self._score = score
+      rollout = self._rollout()
+      self.assertEqual(rollout.metrics['rollout/rounds'], 1)
+      self.assertEqual(rollout.metrics['rollout/kept'], 1)
+      np.testing.assert_array_equal(
+          rollout.batch.tokens[:, 0, 0], 2 * self._drawn(0)[0])
+
+  def test_what_differs(self):
+    mask = jnp.ones((6, 3, 1), bool).at[2, 2].set(False).at[3].set(False)
+    scores = jnp.array([[1., 1, 1], [1, 1, 2], [1, 1, 2], [1, 2, 3],
+                        [jnp.nan, 1, 1], [jnp.nan] * 3])
+    keep = sources.varied(lambda batch, state, frozen: (
+        arithmetic.keep_best(batch), state))
+    np.testing.assert_array_equal(
+        keep(types.Batch(tokens=mask, mask=mask, scores=scores), None, None),
+        [False, True, False, False, True, True])
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -263,7 +263,8 @@ def online() -> dict:
       kl=dict(coef=nothing(float), place='reward', target=nothing(float),
               horizon=10_000),
       rollout=dict(batch_size=64, samples=1, temperature=1.0, top_k=0,
-                   top_p=1.0, chunk_size=nothing(int)),
+                   top_p=1.0, chunk_size=nothing(int),
+                   resample=0),  # rounds beside the first: DAPO's sampling
       updates=dict(num_epochs=4, num_minibatches=1, repeats=1,
                    num_microbatches=1, penalty_target=nothing(float)),
       value=dict(trunk='shared', mlp=True, scale=0.0),

@@ -199,7 +199,7 @@ def make(run: Mapping[str, Any], world: artifacts.World,
   if config.dtype != 'float32':  # the sampler's own are a hundredth off
     nodes.insert(0, {'name': 'old_logprobs'})
   rollout = {k: v for k, v in run['rollout'].items()
-             if k not in ('batch_size', 'chunk_size')}
+             if k not in ('batch_size', 'chunk_size', 'resample')}
   steps = run['num_steps'] * updates_per_rollout(run)
   return Method(
       row=row, nodes=tuple(map(algorithms.node, nodes)), config=config,
@@ -215,6 +215,7 @@ class Programs(NamedTuple):
 
   sampler: Any
   annotated: Any
+  varied: Any  # of `sources.varied`; compiled where it is called
   updates: Any
   tx: Any
 
@@ -243,6 +244,7 @@ def programs(method: Method) -> Programs:
   annotators = chain_lib.chain(method.nodes, _models(method))
   return Programs(
       sampler, jax.jit(sources.rollout(annotators)),
+      jax.jit(sources.varied(annotators)),
       jax.jit(train.make_updates(step, **updates), donate_argnums=0), tx)
 
 
@@ -328,6 +330,11 @@ def _check_run(row: algorithms.Algorithm, run: Mapping[str, Any]):
   if not row.takes(samples):
     raise ValueError(f'{row.title} takes rollout.samples {row.samples}'
                      f'{" or more" * row.more}, got {samples}')
+  if run['rollout']['resample'] and (samples < 2 or run['reward']['noise']):
+    raise ValueError(
+        'rollout.resample replaces prompts whose samples have equal scores; '
+        f'set rollout.samples >= 2, got {samples}, and reward.noise=0.0, got '
+        f"{run['reward']['noise']}.")
   target = updates['penalty_target']
   if target is None:
     return

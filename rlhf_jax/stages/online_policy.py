@@ -51,6 +51,9 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     part: which of several trainings of one seed; each has prompts in an order
       of its own, and noise.
     training: save_every and log_every of `fit.Loop`.
+
+  What is counted as responses or samples are those trained on; with
+  `rollout.resample` more are drawn, 'rollout/rounds' times as many.
   """
   world = artifacts.World(context, data, seed, given)
   key = functools.partial(streams.key, seed, 'online', part)
@@ -89,7 +92,9 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         seed=streams.number(seed, 'online', part, 'order'),
         chunk_size=rollout['chunk_size'], multiple=(
             run['updates']['num_minibatches']
-            * run['updates']['num_microbatches']))
+            * run['updates']['num_microbatches']),
+        resample=sources.Resample(rollout['resample'], programs.varied)
+        if rollout['resample'] else None)
     state, last = fit_lib.fit(
         context, state, source, programs.updates, watch=watch,
         loop=fit_lib.Loop(steps, folder='training', **training),

@@ -155,7 +155,8 @@ def _check_numbers(where, run, require):
   require(rollout['temperature'] > 0, f'{where}.rollout.temperature',
           'a policy must explore; give more than 0')
   require(0 < rollout['top_p'] <= 1, f'{where}.rollout.top_p', 'in (0, 1]')
-  require(rollout['top_k'] >= 0, f'{where}.rollout.top_k', 'give 0 or more')
+  for field in ('top_k', 'resample'):
+    require(rollout[field] >= 0, f'{where}.rollout.{field}', 'give 0 or more')
   require(reward['noise'] >= 0, f'{where}.reward.noise', 'give 0 or more')
   require(reward['scale'] in (None, 'running', 'first'),
           f'{where}.reward.scale', "None, 'running' or 'first'")

@@ -9,7 +9,9 @@ def get_config(size: str = 'smoke'):
   baheti2024.add(config, 'dpo')
   config.conditions.clean.num_members = 2
   config.runs.update(
-      rloo=dict(algorithm='rloo', rollout=dict(samples=2),
+      # Clipped so far that prompts of equal scores are replaced by others.
+      rloo=dict(algorithm='rloo', rollout=dict(samples=2, resample=2),
+                kl=dict(coef=0.), reward=dict(clip=.05),
                 labels=dict(method='rloo')),
       ppo=dict(algorithm='ppo', updates=dict(num_minibatches=2),
                kl=dict(target=.1), labels=dict(method='ppo')))

@@ -132,6 +132,10 @@ class CheckTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(algorithm='rloo'), 'RLOO takes rollout.samples 2 or more, got 1'),
       (dict(rollout=dict(samples=2)), 'PPO takes rollout.samples 1, got 2'),
+      (dict(algorithm='dapo', rollout=dict(resample=2)),
+       'set rollout.samples >= 2, got 1'),
+      (dict(algorithm='dapo', rollout=dict(resample=2, samples=4),
+            reward=dict(noise=1.)), 'reward.noise=0.0, got 1.0'),
       (dict(kl=dict(coef=0., target=6.)), 'kl.target adapts a coefficient'),
       (dict(updates=dict(penalty_target=.1)), 'needs the KL-penalty form'),
       (dict(algorithm='ppo_kl_penalty', updates=dict(
@@ -201,7 +205,8 @@ class MethodTest(parameterized.TestCase):
 
   def test_where_the_prompts_are_cut_is_not(self):
     self.assertEqual(
-        self.make(), self.make(rollout=dict(batch_size=2, chunk_size=1)))
+        self.make(), self.make(rollout=dict(
+            batch_size=2, chunk_size=1, resample=3)))
 
   def test_schedule_counts_updates(self):
     method = self.make(num_steps=5, updates=dict(

@@ -248,6 +248,7 @@ class MistakesTest(parameterized.TestCase):
       (dict(reward=dict(components=dict(a=dict(kind='exact_match')))),
        "runs.one.reward.components.a has kind 'exact_match'"),
       (dict(rollout=dict(chunk_size=-4)), 'chunk_size is -4'),
+      (dict(rollout=dict(resample=-1)), 'resample is -1'),
       (dict(rollout=dict(samples=2)), 'PPO takes rollout.samples 1, got 2'),
       (dict(rollout=dict(samples=1), algorithm='rloo'),
        'RLOO takes rollout.samples 2 or more'),

@@ -55,13 +55,18 @@ CASES = dict(
                           horizon=20))),
     apa=(1, dict(kl=dict(coef=0., place='reward', target=None, horizon=20))),
     awr=(1, {}),
+    # Clipped so far that many prompts have responses of one score.
+    dapo_resampled=(2, dict(
+        algorithm='dapo', kl=dict(coef=None, place='reward', target=None,
+                                  horizon=20),
+        reward=dict(noise=0., clip=.05), rollout=dict(resample=3))),
     online_dpo=(2, dict(kl=dict(coef=None, place='reward', target=None,
                                 horizon=20))))
 
 
 def make_run(case):
   samples, changes = CASES[case]
-  return dict(
+  run = dict(
       algorithm=case, arguments={},
       reward=dict(
           components=dict(
@@ -73,12 +78,14 @@ def make_run(case):
           eos=dict(penalty=PENALTY, value=None)),
       kl=dict(coef=COEF, place='reward', target=None, horizon=20),
       rollout=dict(batch_size=4, samples=samples, temperature=TEMPERATURE,
-                   top_k=0, top_p=1., chunk_size=2),
+                   top_k=0, top_p=1., chunk_size=2, resample=0),
       updates=dict(num_epochs=2, num_minibatches=2, repeats=1,
                    num_microbatches=1, penalty_target=None),
       value=dict(trunk='shared', mlp=True, scale=.5),
       num_steps=2, optimizer=shared.OPTIMIZER,
-      evaluation=dict(every=2, num_prompts=2, texts=1, chunk_size=8)) | changes
+      evaluation=dict(every=2, num_prompts=2, texts=1, chunk_size=8))
+  return run | {k: run[k] | v if k in ('reward', 'rollout') else v
+                for k, v in changes.items()}
 
 
 class Trace:
@@ -87,6 +94,7 @@ class Trace:
   def __init__(self, case):
     self.case, self.run = case, make_run(case)
     self.annotated, self.updated, self.frozen = [], [], []
+    self.sampled, self.rounds = [], []  # what was drawn, at all, by rollout
     self.context = worlds.Context(shared.world())
     programs = online_methods.programs
     with mock.patch.object(online_methods, 'programs', lambda method:
@@ -101,7 +109,14 @@ class Trace:
     self.proxies = artifacts.restore_rewards(shared.world() / 'proxies')
 
   def _recorded(self, programs):
+    def sampler(params, prompts, lengths, key, rows):
+      batch = programs.sampler(params, prompts, lengths, key, rows)
+      self.sampled.append(tuple(map(shared.host, (rows, batch))))
+      return batch
+
     def annotated(batch, state, frozen):
+      self.rounds.append(self.sampled)
+      self.sampled = []
       rollout = programs.annotated(batch, state, frozen)
       self.annotated.append(tuple(map(
           shared.host, (batch, state, rollout))))
@@ -118,7 +133,8 @@ class Trace:
           shared.host, (rollout, after, metrics))))
       return after, metrics
 
-    return programs._replace(annotated=annotated, updates=updated)
+    return programs._replace(
+        sampler=sampler, annotated=annotated, updates=updated)
 
   def row(self):
     return algorithms.ALGORITHMS[self.run['algorithm']]
@@ -155,10 +171,37 @@ def scored(case, batch, state):
   total = (WEIGHTS['proxy'] * rewards.aggregate(members, **AGGREGATE)
            + WEIGHTS['short'] * np.minimum(words(batch) / TARGET, 1))
   draws = jax.random.normal(streams.child(state.key, 'noise'), total.shape)
-  total = np.clip(total + SIGMA * np.asarray(draws), -LIMIT, LIMIT)
+  reward = case.run['reward']
+  total = np.clip(total + reward['noise'] * np.asarray(draws),
+                  -reward['clip'], reward['clip'])
   return members, rewards.missing_eos(
       total, batch.tokens, batch.mask, worlds.corpus().tokenizer.eos_id,
       penalty=PENALTY)
+
+
+def asked(case, index):
+  """Places of the prompts of a rollout among those of training.
+
+  And of dynamic sampling what was kept, of all that was drawn for it.
+  """
+  turns = 1 + case.run['rollout']['resample']
+  places = lambda turn: order.indices(
+      streams.number(SEED, 'online', 0, 'order'), index * turns + turn, 4,
+      len(worlds.corpus_of(SEED).pair_prompts.tokens))
+  if turns == 1:
+    return places(0), None
+  kept, parts = [], []
+  for turn in range(len(case.rounds[index]) // 2):
+    rows, chunks = zip(*case.rounds[index][2 * turn:2 * turn + 2])
+    np.testing.assert_array_equal(np.concatenate(rows), 4 * turn + np.arange(4))
+    batch = jax.tree.map(lambda *x: np.concatenate(x), *chunks)
+    _, scores = scored(case, batch, case.annotated[index][1])
+    keep = np.ptp(scores, axis=1) > 1e-6
+    kept.append(places(turn)[keep])
+    parts.append(jax.tree.map(lambda x, keep=keep: x[keep], batch))
+  assert sum(map(len, kept[:-1])) < 4 <= sum(map(len, kept))
+  return np.concatenate(kept)[:4], jax.tree.map(
+      lambda *x: np.concatenate(x)[:4], *parts)
 
 
 def annotations(case, index):
@@ -237,8 +280,10 @@ class OnlineTest(parameterized.TestCase):
     case = trace(name)
     corpus, count = worlds.corpus_of(SEED), 0
     for index, (batch, *_) in enumerate(case.annotated):
-      at = order.indices(streams.number(SEED, 'online', 0, 'order'), index, 4,
-                         len(corpus.pair_prompts.tokens))
+      at, kept = asked(case, index)
+      if kept is not None:
+        jax.tree.map(np.testing.assert_array_equal,
+                     batch.replace(scores=None), kept)  # of words
       prompts, lengths = (
           getattr(corpus.pair_prompts, x)[at] for x in ('tokens', 'lengths'))
       for b in range(4):
@@ -252,6 +297,8 @@ class OnlineTest(parameterized.TestCase):
       count += rewards.missing_eos(
           np.zeros(batch.mask.shape[:2]), batch.tokens, batch.mask,
           corpus.tokenizer.eos_id, value=1.).sum()
+    if name == 'dapo_resampled':  # two chunks each
+      self.assertGreater(max(map(len, case.rounds)), 2)
     if name == 'rloo':  # the most of them: some end, some do not
       self.assertBetween(count, 1, 23)
 
