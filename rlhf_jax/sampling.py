@@ -128,9 +128,9 @@ def _shift(params, hidden, logits, beta):
 
 @functools.partial(jax.jit, static_argnames=(
     'config', 'num_samples', 'max_new_tokens', 'temperature', 'top_k', 'top_p',
-    'eos_id', 'pad_id', 'force_eos', 'num_tokens', 'value_shift'))
-def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
-            num_samples, max_new_tokens, temperature, top_k, top_p, eos_id,
+    'eos_ids', 'pad_id', 'force_eos', 'num_tokens', 'value_shift'))
+def _sample(config, params, prompts, prompt_lengths, key, row_ids, stops, *,
+            num_samples, max_new_tokens, temperature, top_k, top_p, eos_ids,
             pad_id, force_eos, num_tokens, value_shift):
   width = prompts.shape[1]
   num_slots = width + max_new_tokens
@@ -163,31 +163,37 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, *,
       token = _draw(filter_logits(allowed, top_k=top_k, top_p=top_p),
                     jax.lax.dynamic_index_in_dim(uniforms, t, 1, False))
     if force_eos:
-      token = jnp.where(t == max_new_tokens - 1, eos_id, token)
+      token = jnp.where(t == max_new_tokens - 1, eos_ids[0], token)
     chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
     logprob = chosen - jax.nn.logsumexp(scaled, axis=-1)
     return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
 
   def body(carry):
-    t, hidden, cache, tokens, logprobs, done, count = carry
+    t, hidden, cache, tokens, logprobs, done, count, seen = carry
     token, logprob = pick(t, hidden, done)
     tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, t, 1)
     logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, t, 1)
     count = count + ~done
-    done = done | (token == eos_id)
+    for eos_id in eos_ids:
+      done = done | (token == eos_id)
+    if stops is not None:  # of a row that is done it does not matter
+      seen = stops[seen, token]
+      done = done | (seen == len(stops) - 1)
     mask = real | ((slots >= width) & (slots <= width + t))
     hidden, cache = transformer.extend(
         config, params, token[:, None], (lengths + t)[:, None],
         mask[:, None], cache, width + t, layers=layers,
         key_positions=slot_positions)
-    return t + 1, hidden[:, 0], cache, tokens, logprobs, done, count
+    return t + 1, hidden[:, 0], cache, tokens, logprobs, done, count, seen
 
   rows = len(prompts)
   shape = (rows, max_new_tokens)
   carry = (jnp.int32(0), hidden, cache, jnp.full(shape, pad_id, jnp.int32),
-           jnp.zeros(shape), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32))
+           jnp.zeros(shape), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32),
+           () if stops is None else jnp.zeros(rows, jnp.int32))
   unfinished = lambda c: (c[0] < max_new_tokens) & ~jnp.all(c[5])
-  tokens, logprobs, _, count = jax.lax.while_loop(unfinished, body, carry)[3:]
+  tokens, logprobs, _, count, _ = jax.lax.while_loop(
+      unfinished, body, carry)[3:]
   return _contiguous(tokens, prompts, lengths, logprobs, count, pad_id)
 
 
@@ -213,9 +219,10 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    eos_id: int,
+    eos_id: int | tuple[int, ...],
     pad_id: int,
     force_eos: bool = False,
+    stops: jax.Array | None = None,
     num_tokens: int | None = None,
     row_ids: jax.Array | None = None,
     value_shift: float | None = None,
@@ -234,10 +241,13 @@ def sample(
     temperature: divides the logits; 0 is greedy.
     top_k: see `filter_logits`.
     top_p: see `filter_logits`.
-    eos_id: ends a response and belongs to it.
+    eos_id: ends a response and belongs to it; of several each does.
     pad_id: fills the rest of a row; may equal `eos_id`.
-    force_eos: the last possible token is always the EOS, so that no response
-      is unfinished.
+    force_eos: the last possible token is always the (first) EOS, so that no
+      response is unfinished.
+    stops: of `ops.stops.table`, i32[S, num_tokens]: the token that completes
+      a string ends the response and belongs to it, with what that token says
+      after the string. None: no string does.
     num_tokens: tokens of the tokenizer; ids from there on, for which a model
       may have padded embeddings, are never drawn. None: all may be.
     row_ids: i32[B], identity of each prompt in the whole data set. Batches
@@ -277,7 +287,10 @@ def sample(
   chex.assert_rank([prompts, prompt_lengths], [2, 1])
   chex.assert_type([prompts, prompt_lengths], int)
   transformer.check_length(config, prompts.shape[1] + max_new_tokens)
-  for name, token in (('eos_id', eos_id), ('pad_id', pad_id)):
+  eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+  if not eos_ids:
+    raise ValueError('eos_id must be one id or several, got none.')
+  for name, token in (*(('eos_id', x) for x in eos_ids), ('pad_id', pad_id)):
     if not 0 <= token < config.vocab_size:
       raise ValueError(f'{name} must be in [0, {config.vocab_size}), the '
                        f'vocabulary, got {token}.')
@@ -287,17 +300,20 @@ def sample(
       raise ValueError(f'prompt_lengths must be in [1, {prompts.shape[1]}], '
                        f'got {low if low < 1 else high}.')
   num_tokens = config.vocab_size if num_tokens is None else num_tokens
-  if not max(eos_id, pad_id) < num_tokens <= config.vocab_size:
-    raise ValueError(
-        f'num_tokens must be in ({max(eos_id, pad_id)}, {config.vocab_size}], '
-        f'got {num_tokens}.')
+  last = max(*eos_ids, pad_id)
+  if not last < num_tokens <= config.vocab_size:
+    raise ValueError(f'num_tokens must be in ({last}, {config.vocab_size}], '
+                     f'got {num_tokens}.')
+  if stops is not None:
+    stops = jnp.asarray(stops)
+    chex.assert_shape(stops, (None, num_tokens))
   if row_ids is None:
     row_ids = jnp.arange(len(prompts))
   rows = _sample(
       config, params, prompts, prompt_lengths, key, jnp.asarray(row_ids),
-      num_samples=num_samples, max_new_tokens=max_new_tokens,
+      stops, num_samples=num_samples, max_new_tokens=max_new_tokens,
       temperature=float(temperature), top_k=top_k, top_p=float(top_p),
-      eos_id=eos_id, pad_id=pad_id, force_eos=force_eos,
+      eos_ids=eos_ids, pad_id=pad_id, force_eos=force_eos,
       num_tokens=num_tokens,
       value_shift=None if value_shift is None else float(value_shift))
   tokens, mask, logprobs = (

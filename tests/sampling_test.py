@@ -12,11 +12,14 @@ import worlds
 
 from rlhf_jax import policy
 from rlhf_jax import sampling
+from rlhf_jax.data import tokenizer
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import endings
 from rlhf_jax.ops import kl
 from rlhf_jax.ops import logprobs
 from rlhf_jax.ops import ratios
+from rlhf_jax.ops import stops
 from rlhf_jax.parallel import sharding
 
 V, P, N, K = 11, 4, 6, 8
@@ -450,6 +453,107 @@ class ValueShiftTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         ValueError, "must hold 'target_q_heads' .*got embed, layers, norm"):
       _sample(value_shift=1.)
+
+
+class EndTest(parameterized.TestCase):
+  """Several EOS ids, and stop strings, against a rollout without them."""
+
+  def _cut(self, batch, ends):
+    """The rollout cut after the first token at which `ends` is true.
+
+    What comes after an end is drawn by nobody, so that what comes before is
+    the same.
+    """
+    tokens, mask, logprobs = (
+        x.copy() for x in (batch.tokens, batch.mask, batch.old_logprobs))
+    for row in np.ndindex(mask.shape[:2]):
+      at = np.flatnonzero(mask[row])
+      last = next((n for n in range(len(at))
+                   if ends(tokens[row][at[:n + 1]])), None)
+      if last is not None:
+        later = at[last + 1:]
+        tokens[row][later], mask[row][later] = PAD, False
+        logprobs[row][later] = 0
+    return tokens, mask, logprobs
+
+  def _assert_equal(self, batch, expected):
+    for name, value in zip(('tokens', 'mask', 'old_logprobs'), expected):
+      np.testing.assert_array_equal(getattr(batch, name), value, err_msg=name)
+
+  def test_each_of_several_ids_ends(self):
+    whole, ids = _rollout(), (EOS, 5, 8)
+    expected = self._cut(whole, lambda ids_: ids_[-1] in ids)
+    batch = _sample(eos_id=ids)
+    self._assert_equal(batch, expected)
+    self.assertLess(batch.mask.sum(), .8 * whole.mask.sum())
+    self._assert_equal(_sample(eos_id=(EOS,)), (
+        whole.tokens, whole.mask, whole.old_logprobs))
+    forced = _sample(eos_id=(8, EOS), force_eos=True)
+    full = forced.mask.sum(-1) == N
+    last = np.take_along_axis(
+        forced.tokens, forced.mask.cumsum(-1).argmax(-1)[..., None], -1)
+    np.testing.assert_array_equal(last[full & (last[..., 0] != EOS)], 8)
+    self.assertTrue(np.isin(last, (8, EOS)).all())
+
+  @parameterized.product(seed=[*range(4)], kind=('words', 'bytes'))
+  def test_against_decoding_after_every_token(self, seed, kind):
+    """Random texts of tokens and strings; some span several tokens."""
+    rng = np.random.default_rng(seed)
+    if kind == 'words':  # with spaces between, which a string may have
+      words = sorted({''.join(rng.choice([*'ab'], rng.integers(1, 4)))
+                      for _ in range(60)})[:V - 3]
+      coder = tokenizer.Tokenizer.word_level(words)
+      strings = ('a b', 'aa')
+    else:
+      texts = [''.join(rng.choice([*'ab\u00e9'], 30)) for _ in range(20)]
+      coder = tokenizer.Tokenizer.train_bpe(texts, vocab_size=280)
+      strings = ('ab\u00e9b', '\u00e9\u00e9')
+    # A policy of few tokens draws from all that the tokenizer has of letters.
+    first, later = coder.pieces()
+    chosen = [coder.pad_id, coder.eos_id, *(
+        i for i in np.argsort([-len(x) for x in later])
+        if later[i].strip(b' ab\xc3\xa9') == b'' and later[i])][:V]
+    ids = np.resize(chosen, V)  # PAD and EOS are those of the policy
+    table = stops.table(strings, *([x[i] for i in ids] for x in (first, later)))
+
+    def ends(tokens):
+      text = coder.decode(ids[tokens], continuation=True)
+      return any(s in text for s in strings)
+
+    whole = _sample(max_new_tokens=12, num_samples=16)
+    expected = self._cut(whole, ends)
+    batch = _sample(max_new_tokens=12, num_samples=16, stops=table)
+    self._assert_equal(batch, expected)
+    finished = endings.finished(batch.tokens, batch.mask, EOS, table)
+    cut = expected[1].sum(-1) < 12
+    np.testing.assert_array_equal(finished | ~cut, True)
+    self.assertBetween(finished.mean(), .2, 1.)
+    self.assertLess(expected[1].sum(), .9 * whole.mask.sum())
+
+  def test_several_tokens_of_one_string(self):
+    """Begins inside a token, takes three, and ends inside the last."""
+    pieces = [b''] * V
+    pieces[2:7] = b'xE', b'N', b'Dy', b'E', b'ND'
+    table = stops.table(['END'], pieces, pieces)
+    kwargs = dict(num_samples=1024, temperature=9.)  # all tokens are likely
+    whole = _sample(**kwargs)
+    text = lambda tokens: b''.join(pieces[i] for i in tokens)
+    batch = _sample(**kwargs, stops=table)
+    self._assert_equal(batch, self._cut(
+        whole, lambda tokens: b'END' in text(tokens)))
+    rows = [tuple(row[at]) for row, at in zip(
+        batch.tokens.reshape(-1, P + N), batch.mask.reshape(-1, P + N))]
+    self.assertTrue(any(row[-3:] == (2, 3, 4) for row in rows))
+
+  def test_rejects(self):
+    for kwargs, message in (
+        (dict(eos_id=()), 'one id or several'),
+        (dict(eos_id=(EOS, V)), 'eos_id must be in'),
+        (dict(eos_id=(EOS, 5), num_tokens=5), 'num_tokens must be in')):
+      with self.assertRaisesRegex(ValueError, message):
+        _sample(**kwargs)
+    with self.assertRaises(AssertionError):
+      _sample(stops=np.zeros((3, V - 1), np.int32))
 
 
 class FilterTest(parameterized.TestCase):

@@ -29,6 +29,7 @@ from tokenizers import trainers
 from rlhf_jax import errors
 from rlhf_jax.data import backends
 from rlhf_jax.data import formats
+from rlhf_jax.data import pieces as pieces_lib
 from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.storage import files
 
@@ -419,6 +420,20 @@ class Tokenizer:
     """Decodes one row of ids with all of its control tokens, by their names."""
     return self._backends[0].decode(
         [int(i) for i in ids], skip_special_tokens=False)
+
+  def pieces(self) -> tuple[list[bytes], list[bytes]]:
+    """What each id adds to the bytes of a response: as its first, and later.
+
+    Padding, BOS and EOS add nothing, and neither does an id without a token;
+    other control tokens add their names, as in `decode`.
+
+    Raises:
+      ConfigError: what a token adds depends on the one before it.
+    """
+    hidden = {self.pad_id, self.bos_id, self.eos_id}
+    first, later = pieces_lib.pieces(self._backends[True], self.vocab_size)
+    return tuple([b'' if i in hidden else piece for i, piece in enumerate(x)]
+                 for x in (first, later))
 
   def _runs(self, text: formats.Text) -> list[str | int]:
     """Control ids and the texts between them; '' is no text."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.ops import endings
+from rlhf_jax.ops import stops
 
 EOS = 2
 TOKENS = np.array([
@@ -34,6 +35,21 @@ class FinishedTest(parameterized.TestCase):
     out = jax.jit(endings.finished, static_argnums=2)(
         TOKENS[:4].reshape(2, 2, 4), MASK[:4].reshape(2, 2, 4), EOS)
     np.testing.assert_array_equal(out, [[True, False], [False, False]])
+
+  @parameterized.parameters(np, jnp)
+  def test_several_ids_and_a_string(self, library):
+    tokens, mask = library.asarray(TOKENS), library.asarray(MASK)
+    np.testing.assert_array_equal(
+        endings.finished(tokens, mask, (EOS, 4)),
+        [True, True, True, False, False])
+    # 3 then 4 completes a string, wherever the EOS is.
+    table = stops.table(['ab'], *[[b'', b'', b'', b'a', b'b', b'c']] * 2)
+    out = endings.finished(tokens, mask, EOS, table)
+    self.assertIsInstance(out, library.ndarray)
+    np.testing.assert_array_equal(out, [True, True, True, False, False])
+    np.testing.assert_array_equal(
+        endings.finished(tokens, mask, 0, table),
+        [False, True, True, False, False])
 
   def test_of_no_rows(self):
     self.assertEqual(
