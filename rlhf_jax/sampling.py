@@ -126,6 +126,23 @@ def _shift(params, hidden, logits, beta):
       jnp.zeros(len(logits)), beta=beta)
 
 
+def _known(logits, num_tokens):
+  """Logits [B, V] without the rows beyond the tokenizer's."""
+  if num_tokens == logits.shape[-1]:
+    return logits
+  real = jnp.arange(logits.shape[-1])[None] < num_tokens
+  return jnp.where(real, logits, -jnp.inf)
+
+
+def _ends(token, seen, eos_ids, stops):
+  """Whether a token [B] ends its response, and the state of its strings."""
+  ends = functools.reduce(jnp.logical_or, [token == x for x in eos_ids])
+  if stops is None:
+    return ends, seen
+  seen = stops[seen, token]
+  return ends | (seen == len(stops) - 1), seen
+
+
 @functools.partial(jax.jit, static_argnames=(
     'config', 'num_samples', 'max_new_tokens', 'temperature', 'top_k', 'top_p',
     'eos_ids', 'pad_id', 'force_eos', 'num_tokens', 'value_shift'))
@@ -153,10 +170,7 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, stops, *,
     if value_shift is not None:
       logits = _shift(params, hidden, logits, value_shift)
     scaled = logits / (temperature or 1.0)
-    allowed = scaled
-    if num_tokens < config.vocab_size:
-      real = jnp.arange(config.vocab_size)[None] < num_tokens
-      allowed = jnp.where(real, scaled, -jnp.inf)
+    allowed = _known(scaled, num_tokens)
     if temperature == 0.0:
       token = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
     else:
@@ -169,31 +183,28 @@ def _sample(config, params, prompts, prompt_lengths, key, row_ids, stops, *,
     return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
 
   def body(carry):
-    t, hidden, cache, tokens, logprobs, done, count, seen = carry
+    t, hidden, cache, seen, tokens, logprobs, done, count = carry
     token, logprob = pick(t, hidden, done)
     tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, t, 1)
     logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, t, 1)
     count = count + ~done
-    for eos_id in eos_ids:
-      done = done | (token == eos_id)
-    if stops is not None:  # of a row that is done it does not matter
-      seen = stops[seen, token]
-      done = done | (seen == len(stops) - 1)
+    ends, seen = _ends(token, seen, eos_ids, stops)
+    done = done | ends
     mask = real | ((slots >= width) & (slots <= width + t))
     hidden, cache = transformer.extend(
         config, params, token[:, None], (lengths + t)[:, None],
         mask[:, None], cache, width + t, layers=layers,
         key_positions=slot_positions)
-    return t + 1, hidden[:, 0], cache, tokens, logprobs, done, count, seen
+    return t + 1, hidden[:, 0], cache, seen, tokens, logprobs, done, count
 
   rows = len(prompts)
   shape = (rows, max_new_tokens)
-  carry = (jnp.int32(0), hidden, cache, jnp.full(shape, pad_id, jnp.int32),
-           jnp.zeros(shape), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32),
-           () if stops is None else jnp.zeros(rows, jnp.int32))
-  unfinished = lambda c: (c[0] < max_new_tokens) & ~jnp.all(c[5])
-  tokens, logprobs, _, count, _ = jax.lax.while_loop(
-      unfinished, body, carry)[3:]
+  none = jnp.zeros(rows, jnp.int32)
+  carry = (jnp.int32(0), hidden, cache, () if stops is None else none,
+           jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape),
+           jnp.zeros(rows, bool), none)
+  unfinished = lambda c: (c[0] < max_new_tokens) & ~jnp.all(c[6])
+  tokens, logprobs, _, count = jax.lax.while_loop(unfinished, body, carry)[4:]
   return _contiguous(tokens, prompts, lengths, logprobs, count, pad_id)
 
 

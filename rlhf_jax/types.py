@@ -89,6 +89,7 @@ class Frozen:
   # 'mean' and 'std', f32[E]: of the members' scores on held-out responses.
   reward_scale: dict[str, jax.Array] | None = None
   base: Params | None = None  # what lies under the trained part of the policy
+  stops: jax.Array | None = None  # i32[S, V] of `ops.stops.table`
 
 
 @flax.struct.dataclass

@@ -40,8 +40,8 @@ def clip_scores(batch: types.Batch, *, limit: float) -> types.Batch:
 
 
 def missing_eos(batch: types.Batch, *, eos_id: int,
-                penalty: float | None = None,
-                value: float | None = None) -> types.Batch:
+                penalty: float | None = None, value: float | None = None,
+                stops: jax.Array | None = None) -> types.Batch:
   """Another score for responses that end without EOS, cut off by the budget.
 
   objectives.md 5.2. A missing response keeps what it has.
@@ -51,6 +51,7 @@ def missing_eos(batch: types.Batch, *, eos_id: int,
     eos_id: a response is finished if this is among its tokens.
     penalty: subtracted from the score, >= 0; TRL takes 1.
     value: replaces the score; -1 in Ziegler et al. 2019.
+    stops: of `endings.finished`; their strings end a response too.
 
   Raises:
     ValueError: unless exactly one of `penalty` and `value` is given.
@@ -61,7 +62,7 @@ def missing_eos(batch: types.Batch, *, eos_id: int,
   if penalty is not None and not penalty >= 0:
     raise ValueError(f'penalty must be >= 0, got {penalty}.')
   scores, = running.need(batch, 'scores')
-  finished = endings.finished(batch.tokens, batch.mask, eos_id)
+  finished = endings.finished(batch.tokens, batch.mask, eos_id, stops)
   other = scores - penalty if value is None else value
   return batch.replace(scores=jnp.where(
       batch.mask.any(axis=-1) & ~finished, other, scores))

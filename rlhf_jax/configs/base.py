@@ -118,6 +118,7 @@ def _laptop(config):
       num_demonstrations=20_000,
       num_pair_prompts=3_512,
       num_eval_prompts=128,
+      stop=(),  # strings that end a response, as EOS does
       path=none(),  # Alpaca file: real data
       preferences=none(),  # Anthropic HH file
       world=dict(max_prompt_length=8, max_response_length=24,

@@ -1,6 +1,7 @@
 """From the config node of a corpus to the corpus: checked, pinned, loaded."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -48,8 +49,9 @@ def load(node: Mapping[str, Any], seed: int) -> corpus_lib.Corpus:
   a pure function of its arguments.
 
   Args:
-    node: {name, **fields}: 'reviews', 'files' or 'logged', and the fields of
-      `Options` of its module. Those that are None are left out.
+    node: {name, **fields}: 'reviews', 'files' or 'logged', the fields of
+      `Options` of its module, and `stop` of `Tokenizer`. Those that are None
+      are left out.
     seed: of the study.
   """
   return _load(seed, corpus_lib.freeze(
@@ -59,7 +61,10 @@ def load(node: Mapping[str, Any], seed: int) -> corpus_lib.Corpus:
 @functools.lru_cache(maxsize=4)  # a study compares up to three logs
 def _load(seed: int, items: tuple) -> corpus_lib.Corpus:
   fields = dict(items)
-  return _source(fields.pop('name')).load(seed=seed, **fields)
+  stop = fields.pop('stop', ())
+  corpus = _source(fields.pop('name')).load(seed=seed, **fields)
+  return corpus if not stop else dataclasses.replace(
+      corpus, tokenizer=corpus.tokenizer.ending_at(stop))
 
 
 def num_preferences(node: Mapping[str, Any]) -> int:
@@ -101,6 +106,11 @@ def check(node: Mapping[str, Any]):
     if node.get(field) is not None and node[field] < 1:
       raise errors.ConfigError(f'{field} of config.data is {node[field]}; '
                                'give at least 1 token')
+  stop = node.get('stop', ())
+  if isinstance(stop, str) or not all(
+      isinstance(s, str) and s for s in stop):
+    raise errors.ConfigError(f'config.data.stop is {stop!r}; give a tuple of '
+                             'texts, none of them empty')
   try:
     source.check(node)
   except (TypeError, ValueError) as error:

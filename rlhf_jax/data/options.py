@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from rlhf_jax.data import corpus as corpus_lib
 
+OF_ALL = ('name', 'stop')  # fields of every node, which `load` reads
 _Options = TypeVar('_Options')
 
 
@@ -47,7 +48,7 @@ def bind(cls: type[_Options], node: Mapping[str, Any],
 
   Args:
     cls: the dataclass.
-    node: {name, **fields}; the name is left out, and a field that is None is
+    node: {name, **fields}; `OF_ALL` are left out, and a field that is None is
       as good as absent.
     others: field of `cls` that takes, as sorted pairs, whatever is no field
       of it. None: there may be nothing else.
@@ -56,7 +57,7 @@ def bind(cls: type[_Options], node: Mapping[str, Any],
     TypeError: names a field that is unknown or missing.
   """
   node = {name: corpus_lib.freeze(value) for name, value in node.items()
-          if value is not None and name != 'name'}
+          if value is not None and name not in OF_ALL}
   fields = {field.name: field for field in dataclasses.fields(cls)
             if field.name != others}
   rest = {name: value for name, value in node.items() if name not in fields}

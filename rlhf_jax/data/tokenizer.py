@@ -13,6 +13,7 @@ text does not have.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import copy
 import itertools
 import os
 import pathlib
@@ -31,6 +32,8 @@ from rlhf_jax.data import backends
 from rlhf_jax.data import formats
 from rlhf_jax.data import pieces as pieces_lib
 from rlhf_jax.data import rows as rows_lib
+from rlhf_jax.ops import endings
+from rlhf_jax.ops import stops as stops_lib
 from rlhf_jax.storage import files
 
 PAD = '<pad>'
@@ -54,6 +57,8 @@ class Tokenizer:
       tokenizer does as it always does, which for GPT-2, Pythia and SmolLM2 is
       not to; ours does.
     chat_template: the source that came with it, if any; see `templates`.
+    stop: strings that end a response as EOS does, see `ending_at`.
+    stops: of them, of `ops.stops.table`; None: there are none.
   """
 
   def __init__(
@@ -108,6 +113,7 @@ class Tokenizer:
     self.control: Mapping[str, int] = types.MappingProxyType(
         {name: backend.token_to_id(name) for name in names})
     self.chat_template = chat_template
+    self.stop, self.stops = (), None
     self.adds_bos = bos is not None and adds_bos is not False
     from_text = {*_UNKNOWN, getattr(backend.model, 'unk_token', None)}
     self._names = {id_: name for name, id_ in self.control.items()
@@ -434,6 +440,26 @@ class Tokenizer:
     first, later = pieces_lib.pieces(self._backends[True], self.vocab_size)
     return tuple([b'' if i in hidden else piece for i, piece in enumerate(x)]
                  for x in (first, later))
+
+  def ending_at(self, strings: Sequence[str]) -> 'Tokenizer':
+    """A copy for responses that end at these strings too.
+
+    A control token may be among them, by its name: another EOS.
+
+    Raises:
+      ConfigError: a string is empty, or a token has no text of its own.
+    """
+    other = copy.copy(self)
+    other.stop = tuple(strings)
+    try:
+      other.stops = stops_lib.table(other.stop, *self.pieces())
+    except ValueError as error:
+      raise errors.ConfigError(f'stop: {error}') from None
+    return other
+
+  def finished(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Whether responses ended by themselves, bool[...]: `endings.finished`."""
+    return endings.finished(tokens, mask, self.eos_id, self.stops)
 
   def _runs(self, text: formats.Text) -> list[str | int]:
     """Control ids and the texts between them; '' is no text."""

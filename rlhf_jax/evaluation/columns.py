@@ -137,7 +137,7 @@ def of_scores(proxy: np.ndarray | None, scored: components_lib.Scored,
 
 
 def of_texts(tokens: np.ndarray, mask: np.ndarray, responses: Sequence[str],
-             eos_id: int) -> dict[str, float]:
+             eos_id: int, stops: np.ndarray | None = None) -> dict[str, float]:
   """Length in tokens and words, unfinished ones, and their variety.
 
   Args:
@@ -145,10 +145,12 @@ def of_texts(tokens: np.ndarray, mask: np.ndarray, responses: Sequence[str],
     mask: bool[B, T], true on response tokens.
     responses: B texts.
     eos_id: of the tokenizer.
+    stops: of the tokenizer.
   """
   lengths = statistics.response_lengths(tokens, mask, eos_id=eos_id)
   return {'length': float(lengths.mean()),
           'words': texts_lib.mean_words(responses),
           'unfinished': float(
-              1 - endings.finished(tokens, mask, eos_id).mean())} | variety(
+              1 - endings.finished(tokens, mask, eos_id, stops).mean())
+          } | variety(
                   responses)

@@ -139,7 +139,8 @@ class Monitor:
       proxy = self._rewards.total(scored.values).astype(np.float64)
     row = columns.of_scores(proxy, scored, self._splits, gold=gold, rule=rule)
     row |= self._divergence(params, tokens, mask, old_logprobs)
-    row |= columns.of_texts(tokens, mask, responses, coder.eos_id)
+    row |= columns.of_texts(
+        tokens, mask, responses, coder.eos_id, coder.stops)
     chosen = self._chosen
     if chosen is not None and setting.value_shift is None:
       row['perplexity'] = statistics.perplexity(
@@ -212,7 +213,8 @@ class Monitor:
       batch = sampling.sample(
           self._config, params, prompts, lengths, key, num_samples=1,
           max_new_tokens=corpus.max_response_length, eos_id=coder.eos_id,
-          pad_id=coder.pad_id, num_tokens=coder.vocab_size, row_ids=row_ids,
+          pad_id=coder.pad_id, num_tokens=coder.vocab_size, stops=coder.stops,
+          row_ids=row_ids,
           value_shift=setting.value_shift, **setting.sampler)
       return batch.tokens[:, 0], batch.mask[:, 0], batch.old_logprobs[:, 0]
 

@@ -20,6 +20,7 @@ from rlhf_jax import sampling
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
+from rlhf_jax.annotators import arithmetic
 from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import from_models
 from rlhf_jax.annotators import running
@@ -227,9 +228,10 @@ def programs(method: Method) -> Programs:
   temperature = drawn['temperature']
 
   @jax.jit
-  def sampler(params, prompts, prompt_lengths, key, row_ids):
+  def sampler(params, prompts, prompt_lengths, key, row_ids, stops=None):
     return sampling.sample(
         config, params, prompts, prompt_lengths, key, row_ids=row_ids,
+        stops=stops,
         num_samples=drawn['samples'], temperature=temperature,
         top_k=drawn['top_k'], top_p=drawn['top_p'], **tokens._asdict())
 
@@ -249,7 +251,7 @@ def programs(method: Method) -> Programs:
 
 
 def _models(method: Method) -> dict[str, chain_lib.Annotator]:
-  """The annotators of a method that read parameters."""
+  """The annotators of a method that read parameters, or the stop strings."""
   config, temperature = method.config, method.rollout['temperature']
   whole = lambda state, frozen: {**(frozen.base or {}), **state.params}
   return {
@@ -257,6 +259,8 @@ def _models(method: Method) -> dict[str, chain_lib.Annotator]:
           batch, config, whole(state, frozen), temperature=temperature),
       'scores': lambda batch, state, frozen, component: rewarding.score(
           batch, frozen, method.reward_configs, component),
+      'missing_eos': lambda batch, state, frozen, **how:
+          arithmetic.missing_eos(batch, stops=frozen.stops, **how),
       'ref_logprobs': lambda batch, state, frozen: from_models.ref_logprobs(
           batch, config, frozen.reference, temperature=temperature),
       'old_values': lambda batch, state, frozen: from_models.old_values(

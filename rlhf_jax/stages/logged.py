@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.ops import endings
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import log_rows
 from rlhf_jax.pipeline import rewarding
@@ -72,8 +71,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
 
   training = {k: x[:len(at) - num_validation] for k, x in arrays.items()}
   present = training['mask'].any(axis=-1)
-  finished = endings.finished(
-      training['tokens'], training['mask'], coder.eos_id)[present]
+  finished = coder.finished(training['tokens'], training['mask'])[present]
   mean = lambda name: float(training[name][present].mean())
   return {
       'source': node['source'], 'examples': len(at),

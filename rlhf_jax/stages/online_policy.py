@@ -73,6 +73,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   artifacts.write_model(context, 'policy', world.node, world.corpus.tokenizer,
                         texts=artifacts.texts_of(world.corpus))
 
+  stops = world.corpus.tokenizer.stops
   steps, updates = run['num_steps'], online_methods.updates_per_rollout(run)
   responses = rollout['batch_size'] * rollout['samples']
   view = policies.View(model, steps, lambda step: {
@@ -87,7 +88,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         world, measure, run['evaluation'], streams.key(seed, 'evaluation'),
         view))
     source = sources.online(
-        world.corpus.pair_prompts, programs.sampler, programs.annotated,
+        world.corpus.pair_prompts,
+        functools.partial(programs.sampler, stops=stops), programs.annotated,
         batch_size=rollout['batch_size'], score=score,
         seed=streams.number(seed, 'online', part, 'order'),
         chunk_size=rollout['chunk_size'], multiple=(
@@ -100,7 +102,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         loop=fit_lib.Loop(steps, folder='training', **training),
         frozen=types.Frozen(
             reference=world.reference.params, reward=frozen,
-            reward_scale=scales, base=model.base))
+            reward_scale=scales, base=model.base, stops=stops))
   policies.save_policy(context, steps, state.params)
   lengths = [line['rollout/length'] for line in files.read_jsonl(
       context.directory / 'metrics.jsonl')]

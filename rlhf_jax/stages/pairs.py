@@ -9,7 +9,6 @@ from typing import Any
 
 from rlhf_jax import streams
 from rlhf_jax.data import corpus as corpus_lib
-from rlhf_jax.ops import endings
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import rows as rows_lib
 from rlhf_jax.storage import files
@@ -45,7 +44,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       f'the start of {context.directory.name}'))[0]
   files.save_arrays(context.directory / 'pairs.npz', tokens=tokens, mask=mask,
                     gold_scores=scores)
-  finished = endings.finished(tokens, mask, world.corpus.tokenizer.eos_id)
+  finished = world.corpus.tokenizer.finished(tokens, mask)
   return {'pairs': len(tokens), 'unfinished': float(1 - finished.mean()),
           'gold_mean': float(scores.mean()), 'gold_std': float(scores.std()),
           'response_tokens': float(mask.sum(axis=-1).mean())}

@@ -12,7 +12,6 @@ import numpy as np
 
 from rlhf_jax import streams
 from rlhf_jax.data import corpus as corpus_lib
-from rlhf_jax.ops import endings
 from rlhf_jax.parallel import processes
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import rows as rows_lib
@@ -73,9 +72,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         fresh += int(arrays['mask'].sum())
       else:
         arrays = files.load_arrays(path)
-      finished = endings.finished(
-          arrays['tokens'], arrays['mask'], world.corpus.tokenizer.eos_id)
-      unfinished.append(1 - finished.mean())
+      unfinished.append(arrays['unfinished'].mean())
       lengths.append(arrays['mask'].sum(axis=-1).mean())
       bar.update(1)
   return {
@@ -108,4 +105,5 @@ def _scored(world, tokens, mask) -> dict[str, np.ndarray]:
   if corpus.world is not None:
     arrays['rule'] = corpus.world.rule(tokens, mask)
   small = np.uint16 if corpus.tokenizer.vocab_size < 2**16 else np.int32
-  return dict(arrays, tokens=tokens.astype(small), mask=mask)
+  return dict(arrays, tokens=tokens.astype(small), mask=mask,
+              unfinished=1.0 - corpus.tokenizer.finished(tokens, mask))

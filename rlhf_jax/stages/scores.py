@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.ops import endings
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.storage import files
 
@@ -19,8 +18,8 @@ def run(context, *, given: Mapping[str, Any]) -> dict:
   """Scores the N responses to each of B prompts, shard by shard.
 
   `scores.npz` then holds members f32[E, B, N], as they are; gold f32[B, N];
-  where there is a rule, rule [B, N]; unfinished [B, N], 1 without an EOS; and
-  length f32[B, N], tokens with the EOS.
+  where there is a rule, rule [B, N]; unfinished [B, N], 1 of one that its
+  budget has cut off; and length f32[B, N], tokens with the EOS.
 
   Args:
     context: of the stage.
@@ -28,7 +27,6 @@ def run(context, *, given: Mapping[str, Any]) -> dict:
   """
   proxies = context.directory_of(given['proxies'])
   ensemble = artifacts.restore_rewards(proxies)
-  eos_id = artifacts.read_tokenizer(proxies).eos_id
   parts = []
   for path in sorted(
       context.directory_of(given['samples']).glob('shard_*.npz')):
@@ -39,7 +37,6 @@ def run(context, *, given: Mapping[str, Any]) -> dict:
     arrays['members'] = np.moveaxis(ensemble.scores(
         tokens, mask, standardize=False), 0, 1)
     arrays['length'] = mask.sum(axis=-1).astype(np.float32)
-    arrays['unfinished'] = 1.0 - endings.finished(tokens, mask, eos_id)
     parts.append(arrays)
   scores = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
   scores['members'] = np.moveaxis(scores['members'], 1, 0)

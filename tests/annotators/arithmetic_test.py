@@ -10,6 +10,7 @@ import numpy as np
 from rlhf_jax import types
 from rlhf_jax.annotators import arithmetic
 from rlhf_jax.ops import advantages
+from rlhf_jax.ops import stops
 
 B, K, T = 2, 3, 5
 
@@ -150,6 +151,15 @@ class ArithmeticTest(parameterized.TestCase):
         scores=jnp.array([[1, 4, jnp.nan], [3, 0, -6.]]))
     out = arithmetic.missing_eos(batch, eos_id=1, **kwargs)
     np.testing.assert_array_equal(out.scores, expected)
+
+  def test_a_stop_string_is_an_end(self):
+    tokens = jnp.array([[[2, 3, 4], [2, 4, 3], [2, 3, 1]]])
+    batch = types.Batch(tokens=tokens, mask=jnp.ones((1, 3, 3), bool),
+                        scores=jnp.ones((1, 3)))
+    pieces = [b'', b'', b'a', b'b', b'c']
+    out = arithmetic.missing_eos(
+        batch, eos_id=1, value=0., stops=stops.table(['bc'], pieces, pieces))
+    np.testing.assert_array_equal(out.scores, [[1, 0, 1]])
 
   def test_missing_eos_takes_one_rule(self):
     for kwargs in ({}, dict(penalty=1., value=-1.)):

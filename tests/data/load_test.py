@@ -44,6 +44,21 @@ class LoadTest(parameterized.TestCase):
         WORLD | dict(sentences=(.45, .52, .03)), 0), weights)
     self.assertIsNot(load_lib.load(WORLD, 1), first)
 
+  def test_stop_strings(self):
+    for node in (WORLD, self.files, self.logged):
+      node = node | dict(stop=('phone it', ' is'))
+      load_lib.check(node)
+      corpus, plain = (load_lib.load(x, 0) for x in (node, node | {
+          'stop': ()}))
+      self.assertEqual(corpus.tokenizer.stop, ('phone it', ' is'))
+      self.assertEqual(corpus.tokenizer.stops.shape[1],
+                       corpus.tokenizer.vocab_size)
+      self.assertIsNone(plain.tokenizer.stops)
+      self.assertEqual(corpus.fingerprint(), plain.fingerprint())
+    for stop in ('is', ('is', ''), (3,)):
+      with self.assertRaisesRegex(errors.ConfigError, 'config.data.stop is'):
+        load_lib.check(WORLD | dict(stop=stop))
+
   def test_every_source(self):
     for node, words in ((WORLD, 'review the'), (self.files, 'Instruction'),
                         (self.logged, 'Question')):

@@ -440,5 +440,28 @@ class CheckVocabularyTest(parameterized.TestCase):
     tokenizer.check_vocabulary(tok, 41)
 
 
+class EndingTest(parameterized.TestCase):
+
+  def test_strings_and_control_tokens_end_a_response(self):
+    plain = tokenizer.Tokenizer.train_bpe(
+        ['to be or not'], vocab_size=270, control=['<|end|>'])
+    coder = plain.ending_at(('be o', '<|end|>'))
+    self.assertEqual((plain.stop, plain.stops), ((), None))
+    self.assertEqual(coder.stop, ('be o', '<|end|>'))
+    rows = [[*coder.encode([text])[0], *more] for text, more in (
+        ('to be or', []), ('to be', []), ('to', [coder.control['<|end|>']]),
+        ('to', [coder.eos_id]), ('<|end|>', []))]  # the last is spelled out
+    width = max(map(len, rows))
+    tokens = np.array([row + [coder.pad_id] * (width - len(row))
+                       for row in rows])
+    mask = np.arange(width) < np.array([len(row) for row in rows])[:, None]
+    np.testing.assert_array_equal(
+        coder.finished(tokens, mask), [True, False, True, True, True])
+    np.testing.assert_array_equal(
+        plain.finished(tokens, mask), [False, False, False, True, False])
+    with self.assertRaisesRegex(errors.ConfigError, 'none of them empty'):
+      plain.ending_at(('',))
+
+
 if __name__ == '__main__':
   absltest.main()

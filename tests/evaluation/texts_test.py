@@ -28,6 +28,17 @@ class DecodeTest(absltest.TestCase):
     self.assertEqual(prompts, ['the', 'the phone'])
     self.assertEqual(responses, ['phone', 'the'])
 
+  def test_a_response_is_cut_before_the_first_stop_string(self):
+    ids, = self.coder.encode(['the phone has the phone'])
+    tokens = np.array([[self.the, *ids]])
+    mask = np.arange(6)[None] > 0
+    for stop, response in (
+        (('has',), 'the phone '), (('phone', 'has'), 'the '), (('e h',), (
+            'the phon')), (('the the',), 'the phone has the phone')):
+      prompts, responses = texts.decode(
+          self.coder.ending_at(stop), tokens, mask)
+      self.assertEqual((prompts, responses), (['the'], [response]))
+
   def test_axes_before_the_last_are_rows(self):
     tokens, mask = self._rows()
     several = np.stack([tokens, tokens[::-1]])

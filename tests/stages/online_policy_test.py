@@ -22,6 +22,7 @@ from rlhf_jax.configs import base
 from rlhf_jax.data import order
 from rlhf_jax.evaluation import texts
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import endings
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import online_methods
@@ -50,14 +51,16 @@ def run_node(**changes):
 
 
 def run(context=None, *, workdir=None, given=GIVEN, seed=0, part=0,
-        measured=None, num_devices=1, timeout=60., save_every=100, **changes):
+        measured=None, num_devices=1, timeout=60., save_every=100, stop=(),
+        **changes):
   """The context of the stage, run to its end; one device compiles faster."""
   context = context or worlds.Context(
       workdir or worlds.untrained(), num_devices=num_devices)
   node = run_node(**changes)
   with context.devices():
     context.result = online_policy.run(
-        context, seed=seed, data=worlds.DATA, given=given, run=node, part=part,
+        context, seed=seed, data=worlds.DATA | dict(stop=stop), given=given,
+        run=node, part=part,
         measure=dict(components=measured or node['reward']['components'],
                      pool=dict(timeout=timeout, num_workers=1),
                      sampler=dict(temperature=1.)),
@@ -266,6 +269,34 @@ class WiringTest(absltest.TestCase):
                        streams.number(0, 'online', part, 'order'))
       # Evaluations have one noise, whatever is trained.
       equal(self.watch.call_args.args[3], streams.key(0, 'evaluation'))
+
+  def test_stop_strings_of_the_corpus(self):
+    words = worlds.corpus().tokenizer.decode(range(3, 9)).split()
+    real, seen = sources.online, []
+
+    def online(prompts, sampler, annotated, **kwargs):
+      def recorded(batch, state, frozen):
+        rollout = annotated(batch, state, frozen)
+        seen.append((batch, rollout.batch.scores))
+        return rollout
+      return real(prompts, sampler, recorded, **kwargs)
+
+    with mock.patch.object(sources, 'online', online):
+      done = run(stop=tuple(words), algorithm='reinforce',
+                 kl=dict(coef=0.), reward=dict(
+                     components=dict(a=dict(kind='length', target=1e9)),
+                     eos=dict(value=-7.)))
+    (batch, scores), = jax.device_get(seen)
+    coder = worlds.corpus().tokenizer.ending_at(words)
+    finished = coder.finished(batch.tokens, batch.mask)
+    self.assertBetween(finished.mean(), .1, .99)
+    self.assertGreater(
+        (finished & ~endings.finished(
+            batch.tokens, batch.mask, coder.eos_id)).sum(), 0)
+    np.testing.assert_array_equal(scores == -7, ~finished)
+    # Evaluations end there too, and their texts before.
+    for line in done.lines('final'):
+      self.assertFalse(any(word in line['response'] for word in words))
 
   def test_training_prompts_reference_and_reward_models(self):
     fit, online = self.arguments()

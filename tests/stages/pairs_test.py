@@ -24,6 +24,25 @@ def run(workdir=None, given=None, stop=None, **changes):
   return files.load_arrays(context.directory / 'pairs.npz'), result
 
 
+class StopTest(absltest.TestCase):
+
+  def test_responses_end_at_stop_strings(self):
+    words = worlds.corpus().tokenizer.decode(range(3, 19)).split()
+    (free, _), (arrays, result) = run(), run(
+        data=worlds.DATA | dict(stop=tuple(words)))
+    coder, cut = worlds.corpus().tokenizer, 0
+    for row in np.ndindex(free['mask'].shape[:2]):
+      before, after = (x['tokens'][row][x['mask'][row]]
+                       for x in (free, arrays))
+      ends = [at for at in range(1, len(before) + 1)
+              if any(word in coder.decode(before[:at]) for word in words)]
+      np.testing.assert_array_equal(after, before[:min(ends, default=None)])
+      cut += bool(ends)
+    self.assertGreater(cut, 3)
+    eos = (arrays['mask'] & (arrays['tokens'] == coder.eos_id)).any(-1)
+    self.assertBetween(1 - result['unfinished'], (cut - .5) / eos.size, 1)
+
+
 class FinishedTest(parameterized.TestCase):
   """On the study of figure 3."""
 

@@ -109,7 +109,8 @@ class Trace:
     self.proxies = artifacts.restore_rewards(shared.world() / 'proxies')
 
   def _recorded(self, programs):
-    def sampler(params, prompts, lengths, key, rows):
+    def sampler(params, prompts, lengths, key, rows, stops):
+      assert stops is None
       batch = programs.sampler(params, prompts, lengths, key, rows)
       self.sampled.append(tuple(map(shared.host, (rows, batch))))
       return batch
