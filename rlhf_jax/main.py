@@ -23,6 +23,7 @@ COMMANDS = {
     'generate': 'answers of a trained policy; a chat',
     'score': 'responses by reward models',
     'evaluate': 'a policy on held-out prompts, against another',
+    'compare': 'the curves of several workdirs',
     'export': 'a trained model, for transformers',
     'doctor': 'checks of your model, data and config',
 }

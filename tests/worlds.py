@@ -103,6 +103,17 @@ def importable(case, directory: pathlib.Path):
   case.enterContext(mock.patch.object(sys, 'path', [str(directory), *sys.path]))
 
 
+@contextlib.contextmanager
+def inside(directory: pathlib.Path):
+  """In another working directory."""
+  before = os.getcwd()
+  os.chdir(directory)
+  try:
+    yield
+  finally:
+    os.chdir(before)
+
+
 # The front door, and the studies that it has finished.
 
 

@@ -34,6 +34,7 @@ def _check(config: dict):
       all(isinstance(x, bool) for x in config['force_eos']), 'force_eos',
       'give True, False or both')
   checks.check_samples(config)
+  checks.check_samples_pairs(config)
   for name, method in config['best_of_n']['methods'].items():
     checks.check_aggregate(f'best_of_n.methods.{name}', method,
                            config['proxy']['num_members'])

@@ -278,6 +278,16 @@ def check_aggregate(field: str, kwargs: Mapping, num_members: int):
       kwargs)
 
 
+def check_samples_pairs(config: dict):
+  """Raises ConfigError unless a study's reward models are of its samples."""
+  require = nodes.requirement(config)
+  require(config['pairs'] == 'samples', 'pairs',
+          f"the study {config['study']!r} labels samples by its gold model; "
+          "give 'samples'")
+  require(config['proxy']['path'] is None, 'proxy.path',
+          f'the study {config["study"]!r} trains its reward models; give None')
+
+
 def check_samples(config: dict):
   """Raises ConfigError for what the samples of best-of-n would fail at."""
   require, drawn = nodes.requirement(config), config['best_of_n']

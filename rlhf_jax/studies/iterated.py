@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from rlhf_jax import errors
 from rlhf_jax.reports import spec
 from rlhf_jax.stages import online_policy
+from rlhf_jax.studies import checks
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import online
 from rlhf_jax.studies import plan
@@ -69,6 +70,7 @@ def _check(config: dict, data: dict, proxy: Mapping):
   require(config['collect'] and set(config['collect']) <= set(COLLECT)
           and len(set(config['collect'])) == len(config['collect']), 'collect',
           f'give one or both of {", ".join(COLLECT)}')
+  checks.check_samples_pairs(config)
   require(proxy['num_pairs'] is None, 'proxy.num_pairs',
           'every label is used; lower data.num_pair_prompts instead')
   require(labels_per_round(config) >= proxy['batch_size'], 'rounds',
@@ -84,7 +86,7 @@ def _check(config: dict, data: dict, proxy: Mapping):
   run_checks.check_online('online', run, {'proxy': proxy},
                           config['data']['num_eval_prompts'])
   spec.check(config['figure'], [_labels(*run) for run in _runs(config)],
-             columns=online.columns(data, reads_gold=True))
+             columns=online.columns(data, reads_pairs=True))
 
 
 def _seed_stages(config: dict, seed: seed_lib.Seed, proxy: Mapping

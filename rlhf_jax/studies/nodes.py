@@ -24,7 +24,8 @@ OPEN = ('aggregate', 'arguments', 'components', 'judge', 'labels')
 # Fields that may be None, whatever they are in the config; what they are like
 # where they are not.
 OPTIONAL = {
-    'path': '', 'objective': '', 'model.name': '', 'model.attention': '', 'num_pairs': 1,
+    'path': '', 'objective': '', 'model.name': '', 'model.attention': '',
+    'num_pairs': 1,
     'optimizer.clip_norm': 1.0, 'reward.clip': 1.0, 'reward.scale': '',
     'eos.penalty': 1.0, 'eos.value': 1.0, 'kl.coef': 1.0, 'kl.target': 1.0,
     'rollout.chunk_size': 1, 'updates.penalty_target': 1.0,
