@@ -45,11 +45,22 @@ COPIED = ('rlhf_jax', 'tests', 'experiments')  # and setup.cfg
 PRELOADED = ['chex', 'flax', 'hypothesis', 'jax', 'optax', 'pytest', 'scipy']
 # Modules without a test file of their name, and those that are about them.
 TESTS = {
+    'commands/evaluate': ('commands/commands',),
+    'commands/models': ('commands/commands',),
+    'commands/score': ('commands/commands',),
+    'configs/choices': ('configs/training',),
+    'configs/texts': ('configs/training',),
     'data/chats': ('data/kinds',),
     'data/common_kinds': ('data/kinds',),
     'data/hub': ('data/tables',),
     'data/task_reviews': ('data/tasks',),
+    'doctor/models': ('doctor/doctor',),
+    'doctor/rewards': ('doctor/doctor',),
+    'doctor/texts': ('doctor/doctor',),
+    'pipeline/reward_directory': ('commands/commands',),
+    'stages/loaded_rewards': ('stages/preferences',),
     'studies/estimates': ('studies/memory',),
+    'studies/labels': ('stages/feedback', 'configs/training'),
     'studies/footprints': ('studies/memory',),
     'studies/offline_checks': ('studies/offline',),
     'studies/programs': ('studies/memory', 'parallel/devices'),

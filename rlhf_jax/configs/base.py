@@ -113,7 +113,9 @@ def world(config: config_dict.ConfigDict):
 
 def _laptop(config):
   none = lambda: config_dict.placeholder(str)  # one shared would be one field
-  config.pairs = 'samples'  # or 'preferences': what reward models learn from
+  # What reward models learn from: 'samples' that the gold model labels, or
+  # ('judge') whoever `feedback` names, or the 'preferences' of the data.
+  config.pairs, config.feedback = 'samples', dict()
   config.data = dict(
       num_demonstrations=20_000,
       num_pair_prompts=3_512,

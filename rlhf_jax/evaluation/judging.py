@@ -6,8 +6,11 @@ et al. 2024, https://arxiv.org/abs/2305.14718), 'neither' for equally bad ones.
 """
 
 from collections.abc import Callable, Sequence
+import importlib
 
 import numpy as np
+
+from rlhf_jax import errors
 
 CHOICES = ('A', 'B', 'tie', 'neither')
 EXCHANGED = {'A': 'B', 'B': 'A', 'tie': 'tie', 'neither': 'neither'}
@@ -39,6 +42,36 @@ def score_judge(score: Callable[[str, str], float], *,
     if abs(gap) <= margin:
       return 'tie'
     return 'A' if gap > 0 else 'B'
+
+  return judge
+
+
+def function_judge(function: str) -> Judge:
+  """A judge of one's own, 'package.module:function' of (prompt, a, b).
+
+  Raises:
+    ValueError: it cannot be imported; when asked, if it does not answer one of
+      `CHOICES`.
+  """
+  module, _, name = function.partition(':')
+  try:
+    ask = getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(f'function {function!r} cannot be imported ({error}); '
+                     'give it as package.module:function') from error
+
+  def judge(prompt: str, a: str, b: str, reference: str | None = None) -> str:
+    del reference
+    try:
+      answer = ask(prompt, a, b)
+    except Exception as error:  # a user's function may raise anything
+      raise errors.RewardError(
+          f'judge {function} raised {errors.first_line(error)}') from error
+    if answer not in CHOICES:
+      raise errors.RewardError(
+          f'judge {function} must answer one of {", ".join(CHOICES)}, got '
+          f'{answer!r}')
+    return answer
 
   return judge
 
@@ -116,6 +149,25 @@ def judge_win_rate(choices: Sequence[str],
           'lose': share['B'], 'neither': share['neither']}
 
 
+def preference(choices: Sequence[str], swapped_choices: Sequence[str]
+               ) -> np.ndarray:
+  """How much each first response is preferred, over both orders, f64[N].
+
+  The mean of 1 for it, 0 for the other, and half for no preference: .5 where a
+  judge has none, or where the order alone decides.
+
+  Args:
+    choices: each of `CHOICES`, as for `judge_win_rate`.
+    swapped_choices: likewise.
+
+  Raises:
+    ValueError: as `judge_win_rate`.
+  """
+  worth = {'A': 1.0, 'B': 0.0, 'tie': 0.5, 'neither': 0.5}
+  first, second = _unswapped(choices, swapped_choices)
+  return np.array([(worth[a] + worth[b]) / 2 for a, b in zip(first, second)])
+
+
 def judge_average(choices: Sequence[str],
                   swapped_choices: Sequence[str]) -> float:
   """Win rate over all answers in both orders; no preference is half a win.
@@ -132,6 +184,4 @@ def judge_average(choices: Sequence[str],
   Raises:
     ValueError: as `judge_win_rate`.
   """
-  worth = {'A': 1.0, 'B': 0.0, 'tie': 0.5, 'neither': 0.5}
-  first, second = _unswapped(choices, swapped_choices)
-  return sum(worth[choice] for choice in first + second) / (2 * len(first))
+  return float(preference(choices, swapped_choices).mean())

@@ -290,6 +290,8 @@ class World:
     if 'pairs' not in self.given:
       return self._gold
     pairs = self.result('pairs')
+    if 'gold_mean' not in pairs:  # a judge has labelled them
+      return self._gold
     return self._gold._replace(
         scale=scale_lib.single(pairs['gold_mean'], pairs['gold_std']))
 

@@ -63,17 +63,17 @@ def make_judge(node: Mapping[str, Any], gold: Mapping[tuple[str, str], float],
   makers = {
       'gold': functools.partial(
           judging.score_judge, lambda prompt, text: gold[prompt, text]),
-      'http': functools.partial(http_judge.http_judge, sleep=sleep)}
+      'http': functools.partial(http_judge.http_judge, sleep=sleep),
+      'function': judging.function_judge}
   arguments = dict(node)
   kind = arguments.pop('kind', None)
   if kind not in makers:
     raise errors.ConfigError(
-        f'the judge of the win rates has kind {kind!r}; there are '
-        f'{", ".join(makers)}')
+        f'the judge has kind {kind!r}; there are {", ".join(makers)}')
   try:
     return makers[kind](**arguments)
   except (TypeError, ValueError) as error:
-    raise errors.ConfigError(f'the judge of the win rates: {error}') from None
+    raise errors.ConfigError(f'the judge: {error}') from None
 
 
 class Answers:
@@ -256,9 +256,9 @@ def _ask_twice(context, pairs: Pairs, ask: Callable[..., str]
                            pairs.references)
 
 
-def win_rates(context, pairs: Pairs, node: Mapping[str, Any],
-              answers: Answers | None) -> dict[str, Any]:
-  """A row of win_rates.csv, see `stages.win_rates.run`.
+def choices(context, pairs: Pairs, node: Mapping[str, Any],
+            answers: Answers | None) -> tuple[list[str], list[str]]:
+  """What a judge says of pairs, in both orders; see `judging.ask_twice`.
 
   Args:
     context: of the stage, which may be asked to stop.
@@ -276,8 +276,17 @@ def win_rates(context, pairs: Pairs, node: Mapping[str, Any],
     ask = lambda query, **unused_labels: judge(*query)
   else:
     ask = functools.partial(answers.ask, judge)
-  choices = _ask_twice(context, pairs, ask)
-  rates, count = judging.judge_win_rate(*choices), len(pairs.prompts)
+  return _ask_twice(context, pairs, ask)
+
+
+def win_rates(context, pairs: Pairs, node: Mapping[str, Any],
+              answers: Answers | None) -> dict[str, Any]:
+  """A row of win_rates.csv, see `stages.win_rates.run`.
+
+  Arguments and errors are those of `choices`.
+  """
+  said = choices(context, pairs, node, answers)
+  rates, count = judging.judge_win_rate(*said), len(pairs.prompts)
   return {'run': pairs.policy['run'], 'seed': pairs.policy['seed'],
           'prompts': count, **rates, 'agreement': rates['kept'] / count,
-          'win_rate': judging.judge_average(*choices)}
+          'win_rate': judging.judge_average(*said)}

@@ -21,6 +21,7 @@ from rlhf_jax.ops import ensembles
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import gold_rows
+from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
 
 
@@ -105,7 +106,7 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
           "'shared' (one SFT trunk) or 'member' (one for each)")
   require(proxy['head_scale'] >= 0, f'{where}.head_scale', 'give 0 or more')
   total, source = config['data']['num_pair_prompts'], 'data.num_pair_prompts'
-  if nodes.learns_from_preferences(config, {where: proxy}):
+  if labels.learns_from_preferences(config, {where: proxy}):
     total, source = load_lib.num_preferences(
         nodes.data_config(config)), 'the preferences, which are'
   require(0 < proxy['held_out'] < total, f'{where}.held_out',

@@ -16,9 +16,8 @@ from rlhf_jax.rewards import nodes as reward_nodes
 
 PARTS = ('policy', 'proxy', 'gold')  # of a config, with a model each
 # Of a seed, beside which each condition has a directory.
-STAGES = ('sft', 'trunk', 'gold', 'pairs', 'preferences', 'samples', 'logs',
-          'policies')
-PAIRS = ('samples', 'preferences')  # what reward models learn from
+STAGES = ('sft', 'trunk', 'gold', 'pairs', 'preferences', 'feedback',
+          'samples', 'logs', 'policies')
 # Arguments that belong to a name or kind, so that a run replaces them whole.
 OPEN = ('aggregate', 'arguments', 'components', 'judge', 'labels')
 # Fields that may be None, whatever they are in the config; what they are like
@@ -234,23 +233,6 @@ def _condition(where: str, node: dict) -> dict:
     return dict(node, path=path, num_members=reward_directory.shape(path)[1])
   except errors.UserError as error:
     raise type(error)(f'config.{where}.path: {error}') from None
-
-
-def trained(conditions: Mapping[str, Mapping]) -> dict[str, Mapping]:
-  """Those whose reward models a study trains, by their place in a config."""
-  return {f'conditions.{name}': node for name, node in conditions.items()
-          if node['path'] is None}
-
-
-def learns_from_preferences(config: dict, conditions: Mapping[str, Mapping]
-                            ) -> bool:
-  """Whether reward models are trained, on the pairs of the data."""
-  return config['pairs'] == 'preferences' and bool(trained(conditions))
-
-
-def learns_from_gold(config: dict, conditions: Mapping[str, Mapping]) -> bool:
-  """Whether they are, on pairs of samples that a gold model labels."""
-  return config['pairs'] == 'samples' and bool(trained(conditions))
 
 
 def online_runs(config: dict) -> dict[str, dict]:

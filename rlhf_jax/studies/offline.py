@@ -20,6 +20,7 @@ from rlhf_jax.stages import logged
 from rlhf_jax.stages import offline_policy
 from rlhf_jax.stages import online_policy
 from rlhf_jax.stages import prompt_value
+from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import offline_checks
 from rlhf_jax.studies import online
@@ -55,10 +56,12 @@ def describe(config: dict) -> plan.Study:
   read = [log['components'] for log in logs.values()] + [
       run['reward']['components'] for run in runs.values() if samples(run)]
   used = {name: node for name, node in conditions.items() if name in used}
-  reads_pairs = (nodes.learns_from_gold(config, used)
-                 or nodes.compares_by_gold(config, read)
-                 or any(log['source'] == 'pairs' for log in logs.values()))
-  reads_gold = reads_pairs or nodes.reads_gold(config, read)
+  of_samples = any(log['source'] == 'pairs' for log in logs.values())
+  reads_pairs = (of_samples or labels.learns_from_gold(config, used)
+                 or labels.learns_from_judge(config, used)
+                 or nodes.compares_by_gold(config, read))
+  reads_gold = nodes.reads_gold(config, read) or (
+      reads_pairs and config['pairs'] != 'judge')
   rows = {}
 
   def of_seed(seed):
@@ -73,9 +76,10 @@ def describe(config: dict) -> plan.Study:
   return plan.Study(
       check=lambda data: offline_checks.check(
           config, data, conditions, logs, runs,
-          online.columns(data, reads_pairs, rewards=all(
-              log['components'] for log in logs.values()))),
-      proxies=nodes.trained(used), reads_gold=reads_gold, of_seed=of_seed,
+          online.columns(
+              data, config['pairs'] != 'judge' and reads_pairs,
+              rewards=all(log['components'] for log in logs.values()))),
+      proxies=labels.trained(used), reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: online.judge_stages(config, shown, runs),
       arguments=lambda shown: {'policies': shown, 'logs': rows,
                                'figure': config['figure']})

@@ -14,6 +14,7 @@ from rlhf_jax.pipeline import prompt_values
 from rlhf_jax.reports import spec
 from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.studies import checks
+from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import run_checks
 
@@ -76,7 +77,7 @@ def _check_log(where, log, config, conditions, data):
 def _samples_pairs(config, node, conditions) -> bool:
   """Whether the reward models of a log or run learn from pairs of samples."""
   name = node['condition']
-  return name not in conditions or nodes.learns_from_gold(
+  return name not in conditions or labels.learns_from_gold(
       config, {name: conditions[name]})
 
 

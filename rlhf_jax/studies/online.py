@@ -26,6 +26,7 @@ from rlhf_jax.stages import samples
 from rlhf_jax.stages import scores
 from rlhf_jax.stages import win_rates
 from rlhf_jax.studies import checks
+from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import plan
 from rlhf_jax.studies import run_checks
@@ -39,9 +40,11 @@ def describe(config: dict) -> plan.Study:
           if nodes.reads_proxies(run)}
   used = {name: node for name, node in conditions.items() if name in used}
   components = [run['reward']['components'] for run in runs.values()]
-  learns = nodes.learns_from_gold(config, used)
-  reads_gold = learns or nodes.reads_gold(config, components)
-  reads_pairs = learns or nodes.compares_by_gold(config, components)
+  reads_gold = labels.learns_from_gold(config, used) or nodes.reads_gold(
+      config, components)
+  reads_pairs = (labels.learns_from_gold(config, used)
+                 or labels.learns_from_judge(config, used)
+                 or nodes.compares_by_gold(config, components))
 
   def of_seed(seed):
     given, proxies = seed.cast(
@@ -52,7 +55,7 @@ def describe(config: dict) -> plan.Study:
 
   return plan.Study(
       check=lambda data: _check(config, data, conditions, runs, reads_pairs),
-      proxies=nodes.trained(used), reads_gold=reads_gold, of_seed=of_seed,
+      proxies=labels.trained(used), reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: judge_stages(config, shown, runs),
       arguments=lambda shown: {'policies': shown, 'figure': config['figure']})
 
@@ -71,7 +74,8 @@ def _check(config, data, conditions, runs, reads_pairs):
   if any(map(nodes.is_best_of_n, runs.values())):
     checks.check_samples(config)
   spec.check(config['figure'], [run['labels'] for run in runs.values()],
-             columns=columns(data, reads_pairs))
+             columns=columns(
+                 data, reads_pairs and config['pairs'] != 'judge'))
 
 
 def columns(data: dict, reads_pairs: bool, rewards: bool = True) -> set[str]:

@@ -11,6 +11,7 @@ models, as in the study `online`; no policy is trained.
 """
 
 from rlhf_jax.reports import spec
+from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import plan
 from rlhf_jax.studies import run_checks
@@ -28,13 +29,13 @@ def describe(config: dict) -> plan.Study:
     spec.check(config['figure'], [{'condition': name} for name in conditions])
 
   def of_seed(seed):
-    pairs = (seed.add_preferences()
-             if nodes.learns_from_preferences(config, conditions)
-             else seed.add_pairs(force_eos=config['force_eos']))
+    pairs = {'preferences': seed.add_preferences, 'judge': seed.add_feedback,
+             'samples': lambda: seed.add_pairs(force_eos=config['force_eos'])
+             }[config['pairs']]()
     return [{'stage': stage, 'run': name, 'labels': {'condition': name}}
             for name, stage in seed.add_conditions(conditions, pairs).items()]
 
   return plan.Study(
-      check=check, reads_gold=nodes.learns_from_gold(config, conditions),
-      of_seed=of_seed, proxies=nodes.trained(conditions),
+      check=check, reads_gold=labels.learns_from_gold(config, conditions),
+      of_seed=of_seed, proxies=labels.trained(conditions),
       arguments=lambda shown: {'policies': shown, 'figure': config['figure']})

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 import functools
+import time
 
 from rlhf_jax import errors
 from rlhf_jax import train
@@ -11,9 +12,11 @@ from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
 from rlhf_jax.pipeline import policies
 from rlhf_jax.pipeline import unpaired
+from rlhf_jax.reports import comparisons
 from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.rewards import programmatic
 from rlhf_jax.studies import checks
+from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
 
 # What leaves the score of a model as it is.
@@ -30,9 +33,11 @@ def check_conditions(config: Mapping, conditions: Mapping[str, Mapping],
     conditions: of `nodes.conditions`.
     data: of `nodes.data_config`.
   """
-  nodes.requirement(config)(config['pairs'] in nodes.PAIRS, 'pairs',
-                            f'there are {", ".join(nodes.PAIRS)}')
-  if nodes.learns_from_preferences(config, conditions):
+  nodes.requirement(config)(config['pairs'] in labels.PAIRS, 'pairs',
+                            f'there are {", ".join(labels.PAIRS)}')
+  if config['pairs'] == 'judge':
+    _check_feedback(config, conditions)
+  if labels.learns_from_preferences(config, conditions):
     nodes.requirement(config)(
         load_lib.num_preferences(data) > 0, 'pairs', 'and the data has no '
         'chosen and rejected responses; give config.data.preferences, or pairs '
@@ -41,6 +46,23 @@ def check_conditions(config: Mapping, conditions: Mapping[str, Mapping],
     if name in nodes.STAGES or name.startswith('trunk_'):
       raise errors.ConfigError(f'config.conditions.{name} has the name of a '
                                'stage; choose another')
+
+
+def _check_feedback(config: Mapping, conditions: Mapping[str, Mapping]):
+  """ConfigError for a judge that cannot be made, or labels that it lacks."""
+  judge = config['feedback']
+  nodes.check_mapping('feedback', judge, "{'kind': 'http' or 'function', ...}")
+  if judge.get('kind') == 'gold':
+    raise errors.ConfigError("config.feedback.kind is 'gold'; that is "
+                             "config.pairs='samples'")
+  try:
+    comparisons.make_judge(judge, {}, time.sleep)
+  except errors.ConfigError as error:
+    raise errors.ConfigError(f'config.feedback: {error}') from None
+  for name, node in conditions.items():
+    nodes.requirement(nodes.at(f'conditions.{name}', node))(
+        not node['label_noise'], f'conditions.{name}.label_noise',
+        'a judge errs by itself; give 0')
 
 
 def check_components(where: str, components: Mapping[str, Mapping],

@@ -12,13 +12,14 @@ from typing import Any
 
 from rlhf_jax import errors
 from rlhf_jax.runner import run as run_lib
+from rlhf_jax.stages import feedback
 from rlhf_jax.stages import gold as gold_stage
 from rlhf_jax.stages import loaded_rewards
 from rlhf_jax.stages import pairs as pairs_stage
 from rlhf_jax.stages import preferences
 from rlhf_jax.stages import proxies as proxies_stage
 from rlhf_jax.stages import sft
-from rlhf_jax.studies import nodes
+from rlhf_jax.studies import labels
 
 
 class Seed:
@@ -117,6 +118,13 @@ class Seed:
                     force_eos=force_eos, sampler=self._config['sampler'],
                     **part)
 
+  def add_feedback(self) -> str:
+    """Pairs of samples that a judge labels."""
+    return self.add('feedback', feedback, {'reference': self.reference},
+                    **self.texts, force_eos=self._config['force_eos'],
+                    sampler=self._config['sampler'],
+                    judge=self._config['feedback'])
+
   def add_preferences(self) -> str:
     """The pairs of the data, as its people or a judge have labelled them."""
     return self.add('preferences', preferences, {}, **self.texts)
@@ -128,18 +136,20 @@ class Seed:
     Args:
       conditions: of `nodes.conditions`, those that are used.
       reads_gold: whether there is a gold model.
-      reads_pairs: whether there are pairs of samples, which it labels.
+      reads_pairs: whether there are pairs of samples, which it labels, or the
+        judge does.
 
     Returns:
       Stages by role, and the stage of reward models of each condition.
     """
     roles, labelled = {'reference': self.reference}, None
     if reads_pairs:
-      labelled = roles['pairs'] = self.add_pairs(
-          force_eos=self._config['force_eos'])
+      labelled = roles['pairs'] = (
+          self.add_feedback() if self._config['pairs'] == 'judge' else
+          self.add_pairs(force_eos=self._config['force_eos']))
     if reads_gold:
       roles['gold'] = self.gold
-    if nodes.learns_from_preferences(self._config, conditions):
+    if labels.learns_from_preferences(self._config, conditions):
       labelled = self.add_preferences()
     return roles, self.add_conditions(conditions, labelled)
 

@@ -12,6 +12,7 @@ from rlhf_jax import errors
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.stages import best_of_n
 from rlhf_jax.stages import best_of_n_policy
+from rlhf_jax.stages import feedback
 from rlhf_jax.stages import gold
 from rlhf_jax.stages import loaded_rewards
 from rlhf_jax.stages import logged
@@ -27,7 +28,7 @@ from rlhf_jax.stages import sft
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import seed as seed_lib
 
-STAGES = (best_of_n, best_of_n_policy, gold, loaded_rewards, logged,
+STAGES = (best_of_n, best_of_n_policy, feedback, gold, loaded_rewards, logged,
           offline_policy, online_policy, pairs, preferences, prompt_value,
           proxies, samples, scores, sft)
 EVERYTHING = {role: f'seed_3/{role}' for role in artifacts.ROLES} | {
