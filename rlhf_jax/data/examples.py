@@ -54,6 +54,7 @@ class Options(options_lib.Texts):
   others: tuple[tuple[str, Any], ...] = ()
 
   def __post_init__(self):
+    super().__post_init__()
     if (self.path is None) == (self.task is None):
       raise ValueError(
           f'give either path or task, got {self.path!r} and {self.task!r}')

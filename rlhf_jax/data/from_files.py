@@ -18,6 +18,7 @@ from rlhf_jax.data import logged
 from rlhf_jax.data import options as options_lib
 from rlhf_jax.data import readers
 from rlhf_jax.data import rows as rows_lib
+from rlhf_jax.data import screening
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,13 @@ def from_files(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
       options, training + [text for side in sides for text in side])
   encode = functools.partial(coders.encode, coder, options)
   demonstrations, held_out = encode(training), encode(held_out)
+  kept = screening.prompts(options, demonstrations.cut, options.path)
+  if not kept.all():
+    training, answers = ([x for x, keep in zip(some, kept) if keep]
+                         for some in (training, answers))
+    demonstrations = encode(training)
   sides = [encode(side) for side in sides]
+  preferences, identical = _preferences(options, sides)
   at = corpus_lib.repeated(len(training), options.num_pair_prompts)
   return corpus_lib.Corpus(
       tokenizer=coder,
@@ -87,12 +94,24 @@ def from_files(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
           corpus_lib.single(held_out) if _has_answers(options) else None),
       eval_references=_complete(eval_answers),
       max_response_length=options.max_response_length,
-      preferences=types.Batch(
-          tokens=np.stack([side.tokens for side in sides], axis=1),
-          mask=np.stack([side.mask for side in sides], axis=1),
-      ) if sides else None,
+      preferences=preferences,
       format=options.format,
-      summary=_summary(options, coder.vocab_size, demonstrations, sides))
+      summary={**_summary(options, coder.vocab_size, demonstrations, sides),
+               'long_prompts': int((~kept).sum()),
+               'identical_pairs': identical})
+
+
+def _preferences(options: Options, sides: list[rows_lib.EncodedRows]
+                 ) -> tuple[types.Batch | None, int]:
+  """Pairs [N, 2, T], and how many were left out."""
+  if not sides:
+    return None, 0
+  kept = screening.pairs(options, *(side.tokens for side in sides),
+                         options.preferences)
+  stack = lambda arrays: np.stack([x[kept] for x in arrays], axis=1)
+  return types.Batch(
+      tokens=stack([side.tokens for side in sides]),
+      mask=stack([side.mask for side in sides])), int((~kept).sum())
 
 
 def check(node: Mapping[str, Any]):

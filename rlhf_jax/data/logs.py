@@ -22,6 +22,7 @@ from rlhf_jax.data import options as options_lib
 from rlhf_jax.data import readers
 from rlhf_jax.data import reviews
 from rlhf_jax.data import rows as rows_lib
+from rlhf_jax.data import screening
 from rlhf_jax.data import task_reviews
 from rlhf_jax.data import tasks
 from rlhf_jax.data import tokenizer as tokenizer_lib
@@ -61,7 +62,13 @@ def from_logged(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
   coder, world = _tokenizer(options, map(write, rows))
   encode = lambda some: coders.encode(coder, options, map(write, some))
   encoded = encode(rows)
+  whole = _whole(options, training, encoded.cut)
+  left_out = len(training) - len(whole)
+  if left_out:
+    training, rows = whole, [row for example in whole for row in example]
+    encoded = encode(rows)
   log = _log(training, encoded, coder.pad_id)
+  preferences, identical = _preferences(options, log)
   best = encode([_demonstration(options, example) or example[0]
                  for example in held_out])
   shown = _shown(options, training)
@@ -79,9 +86,10 @@ def from_logged(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
       eval_references=_references(example[0] for example in held_out),
       eval_splits=_splits(options, held_out),
       max_response_length=options.max_response_length,
-      preferences=_preferences(log), world=world,
+      preferences=preferences, world=world,
       log=log, log_target=options.target, format=options.prompt_format,
-      summary={'examples': len(training),
+      summary={'examples': len(training), 'long_prompts': left_out,
+               'identical_pairs': identical,
                **_summary(read, coder, demonstrations, encoded)})
 
 
@@ -195,6 +203,14 @@ def _log(examples: Sequence[Example], encoded: rows_lib.EncodedRows,
       references=references if any(references) else None)
 
 
+def _whole(options: Options, examples: list[Example], cut: np.ndarray
+           ) -> list[Example]:
+  """The examples whose prompts stay, of bool[all rows] that are cut."""
+  first = _starts(examples)
+  return [example for example, keep in zip(
+      examples, screening.prompts(options, cut[first], options.source)) if keep]
+
+
 def _demonstration(options: Options, example: Example) -> logged.Logged | None:
   """The first row of the groups of demonstrations, if there is one."""
   groups = options.shown_groups
@@ -229,15 +245,20 @@ def _references(rows: Iterable[logged.Logged]) -> tuple[str, ...] | None:
   return answers if all(answers) else None
 
 
-def _preferences(log: corpus_lib.Log) -> types.Batch | None:
-  """Pairs [N, 2, T], chosen first, of the examples that have both."""
+def _preferences(options: Options, log: corpus_lib.Log
+                 ) -> tuple[types.Batch | None, int]:
+  """Pairs [N, 2, T], chosen first, of the examples that have both.
+
+  None for a log without such groups; and how many were left out.
+  """
   if not {*SIDES} <= {*log.groups}:
-    return None
+    return None, 0
   is_side = [log.group == log.groups.index(name) for name in SIDES]
   rows = np.flatnonzero(np.all([side.any(axis=1) for side in is_side], axis=0))
   at = np.stack([side.argmax(axis=1) for side in is_side], axis=1)[rows]
-  return types.Batch(tokens=log.tokens[rows[:, None], at],
-                     mask=log.mask[rows[:, None], at])
+  tokens, mask = log.tokens[rows[:, None], at], log.mask[rows[:, None], at]
+  kept = screening.pairs(options, tokens[:, 0], tokens[:, 1], options.source)
+  return types.Batch(tokens=tokens[kept], mask=mask[kept]), int((~kept).sum())
 
 
 def _splits(options: Options, held_out: Sequence[Example]

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import screening
 
 OF_ALL = ('name', 'stop')  # fields of every node, which `load` reads
 _Options = TypeVar('_Options')
@@ -27,6 +28,8 @@ class Texts:
     eos: its token for the end of a response, likewise.
     control: further control tokens that a format needs.
     max_bad_rows: bad rows to drop in each file instead of stopping.
+    long_prompts: see `screening`.
+    identical_pairs: likewise.
   """
 
   num_pair_prompts: int
@@ -40,6 +43,11 @@ class Texts:
   eos: str | None = None
   control: tuple[str, ...] = ()
   max_bad_rows: int = 0
+  long_prompts: str = 'cut'
+  identical_pairs: str = 'drop'
+
+  def __post_init__(self):
+    screening.check(self)
 
 
 def bind(cls: type[_Options], node: Mapping[str, Any],

@@ -14,8 +14,13 @@ class EncodedRows(NamedTuple):
   prompt_lengths: np.ndarray  # i32[N], >= 1
   tokens: np.ndarray  # i32[N, P + R], prompt, response, padding, no gaps
   mask: np.ndarray  # bool[N, P + R], true on the response and its EOS
-  truncated_prompts: int
+  cut: np.ndarray  # bool[N], whether the prompt has lost its front
   truncated_responses: int  # these have no EOS
+
+  @property
+  def truncated_prompts(self) -> int:
+    """How many prompts have lost their front."""
+    return int(self.cut.sum())
 
 
 def assemble(
@@ -45,8 +50,7 @@ def assemble(
       prompt_lengths=starts,
       tokens=_pad([h + t for h, t in zip(heads, tails)], width, pad_id),
       mask=(columns >= starts[:, None]) & (columns < ends[:, None]),
-      truncated_prompts=sum(len(ids) > max_prompt_length
-                            for ids, _ in prompts),
+      cut=np.array([len(ids) > max_prompt_length for ids, _ in prompts], bool),
       truncated_responses=sum(len(ids) > max_response_length
                               for ids in responses),
   )

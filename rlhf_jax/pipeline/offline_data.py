@@ -41,7 +41,11 @@ def _compared(row: algorithms.Algorithm, log: Mapping[str, np.ndarray],
     sides = np.stack([present & (log['group'] == groups.index(name))
                       for name in SIDES], axis=1)  # [N, 2, K]
     at = np.flatnonzero(sides.any(axis=-1).all(axis=1))
-    return at[:, None], sides[at].argmax(axis=-1)
+    column = sides[at].argmax(axis=-1)
+    tokens = log['tokens'][at[:, None], column]
+    # The same tokens, once both are cut to length, cannot be told apart.
+    differ = (tokens[:, 0] != tokens[:, 1]).any(axis=-1)
+    return at[differ, None], column[differ]
   at = np.flatnonzero(present.all(axis=1))
   return at[:, None], np.arange(count)[None]
 

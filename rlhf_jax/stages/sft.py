@@ -49,6 +49,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   if corpus.format is not None and part == 'policy':
     context.show(f'prompts are written in the format {corpus.format!r}, such '
                  f'as {corpus.example()}')
+    for line in corpus.remarks():
+      context.show(line)
   artifacts.write_model(context, 'policy', node['model'], coder,
                         texts=artifacts.texts_of(corpus))
   key = functools.partial(streams.key, seed, 'sft', part)

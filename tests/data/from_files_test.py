@@ -185,7 +185,8 @@ class FilesTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(vocab_size=258), 'vocab_size must be >= 259'),
       (dict(seed=1), 'seed is no field'),
-      (dict(target='reward'), 'target is no field; there are bos, control'),
+      (dict(target='reward'), 'target is no field; there are bos, columns, '
+       'control'),
       (dict(num_pair_prompts=None), 'num_pair_prompts must be given'),
       (dict(format='chatty'), "unknown prompt format 'chatty'"))
   def test_check_names_the_field(self, change, message):

@@ -362,7 +362,11 @@ class RealFilesTest(absltest.TestCase):
     self.assertBetween(count, 240, 248)  # prompts that occur twice go together
     self.assertEqual(out.log.groups, ('chosen', 'rejected'))
     there = out.log.group >= 0  # one response of the file is blank
-    self.assertLen(out.preferences.tokens, there.all(axis=1).sum())
+    both = there.all(axis=1)
+    same = (out.log.tokens[:, 0] == out.log.tokens[:, 1]).all(axis=-1)
+    self.assertEqual(out.summary['identical_pairs'], (both & same).sum())
+    self.assertBetween((both & same).sum(), 1, 6)  # so short they are cut
+    self.assertLen(out.preferences.tokens, (both & ~same).sum())
     np.testing.assert_array_equal(
         np.isfinite(out.log.scores['reward']), there)
     np.testing.assert_array_equal(out.log.mask.any(axis=-1), there)
