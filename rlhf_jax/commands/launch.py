@@ -1,4 +1,8 @@
-"""From the config of a study to its figure: flags, plan, stages."""
+"""From the config of a study to its figure: flags, plan, stages.
+
+What takes a second to import is imported where it is used, so that a mistyped
+flag is refused at once.
+"""
 
 from collections.abc import Mapping
 import logging
@@ -6,13 +10,6 @@ import os
 import pathlib
 
 from absl import flags
-
-from rlhf_jax.parallel import processes
-from rlhf_jax.runner import cluster
-from rlhf_jax.runner import run as run_lib
-from rlhf_jax.studies import memory
-from rlhf_jax.studies import plan
-from rlhf_jax.studies import programs
 
 
 def define(values: flags.FlagValues):
@@ -60,6 +57,11 @@ def launch(config: dict, values: flags.FlagValues):
   Raises:
     UserError: of whatever kind.
   """
+  from rlhf_jax.runner import cluster
+  from rlhf_jax.runner import run as run_lib
+  from rlhf_jax.studies import memory
+  from rlhf_jax.studies import plan
+
   # As much of a GPU as a plan counts on; jax takes less by itself.
   os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(memory.USABLE))
   together = cluster.Cluster(values.coordinator, values.num_processes,
@@ -97,6 +99,10 @@ def prepare():
 
 def _show_memory(config: Mapping, stages: list, name: str):
   """Prints what a plan needs; TopologyError if it does not fit."""
+  from rlhf_jax.runner import run as run_lib
+  from rlhf_jax.studies import memory
+  from rlhf_jax.studies import programs
+
   machine = memory.machine(name)
   uses = memory.uses(config, stages, machine.count)
   run_lib.say(memory.page(uses, machine))
@@ -108,14 +114,22 @@ def _show_memory(config: Mapping, stages: list, name: str):
 
 def _num_devices(name: str | None) -> int:
   """Of the machine that is planned for, or of this run."""
+  import jax
+
+  from rlhf_jax.studies import memory
+
   if name:
     return memory.machine(name).count
-  import jax
   return jax.device_count()
 
 
 def _show_figure(config: Mapping, workdir: str):
   """Prints where the study's figure is, if it is there."""
+  from rlhf_jax.parallel import processes
+  from rlhf_jax.runner import cluster
+  from rlhf_jax.runner import run as run_lib
+  from rlhf_jax.studies import plan
+
   final = plan.final(config)
   with cluster.losing():
     result = processes.from_owner(

@@ -26,8 +26,7 @@ from rlhf_jax.commands import arguments
 from rlhf_jax.commands import config_files
 from rlhf_jax.commands import launch
 from rlhf_jax.configs import tasks
-from rlhf_jax.configs import training
-from rlhf_jax.runner import run as run_lib
+from rlhf_jax.parallel import processes
 
 _HELP = {
     'algorithm': "'reward', or a row of the table that trains a policy",
@@ -142,6 +141,9 @@ def configure(argv: list[str], doc: str) -> tuple[
   if not (values.workdir or values.plan or values.print_config):
     raise errors.ConfigError(f'give --workdir=<directory>; see {argv[0]} '
                              '--help')
+  # Imported here, so that a mistyped flag is refused at once.
+  from rlhf_jax.configs import training
+
   asked = task(values)
   config = training.get_config(asked)
   said = training.describe(config, asked)
@@ -159,8 +161,8 @@ def run(argv: list[str]):
   """
   config, said, values = configure(argv, __doc__)
   if values.print_config:
-    run_lib.say(config_files.text(config))
+    print(config_files.text(config))
     return
-  for line in said:
-    run_lib.say(line)
+  if not processes.index():
+    print('\n'.join(said), flush=True)
   launch.launch(config, values)

@@ -62,7 +62,7 @@ def from_logged(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
   coder, world = _tokenizer(options, map(write, rows))
   encode = lambda some: coders.encode(coder, options, map(write, some))
   encoded = encode(rows)
-  whole = _whole(options, training, encoded.cut)
+  whole = _fitting(options, training, encoded.cut)
   left_out = len(training) - len(whole)
   if left_out:
     training, rows = whole, [row for example in whole for row in example]
@@ -203,7 +203,7 @@ def _log(examples: Sequence[Example], encoded: rows_lib.EncodedRows,
       references=references if any(references) else None)
 
 
-def _whole(options: Options, examples: list[Example], cut: np.ndarray
+def _fitting(options: Options, examples: list[Example], cut: np.ndarray
            ) -> list[Example]:
   """The examples whose prompts stay, of bool[all rows] that are cut."""
   first = _starts(examples)
