@@ -75,3 +75,35 @@ def run(*words: str, stdin: str = '') -> tuple[int, str, str]:
         mock.patch.object(sys, 'stdin', io.StringIO(stdin))):
     code = main.run(['rlhf-jax', *map(str, words)])
   return code, out.getvalue(), err.getvalue()
+
+
+SHORT = ('--size=smoke', '--max_prompt_length=48', '--max_response_length=12')
+
+
+def succeed(*words, stdin: str = '') -> str:
+  """What a command says that has to succeed."""
+  code, out, err = run(*words, stdin=stdin)
+  assert code == 0, err
+  return out
+
+
+@functools.cache
+def trained() -> pathlib.Path:
+  return worlds.once('trained', _train)
+
+
+def _train(path: pathlib.Path):
+  """An SFT model, exported; reward models on it; RLOO against them."""
+  data = folder()
+  succeed('train', '--algorithm=sft', f'--data={data}/demonstrations.json',
+          *SHORT, f'--workdir={path}/sft')
+  succeed('export', f'--workdir={path}/sft', '--stage=seed_0/policies/policy',
+          f'--directory={path}/model')
+  model = f'--model={path}/model'
+  succeed('train', '--algorithm=reward', f'--data={data}/pairs.jsonl', model,
+          *SHORT, '--members=3', f'--workdir={path}/rewards')
+  succeed('export', f'--workdir={path}/rewards',
+          '--stage=seed_0/rewards/proxies', f'--directory={path}/ensemble')
+  succeed('train', '--algorithm=rloo', f'--data={data}/prompts.jsonl', model,
+          *SHORT, f'--reward={path}/rewards/seed_0/rewards/proxies',
+          '--aggregate=worst_case', f'--workdir={path}/rloo')

@@ -16,6 +16,7 @@ The same command again goes on where it was.
 """
 
 import dataclasses
+import pathlib
 import types
 import typing
 
@@ -141,7 +142,11 @@ def configure(argv: list[str], doc: str) -> tuple[
   if not (values.workdir or values.plan or values.print_config):
     raise errors.ConfigError(f'give --workdir=<directory>; see {argv[0]} '
                              '--help')
-  # Imported here, so that a mistyped flag is refused at once.
+  for name in ('data', 'preferences'):
+    path = values[name].value
+    if path is not None and not pathlib.Path(path).exists():
+      raise errors.DataError(f'--{name}={path}: there is no such file')
+  # Imported here, so that mistyped flags and names are refused at once.
   from rlhf_jax.configs import training
 
   asked = task(values)

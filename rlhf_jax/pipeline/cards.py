@@ -15,8 +15,9 @@ told = json.loads((directory / 'reward.json').read_text())
 tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
 model = transformers.AutoModelForSequenceClassification.from_pretrained(
     directory)
-tokens = tokenizer(text, return_tensors='pt', add_special_tokens=False)
-score = model(**tokens).logits[0, 0].item() + told['bias']
+ids = (tokenizer(prompt).input_ids + tokenizer(
+    response, add_special_tokens=False).input_ids + [tokenizer.eos_token_id])
+score = model(torch.tensor([ids])).logits[0, 0].item() + told['bias']
 ```
 '''
 _MANY = '''# An ensemble of {} reward models, by rlhf_jax
@@ -34,8 +35,9 @@ for name in json.loads((directory / 'ensemble.json').read_text())['members']:
   tokenizer = transformers.AutoTokenizer.from_pretrained(directory / name)
   model = transformers.AutoModelForSequenceClassification.from_pretrained(
       directory / name)
-  tokens = tokenizer(text, return_tensors='pt', add_special_tokens=False)
-  score = model(**tokens).logits[0, 0].item() + told['bias']
+  ids = (tokenizer(prompt).input_ids + tokenizer(
+      response, add_special_tokens=False).input_ids + [tokenizer.eos_token_id])
+  score = model(torch.tensor([ids])).logits[0, 0].item() + told['bias']
   scores.append((score - told.get('mean', 0)) / told.get('std', 1))
 scores = torch.tensor(scores)
 mean, worst, spread = scores.mean(), scores.min(), scores.var(correction=0)
@@ -46,7 +48,7 @@ uncertainty_weighted = mean - 0.5 * spread
 the coefficient that the study was given in place of 0.5.
 '''
 _TEXTS = '''
-`text` is a prompt in the format `{format}`, the response and the EOS token; \
+`prompt` is written in the format `{format}` of `rlhf_jax.data.formats`; \
 prompts of more than {max_prompt_length} tokens lose their front, responses \
 end after {max_response_length}.
 '''
@@ -80,7 +82,7 @@ import transformers
 _WHOLE = ('Loads in transformers as `AutoModelForCausalLM`.', '''\
 tokenizer = transformers.AutoTokenizer.from_pretrained('.')
 model = transformers.AutoModelForCausalLM.from_pretrained('.')
-tokens = tokenizer(prompt, return_tensors='pt', add_special_tokens=False)
+tokens = tokenizer(prompt, return_tensors='pt')
 print(tokenizer.decode(model.generate(**tokens, do_sample=True)[0]))''')
 _ADAPTER = ('An adapter, which `peft` puts on the model it was trained on.',
             '''\

@@ -4,7 +4,6 @@ The worlds are tiny; the numbers are recomputed from what the commands leave.
 """
 
 import csv
-import functools
 import json
 import pathlib
 
@@ -22,13 +21,7 @@ from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.storage import files
 
-SHORT = ('--size=smoke', '--max_prompt_length=48', '--max_response_length=12')
-
-
-def succeed(*words, stdin=''):
-  code, out, err = own_data.run(*words, stdin=stdin)
-  assert code == 0, err
-  return out
+succeed, world = own_data.succeed, own_data.trained
 
 
 def fail(code, *words):
@@ -37,28 +30,6 @@ def fail(code, *words):
   assert actual == code, err
   assert err.count('\n') == 1, err
   return err
-
-
-@functools.cache
-def world() -> pathlib.Path:
-  return worlds.once('commands', _make)
-
-
-def _make(path: pathlib.Path):
-  """An SFT model, exported; reward models on it; RLOO against them."""
-  data = own_data.folder()
-  succeed('train', '--algorithm=sft', f'--data={data}/demonstrations.json',
-          *SHORT, f'--workdir={path}/sft')
-  succeed('export', f'--workdir={path}/sft', '--stage=seed_0/policies/policy',
-          f'--directory={path}/model')
-  model = f'--model={path}/model'
-  succeed('train', '--algorithm=reward', f'--data={data}/pairs.jsonl', model,
-          *SHORT, '--members=3', f'--workdir={path}/rewards')
-  succeed('export', f'--workdir={path}/rewards',
-          '--stage=seed_0/rewards/proxies', f'--directory={path}/ensemble')
-  succeed('train', '--algorithm=rloo', f'--data={data}/prompts.jsonl', model,
-          *SHORT, f'--reward={path}/rewards/seed_0/rewards/proxies',
-          '--aggregate=worst_case', f'--workdir={path}/rloo')
 
 
 def scores(*words) -> list[dict]:
