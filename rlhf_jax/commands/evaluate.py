@@ -29,6 +29,7 @@ from rlhf_jax.commands import arguments
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import models
 from rlhf_jax.configs import base
+from rlhf_jax.data import coders
 from rlhf_jax.data import examples
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import logged
@@ -145,7 +146,9 @@ def _prompts(values, one: models.Policy) -> np.ndarray:
     write = (examples.write_in(one.format) if one.format
              else lambda row: (row.prompt, ''))
     try:
-      texts = [write(row)[0] for row in first.values()]
+      texts = [prompt for prompt, _ in coders.rendered(
+          one.coder, [(write(row)[0], '') for row in first.values()],
+          allowed=True)]
     except ValueError as error:
       raise errors.ConfigError(f'--data={values.data}: {error}') from None
     rows = one.coder.encode_rows(

@@ -133,6 +133,9 @@ def write(format_: str, prompt: str, response: str = '',
 def answer(one: Policy, prompts: Sequence[coders.Texts], **options: Any
            ) -> tuple[np.ndarray, np.ndarray]:
   """Samples responses to prompts of `write`; the rest is that of `sample`."""
+  # Whoever names the format 'chat_template' here has allowed it.
+  prompts = coders.rendered(
+      one.coder, [(prompt, '') for prompt, _ in prompts], allowed=True)
   rows = one.coder.encode_rows(
       [prompt for prompt, _ in prompts], [''] * len(prompts),
       max_prompt_length=one.max_prompt_length,

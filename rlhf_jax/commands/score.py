@@ -24,6 +24,7 @@ from rlhf_jax import errors
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import models
+from rlhf_jax.data import coders
 from rlhf_jax.data import examples
 from rlhf_jax.data import logged
 from rlhf_jax.ops import ensembles
@@ -94,7 +95,8 @@ def _score(values, loaded: reward_directory.Loaded, rows) -> list[dict]:
   write = examples.write_in(name) if name else (
       lambda row: (row.prompt, row.response))
   try:
-    prompts, responses = zip(*map(write, rows))
+    prompts, responses = zip(*coders.rendered(
+        loaded.coder, [*map(write, rows)], allowed=True))
   except ValueError as error:
     raise errors.ConfigError(f'--data={values.data}: {error}') from None
   encoded = loaded.coder.encode_rows(list(prompts), list(responses), **texts)

@@ -64,6 +64,9 @@ _HELP = {
     'columns': 'what columns are called: prompt=question,chosen=better',
     'split': 'of data that has several',
     'format': "of prompts, see the README; a loaded model's own if absent",
+    'allow_checkpoint_template': "whether --format=chat_template may run the "
+                                 'template that came with the model, a program '
+                                 'by somebody else, in a sandbox',
     'max_prompt_length': 'in tokens; longer prompts lose their front',
     'max_response_length': 'in tokens, the EOS included',
     'eval_prompts': 'prompts held out for evaluation',
@@ -81,7 +84,7 @@ def define(values: flags.FlagValues):
     if isinstance(kind, types.UnionType):
       kind, _ = typing.get_args(kind)
     make = {str: flags.DEFINE_string, int: flags.DEFINE_integer,
-            float: flags.DEFINE_float}[kind]
+            float: flags.DEFINE_float, bool: flags.DEFINE_boolean}[kind]
     default = field.default
     if default is dataclasses.MISSING:
       default = None

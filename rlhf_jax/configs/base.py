@@ -129,7 +129,7 @@ def _laptop(config):
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, max_bad_rows=0, long_prompts='cut',
                  identical_pairs='drop', format='alpaca', control=(),
-                 kind=none(), split=none(),
+                 allow_checkpoint_template=False, kind=none(), split=none(),
                  columns={name: none() for name in COLUMNS},
                  preference_kind=none(), preference_format=none(),
                  tokenizer=none(),
@@ -144,6 +144,7 @@ def _laptop(config):
                   demonstrations=config_dict.placeholder(tuple),
                   vocab_size=4096, max_bad_rows=0, long_prompts='cut',
                   identical_pairs='drop', format=none(), control=(),
+                  allow_checkpoint_template=False,
                   tokenizer=none(),
                   **{token: none() for token in ('pad', 'bos', 'eos')}),
   )

@@ -49,6 +49,7 @@ class Task:
   columns: tuple[tuple[str, str], ...] = ()
   split: str | None = None
   format: str | None = None
+  allow_checkpoint_template: bool = False
   max_prompt_length: int | None = None
   max_response_length: int | None = None
   eval_prompts: int | None = None

@@ -142,6 +142,7 @@ def _set_texts(config, task: tasks.Task, texts, online: bool):
   size = tasks.SIZES[task.size]
   shared = dict(
       format=texts.format, kind=texts.kind,
+      allow_checkpoint_template=task.allow_checkpoint_template,
       max_prompt_length=task.max_prompt_length or size['prompt'],
       max_response_length=task.max_response_length or size['response'])
   if online:

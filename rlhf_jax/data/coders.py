@@ -5,9 +5,11 @@ import itertools
 import pathlib
 from typing import Any
 
+from rlhf_jax import errors
 from rlhf_jax.data import formats
 from rlhf_jax.data import options as options_lib
 from rlhf_jax.data import rows as rows_lib
+from rlhf_jax.data import templates
 from rlhf_jax.data import tokenizer as tokenizer_lib
 
 Texts = tuple[formats.Text, formats.Text]  # prompt and response
@@ -22,8 +24,13 @@ def check_texts(options: options_lib.Texts,
     coder: its tokenizer; None: one that is to be trained on the texts.
     texts: in their format; the first and the last are tried.
   """
+  if coder is None and any(map(_is_deferred, texts)):
+    raise errors.ConfigError(
+        "format 'chat_template' is that of a model; give one that has a "
+        'template, or data.files.tokenizer (or data.logged.tokenizer)')
   if coder is not None:
-    for prompt, response in (texts[0], texts[-1]):
+    for prompt, response in rendered(
+        coder, [texts[0], texts[-1]], options.allow_checkpoint_template):
       coder.encode_rows([prompt], [response], max_prompt_length=1,
                         max_response_length=1)
     return
@@ -35,6 +42,46 @@ def check_texts(options: options_lib.Texts,
   if options.vocab_size < least:
     raise ValueError(f'vocab_size must be >= {least} (256 bytes, the special '
                      f'tokens), got {options.vocab_size}')
+
+
+def _is_deferred(text: tuple) -> bool:
+  return isinstance(text[0], formats.Turns)
+
+
+def rendered(coder: tokenizer_lib.Tokenizer, rows: Sequence[Texts],
+             allowed: bool) -> Sequence[Texts]:
+  """Rows whose conversations the coder's own chat template has written.
+
+  Args:
+    coder: with the template.
+    rows: prompts and responses; those without `formats.Turns` stay as they are.
+    allowed: whether a program that came with a model may run.
+
+  Raises:
+    ConfigError: it may not, there is none, or it fails; see `templates`.
+  """
+  if not any(map(_is_deferred, rows)):
+    return rows
+  if coder.chat_template is None:
+    raise errors.ConfigError(
+        "format 'chat_template' asks for the template of the tokenizer, which "
+        'has none; name another format')
+  options = dict(
+      control=coder.control, bos=coder.roles['bos'], eos=coder.roles['eos'],
+      allow_checkpoint_template=allowed)
+  said = lambda role, content: {'role': role, 'content': content}
+  asked = [[said(*turn) for turn in prompt.turns] for prompt, _ in rows]
+  answered = [i for i, (_, response) in enumerate(rows) if response.strip()]
+  alone = [i for i, (_, response) in enumerate(rows) if not response.strip()]
+  out = [*rows]
+  for i, row in zip(answered, templates.rows(
+      coder.chat_template, [[*asked[i], said('assistant', rows[i][1])]
+                            for i in answered], **options)):
+    out[i] = row
+  for i, prompt in zip(alone, templates.render(
+      coder.chat_template, [asked[i] for i in alone], **options)):
+    out[i] = prompt, ''
+  return out
 
 
 def train_tokenizer(rows: Iterable[Texts], vocab_size: int,
@@ -106,7 +153,8 @@ def encode(coder: tokenizer_lib.Tokenizer, options: Any, rows: Iterable[Texts]
     options: with max_prompt_length and max_response_length.
     rows: N of them.
   """
-  prompts, responses = zip(*rows)
+  prompts, responses = zip(*rendered(
+      coder, [*rows], options.allow_checkpoint_template))
   return coder.encode_rows(
       prompts, responses, max_prompt_length=options.max_prompt_length,
       max_response_length=options.max_response_length)

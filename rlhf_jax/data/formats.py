@@ -25,6 +25,7 @@ that does otherwise:
   chatml             'assistant\n'          the text at once
   llama2_chat        '[/INST]'              one space
   llama3             '\n\n'                 the text at once
+  chat_template      what the model's own template says
 
 Chat formats (open_assistant, a_lol, chatml, llama2_chat, llama3) take a
 conversation in one of three forms: `prompt` as one user turn, with `input`
@@ -395,13 +396,34 @@ def llama3(
           (response, end) if response else '')
 
 
+@dataclasses.dataclass(frozen=True)
+class Turns:
+  """A conversation that the chat template of a model is to write."""
+
+  turns: tuple[Turn, ...]
+
+
+def chat_template(
+    prompt: str = '', response: str = '', input: str = '', *,
+    system: str = '', messages: Sequence[Mapping[str, str]] = (),
+) -> tuple[Turns, str]:
+  """As the template that came with the model writes it; see `templates`.
+
+  The template is a program by somebody else, and is run only where
+  allow_checkpoint_template is set: `coders` does, all rows at once. Arguments
+  are `chatml`'s.
+  """
+  return Turns(tuple(conversation(
+      prompt, input, system=system, messages=messages))), response
+
+
 _FORMATS = {f.__name__: f for f in (
-    alpaca, hh, open_assistant, a_lol, tldr, stack_exchange, reddit_pair,
-    grounded_dialogue, comet, chatml, llama2_chat, llama3)}
+    chat_template, alpaca, hh, open_assistant, a_lol, tldr, stack_exchange,
+    reddit_pair, grounded_dialogue, comet, chatml, llama2_chat, llama3)}
 
 
-DIALOGUES = ('hh', 'open_assistant', 'a_lol', 'chatml', 'llama2_chat',
-             'llama3')  # take an Anthropic dialogue as a prompt
+DIALOGUES = ('hh', 'chat_template', 'open_assistant', 'a_lol', 'chatml',
+             'llama2_chat', 'llama3')  # take an Anthropic dialogue as a prompt
 
 
 def get(name: str) -> Format:

@@ -28,6 +28,8 @@ class Texts:
     eos: its token for the end of a response, likewise.
     control: further control tokens that a format needs.
     max_bad_rows: bad rows to drop in each file instead of stopping.
+    allow_checkpoint_template: whether format 'chat_template' may run the
+      program that came with the tokenizer.
     long_prompts: see `screening`.
     identical_pairs: likewise.
   """
@@ -43,6 +45,7 @@ class Texts:
   eos: str | None = None
   control: tuple[str, ...] = ()
   max_bad_rows: int = 0
+  allow_checkpoint_template: bool = False
   long_prompts: str = 'cut'
   identical_pairs: str = 'drop'
 
