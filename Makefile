@@ -21,7 +21,7 @@ test: $(VENV)/test lint
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 tests
 
 test-peers: $(VENV)/peers
-	$(RUN) -m pytest -q --durations=10 tests/peers
+	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=10 tests/peers
 
 test-pods: $(PODS)/complete
 	RLHF_JAX_PODS=$(PODS) $(RUN) -m pytest -q -rP -n $(WORKERS) tests/pods
