@@ -153,8 +153,10 @@ def encode(coder: tokenizer_lib.Tokenizer, options: Any, rows: Iterable[Texts]
     options: with max_prompt_length and max_response_length.
     rows: N of them.
   """
-  prompts, responses = zip(*rendered(
-      coder, [*rows], options.allow_checkpoint_template))
+  rows = [*rows]
+  if any(map(_is_deferred, rows)):  # the small world has no such option
+    rows = rendered(coder, rows, options.allow_checkpoint_template)
+  prompts, responses = zip(*rows)
   return coder.encode_rows(
       prompts, responses, max_prompt_length=options.max_prompt_length,
       max_response_length=options.max_response_length)
