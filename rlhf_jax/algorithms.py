@@ -180,6 +180,11 @@ ALGORITHMS = {
         'PPO, KL-penalty form', 'prompts', 1,
         (*_token_level(.95), _node('whiten')),
         _node('ppo', clip_ratio=None, kl_penalty_coef=1.), 'token'),
+    # Ramamurthy et al. 2023: the paper takes .9 and 20 in most tasks.
+    'nlpo': Algorithm(
+        'NLPO', 'prompts', 1,
+        (_node('nucleus', top_p=.9, every=20), *_token_level(.95),
+         _node('whiten')), _node('ppo'), 'token'),
     'vanilla_pg': Algorithm(
         'Vanilla PG', 'prompts', 1, _token_level(1.),
         _node('ppo', ratio='none', value_clip=None), 'token'),

@@ -1,12 +1,30 @@
 """One forward pass of a policy: [B, K, T] -> PolicyOutput."""
 
 import jax
+import jax.numpy as jnp
 
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import logprobs as logprobs_lib
 from rlhf_jax.ops import masked
+from rlhf_jax.ops import nucleus
+
+
+def _restricted(config, params, hidden, rows, guide, temperature):
+  """Statistics of tokens in rows [N, T] within the nucleus of a guide.
+
+  The token that is there is always in it, see `nucleus.include`. Both have
+  their logits whole, and those of the guide are sorted.
+  """
+  theirs = jax.lax.stop_gradient(transformer.project(
+      guide.params, transformer.hidden_states(config, guide.params, rows)))
+  allowed = nucleus.nucleus(theirs / temperature, top_p=guide.top_p)
+  # What follows; behind the last there is nothing, and nothing reads it.
+  allowed = nucleus.include(allowed, jnp.roll(rows, -1, axis=-1))
+  logits = transformer.project(params, hidden)
+  return logprobs_lib.from_logits(
+      nucleus.restrict(logits, allowed), rows, temperature=temperature)
 
 
 def forward(
@@ -18,6 +36,7 @@ def forward(
     temperature: float = 1.0,
     value_config: transformer.Config | None = None,
     dropout_key: jax.Array | None = None,
+    guide: nucleus.Guide | None = None,
 ) -> types.PolicyOutput:
   """Everything that a policy and its heads say about each token of a batch.
 
@@ -38,6 +57,10 @@ def forward(
     dropout_key: of `config.dropout` and `config.adapter_dropout`, for train
       steps alone: ratios against `old_logprobs` are then not 1 even at the
       first of them. None: no dropout.
+    guide: a mask policy of the same shape, to whose nucleus the policy is
+      restricted (NLPO, see `ops.nucleus`), as `sampling.sample` does; it has
+      no dropout and no gradient. A forward pass more, and logits of whole
+      vocabularies, of which f32[B, K, T, V] are there a few times at once.
 
   Returns:
     PolicyOutput with `logprobs` and `entropy`, f32[B, K, T], in nats, and
@@ -49,9 +72,12 @@ def forward(
     keys = jax.random.split(dropout_key)
   hidden = transformer.hidden_states(
       config, params, rows, dropout_key=keys[0])
-  out = logprobs_lib.from_hidden(
-      hidden, transformer.unembedding(params, hidden.dtype), rows,
-      bias=params.get('unembed_bias'), temperature=temperature)
+  if guide is not None:
+    out = _restricted(config, params, hidden, rows, guide, temperature)
+  else:
+    out = logprobs_lib.from_hidden(
+        hidden, transformer.unembedding(params, hidden.dtype), rows,
+        bias=params.get('unembed_bias'), temperature=temperature)
   found = {'logprobs': out.logprobs, 'entropy': out.entropy}
   # Tokens 1, 2, ... are emitted in the states before them.
   if 'value_head' in params:

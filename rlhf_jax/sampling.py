@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import types
+from rlhf_jax.models import cached
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
-from rlhf_jax.parallel import sharding
 
 
 def filter_logits(logits: jax.Array, *, top_k: int = 0,
@@ -66,6 +66,19 @@ def _draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
                       lambda: jnp.where(sound, token, best()))
 
 
+def _choose(logits, uniform, temperature, top_k, top_p):
+  """A token of each row of logits [B, V], divided by the temperature."""
+  if temperature == 0.0:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  return _draw(filter_logits(logits, top_k=top_k, top_p=top_p), uniform)
+
+
+def _logprob(logits, token):
+  """log softmax of logits [B, V] at one token [B] of each row."""
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+  return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
 def _uniforms(key, row_ids, num_samples, max_new_tokens):
   """f32[B * K, N], a function of (key, row id, sample, t) alone."""
   def row(row_id, sample):
@@ -74,27 +87,6 @@ def _uniforms(key, row_ids, num_samples, max_new_tokens):
   samples = jnp.arange(num_samples)
   rows = jax.vmap(lambda i: jax.vmap(lambda k: row(i, k))(samples))(row_ids)
   return rows.reshape(-1, max_new_tokens)
-
-
-def _prefill(config, params, layers, prompts, prompt_lengths, num_slots):
-  """Runs the prompts; the last hidden state [B, D] and the filled cache."""
-  width = prompts.shape[1]
-  slots = jnp.arange(num_slots)[None]
-  real = slots < prompt_lengths[:, None]  # [B, S]
-  mask = (slots <= jnp.arange(width)[:, None])[None] & real[:, None]
-  cache = transformer.make_cache(config, len(prompts), num_slots)
-  positions = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-  hidden, cache = transformer.extend(
-      config, params, prompts, positions, mask, cache, 0, layers=layers)
-  last = jnp.take_along_axis(
-      hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
-  return last, cache, real
-
-
-def _placed(hidden, cache, real):
-  """Each row and its cache on one part of the mesh, its heads over 'tensor'."""
-  return sharding.keep_rows(hidden), jax.tree.map(
-      lambda x: sharding.keep_rows(x, None, 'tensor'), cache), real
 
 
 def _contiguous(tokens, prompts, prompt_lengths, logprobs, lengths, pad_id):
@@ -134,6 +126,12 @@ def _known(logits, num_tokens):
   return jnp.where(real, logits, -jnp.inf)
 
 
+def _inside(params, hidden, temperature, top_p):
+  """bool[B, V]: the nucleus of a guide whose states are hidden [B, D]."""
+  logits = transformer.project(params, hidden) / (temperature or 1.0)
+  return nucleus.nucleus(logits, top_p=top_p)
+
+
 def _ends(token, seen, eos_ids, stops):
   """Whether a token [B] ends its response, and the state of its strings."""
   ends = functools.reduce(jnp.logical_or, [token == x for x in eos_ids])
@@ -145,66 +143,66 @@ def _ends(token, seen, eos_ids, stops):
 
 @functools.partial(jax.jit, static_argnames=(
     'config', 'num_samples', 'max_new_tokens', 'temperature', 'top_k', 'top_p',
-    'eos_ids', 'pad_id', 'force_eos', 'num_tokens', 'value_shift'))
-def _sample(config, params, prompts, prompt_lengths, key, row_ids, stops, *,
+    'eos_ids', 'pad_id', 'force_eos', 'num_tokens', 'value_shift',
+    'guide_top_p'))
+def _sample(config, policies, prompts, prompt_lengths, key, row_ids, stops, *,
             num_samples, max_new_tokens, temperature, top_k, top_p, eos_ids,
-            pad_id, force_eos, num_tokens, value_shift):
+            pad_id, force_eos, num_tokens, value_shift, guide_top_p):
   width = prompts.shape[1]
-  num_slots = width + max_new_tokens
-  # Gathered once, and not for each token.
-  params = sharding.gathered(transformer.frozen(config, params))
-  layers = transformer.unstack(config, params)
+  slots = jnp.arange(width + max_new_tokens)[None]
+  models = [cached.prepare(config, params) for params in policies]
+  params = models[0].params
   uniforms = _uniforms(key, row_ids, num_samples, max_new_tokens)
+  states = cached.prefill(config, models, prompts, prompt_lengths,
+                          num_slots=slots.size, num_samples=num_samples)
   repeat = lambda x: jnp.repeat(x, num_samples, axis=0)
-  hidden, cache, real = _placed(*jax.tree.map(repeat, _prefill(
-      config, params, layers, prompts, prompt_lengths, num_slots)))
   prompts, lengths = repeat(prompts), repeat(prompt_lengths)
-  slots = jnp.arange(num_slots)[None]
   # Of the token in each slot; there is none in the gap behind a prompt.
   slot_positions = jnp.where(
       slots < width, slots, slots - width + lengths[:, None])
 
-  def pick(t, hidden, done):
-    hidden = transformer.finish(config, params, hidden)
+  def pick(t, states, done):
+    hidden, *guide = cached.finish(config, models, states)
     logits = transformer.project(params, hidden)
     if value_shift is not None:
       logits = _shift(params, hidden, logits, value_shift)
     scaled = logits / (temperature or 1.0)
     allowed = _known(scaled, num_tokens)
-    if temperature == 0.0:
-      token = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
-    else:
-      token = _draw(filter_logits(allowed, top_k=top_k, top_p=top_p),
-                    jax.lax.dynamic_index_in_dim(uniforms, t, 1, False))
+    if guide:
+      inside = _inside(models[1].params, *guide, temperature, guide_top_p)
+      allowed = nucleus.restrict(allowed, inside & (allowed > -jnp.inf))
+    uniform = jax.lax.dynamic_index_in_dim(uniforms, t, 1, False)
+    token = _choose(allowed, uniform, temperature, top_k, top_p)
     if force_eos:
       token = jnp.where(t == max_new_tokens - 1, eos_ids[0], token)
-    chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
-    logprob = chosen - jax.nn.logsumexp(scaled, axis=-1)
-    return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
+    if guide:
+      scaled = nucleus.restrict(scaled, nucleus.include(inside, token))
+    return jnp.where(done, pad_id, token), jnp.where(
+        done, 0.0, _logprob(scaled, token))
 
   def body(carry):
-    t, hidden, cache, seen, tokens, logprobs, done, count = carry
-    token, logprob = pick(t, hidden, done)
+    t, states, seen, tokens, logprobs, done, count = carry
+    token, logprob = pick(t, states, done)
     tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, t, 1)
     logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, t, 1)
     count = count + ~done
     ends, seen = _ends(token, seen, eos_ids, stops)
     done = done | ends
-    mask = real | ((slots >= width) & (slots <= width + t))
-    hidden, cache = transformer.extend(
-        config, params, token[:, None], (lengths + t)[:, None],
-        mask[:, None], cache, width + t, layers=layers,
-        key_positions=slot_positions)
-    return t + 1, hidden[:, 0], cache, seen, tokens, logprobs, done, count
+    mask = (slots < lengths[:, None]) | (
+        (slots >= width) & (slots <= width + t))
+    states = cached.extend(
+        config, models, states, token, lengths + t, mask, width + t,
+        slot_positions)
+    return t + 1, states, seen, tokens, logprobs, done, count
 
   rows = len(prompts)
   shape = (rows, max_new_tokens)
   none = jnp.zeros(rows, jnp.int32)
-  carry = (jnp.int32(0), hidden, cache, () if stops is None else none,
+  carry = (jnp.int32(0), states, () if stops is None else none,
            jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape),
            jnp.zeros(rows, bool), none)
-  unfinished = lambda c: (c[0] < max_new_tokens) & ~jnp.all(c[6])
-  tokens, logprobs, _, count = jax.lax.while_loop(unfinished, body, carry)[4:]
+  unfinished = lambda c: (c[0] < max_new_tokens) & ~jnp.all(c[5])
+  tokens, logprobs, _, count = jax.lax.while_loop(unfinished, body, carry)[3:]
   return _contiguous(tokens, prompts, lengths, logprobs, count, pad_id)
 
 
@@ -237,6 +235,7 @@ def sample(
     num_tokens: int | None = None,
     row_ids: jax.Array | None = None,
     value_shift: float | None = None,
+    guide: nucleus.Guide | None = None,
 ) -> types.Batch:
   """Samples `num_samples` responses to each prompt.
 
@@ -267,12 +266,18 @@ def sample(
       then go through before top-k and temperature, as ILQL samples (Snell et
       al. 2023; objectives.md 8.6), in nats per unit of value, >= 0; 0 is the
       language model. V is not needed: it cancels. None: no shift.
+    guide: a mask policy of the same shape, to whose nucleus at each step the
+      policy is restricted before top-k and top-p (NLPO, see `ops.nucleus`);
+      where it holds no token of the tokenizer, and for a forced EOS, it gives
+      way. It has weights and a cache of its own, and time of its own. None:
+      no restriction.
 
   Returns:
     Batch [B, K, P + N] with `tokens`, `mask` and `old_logprobs`: the log
     probability of each sampled token, in nats, under the softmax of
     logits / temperature (of the logits where it is 0), before top-k and
-    top-p, 0 off the mask. With `value_shift` these are the shifted logits,
+    top-p, renormalised within the nucleus of `guide` and that token; 0 off
+    the mask. With `value_shift` these are the shifted logits,
     which `policy.forward` does not give; without, at the same temperature, it
     gives the same numbers to 1e-5 in float32. In bfloat16 it does not: 0.012
     off (rms; 0.045 at most of 1,450 tokens, 4 layers of 128 features, CPU),
@@ -320,13 +325,15 @@ def sample(
     chex.assert_shape(stops, (None, num_tokens))
   if row_ids is None:
     row_ids = jnp.arange(len(prompts))
+  policies = (params,) if guide is None else (params, guide.params)
   rows = _sample(
-      config, params, prompts, prompt_lengths, key, jnp.asarray(row_ids),
+      config, policies, prompts, prompt_lengths, key, jnp.asarray(row_ids),
       stops, num_samples=num_samples, max_new_tokens=max_new_tokens,
       temperature=float(temperature), top_k=top_k, top_p=float(top_p),
       eos_ids=eos_ids, pad_id=pad_id, force_eos=force_eos,
       num_tokens=num_tokens,
-      value_shift=None if value_shift is None else float(value_shift))
+      value_shift=None if value_shift is None else float(value_shift),
+      guide_top_p=None if guide is None else float(guide.top_p))
   tokens, mask, logprobs = (
       x.reshape(len(prompts), num_samples, -1) for x in rows)
   return types.Batch(tokens=tokens, mask=mask, old_logprobs=logprobs)

@@ -231,7 +231,9 @@ def online(
   Args:
     prompts: N of them.
     sampler: (params, prompts, prompt_lengths, key, row_ids) -> Batch; params
-      are those of the state and, where there is one, of `frozen.base`.
+      are those of the state and, where there is one, of `frozen.base`. Where
+      the state has `targets`, those of a mask policy, it gets them beside the
+      base as `guide`.
     annotated: of `rollout`, usually jitted.
     batch_size: prompts a rollout.
     seed: of the order of the prompts.
@@ -261,7 +263,10 @@ def online(
   def draw(step, turn, state, frozen):
     at = order.indices(
         seed, step * turns + turn, batch_size, len(prompts.tokens))
-    params = {**(frozen.base or {}), **state.params}
+    whole = lambda part: {**(frozen.base or {}), **part}
+    params, guide = whole(state.params), {}
+    if state.targets is not None:
+      guide['guide'] = whole(state.targets)
     key, shards = streams.child(state.key, 'sampler'), meshes.row_parts()
     size, parts = -(-batch_size // (shards * multiple)) * shards * multiple, []
     for rows, _ in sharding.chunks(size, chunk_size, shards):
@@ -269,7 +274,7 @@ def online(
       chunk = sharding.shard_batch((
           prompts.tokens[asked], prompts.lengths[asked],
           (rows + turn * batch_size).astype(np.int32)))
-      parts.append(sampler(params, *chunk[:2], key, chunk[2]))
+      parts.append(sampler(params, *chunk[:2], key, chunk[2], **guide))
     batch = parts[0]
     if len(parts) > 1 or size != batch_size:
       batch = _join(parts, size, batch_size)

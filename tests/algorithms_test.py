@@ -21,15 +21,17 @@ UNITS = {'token': 3, 'sequence': 2, 'pair': 1, 'prompt': 1}
 # What an annotator fills, and so is missing until it has run.
 FILLED = {'scores': 'scores', 'ref_logprobs': 'ref_logprobs',
           'old_values': 'old_values', 'prompt_values': 'prompt_values',
-          'reference_point': 'reference_points'}
+          'reference_point': 'reference_points', 'nucleus': 'old_logprobs'}
 
 
-def _bare(batch, source):
+def _bare(batch, row):
   """The batch as a source gives it: no field that an annotator fills."""
   fields = {*FILLED.values(), 'rewards', 'advantages', 'returns', 'targets'}
-  if source == 'logged':
+  if all(node['name'] != 'nucleus' for node in row.annotators):
+    fields.remove('old_logprobs')  # of the sampler
+  if row.source == 'logged':
     fields.remove('scores')
-  if source in ('choices', 'targets', 'unpaired'):
+  if row.source in ('choices', 'targets', 'unpaired'):
     fields.remove('targets')
   return batch.replace(**dict.fromkeys(fields))
 
@@ -37,7 +39,7 @@ def _bare(batch, source):
 def _models(example):
   """Model annotators, which fill their field and no other."""
   def fill(field):
-    return lambda batch, state, frozen: batch.replace(
+    return lambda batch, state, frozen, **kwargs: batch.replace(
         **{field: getattr(example, field)})
   return {name: fill(field) for name, field in FILLED.items()}
 
@@ -47,7 +49,7 @@ def _annotated(nodes, example, row):
   state = types.TrainState(step=0, params=None, opt_state=None, key=None,
                            statistics=running.init(row.annotators))
   chain = chain_lib.chain(nodes, _models(example))
-  return chain(_bare(example, row.source), state, None)[0]
+  return chain(_bare(example, row), state, None)[0]
 
 
 class AlgorithmsTest(parameterized.TestCase):

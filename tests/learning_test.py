@@ -31,6 +31,7 @@ from rlhf_jax.ops import logprobs
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
+from rlhf_jax.pipeline import online_models
 from rlhf_jax.pipeline import unpaired
 from rlhf_jax.rewards import models as reward_models
 
@@ -74,11 +75,14 @@ def _prompts():
 
 
 @functools.partial(jax.jit, static_argnames='num_samples')
-def _sample(params, prompts, lengths, key, row_ids=None, *, num_samples=4):
+def _sample(params, prompts, lengths, key, row_ids=None, *, num_samples=4,
+            guide=None):
+  if guide is not None:
+    guide = nucleus.Guide(guide)
   return sampling.sample(
       CONFIG, params, prompts, lengths, key, num_samples=num_samples,
       max_new_tokens=N, eos_id=EOS, pad_id=PAD, force_eos=True,
-      row_ids=row_ids)
+      row_ids=row_ids, guide=guide)
 
 
 def _reward(batch):
@@ -106,6 +110,9 @@ MODELS = {
         scores=_reward(batch)),
     'ref_logprobs': lambda batch, state, frozen: from_models.ref_logprobs(
         batch, CONFIG, frozen.reference),
+    'nucleus': lambda batch, state, frozen, top_p, every: (
+        from_models.old_logprobs(batch, CONFIG, state.params, guide=(
+            nucleus.Guide(state.targets, top_p)))),
     'old_values': lambda batch, state, frozen: from_models.old_values(
         batch, CONFIG, state.params),
     'prompt_values': lambda batch, state, frozen: batch.replace(
@@ -151,8 +158,13 @@ def _data(source):
 def _start(name, params, tx):
   """The forward pass and the first state of a row."""
   if name not in REWARD_MODELS:
-    targets = params['q_heads'] if name == 'ilql' else None
-    return FORWARD, train.init_state(params, tx, jax.random.key(0), targets)
+    targets, forward = None, FORWARD
+    if name == 'ilql':
+      targets = params['q_heads']
+    if name == 'nlpo':
+      targets = {k: x for k, x in params.items() if 'head' not in k}
+      forward = online_models.within(FORWARD, .9)
+    return forward, train.init_state(params, tx, jax.random.key(0), targets)
   params = reward_models.init(CONFIG, jax.random.key(1), trunk=params)
   forward = functools.partial(
       reward_models.forward, CONFIG, per_step=name == 'step_rewards')
@@ -189,6 +201,8 @@ def _learn(name, num_steps=40, learning_rate=.02, updates=1, **changes):
         jax.jit(sources.rollout(annotators)),
         batch_size=ROWS, seed=0)
     step = train.make_updates(step, num_epochs=updates)
+    if name == 'nlpo':
+      step = online_models.renewing(step, online_models.mask(row)['every'])
   else:
     data, _ = jax.jit(annotators)(_data(row.source), state, frozen)
     source = sources.offline(jax.device_get(data), batch_size=ROWS, seed=0)
@@ -222,7 +236,7 @@ class PolicyTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ('ppo', 'ppo', {}),
-      ('ppo_kl_penalty', 'ppo_kl_penalty', {}),
+      ('ppo_kl_penalty', 'ppo_kl_penalty', {}), ('nlpo', 'nlpo', {}),
       ('rloo_in_trl', 'rloo', {
           'reinforce': {'ratio': 'sequence', 'clip_ratio': .2}}),
       ('grpo', 'grpo', {}), ('dapo', 'dapo', {}), ('gspo', 'gspo', {}))

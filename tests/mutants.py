@@ -59,6 +59,7 @@ TESTS = {
     'doctor/texts': ('doctor/doctor',),
     'pipeline/reward_directory': ('commands/commands',),
     'stages/loaded_rewards': ('stages/preferences',),
+    'models/cached': ('sampling',),
     'studies/estimates': ('studies/memory',),
     'studies/labels': ('stages/feedback', 'configs/training'),
     'studies/footprints': ('studies/memory',),

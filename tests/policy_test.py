@@ -16,6 +16,7 @@ from rlhf_jax.annotators import from_models
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import logprobs
+from rlhf_jax.ops import nucleus
 from rlhf_jax.rewards import models as reward_models
 
 B, K, T, V = 2, 3, 6, 9
@@ -63,6 +64,69 @@ class ForwardTest(parameterized.TestCase):
           mine, fn(logits, batch.tokens, temperature=temperature), atol=1e-5)
     self.assertLess(out.logprobs[..., 1:].max(), 0)
     self.assertIsNone(out.values)
+
+  @parameterized.product(tied=(False, True), temperature=(1., .5))
+  def test_within_a_guide(self, tied, temperature):
+    """The whole logits, restricted to its nucleus and to what is there."""
+    params, batch = _example(tied)
+    guide = nucleus.Guide(_init(CONFIGS[tied], jax.random.key(9)), .5)
+    out = jax.jit(lambda batch: policy.forward(
+        CONFIGS[tied], params, batch, temperature=temperature,
+        guide=guide))(batch)
+    own, theirs = (np.float64(jax.vmap(lambda x, p=p: transformer.logits(
+        CONFIGS[tied], p, x))(batch.tokens)) / temperature
+                   for p in (params, guide.params))
+    kept, off = [], 0
+    for b, k, t in np.ndindex(B, K, T - 1):
+      token, probs = int(batch.tokens[b, k, t + 1]), np.exp(theirs[b, k, t])
+      order = np.argsort(-probs)
+      before = np.cumsum(probs[order]) - probs[order]
+      inside = {*order[before < .5 * probs.sum()].tolist()}
+      off += token not in inside
+      some = own[b, k, t][[*inside | {token}]]
+      logs = some - np.log(np.exp(some).sum())
+      self.assertAlmostEqual(
+          out.logprobs[b, k, t + 1],
+          own[b, k, t, token] - np.log(np.exp(some).sum()), 4)
+      self.assertAlmostEqual(
+          out.entropy[b, k, t + 1], -(np.exp(logs) * logs).sum(), 4)
+      kept.append(len(some))
+    self.assertBetween(np.mean(kept), 1.5, V - 2)
+    self.assertGreater(off, 0)
+    np.testing.assert_array_equal(out.logprobs[..., 0], 0)
+
+  def test_a_guide_in_numbers(self):
+    """[Ex 10.1]"""
+    config = transformer.make_config(
+        'llama', vocab_size=4, hidden_size=8, num_layers=1, num_heads=2,
+        intermediate_size=12)
+    params = jax.tree.map(jnp.zeros_like, _init(config, jax.random.key(0)))
+    logs = jnp.log(jnp.float32([.5, .3, .15, .05]))
+    params |= {'norm': jax.tree.map(jnp.ones_like, params['norm']),
+               'embed': jnp.ones((4, 8)),  # and of norm 1 in each feature
+               'unembed': jnp.broadcast_to(logs[:, None] / 8, (4, 8))}
+    batch = types.Batch(jnp.int32([[[0, 0, 1, 2, 3]]]), jnp.ones((1, 1, 5)))
+    out = policy.forward(
+        config, params, batch, guide=nucleus.Guide(params, .9))
+    np.testing.assert_allclose(
+        np.exp(out.logprobs[0, 0, 1:4]), [.526316, .315789, .157895],
+        atol=2e-5)
+    self.assertAlmostEqual(out.logprobs[0, 0, 2], -1.152680, 4)
+    # One that is there though it is outside.
+    self.assertAlmostEqual(out.logprobs[0, 0, 4], np.log(.05), 4)
+
+  def test_no_gradient_reaches_the_guide(self):
+    params, batch = _example()
+    of = lambda params, guide: policy.forward(
+        CONFIGS[False], params, batch, guide=nucleus.Guide(guide, .5)
+        ).logprobs[..., 1:].sum()
+    own, theirs = jax.jit(jax.grad(of, (0, 1)))(
+        params, jax.tree.map(lambda x: .9 * x, params))
+    self.assertEqual(max(float(jnp.abs(x).max())
+                         for x in jax.tree.leaves(theirs)), 0)
+    for leaf in jax.tree.leaves(own):
+      self.assertTrue(np.isfinite(leaf).all())
+      self.assertGreater(np.abs(leaf).max(), 0)
 
   def test_padding_is_inert(self):
     params, batch = _example()

@@ -18,6 +18,7 @@ from rlhf_jax.models import transformer
 from rlhf_jax.ops import endings
 from rlhf_jax.ops import kl
 from rlhf_jax.ops import logprobs
+from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import ratios
 from rlhf_jax.ops import stops
 from rlhf_jax.parallel import sharding
@@ -453,6 +454,107 @@ class ValueShiftTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         ValueError, "must hold 'target_q_heads' .*got embed, layers, norm"):
       _sample(value_shift=1.)
+
+
+@functools.cache
+def _other(config):
+  """A mask policy: the policy with other signs of some weights."""
+  return jax.tree.map(
+      lambda x: x * jnp.where(jnp.arange(x.size) % 3 == 0, -1., 1.).reshape(
+          x.shape).astype(x.dtype), _params(config))
+
+
+def _nucleus(logits, top_p):
+  """The tokens of the nucleus of f64[V], one by one."""
+  probs = np.exp(logits - logits.max())
+  probs /= probs.sum()
+  inside = set()
+  for token in np.argsort(-probs):
+    if probs[[*inside]].sum() < top_p:
+      inside.add(int(token))
+  return inside
+
+
+class GuideTest(parameterized.TestCase):
+  """Samples of NLPO against passes over each prefix, in float64."""
+
+  @parameterized.parameters((1., .6), (.7, .9))
+  def test_every_token_is_in_the_nucleus(self, temperature, top_p):
+    guide, drawn = nucleus.Guide(_other(LLAMA), top_p), {}
+    batch = _sample(guide=guide, temperature=temperature, num_samples=64,
+                    max_new_tokens=3)
+    for row, mask, found in zip(*(
+        x.reshape(-1, x.shape[-1]) for x in (
+            batch.tokens, batch.mask, batch.old_logprobs)), strict=True):
+      for t in np.flatnonzero(mask):
+        drawn.setdefault(tuple(row[:t]), []).append((row[t], found[t]))
+    left_out = []
+    for prefix, pairs in drawn.items():
+      own, theirs = (_next(params, prefix) / temperature
+                     for params in (_params(LLAMA), guide.params))
+      inside = _nucleus(theirs, top_p)
+      self.assertContainsSubset({int(token) for token, _ in pairs}, inside)
+      probs = np.exp(own - own.max())
+      probs /= probs[[*inside]].sum()
+      for token, logprob in pairs:
+        self.assertAlmostEqual(logprob, np.log(probs[token]), delta=1e-4)
+      # After a prompt there are 64: what is likely there has been drawn.
+      if len(pairs) == 64:
+        self.assertContainsSubset(
+            {x for x in inside if probs[x] > .15}, {x for x, _ in pairs})
+      left_out.append(probs.sum() - 1)
+    self.assertGreater(np.mean(left_out), .1)  # of the policy
+
+  @parameterized.parameters('llama', 'gpt2', 'mistral')
+  def test_as_one_forward_pass(self, family):
+    """The numbers of training, and its mask."""
+    config, guide = CONFIGS[family], nucleus.Guide(_other(CONFIGS[family]), .7)
+    batch = _sample(config=config, guide=guide, temperature=.8)
+    out = jax.jit(lambda batch: policy.forward(
+        config, _params(config), batch, temperature=.8, guide=guide))(batch)
+    np.testing.assert_allclose(
+        batch.old_logprobs[batch.mask], out.logprobs[batch.mask], atol=1e-5)
+    self.assertGreater(np.abs(
+        _training_logprobs(config, _params(config), batch, .8)
+        - batch.old_logprobs)[batch.mask].mean(), .1)
+
+  def test_of_itself_is_top_p(self):
+    one = _sample(guide=nucleus.Guide(_params(LLAMA), .7))
+    np.testing.assert_array_equal(one.tokens, _sample(top_p=.7).tokens)
+    whole = _sample(guide=nucleus.Guide(_other(LLAMA), 1.))
+    np.testing.assert_array_equal(whole.tokens, _rollout().tokens)
+    np.testing.assert_allclose(
+        whole.old_logprobs, _rollout().old_logprobs, atol=1e-6)
+
+  def test_greedy(self):
+    """The likeliest of the nucleus, where the policy has another."""
+    guide = nucleus.Guide(_other(LLAMA), .5)
+    batch = _sample(guide=guide, temperature=0., num_samples=1)
+    differ = 0
+    for row, mask in zip(batch.tokens[:, 0], batch.mask[:, 0], strict=True):
+      for t in np.flatnonzero(mask):
+        own, theirs = (_next(x, row[:t]) for x in (
+            _params(LLAMA), guide.params))
+        best = max(_nucleus(theirs, .5), key=lambda x, own=own: own[x])
+        self.assertEqual(row[t], best)
+        differ += best != own.argmax()
+    self.assertGreater(differ, 0)
+
+  def test_gives_way(self):
+    """To a forced EOS, and where it allows none of the tokenizer's tokens."""
+    likely = _other(LLAMA) | {'unembed': 0 * _params(LLAMA)['unembed'] + (
+        jnp.arange(V)[:, None] == V - 1) * 9.}
+    guide = nucleus.Guide(_other(LLAMA), 1e-9)  # one token
+    forced = _sample(guide=guide, force_eos=True, max_new_tokens=2)
+    self.assertTrue(np.isfinite(forced.old_logprobs).all())
+    self.assertTrue(((forced.tokens == EOS) & forced.mask).any(-1).all())
+    batch = _sample(guide=nucleus.Guide(likely, .1), num_tokens=V - 1)
+    self.assertLess(batch.tokens[batch.mask].max(), V - 1)
+    self.assertTrue(np.isfinite(batch.old_logprobs).all())
+
+  def test_rejects(self):
+    with self.assertRaisesRegex(ValueError, r'top_p must be in \(0, 1\]'):
+      _sample(guide=nucleus.Guide(_params(LLAMA), 0.))
 
 
 class EndTest(parameterized.TestCase):

@@ -13,6 +13,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import ensembles
 from rlhf_jax.ops import kl
+from rlhf_jax.ops import nucleus
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import scale as scale_lib
 
@@ -58,15 +59,17 @@ def ref_logprobs(batch: types.Batch, config: transformer.Config,
 
 
 def old_logprobs(batch: types.Batch, config: transformer.Config,
-                 params: types.Params, *,
-                 temperature: float = 1.0) -> types.Batch:
+                 params: types.Params, *, temperature: float = 1.0,
+                 guide: nucleus.Guide | None = None) -> types.Batch:
   """Log-probabilities under the policy that sampled, f32[B, K, T], in nats.
 
   In place of the sampler's own: in bfloat16 its steps with a cache round
   otherwise than a forward pass does, which would move the ratios of the first
-  update from 1. `temperature` is that of the sampler.
+  update from 1, and at the border of a nucleus may let in another token.
+  `temperature` and `guide` are those of the sampler.
   """
-  out = policy.forward(config, params, batch, temperature=temperature)
+  out = policy.forward(
+      config, params, batch, temperature=temperature, guide=guide)
   return batch.replace(old_logprobs=jax.lax.stop_gradient(out.logprobs))
 
 

@@ -120,7 +120,12 @@ def align(x: jax.Array) -> jax.Array:
   return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 0)])
 
 
-def _from_logits(logits, tokens, temperature):
+def from_logits(logits: jax.Array, tokens: jax.Array, *,
+                temperature: float = 1.0) -> Statistics:
+  """Statistics f32[..., T] of each token given those before it.
+
+  Arguments and errors are those of `token_logprobs`.
+  """
   _check(temperature, tokens)
   chex.assert_equal_shape_prefix([logits, tokens], tokens.ndim)
   chex.assert_rank(logits, tokens.ndim + 1)
@@ -145,7 +150,7 @@ def token_logprobs(logits: jax.Array, tokens: jax.Array, *,
     ValueError: if `temperature` is not positive.
     AssertionError: if shapes or dtypes disagree.
   """
-  return _from_logits(logits, tokens, temperature).logprobs
+  return from_logits(logits, tokens, temperature=temperature).logprobs
 
 
 def token_entropy(logits: jax.Array, tokens: jax.Array, *,
@@ -154,7 +159,7 @@ def token_entropy(logits: jax.Array, tokens: jax.Array, *,
 
   Arguments, alignment and errors are those of `token_logprobs`.
   """
-  return _from_logits(logits, tokens, temperature).entropy
+  return from_logits(logits, tokens, temperature=temperature).entropy
 
 
 def from_hidden(

@@ -5,8 +5,11 @@ policy, a copy of the policy refreshed every 20 updates or so, says which
 tokens may be emitted: its top-p nucleus (0.9). Sampling, log-probabilities,
 ratios and KL all use the policy renormalised on that set; the loss is PPO's.
 
-Store the mask with the rollout and use that one in every update. A sampled
-token may lie outside a refreshed mask, where its log-probability is -inf.
+Use one mask for a rollout, in sampling and in every update: store it, or keep
+the mask policy as it is until the next rollout and compute it again. A sampled
+token may lie outside a refreshed mask, where its log-probability is -inf, and,
+where two programs round differently, outside one that is computed again:
+`include` allows it there.
 
 Alignment is that of logits: position t - 1 of `logits` and of `allowed`
 governs tokens[..., t], so that logprobs.token_logprobs(restrict(logits,
@@ -14,9 +17,20 @@ allowed), tokens) is the masked policy. Logits are divided by the temperature
 of the sampler beforehand.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
+
+from rlhf_jax import types
+
+
+class Guide(NamedTuple):
+  """The mask policy of NLPO, and how much of it is allowed."""
+
+  params: types.Params  # of a decoder of the policy's shape; no gradient
+  top_p: float = 0.9  # of `nucleus`, at the temperature of the sampler
 
 
 def nucleus(logits: jax.Array, *, top_p: float) -> jax.Array:
@@ -70,3 +84,23 @@ def restrict(logits: jax.Array, allowed: jax.Array) -> jax.Array:
   chex.assert_type([logits, allowed], [float, bool])
   padding = ~allowed.any(axis=-1, keepdims=True)
   return jnp.where(allowed | padding, logits, -jnp.inf)
+
+
+def include(allowed: jax.Array, tokens: jax.Array) -> jax.Array:
+  """What is allowed, and one token of each row besides.
+
+  Args:
+    allowed: bool[..., V].
+    tokens: i32[...], in the rows that govern them; one that is not in [0, V)
+      adds nothing.
+
+  Returns:
+    bool[..., V].
+
+  Raises:
+    AssertionError: if shapes or dtypes disagree.
+  """
+  chex.assert_equal_shape([allowed[..., 0], tokens])
+  chex.assert_type([allowed, tokens], [bool, int])
+  ids = jax.lax.broadcasted_iota(jnp.int32, allowed.shape, allowed.ndim - 1)
+  return allowed | (ids == tokens[..., None])

@@ -20,17 +20,18 @@ from rlhf_jax import sampling
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
-from rlhf_jax.annotators import arithmetic
 from rlhf_jax.annotators import chain as chain_lib
-from rlhf_jax.annotators import from_models
 from rlhf_jax.annotators import running
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import nucleus
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import methods
+from rlhf_jax.pipeline import online_models
 from rlhf_jax.pipeline import rewarding
 
 SOURCES = ('prompts',)
-MODELS = ('scores', 'ref_logprobs', 'old_values')  # read parameters
+# Read parameters.
+MODELS = ('scores', 'ref_logprobs', 'old_values', online_models.MASK)
 KL_NODES = ('kl_scores', 'kl_rewards')
 
 
@@ -225,48 +226,37 @@ class Programs(NamedTuple):
 def programs(method: Method) -> Programs:
   """Compiles what a method describes; the same for the same method."""
   drawn, tokens, config = method.rollout, method.tokens, method.config
-  temperature = drawn['temperature']
+  temperature, mask = drawn['temperature'], online_models.mask(method.row)
 
   @jax.jit
-  def sampler(params, prompts, prompt_lengths, key, row_ids, stops=None):
+  def sampler(params, prompts, prompt_lengths, key, row_ids, stops=None,
+              guide=None):
+    if guide is not None:
+      guide = nucleus.Guide(guide, mask['top_p'])
     return sampling.sample(
         config, params, prompts, prompt_lengths, key, row_ids=row_ids,
-        stops=stops,
+        stops=stops, guide=guide,
         num_samples=drawn['samples'], temperature=temperature,
         top_k=drawn['top_k'], top_p=drawn['top_p'], **tokens._asdict())
 
   tx = train.optimizer(**method.optimizer)
   updates = dict(method.updates)
+  forward = functools.partial(
+      policy_lib.forward, config, temperature=temperature,
+      value_config=method.value_config)
   step = train.make_train_step(
-      functools.partial(policy_lib.forward, config, temperature=temperature,
-                        value_config=method.value_config),
+      online_models.within(forward, mask['top_p']) if mask else forward,
       method.row.bind(), tx, num_microbatches=updates.pop('num_microbatches'),
       coefficients=method.coefficients(),
       dropout=bool(config.dropout or config.adapter_dropout))
-  annotators = chain_lib.chain(method.nodes, _models(method))
+  annotators = chain_lib.chain(method.nodes, online_models.annotators(method))
+  learn = train.make_updates(step, **updates)
+  if mask:
+    learn = online_models.renewing(learn, mask['every'])
   return Programs(
       sampler, jax.jit(sources.rollout(annotators)),
       jax.jit(sources.varied(annotators)),
-      jax.jit(train.make_updates(step, **updates), donate_argnums=0), tx)
-
-
-def _models(method: Method) -> dict[str, chain_lib.Annotator]:
-  """The annotators of a method that read parameters, or the stop strings."""
-  config, temperature = method.config, method.rollout['temperature']
-  whole = lambda state, frozen: {**(frozen.base or {}), **state.params}
-  return {
-      'old_logprobs': lambda batch, state, frozen: from_models.old_logprobs(
-          batch, config, whole(state, frozen), temperature=temperature),
-      'scores': lambda batch, state, frozen, component: rewarding.score(
-          batch, frozen, method.reward_configs, component),
-      'missing_eos': lambda batch, state, frozen, **how:
-          arithmetic.missing_eos(batch, stops=frozen.stops, **how),
-      'ref_logprobs': lambda batch, state, frozen: from_models.ref_logprobs(
-          batch, config, frozen.reference, temperature=temperature),
-      'old_values': lambda batch, state, frozen: from_models.old_values(
-          batch, config, whole(state, frozen),
-          value_config=method.value_config),
-  }
+      jax.jit(learn, donate_argnums=0), tx)
 
 
 def statistics(run: Mapping[str, Any], nodes: list[Mapping]) -> dict[str, Any]:
@@ -306,6 +296,7 @@ def check(run: Mapping[str, Any]):
           member_scores=jnp.zeros((2, *shape[:2]))),
       'ref_logprobs': lambda batch, *unused: batch.replace(
           ref_logprobs=jnp.zeros(shape)),
+      online_models.MASK: online_models.check_mask,
       'old_values': lambda batch, *unused: batch.replace(
           old_values=jnp.zeros(shape))})
 

@@ -20,6 +20,7 @@ from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import methods
 from rlhf_jax.pipeline import online_methods
+from rlhf_jax.pipeline import online_models
 from rlhf_jax.pipeline import policies
 from rlhf_jax.pipeline import rewarding
 from rlhf_jax.rewards import nodes as nodes_lib
@@ -62,14 +63,16 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       world, reward['components'])
   trainable, value_config = model.trainable, None
   row = online_methods.of_run(run)
+  targets = model.trainable if online_models.mask(row) else None
   if methods.has_values(row):
     value_config = policies.value_config(world, run['value'])
     trainable = policies.add_value_head(
         world, trainable, run['value'], key('value_head'))
   method = online_methods.make(run, world, model.config, shapes, value_config)
   programs = online_methods.programs(method)
-  state = train.place_state(trainable, programs.tx, key('state')).replace(
-      statistics=online_methods.statistics(run, method.nodes))
+  state = train.place_state(
+      trainable, programs.tx, key('state'), targets).replace(
+          statistics=online_methods.statistics(run, method.nodes))
   artifacts.write_model(context, 'policy', world.node, world.corpus.tokenizer,
                         texts=artifacts.texts_of(world.corpus))
 

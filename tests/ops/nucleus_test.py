@@ -223,5 +223,22 @@ class RestrictTest(parameterized.TestCase):
       nucleus.restrict(logits, allowed.astype(np.float32))
 
 
+class IncludeTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    allowed = np.array([[True, False, False], [False, True, False],
+                        [True, True, False]])
+    out = nucleus.include(allowed, np.array([0, 2, 7]))
+    np.testing.assert_array_equal(
+        out, [[1, 0, 0], [0, 1, 1], [1, 1, 0]])
+    self.assertEqual(out.dtype, bool)
+
+  def test_rejects(self):
+    with self.assertRaises(AssertionError):
+      nucleus.include(np.ones((2, 3), bool), np.array([0]))
+    with self.assertRaises(AssertionError):
+      nucleus.include(np.ones((2, 3)), np.array([0, 1]))
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -58,6 +58,7 @@ class RowTest(parameterized.TestCase):
       (('dpo', {}, KL), "'dpo', which trains no policy from prompts"),
       (('best_of_n', {}, KL), "'best_of_n', which trains no policy"),
       (('ppo', {'kl_rewards': {'drop': True}}, KL), "needs 'kl_rewards'"),
+      (('nlpo', {'nucleus': {'drop': True}}, KL), "needs 'nucleus'"),
       (('online_dpo', {'best_first': {'drop': True}}, KL),
        "needs 'best_first'"),
       (('ppo', {'keep_best': {'drop': True}}, KL), "no annotator 'keep_best'"),
@@ -141,6 +142,9 @@ class CheckTest(parameterized.TestCase):
       (dict(algorithm='ppo_kl_penalty', updates=dict(
           penalty_target=.1, num_epochs=1)), 'set updates.num_epochs >= 2'),
       (dict(arguments=dict(gae=dict(lam=.9))), 'annotator gae.*lam'),
+      (dict(algorithm='nlpo', arguments=dict(nucleus=dict(top_p=2.))),
+       r'top_p must be in \(0, 1\], got 2.0'),
+      (dict(algorithm='nlpo', arguments=dict(nucleus=dict(mu=2))), 'mu'),
       (dict(arguments=dict(ppo=dict(clip=.9))), 'clip'))
   def test_mistakes_are_one_line(self, changes, message):
     with self.assertRaisesRegex(ValueError, message) as caught:

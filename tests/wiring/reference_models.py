@@ -109,7 +109,20 @@ def _q_logits(params, hidden):
           + params['bias'][None, None])
 
 
-def policy(params, tokens, targets=None, temperature=1., num_heads=NUM_HEADS):
+def restricted(logits, guide, top_p, tokens):
+  """Logits f64[N, T, V] with -inf off the nucleus of those of a guide.
+
+  The likeliest tokens, as many as reach the mass, and tokens i32[N, T].
+  """
+  probs = jax.nn.softmax(guide)
+  before = jnp.where(  # the mass of what is likelier, [N, T, V, V] summed
+      guide[..., None, :] > guide[..., None], probs[..., None, :], 0).sum(-1)
+  own = jnp.arange(logits.shape[-1])[None, None] == tokens[..., None]
+  return jnp.where((before < top_p) | own, logits, -jnp.inf)
+
+
+def policy(params, tokens, targets=None, temperature=1., num_heads=NUM_HEADS,
+           guide=None):
   """Everything that a policy and its heads say.
 
   Args:
@@ -119,6 +132,7 @@ def policy(params, tokens, targets=None, temperature=1., num_heads=NUM_HEADS):
     targets: slowly moving copies of 'q_heads'.
     temperature: that the logits are divided by.
     num_heads: of attention.
+    guide: parameters of a mask policy and its top_p (objectives.md 10.1).
 
   Returns:
     f64[..., T] each: 'logprobs', 'entropy', 'values'; a list with one for
@@ -127,10 +141,18 @@ def policy(params, tokens, targets=None, temperature=1., num_heads=NUM_HEADS):
   rows = tokens.reshape(-1, tokens.shape[-1])
   hidden = hidden_states(params, rows, num_heads)
   states = hidden[:, :-1]
-  logits = states @ params.get('unembed', params['embed']).T / temperature
+  project = lambda params, x: x @ params.get(
+      'unembed', params['embed']).T / temperature
+  logits = project(params, states)
+  if guide is not None:
+    theirs = hidden_states(guide[0], rows, num_heads)[:, :-1]
+    logits = restricted(
+        logits, project(guide[0], theirs), guide[1], rows[:, 1:])
   logprobs = jax.nn.log_softmax(logits)
+  probs = jnp.exp(logprobs)
   out = {'logprobs': _aligned(_at(logprobs, rows)),
-         'entropy': _aligned(-(jnp.exp(logprobs) * logprobs).sum(axis=-1))}
+         'entropy': _aligned(-(probs * jnp.where(
+             probs > 0, logprobs, 0)).sum(axis=-1))}
   if 'value_head' in params:
     trunk = params.get('value_trunk')
     read = states if trunk is None else hidden_states(

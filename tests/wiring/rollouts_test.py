@@ -41,6 +41,8 @@ AGGREGATE = dict(kind='uncertainty_weighted', uncertainty_coef=.7)
 # What of a run is particular to each case: k, and changes of its node.
 CASES = dict(
     ppo=(1, {}),
+    # A mask policy that the policy has left, and that is renewed at the end.
+    nlpo=(1, dict(arguments=dict(nucleus=dict(top_p=.8, every=5)))),
     ppo_separate=(1, dict(algorithm='ppo', value=dict(
         trunk='separate', mlp=False, scale=.5))),
     ppo_reward_trunk=(1, dict(algorithm='ppo', value=dict(
@@ -109,9 +111,9 @@ class Trace:
     self.proxies = artifacts.restore_rewards(shared.world() / 'proxies')
 
   def _recorded(self, programs):
-    def sampler(params, prompts, lengths, key, rows, stops):
+    def sampler(params, prompts, lengths, key, rows, stops, **guide):
       assert stops is None
-      batch = programs.sampler(params, prompts, lengths, key, rows)
+      batch = programs.sampler(params, prompts, lengths, key, rows, **guide)
       self.sampled.append(tuple(map(shared.host, (rows, batch))))
       return batch
 
@@ -211,7 +213,8 @@ def annotations(case, index):
   row, kl = case.row(), case.run['kl']
   tokens, mask = batch.tokens, batch.mask
   members, scores = scored(case, batch, state)
-  own = shared.policy_of(state.params, tokens, temperature=TEMPERATURE)
+  own = shared.policy_of(
+      state.params, tokens, temperature=TEMPERATURE, guide=guide(case, index))
   ref = shared.policy_of(case.reference, tokens, temperature=TEMPERATURE)
   out = dict(tokens=tokens, mask=mask, member_scores=members, scores=scores,
              old_logprobs=own['logprobs'], ref_logprobs=ref['logprobs'])
@@ -253,11 +256,22 @@ def logprobs(case, index):
   """Of the policy that sampled a rollout, and of the reference."""
   batch, state, _ = case.annotated[index]
   return tuple(
-      shared.policy_of(params, batch.tokens, temperature=TEMPERATURE)[
-          'logprobs'] for params in (state.params, case.reference))
+      shared.policy_of(params, batch.tokens, temperature=TEMPERATURE,
+                       guide=guide)['logprobs']
+      for params, guide in ((state.params, guide(case, index)),
+                            (case.reference, None)))
 
 
-def step(case, state, part, count, total):
+def guide(case, index):
+  """The mask policy of a rollout and its top_p; None without one."""
+  if case.run['algorithm'] != 'nlpo':
+    return None
+  targets = case.annotated[index][1].targets
+  return (jax.tree.map(np.float64, targets),
+          case.run['arguments']['nucleus']['top_p'])
+
+
+def step(case, state, part, count, total, guide):
   """One update of the reference, `count` of `total`, on a minibatch."""
   objective = dict(case.row().objective)
   loss = losses.POLICY[objective.pop('name')]
@@ -265,7 +279,8 @@ def step(case, state, part, count, total):
     objective['kl_coef'] = case.run['kl']['coef']
 
   def value(params):
-    out = models.policy(params, part['tokens'], temperature=TEMPERATURE)
+    out = models.policy(params, part['tokens'], temperature=TEMPERATURE,
+                        guide=guide)
     return losses.mean(*loss(out, part, **objective))
 
   gradients = models.precise(jax.grad(value))(state.params)
@@ -339,7 +354,8 @@ class OnlineTest(parameterized.TestCase):
       start = state.params
       for count, rows in enumerate(at):
         part = {k: v[rows] for k, v in batch.items() if k != 'member_scores'}
-        state = step(case, state, part, index * each + count, total)
+        state = step(case, state, part, index * each + count, total,
+                     guide(case, index))
       self.assertEqual(int(after.step), (index + 1) * each)
       shared.close_trees(
           self, optax.tree.get(after.opt_state, 'mu'), state.mu,
@@ -359,6 +375,25 @@ class OnlineTest(parameterized.TestCase):
                        for _, state, _ in case.annotated)
     self.assertEqual(first, kept('sft'))
     self.assertNotEqual(last, kept('sft'))
+
+  def test_mask_policy(self):
+    """It is the first policy, bitwise, until a copy of the last one."""
+    case = trace('nlpo')
+    first, last = case.updated
+    decoder = lambda state: recording.digest(
+        {k: state.params[k] for k in state.targets})
+    self.assertEqual(recording.digest(first[0].targets), kept('sft'))
+    for before in (first[2], last[0]):
+      self.assertEqual(recording.digest(before.targets), kept('sft'))
+      self.assertNotEqual(decoder(before), kept('sft'))
+    self.assertEqual(recording.digest(last[2].targets), decoder(last[2]))
+    # It matters: without it, and under that of the moment.
+    own, _ = logprobs(case, 1)
+    batch, state, _ = case.annotated[1]
+    for other in (None, ({k: state.params[k] for k in state.targets}, .8)):
+      free = shared.policy_of(state.params, batch.tokens, guide=other,
+                              temperature=TEMPERATURE)['logprobs']
+      self.assertGreater(np.abs(free - own)[batch.mask].max(), .01)
 
   def test_evaluation_asks_what_is_not_trained_on(self):
     case, corpus = trace('rloo'), worlds.corpus_of(SEED)

@@ -167,6 +167,15 @@ class WorkedTest(parameterized.TestCase):
         'mask': np.ones((1, 3, 1), bool), 'scores': np.array([[3., 2, 1]])},
                        sft_coef=0.), 1.030998)
 
+  def test_10_nlpo(self):
+    probs = np.array([.5, .3, .15, .05])
+    of = models.precise(lambda x: jax.nn.log_softmax(models.restricted(
+        x, x, .9, np.array([[1, 3]]))))
+    logs = of(np.log(np.array([[probs, probs]])))[0]
+    self.close(np.exp(logs[0]), [.526316, .315789, .157895, 0])
+    self.close(logs[0, 1], -1.152680)
+    self.close(np.exp(logs[1]), probs)  # whose fourth is there
+
 
 if __name__ == '__main__':
   absltest.main()
