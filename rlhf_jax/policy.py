@@ -10,21 +10,45 @@ from rlhf_jax.ops import logprobs as logprobs_lib
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import nucleus
 
+LOGITS = 2**26  # of the two policies of NLPO each, on all devices at a time
+
 
 def _restricted(config, params, hidden, rows, guide, temperature):
   """Statistics of tokens in rows [N, T] within the nucleus of a guide.
 
-  The token that is there is always in it, see `nucleus.include`. Both have
-  their logits whole, and those of the guide are sorted.
+  The token that is there is always in it, see `nucleus.include`. So many
+  positions at a time as have `LOGITS`; those are made again in the backward
+  pass, and rows stay on their devices.
   """
-  theirs = jax.lax.stop_gradient(transformer.project(
-      guide.params, transformer.hidden_states(config, guide.params, rows)))
-  allowed = nucleus.nucleus(theirs / temperature, top_p=guide.top_p)
-  # What follows; behind the last there is nothing, and nothing reads it.
-  allowed = nucleus.include(allowed, jnp.roll(rows, -1, axis=-1))
-  logits = transformer.project(params, hidden)
-  return logprobs_lib.from_logits(
-      nucleus.restrict(logits, allowed), rows, temperature=temperature)
+  theirs = jax.lax.stop_gradient(
+      transformer.hidden_states(config, guide.params, rows))
+
+  def statistics(hidden, theirs, following):
+    logits = transformer.project(guide.params, theirs) / temperature
+    allowed = nucleus.include(
+        nucleus.nucleus(logits, top_p=guide.top_p), following)
+    return logprobs_lib.at_targets(
+        nucleus.restrict(transformer.project(params, hidden), allowed),
+        following, temperature)
+
+  parts = hidden[:, :-1], theirs[:, :-1], rows[:, 1:]
+  count, width = parts[2].shape
+  size = max(1, LOGITS // (count * config.vocab_size))
+  if size >= width:
+    return jax.tree.map(logprobs_lib.align, statistics(*parts))
+
+  number = -(-width // size)
+
+  def cut(x):  # [N, width, ...] to [number, N, size, ...]
+    x = jnp.pad(x, ((0, 0), (0, number * size - width)) + ((0, 0),) * (
+        x.ndim - 2))
+    return jnp.swapaxes(x.reshape(count, number, size, *x.shape[2:]), 0, 1)
+
+  out = jax.lax.map(
+      jax.checkpoint(lambda part: statistics(*part), prevent_cse=False),
+      jax.tree.map(cut, parts))
+  return jax.tree.map(lambda x: logprobs_lib.align(
+      jnp.swapaxes(x, 0, 1).reshape(count, -1)[:, :width]), out)
 
 
 def forward(
@@ -59,8 +83,9 @@ def forward(
       first of them. None: no dropout.
     guide: a mask policy of the same shape, to whose nucleus the policy is
       restricted (NLPO, see `ops.nucleus`), as `sampling.sample` does; it has
-      no dropout and no gradient. A forward pass more, and logits of whole
-      vocabularies, of which f32[B, K, T, V] are there a few times at once.
+      no dropout and no gradient. It takes a forward pass more and a sort of
+      each token's logits, and holds about 9 times 256 MiB of them at a time,
+      or 9 times f32[B, K, V], on all devices together.
 
   Returns:
     PolicyOutput with `logprobs` and `entropy`, f32[B, K, T], in nats, and

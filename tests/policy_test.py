@@ -1,6 +1,7 @@
 """Tests for rlhf_jax.policy."""
 
 import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -94,6 +95,22 @@ class ForwardTest(parameterized.TestCase):
     self.assertBetween(np.mean(kept), 1.5, V - 2)
     self.assertGreater(off, 0)
     np.testing.assert_array_equal(out.logprobs[..., 0], 0)
+
+  @parameterized.parameters(1, 2, 3)
+  def test_a_guide_in_parts(self, positions):
+    """Some positions at a time, the last of them fewer."""
+    params, batch = _example()
+    guide = nucleus.Guide(_init(CONFIGS[False], jax.random.key(9)), .5)
+    weights = jnp.cos(jnp.arange(B * K * T)).reshape(B, K, T)
+
+    def loss(params):
+      out = policy.forward(CONFIGS[False], params, batch, guide=guide)
+      return ((out.logprobs + .3 * out.entropy) * weights).sum()
+
+    whole = jax.jit(jax.value_and_grad(loss))(params)
+    with mock.patch.object(policy, 'LOGITS', positions * B * K * V):
+      parts = jax.jit(jax.value_and_grad(lambda x: loss(x)))(params)
+    chex.assert_trees_all_close(parts, whole, atol=1e-5)
 
   def test_a_guide_in_numbers(self):
     """[Ex 10.1]"""

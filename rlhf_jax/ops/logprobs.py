@@ -47,8 +47,18 @@ def _at(logits, targets):
   return jnp.where(known, taken, jnp.nan)
 
 
-def _whole(logits, targets, temperature):
-  """Statistics of targets i32[...] under logits [..., V]."""
+def at_targets(logits: jax.Array, targets: jax.Array,
+               temperature: float = 1.0) -> Statistics:
+  """Statistics of tokens under the logits that predict them, not aligned.
+
+  Args:
+    logits: float[..., V]; -inf forbids a token.
+    targets: i32[...]; NaN where one is not in [0, V).
+    temperature: divides the logits, > 0.
+
+  Returns:
+    Statistics, each f32[...].
+  """
   logits = logits.astype(jnp.float32)
   logprobs = jax.nn.log_softmax(logits / temperature)
   probs = jnp.exp(logprobs)
@@ -120,17 +130,12 @@ def align(x: jax.Array) -> jax.Array:
   return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 0)])
 
 
-def from_logits(logits: jax.Array, tokens: jax.Array, *,
-                temperature: float = 1.0) -> Statistics:
-  """Statistics f32[..., T] of each token given those before it.
-
-  Arguments and errors are those of `token_logprobs`.
-  """
+def _from_logits(logits, tokens, temperature):
   _check(temperature, tokens)
   chex.assert_equal_shape_prefix([logits, tokens], tokens.ndim)
   chex.assert_rank(logits, tokens.ndim + 1)
   chex.assert_type(logits, float)
-  return jax.tree.map(align, _whole(
+  return jax.tree.map(align, at_targets(
       logits[..., :-1, :], tokens[..., 1:], temperature))
 
 
@@ -150,7 +155,7 @@ def token_logprobs(logits: jax.Array, tokens: jax.Array, *,
     ValueError: if `temperature` is not positive.
     AssertionError: if shapes or dtypes disagree.
   """
-  return from_logits(logits, tokens, temperature=temperature).logprobs
+  return _from_logits(logits, tokens, temperature).logprobs
 
 
 def token_entropy(logits: jax.Array, tokens: jax.Array, *,
@@ -159,7 +164,7 @@ def token_entropy(logits: jax.Array, tokens: jax.Array, *,
 
   Arguments, alignment and errors are those of `token_logprobs`.
   """
-  return from_logits(logits, tokens, temperature=temperature).entropy
+  return _from_logits(logits, tokens, temperature).entropy
 
 
 def from_hidden(
@@ -207,7 +212,7 @@ def from_hidden(
   rows = hidden[..., :-1, :].reshape(-1, hidden.shape[-1])
   targets = tokens[..., 1:]
   if unembed.shape[0] <= chunk_size:
-    out = _whole(
+    out = at_targets(
         _project(rows, unembed, bias), targets.reshape(-1), temperature)
   else:
     out = _chunked(

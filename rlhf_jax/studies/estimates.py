@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from rlhf_jax import policy
 from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.models import transformer
@@ -89,6 +90,15 @@ class Estimates:
     weights = config.num_heads * self.sizes.length * (4 + _width(config))
     return 4 * config.hidden_size * _width(config) + (
         split * _width(config) + weights) // self.mesh.shape['tensor']
+
+  def guided(self, config: transformer.Config, rows: int) -> int:
+    """Bytes of a guide's pass, and of logits that it restricts; NLPO."""
+    here = self.tokens(rows)
+    at_once = max(policy.LOGITS // meshes.row_parts(self.mesh),
+                  here // self.sizes.length * config.vocab_size)
+    # Of both policies, sorted, as probabilities and summed up, f32.
+    return 9 * 4 * min(at_once, here * config.vocab_size) + self.score(
+        config, rows, vocabulary=False)
 
   def head_step(self, config: transformer.Config, rows: int) -> int:
     """Bytes of a step of a head on the hidden states of a frozen policy."""

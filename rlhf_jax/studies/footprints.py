@@ -19,6 +19,7 @@ from rlhf_jax.pipeline import methods
 from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
+from rlhf_jax.pipeline import online_models
 from rlhf_jax.pipeline import prompt_values
 from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.pipeline import rows as rows_lib
@@ -216,8 +217,21 @@ class Planner:
             rollout['chunk_size'] or prompts, samples)))
     # Within a program, and not in chunks from the host.
     _, scoring = self._judged(self._judges(given, reward), step * parts)
+    use = dataclasses.replace(use, activations=max(use.activations, scoring))
+    if online_models.mask(row) is None:
+      return use
+    # NLPO copies the policy, and samples and learns beside the copy.
+    node = self._start(given).node
+    model, (config, params) = self._shapes.parts(node), self._shapes.policy(
+        node)
+    sampler = self._estimate.sampler(
+        config, sharding.device_bytes(params),
+        rollout['chunk_size'] or prompts, samples)
     return dataclasses.replace(
-        use, activations=max(use.activations, scoring))
+        use, optimizer=use.optimizer + self._shapes.state(model.trainable)[0],
+        sampler=max(use.sampler, 2 * sampler),
+        activations=use.activations + self._estimate.guided(
+            config, step * parts))
 
   def _use_offline_policy(self, name, arguments):
     given, run = arguments['given'], arguments['run']

@@ -290,11 +290,12 @@ class PlannerTest(absltest.TestCase):
         'policy', offline_policy, run=self.config['offline'] | changes,
         measure={'components': dict(components)})
 
-  def online(self, kind='length', evaluation=(), **rollout):
+  def online(self, kind='length', evaluation=(), algorithm='reinforce',
+             **rollout):
     run = self.config['online']
     components = {'x': {'kind': kind}}
     return self.use('policy', online_policy, run=run | dict(
-        algorithm='reinforce', rollout=run['rollout'] | rollout,
+        algorithm=algorithm, rollout=run['rollout'] | rollout,
         updates=run['updates'] | {'num_minibatches': 16},
         evaluation=run['evaluation'] | dict(evaluation),
         reward=run['reward'] | {'components': components}),
@@ -331,6 +332,18 @@ class PlannerTest(absltest.TestCase):
         batch_size=count, evaluation=tiny).activations
     self.assertEqual(step(1032 * 16), step(1025 * 16))
     self.assertGreater(step(1033 * 16), step(1032 * 16))
+
+  def test_a_mask_policy_is_a_copy_beside(self):
+    ppo, nlpo = (
+        self.online(algorithm=name, batch_size=32, samples=1,
+                    evaluation=dict(num_prompts=1)) for name in ('ppo', 'nlpo'))
+    decoder = self.use('sft', sft, node=self.config['policy']).trained
+    self.assertEqual(nlpo.trained, ppo.trained)
+    self.assertEqual(nlpo.optimizer - ppo.optimizer, decoder)
+    self.assertEqual(nlpo.sampler, 2 * ppo.sampler)
+    rows = 16 * 8 // 8  # filled up to as many minibatches on each device
+    self.assertGreaterEqual(nlpo.activations - ppo.activations,
+                            9 * 4 * rows * self.SIZES.length * 512)
 
   def test_responses_of_an_example(self):
     """By what a method compares; of steps that decide."""

@@ -114,9 +114,10 @@ def restricted(logits, guide, top_p, tokens):
 
   The likeliest tokens, as many as reach the mass, and tokens i32[N, T].
   """
-  probs = jax.nn.softmax(guide)
-  before = jnp.where(  # the mass of what is likelier, [N, T, V, V] summed
-      guide[..., None, :] > guide[..., None], probs[..., None, :], 0).sum(-1)
+  order = jnp.argsort(-guide, axis=-1)
+  probs = jnp.take_along_axis(jax.nn.softmax(guide), order, axis=-1)
+  before = jnp.take_along_axis(  # the mass of what is likelier
+      jnp.cumsum(probs, axis=-1) - probs, jnp.argsort(order, axis=-1), axis=-1)
   own = jnp.arange(logits.shape[-1])[None, None] == tokens[..., None]
   return jnp.where((before < top_p) | own, logits, -jnp.inf)
 
