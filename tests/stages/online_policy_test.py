@@ -249,6 +249,68 @@ class LearningTest(parameterized.TestCase):
     equal(policy.params, decoder(learned().directory / 'checkpoints'))
 
 
+def nlpo(**changes):
+  """Two rollouts, after the second of which the mask policy is renewed."""
+  return functools.partial(ppo(**changes), algorithm='nlpo', arguments=dict(
+      nucleus=dict(top_p=.7, every=3)))
+
+
+@functools.cache
+def masked():
+  return nlpo()()
+
+
+class MaskPolicyTest(parameterized.TestCase):
+
+  def test_ratios_begin_at_1(self):
+    """In both rollouts, in the second under a mask policy left behind."""
+    for update in masked().lines('updates'):
+      self.assertEqual(update['train/skipped'], 0)
+      if update['update'] == 0:
+        self.assertAlmostEqual(update['policy/approx_kl'], 0, delta=1e-9)
+        self.assertEqual(update['policy/clip_fraction'], 0)
+      else:
+        self.assertGreater(update['policy/approx_kl'], 1e-5)
+
+  def test_is_saved_and_renewed(self):
+    state = restored(masked().directory / 'training')
+    targets = state['training']['targets']
+    self.assertNotIn('value_head', targets)
+    equal(targets, {k: state['params'][k] for k in targets})
+    self.assertEqual(decoder(masked().directory / 'checkpoints').keys(),
+                     targets.keys())
+
+  def test_interrupted_run_goes_on_bitwise(self):
+    real, calls = fit_lib._Log.step, []
+
+    def killed(log, step, current):
+      calls.append(step)
+      if len(calls) == 2:
+        raise errors.Interrupted('killed')
+      return real(log, step, current)
+
+    context = worlds.Context(worlds.untrained())
+    with mock.patch.object(fit_lib._Log, 'step', killed):
+      with self.assertRaises(errors.Interrupted):
+        nlpo()(context, save_every=1)
+    equal(restored(context.directory / 'training')['training']['targets'],
+          sft())  # while the policy has moved
+    nlpo()(context, save_every=1)
+    assert_same_numbers(context, masked())
+
+  @parameterized.named_parameters(
+      ('microbatches', dict(updates=dict(num_microbatches=4)), 1),
+      ('chunks', dict(rollout=dict(chunk_size=2)), 1),
+      ('eight_devices', {}, 8))
+  def test_cut_changes_nothing(self, changes, num_devices):
+    other = nlpo(**changes)(num_devices=num_devices)
+    for mine, theirs in zip(other.lines('updates'),
+                            masked().lines('updates'), strict=True):
+      for name in theirs:
+        np.testing.assert_allclose(
+            mine[name], theirs[name], rtol=2e-2, atol=2e-4, err_msg=name)
+
+
 class WiringTest(absltest.TestCase):
 
   def arguments(self, **changes):
