@@ -42,7 +42,10 @@ def load(path):
   sizes = ['smoke', 'laptop', 'full', *re.findall(
       r':((?:smoke|laptop|full),[\\w=.,]*\\w)', module.__doc__)]
   configs = {size: module.get_config(size) for size in sizes}
-  out['jax'] = sorted({'jax', 'rlhf_jax'} & set(sys.modules))
+  out['jax'] = sorted(
+      name for name in sys.modules if name.partition('.')[0] == 'jax'
+      or name.startswith('rlhf_jax.')
+      and not name.startswith('rlhf_jax.configs'))
   try:
     module.get_config('tiny')
   except ValueError as error:
