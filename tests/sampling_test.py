@@ -542,15 +542,17 @@ class GuideTest(parameterized.TestCase):
 
   def test_gives_way(self):
     """To a forced EOS, and where it allows none of the tokenizer's tokens."""
-    likely = _other(LLAMA) | {'unembed': 0 * _params(LLAMA)['unembed'] + (
-        jnp.arange(V)[:, None] == V - 1) * 9.}
     guide = nucleus.Guide(_other(LLAMA), 1e-9)  # one token
     forced = _sample(guide=guide, force_eos=True, max_new_tokens=2)
     self.assertTrue(np.isfinite(forced.old_logprobs).all())
     self.assertTrue(((forced.tokens == EOS) & forced.mask).any(-1).all())
-    batch = _sample(guide=nucleus.Guide(likely, .1), num_tokens=V - 1)
-    self.assertLess(batch.tokens[batch.mask].max(), V - 1)
-    self.assertTrue(np.isfinite(batch.old_logprobs).all())
+    # As if there were none; but what is drawn is then beside the last token.
+    last = nucleus.Guide(_other(LLAMA) | {
+        'unembed_bias': 99. * (jnp.arange(V) == V - 1)}, .1)
+    batch, free = (_sample(guide=x, num_tokens=V - 1) for x in (last, None))
+    np.testing.assert_array_equal(batch.tokens, free.tokens)
+    own = free.old_logprobs[free.mask]
+    self.assertTrue((batch.old_logprobs[batch.mask] > own).all())
 
   def test_rejects(self):
     with self.assertRaisesRegex(ValueError, r'top_p must be in \(0, 1\]'):

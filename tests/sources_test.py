@@ -224,6 +224,24 @@ class OnlineTest(absltest.TestCase):
     self.assertGreater(np.abs(draw(0) - draw(1)).min(), 1e-4)
     np.testing.assert_allclose(draw(0, 6.), 2 * draw(0, 3.), rtol=1e-6)
 
+  def test_a_mask_policy_guides_it_on_the_same_base(self):
+    seen = []
+
+    def sampler(params, prompts, lengths, key, row_ids, **kwargs):
+      seen.append((params, kwargs))
+      return types.Batch(tokens=prompts[:, None], mask=prompts[:, None] > 0)
+
+    source = sources.online(
+        PROMPTS, sampler, lambda *args: types.Rollout(None, {}, {}),
+        batch_size=3, seed=2)
+    for base, under in ((None, {}), ({'base': 7.}, {'base': 7.})):
+      frozen = types.Frozen(base=base)
+      source(0, _state(0, 6.), frozen)
+      source(0, _state(0, 6.).replace(targets={'scale': 5.}), frozen)
+      params = {'scale': 6.} | under
+      self.assertEqual(seen[-2:], [
+          (params, {}), (params, {'guide': {'scale': 5.} | under})])
+
   def test_no_key_is_used_twice(self):
     source, calls = self._source()
     state, used = _state(), []
