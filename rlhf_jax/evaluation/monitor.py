@@ -135,7 +135,7 @@ class Monitor:
     scored = self._rewards(tokens, mask, prompts, responses, step=step,
                            references=self._answers)
     proxy = None
-    if self._rewards.names:
+    if scored.values:
       proxy = self._rewards.total(scored.values).astype(np.float64)
     row = columns.of_scores(proxy, scored, self._splits, gold=gold, rule=rule)
     row |= self._divergence(params, tokens, mask, old_logprobs)
