@@ -32,8 +32,6 @@ from rlhf_jax.data import backends
 from rlhf_jax.data import formats
 from rlhf_jax.data import pieces as pieces_lib
 from rlhf_jax.data import rows as rows_lib
-from rlhf_jax.ops import endings
-from rlhf_jax.ops import stops as stops_lib
 from rlhf_jax.storage import files
 
 PAD = '<pad>'
@@ -452,13 +450,17 @@ class Tokenizer:
     other = copy.copy(self)
     other.stop = tuple(strings)
     try:
-      other.stops = stops_lib.table(other.stop, *self.pieces())
+      from rlhf_jax.ops import stops  # jax, which texts alone do not need
+
+      other.stops = stops.table(other.stop, *self.pieces())
     except ValueError as error:
       raise errors.ConfigError(f'stop: {error}') from None
     return other
 
   def finished(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Whether responses ended by themselves, bool[...]: `endings.finished`."""
+    from rlhf_jax.ops import endings
+
     return endings.finished(tokens, mask, self.eos_id, self.stops)
 
   def _runs(self, text: formats.Text) -> list[str | int]:

@@ -150,7 +150,7 @@ class KindsTest(parameterized.TestCase):
             *EARLIER, ('user', ASKED), ('assistant', GOOD))))
     with self.assertRaisesRegex(
         ValueError, "format 'alpaca' has no place for the turns before 'Name a "
-        "colour.'; give a format of conversations: a_lol, chatml"):
+        "colour.'; give a format of conversations: a_lol, chat_template"):
       examples.write_in('alpaca')(row)
 
   def test_system(self):

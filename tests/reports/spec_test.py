@@ -139,9 +139,20 @@ class CheckTest(parameterized.TestCase):
        ('proxy', 'kl_k1', 'length')))
   def test_shows_what_the_study_will_have(
       self, figure, labels, columns, y, shown):
+    if columns is not None:
+      columns = {'proxy', *columns}
     full = spec.check(figure, labels, columns=columns)
     self.assertEqual((full['y'], full['columns']), (y, shown))
     self.assertEqual(spec.check(full, labels, columns=columns), full)
+
+  def test_without_a_reward(self):
+    full = spec.check(CURVES, RUNS, columns=())
+    self.assertEqual((full['y'], full['columns']),
+                     (('kl_k1',), ('kl_k1', 'length')))
+    for y in ('proxy', 'proxy_split_a'):
+      with self.assertRaisesRegex(
+          errors.ConfigError, f"'{y}' is not there: no reward measures"):
+        spec.check(CURVES | {'y': (y,)}, RUNS, columns=())
 
   @parameterized.parameters(
       (CURVES | {'columns': ('proxy', 'gold')}, ['rule'],
@@ -161,14 +172,14 @@ class CheckTest(parameterized.TestCase):
         'panel': ('noise',)}, [],
        "kind is 'win_rates'; they are those of gold scores, and no policy of"))
   def test_what_the_study_will_not_have(self, figure, columns, message):
-    spec.check(figure, RUNS, columns=['gold', 'rule'])
+    spec.check(figure, RUNS, columns=['gold', 'rule', 'proxy'])
     with self.assertRaisesRegex(errors.ConfigError, message) as raised:
-      spec.check(figure, RUNS, columns=columns)
+      spec.check(figure, RUNS, columns=[*columns, 'proxy'])
     self.assertNotIn('\n', str(raised.exception))
 
   def test_names_no_column_that_is_not_there(self):
     with self.assertRaisesRegex(errors.ConfigError, "no 'glod'") as raised:
-      spec.check(CURVES | {'y': ('glod',)}, RUNS, columns=())
+      spec.check(CURVES | {'y': ('glod',)}, RUNS, columns=('proxy',))
     self.assertNotIn(' gold,', str(raised.exception))
     self.assertIn(' proxy,', str(raised.exception))
 
@@ -187,8 +198,9 @@ class CheckTest(parameterized.TestCase):
         **full, 'columns': ('gold', 'loss')})
     self.assertEqual(spec.restrict(full, {'loss'}), {
         **full, 'columns': ('loss',), 'y': ('loss_above',)})
-    self.assertEqual(spec.restrict({'columns': ('gold',)}, ()),
-                     {'columns': ('proxy',)})
+    for there, last in ((('proxy',), 'proxy'), ((), 'kl_k1')):
+      self.assertEqual(spec.restrict({'columns': ('gold',)}, there),
+                       {'columns': (last,)})
 
   def test_every_line_is_everywhere(self):
     with self.assertRaisesRegex(
