@@ -202,7 +202,8 @@ def _learn(name, num_steps=40, learning_rate=.02, updates=1, **changes):
         batch_size=ROWS, seed=0)
     step = train.make_updates(step, num_epochs=updates)
     if name == 'nlpo':
-      step = online_models.renewing(step, online_models.mask(row)['every'])
+      step = online_models.renewing(
+          step, online_models.mask(row)['every'] * updates)
   else:
     data, _ = jax.jit(annotators)(_data(row.source), state, frozen)
     source = sources.offline(jax.device_get(data), batch_size=ROWS, seed=0)

@@ -1,7 +1,7 @@
 """Action masks of NLPO: the nucleus of one policy restricts another.
 
 Ramamurthy et al. 2023, https://arxiv.org/abs/2210.01241, section 4. A mask
-policy, a copy of the policy refreshed every 20 updates or so, says which
+policy, a copy of the policy refreshed every 20 rollouts or so, says which
 tokens may be emitted: its top-p nucleus (0.9). Sampling, log-probabilities,
 ratios and KL all use the policy renormalised on that set; the loss is PPO's.
 

@@ -252,7 +252,8 @@ def programs(method: Method) -> Programs:
   annotators = chain_lib.chain(method.nodes, online_models.annotators(method))
   learn = train.make_updates(step, **updates)
   if mask:
-    learn = online_models.renewing(learn, mask['every'])
+    learn = online_models.renewing(
+        learn, mask['every'] * updates_per_rollout({'updates': method.updates}))
   return Programs(
       sampler, jax.jit(sources.rollout(annotators)),
       jax.jit(sources.varied(annotators)),

@@ -6,6 +6,13 @@ decoder, in `TrainState.targets`, and takes the place of it in the policy: it
 shares what lies under an adapter. It is renewed between rollouts alone, so
 that the mask of a rollout can be computed again in each of its updates, and
 need not be kept, [B, K, T, V].
+
+`every` counts rollouts, as the authors' code does (allenai/RL4LMs); the paper
+speaks of updates, of which one rollout may have more than there are from one
+copy to the next. Their code renews after sampling, before the updates on that
+sample, and takes the KL of the reward from the policy without its mask; here,
+as in objectives.md, it is that of the policy that acts, to a reference that is
+not restricted.
 """
 
 from collections.abc import Callable, Mapping
@@ -65,7 +72,7 @@ def check_mask(batch: types.Batch, *unused: Any, top_p: float, every: int
   if not 0 < top_p <= 1:
     raise ValueError(f'top_p must be in (0, 1], got {top_p}.')
   if not isinstance(every, int) or every < 1:
-    raise ValueError(f'every must be a number of updates >= 1, got {every}.')
+    raise ValueError(f'every must be a number of rollouts >= 1, got {every}.')
   return batch
 
 
@@ -92,9 +99,8 @@ def renewing(updates: Callable[..., Any], every: int) -> Callable[..., Any]:
 
   Args:
     updates: of `train.make_updates`.
-    every: mu, optimizer steps from one copy to the next, >= 1. It is made
-      after the rollout in which a multiple of it is reached, so that there is
-      one after every rollout of as many updates or more.
+    every: optimizer steps from one copy to the next, >= 1: mu rollouts of
+      them. A copy is made after the rollout in which a multiple is reached.
 
   Returns:
     The function, with the arguments and results of `updates`.

@@ -252,7 +252,7 @@ class LearningTest(parameterized.TestCase):
 def nlpo(**changes):
   """Two rollouts, after the second of which the mask policy is renewed."""
   return functools.partial(ppo(**changes), algorithm='nlpo', arguments=dict(
-      nucleus=dict(top_p=.7, every=3)))
+      nucleus=dict(top_p=.7, every=2)))
 
 
 @functools.cache

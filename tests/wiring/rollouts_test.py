@@ -42,7 +42,7 @@ AGGREGATE = dict(kind='uncertainty_weighted', uncertainty_coef=.7)
 CASES = dict(
     ppo=(1, {}),
     # A mask policy that the policy has left, and that is renewed at the end.
-    nlpo=(1, dict(arguments=dict(nucleus=dict(top_p=.8, every=5)))),
+    nlpo=(1, dict(arguments=dict(nucleus=dict(top_p=.8, every=2)))),
     ppo_separate=(1, dict(algorithm='ppo', value=dict(
         trunk='separate', mlp=False, scale=.5))),
     ppo_reward_trunk=(1, dict(algorithm='ppo', value=dict(
