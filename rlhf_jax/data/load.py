@@ -54,8 +54,10 @@ def load(node: Mapping[str, Any], seed: int) -> corpus_lib.Corpus:
       are left out.
     seed: of the study.
   """
-  return _load(seed, corpus_lib.freeze(
-      {k: v for k, v in node.items() if v is not None}))
+  # No string to stop at is as good as none said.
+  return _load(seed, corpus_lib.freeze({
+      k: v for k, v in node.items()
+      if v is not None and (k != 'stop' or v)}))
 
 
 @functools.lru_cache(maxsize=4)  # a study compares up to three logs
