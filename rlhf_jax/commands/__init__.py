@@ -1,5 +1,5 @@
 """The commands of `rlhf-jax`, a module each, with `run(argv)`.
 
-The first line of a module is what `rlhf-jax --help` says of it, the whole
-docstring what its own --help does.
+The docstring of a module is what its --help says; `main.COMMANDS` has the line
+of each in `rlhf-jax --help`.
 """

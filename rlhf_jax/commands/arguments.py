@@ -12,6 +12,17 @@ class Helped(Exception):  # noqa: N818 - no error: what was asked for is said
   """--help was given, and has been answered."""
 
 
+def define_texts(values: flags.FlagValues, **helps: str):
+  """Adds flags that take a text and are absent unless given.
+
+  Args:
+    values: to which they are added.
+    **helps: what --help says, by name.
+  """
+  for name, what in helps.items():
+    flags.DEFINE_string(name, None, what, flag_values=values)
+
+
 def parse(values: flags.FlagValues, argv: Sequence[str], doc: str, *,
           most: int = 0) -> list[str]:
   """Reads the flags of a command into `values`.

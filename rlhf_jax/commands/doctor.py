@@ -44,7 +44,7 @@ def run(argv: list[str]):
     ConfigError: a check fails.
     UserError: of whatever kind; the study could not be planned.
   """
-  config, said, _ = studies.configure([*argv, '--plan=here'], __doc__)
+  config, said, _ = studies.configure(argv, __doc__)
   for line in said:
     print(line)
   failed = []

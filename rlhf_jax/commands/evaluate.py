@@ -13,7 +13,6 @@ or a model as --model takes it.
 
 from collections.abc import Sequence
 import contextlib
-import json
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -23,17 +22,14 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import policy as policy_lib
-from rlhf_jax import types
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import models
 from rlhf_jax.configs import base
 from rlhf_jax.data import coders
-from rlhf_jax.data import examples
 from rlhf_jax.data import load as load_lib
-from rlhf_jax.data import logged
 from rlhf_jax.evaluation import columns
+from rlhf_jax.evaluation import monitor
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.evaluation import texts as texts_lib
 from rlhf_jax.parallel import meshes
@@ -67,15 +63,15 @@ def run(argv: list[str]):
   """
   values = flags.FlagValues()
   models.define(values)
-  text = lambda name, what: flags.DEFINE_string(
-      name, None, what, flag_values=values)
-  text('against', 'a stage of the workdir, or a model; what the study began '
-       'with, if absent')
-  text('data', 'file or directory of prompts; what the study held out, if '
-       'absent')
-  text('reward', 'module:function, a directory of reward models, '
-       f'{" or ".join(_KINDS)}')
-  text('output', 'JSON lines to write: prompts, answers, rewards')
+  arguments.define_texts(
+      values,
+      against=('a stage of the workdir, or a model; what the study began '
+               'with, if absent'),
+      data=('file or directory of prompts; what the study held out, if '
+            'absent'),
+      reward=('module:function, a directory of reward models, '
+              f'{" or ".join(_KINDS)}'),
+      output='JSON lines to write: prompts, answers, rewards')
   flags.DEFINE_integer('num_prompts', None, 'the first of them; all if absent',
                        flag_values=values)
   flags.DEFINE_float('temperature', 1.0, 'above 0', flag_values=values)
@@ -90,7 +86,7 @@ def run(argv: list[str]):
   launch.prepare()
   with jax.set_mesh(meshes.make()):
     one = models.policy(values, argv)
-    other = _other(values, argv, one)
+    other = _other(values, one)
     prompts = _prompts(values, one)
     answers = [_answer(values, policy, prompts)
                for policy in (one, other) if policy is not None]
@@ -106,8 +102,7 @@ def run(argv: list[str]):
     arguments.progress(values.output)
 
 
-def _other(values, argv: Sequence[str], one: models.Policy
-           ) -> models.Policy | None:
+def _other(values, one: models.Policy) -> models.Policy | None:
   """The policy that is compared with, written for as the first is."""
   name = values.against
   if name is None and values.workdir:
@@ -117,13 +112,9 @@ def _other(values, argv: Sequence[str], one: models.Policy
       return None
   if name is None:
     return None
-  named = flags.FlagValues()
-  models.define(named)
   of_stage = values.workdir and (pathlib.Path(values.workdir) / name).is_dir()
-  words = ([f'--workdir={values.workdir}', f'--stage={name}'] if of_stage
-           else [f'--model={name}'])
-  named([argv[0], *words])
-  other = models.policy(named, argv)
+  other = (models.of_stage(models.complete_stage(values.workdir, name))
+           if of_stage else models.of_model(name))
   token = one.coder.differs_from(other.coder)
   if token is not None:
     raise errors.ConfigError(
@@ -142,18 +133,8 @@ def _prompts(values, one: models.Policy) -> np.ndarray:
     prompts = _held_out(values)
     tokens, lengths = prompts.tokens, prompts.lengths
   else:
-    first = {row.prompt: row for row in logged.read(values.data).rows}
-    write = (examples.write_in(one.format) if one.format
-             else lambda row: (row.prompt, ''))
-    try:
-      texts = [prompt for prompt, _ in coders.rendered(
-          one.coder, [(write(row)[0], '') for row in first.values()],
-          allowed=True)]
-    except ValueError as error:
-      raise errors.ConfigError(f'--data={values.data}: {error}') from None
-    rows = one.coder.encode_rows(
-        texts, [''] * len(texts), max_prompt_length=one.max_prompt_length,
-        max_response_length=one.max_response_length)
+    rows = coders.encode(one.coder, one, models.rows_in(
+        one.format, one.coder, models.questions(values.data), values.data))
     tokens, lengths = rows.prompts, rows.prompt_lengths
   count = values.num_prompts or len(tokens)
   return tokens[:count], lengths[:count]
@@ -166,9 +147,8 @@ def _held_out(values):
   if seed is None:
     raise errors.ConfigError(f'--stage={values.stage} is of no seed, whose '
                              'prompts could be taken; give --data')
-  config = json.loads(path.read_text())
-  return load_lib.load(
-      nodes.data_config(config), int(seed[1])).eval_prompts
+  return load_lib.load(nodes.data_config(files.read_json(path)),
+                       int(seed[1])).eval_prompts
 
 
 def _answer(values, one: models.Policy, prompts) -> Answers:
@@ -222,11 +202,9 @@ def _row(values, one: models.Policy, other: models.Policy | None,
 
 def _logprobs(values, one: models.Policy, answers: Answers) -> np.ndarray:
   """f32[N, T] at the temperature that sampled."""
-  @jax.jit
-  def compute(tokens, mask):
-    return policy_lib.forward(
-        one.config, one.params, types.Batch(tokens[:, None], mask[:, None]),
-        temperature=values.temperature).logprobs[:, 0]
+  compute = lambda tokens, mask: monitor.token_logprobs(
+      one.config, one.params, tokens[:, None], mask[:, None],
+      values.temperature)[:, 0]
   return sharding.map_rows(compute, answers.tokens, answers.mask,
                            chunk_size=values.chunk_size)
 

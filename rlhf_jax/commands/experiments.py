@@ -8,7 +8,6 @@ said there.
 """
 
 import ast
-import json
 import pathlib
 import re
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from absl import flags
 
 from rlhf_jax import errors
 from rlhf_jax.commands import arguments
+from rlhf_jax.storage import files
 
 
 class Experiment(NamedTuple):
@@ -63,8 +63,7 @@ def _minutes(path: pathlib.Path) -> float | None:
   stages = path.parent / 'results' / path.stem / 'stages.jsonl'
   if not stages.exists():
     return None
-  lines = [json.loads(line) for line in stages.read_text().splitlines()]
-  return sum(line['stage_seconds'] for line in lines) / 60
+  return sum(line['stage_seconds'] for line in files.read_jsonl(stages)) / 60
 
 
 def run(argv: list[str]):

@@ -121,11 +121,11 @@ def run(argv: list[str]):
     UserError: of whatever kind.
   """
   values = flags.FlagValues()
-  text = lambda name, what: flags.DEFINE_string(
-      name, None, what, flag_values=values)
-  text('workdir', 'of the study')
-  text('stage', 'that trained the model, such as seed_1/sft')
-  text('directory', 'to write; must not hold a model')
+  arguments.define_texts(
+      values,
+      workdir='of the study',
+      stage='that trained the model, such as seed_1/sft',
+      directory='to write; must not hold a model')
   flags.DEFINE_integer('member', None, 'of an ensemble; all if absent',
                        flag_values=values)
   flags.DEFINE_boolean('adapter', False, 'whether to write the adapter alone',

@@ -19,9 +19,7 @@ from rlhf_jax import errors
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import models
-from rlhf_jax.data import examples
 from rlhf_jax.data import formats
-from rlhf_jax.data import logged
 from rlhf_jax.evaluation import texts as texts_lib
 from rlhf_jax.parallel import meshes
 from rlhf_jax.storage import files
@@ -38,11 +36,11 @@ def run(argv: list[str]):
   """
   values = flags.FlagValues()
   models.define(values)
-  text = lambda name, what: flags.DEFINE_string(
-      name, None, what, flag_values=values)
-  text('prompt', 'to answer')
-  text('data', 'in its place, a file or directory with prompts')
-  text('output', 'JSON lines to write; to the terminal if absent')
+  arguments.define_texts(
+      values,
+      prompt='to answer',
+      data='in its place, a file or directory with prompts',
+      output='JSON lines to write; to the terminal if absent')
   flags.DEFINE_float('temperature', 1.0, '0: the likeliest token',
                      flag_values=values)
   flags.DEFINE_float('top_p', 1.0, 'in (0, 1]', flag_values=values)
@@ -58,7 +56,7 @@ def run(argv: list[str]):
     if values.prompt is None and values.data is None:
       _chat(values, models.policy(values, argv))
       return
-    rows = None if values.data is None else logged.read(values.data).rows
+    rows = None if values.data is None else models.questions(values.data)
     policy = models.policy(values, argv)
     _answer(values, policy, rows)
 
@@ -73,18 +71,8 @@ def _prompts(values: flags.FlagValues, policy: models.Policy, rows: list | None
   """The prompts as they are said, and as they are written."""
   if rows is None:
     return [values.prompt], [models.write(policy.format, values.prompt)]
-  first = {}
-  for row in rows:
-    first.setdefault((row.prompt, row.input, row.turns, row.history), row)
-  rows = list(first.values())
-  if not policy.format:
-    return [row.prompt for row in rows], [(row.prompt, '') for row in rows]
-  write = examples.write_in(policy.format)
-  try:
-    return ([row.prompt for row in rows],
-            [(write(row)[0], '') for row in rows])
-  except ValueError as error:
-    raise errors.ConfigError(f'--data={values.data}: {error}') from None
+  return [row.prompt for row in rows], models.rows_in(
+      policy.format, policy.coder, rows, values.data)
 
 
 def _answer(values: flags.FlagValues, policy: models.Policy,
@@ -122,8 +110,8 @@ def _chat(values: flags.FlagValues, policy: models.Policy):
     messages = [*messages, asked] if several else [asked]
     text = (models.write(policy.format, '', messages=messages) if several
             else models.write(policy.format, said))
-    tokens, mask = models.answer(policy, [text], seed=values.seed + turn,
-                                 **_sampler(values))
+    tokens, mask = models.answer(policy, [text], seed=values.seed,
+                                 first_row=turn, **_sampler(values))
     response = texts_lib.decode(policy.coder, tokens, mask)[1][0].strip()
     print(response, flush=True)
     messages.append({'role': 'assistant', 'content': response})

@@ -11,12 +11,11 @@ import pathlib
 
 from absl import flags
 
+from rlhf_jax.commands import arguments
+
 
 def define(values: flags.FlagValues):
   """Adds the flags of whatever runs a study."""
-  text = lambda name, what: flags.DEFINE_string(
-      name, None, what, flag_values=values)
-  text('workdir', 'where everything is written')
   flags.DEFINE_list(
       'stages', [], 'run only these stages; names or patterns',
       flag_values=values)
@@ -27,12 +26,15 @@ def define(values: flags.FlagValues):
       'rlhf_jax. The files are hard links, or copies across file systems: '
       'the other workdir may be deleted, and may be in use',
       flag_values=values)
-  text('plan', 'run nothing; say what each stage needs of one device of a '
-       'machine, such as v5e:4x4 or h100x8; alone: of this one. Where libtpu '
-       'is installed, also what the compiler for a slice says')
-  text('coordinator', 'host:port of process 0, where several run together; '
-       "'auto' asks the environment, as on TPU VMs; under SLURM, Open MPI and "
-       'GKE they find each other without')
+  arguments.define_texts(
+      values,
+      workdir='where everything is written',
+      plan=('run nothing; say what each stage needs of one device of a '
+            'machine, such as v5e:4x4 or h100x8; alone: of this one. Where '
+            'libtpu is installed, also what the compiler for a slice says'),
+      coordinator=('host:port of process 0, where several run together; '
+                   "'auto' asks the environment, as on TPU VMs; under SLURM, "
+                   'Open MPI and GKE they find each other without'))
   flags.DEFINE_integer(
       'num_processes', None, 'how many run together', flag_values=values)
   flags.DEFINE_integer(

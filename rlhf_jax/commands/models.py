@@ -1,6 +1,7 @@
 """Trained policies for commands that use one: of a stage, or of a file."""
 
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
@@ -11,9 +12,12 @@ import numpy as np
 from rlhf_jax import errors
 from rlhf_jax import sampling
 from rlhf_jax import types
+from rlhf_jax.commands import arguments
 from rlhf_jax.configs import texts as texts_lib
 from rlhf_jax.data import coders
+from rlhf_jax.data import examples
 from rlhf_jax.data import formats
+from rlhf_jax.data import logged
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
@@ -23,6 +27,7 @@ from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import workdirs
 
 _LENGTHS = {'max_prompt_length': 512, 'max_response_length': 256}
+AS_THEY_ARE = {'format': '', **_LENGTHS}  # texts of whoever says nothing
 
 
 class Policy(NamedTuple):
@@ -38,14 +43,14 @@ class Policy(NamedTuple):
 
 def define(values: flags.FlagValues):
   """Adds the flags that name a policy, and how its texts are written."""
-  text = lambda name, what: flags.DEFINE_string(
-      name, None, what, flag_values=values)
-  text('workdir', 'of a study')
-  text('stage', 'of it that trained the model, such as seed_0/policies/policy')
-  text('model', 'in their place: a directory of transformers, a .gguf file, '
-       "'smollm2'")
-  text('format', "of prompts; '' leaves them as they are; that of the stage or "
-       "the model's own if absent")
+  arguments.define_texts(
+      values,
+      workdir='of a study',
+      stage='of it that trained the model, such as seed_0/policies/policy',
+      model=('in their place: a directory of transformers, a .gguf file, '
+             "'smollm2'"),
+      format=("of prompts; '' leaves them as they are; that of the stage or "
+              "the model's own if absent"))
   for name, value in _LENGTHS.items():
     flags.DEFINE_integer(
         name, None, f'in tokens; of the stage, or {value}, if absent',
@@ -54,7 +59,7 @@ def define(values: flags.FlagValues):
 
 def stage_directory(values: flags.FlagValues, argv: Sequence[str]
                     ) -> pathlib.Path:
-  """The directory of a complete stage that trained something.
+  """The directory of the stage that flags name, see `complete_stage`.
 
   Raises:
     ConfigError: --workdir or --stage is missing.
@@ -63,13 +68,22 @@ def stage_directory(values: flags.FlagValues, argv: Sequence[str]
   if not (values.workdir and values.stage):
     raise errors.ConfigError(
         f'give --workdir and --stage; see {argv[0]} --help')
-  workdir = pathlib.Path(values.workdir)
-  if run_lib.read_result(workdir, values.stage) is None:
+  return complete_stage(values.workdir, values.stage)
+
+
+def complete_stage(workdir: str, stage: str) -> pathlib.Path:
+  """The directory of a complete stage that trained something.
+
+  Raises:
+    CheckpointError: there is no such stage.
+  """
+  path = pathlib.Path(workdir)
+  if run_lib.read_result(path, stage) is None:
     raise errors.CheckpointError(
-        f'{workdir / values.stage} is no complete stage; name one that trains '
-        f'a model, such as {_stages(workdir)}, or run it first')
-  workdirs.check_layout(workdir)
-  return workdir / values.stage
+        f'{path / stage} is no complete stage; name one that trains a model, '
+        f'such as {_stages(path)}, or run it first')
+  workdirs.check_layout(path)
+  return path / stage
 
 
 def _stages(workdir: pathlib.Path) -> str:
@@ -88,21 +102,31 @@ def policy(values: flags.FlagValues, argv: Sequence[str]) -> Policy:
   """
   if values.model and (values.workdir or values.stage):
     raise errors.ConfigError('give --model, or --workdir and --stage')
-  if values.model:
-    node = ({'name': values.model} if values.model == 'smollm2'
-            else {'path': values.model})
-    source = pretrained.source(node)
-    coder = coders.load_tokenizer(str(source))
-    model = pretrained.init(node, coder.vocab_size, jax.random.key(0))
-    config, params = model.config, model.trainable
-    texts = {'format': texts_lib.own_format(coder) or '', **_LENGTHS}
-  else:
-    directory = stage_directory(values, argv)
-    coder = artifacts.read_tokenizer(directory)
-    config, params = artifacts.restore_policy(directory)
-    texts = artifacts.read_model(directory)['texts']
+  loaded = (of_model(values.model) if values.model
+            else of_stage(stage_directory(values, argv)))
+  texts = {name: getattr(loaded, name) for name in AS_THEY_ARE}
+  return loaded._replace(**written(values, texts))
+
+
+def of_model(model: str) -> Policy:
+  """A policy by the name or the path that --model has for it."""
+  node = {'name': model} if model == 'smollm2' else {'path': model}
+  coder = coders.load_tokenizer(str(pretrained.source(node)))
+  whole = pretrained.init(node, coder.vocab_size, jax.random.key(0))
+  return _frozen(whole.config, whole.trainable, coder, AS_THEY_ARE | {
+      'format': texts_lib.own_format(coder) or ''})
+
+
+def of_stage(directory: pathlib.Path) -> Policy:
+  """The policy of a complete stage."""
+  return _frozen(*artifacts.restore_policy(directory),
+                 artifacts.read_tokenizer(directory),
+                 artifacts.read_model(directory)['texts'])
+
+
+def _frozen(config, params, coder, texts) -> Policy:
   return Policy(config, sharding.shard_params(
-      transformer.frozen(config, params)), coder, **written(values, texts))
+      transformer.frozen(config, params)), coder, **texts)
 
 
 def written(values: flags.FlagValues, texts: dict[str, Any]) -> dict[str, Any]:
@@ -130,22 +154,48 @@ def write(format_: str, prompt: str, response: str = '',
         f'--format={format_}: {error}; see the README for formats') from None
 
 
+def rows_in(format_: str, coder: tokenizer_lib.Tokenizer,
+            rows: Sequence[logged.Logged], source: str) -> list[coders.Texts]:
+  """Prompts and responses of a file in a format, or as they are.
+
+  Whoever names the format 'chat_template' to a command has allowed it.
+
+  Args:
+    format_: '' for none.
+    coder: whose template it may be.
+    rows: of the file.
+    source: of them, for messages.
+
+  Raises:
+    ConfigError: the format does not take them.
+  """
+  write = (examples.write_in(format_) if format_
+           else lambda row: (row.prompt, row.response))
+  try:
+    return [*coders.rendered(coder, [*map(write, rows)], allowed=True)]
+  except ValueError as error:
+    raise errors.ConfigError(f'--data={source}: {error}') from None
+
+
+def questions(path: str) -> list[logged.Logged]:
+  """The prompts of a file, one row of each, and no responses."""
+  first = {}
+  for row in logged.read(path).rows:
+    first.setdefault(examples.prompt_of(row), row)
+  return [dataclasses.replace(row, response='') for row in first.values()]
+
+
 def answer(one: Policy, prompts: Sequence[coders.Texts], **options: Any
            ) -> tuple[np.ndarray, np.ndarray]:
   """Samples responses to prompts of `write`; the rest is that of `sample`."""
-  # Whoever names the format 'chat_template' here has allowed it.
-  prompts = coders.rendered(
-      one.coder, [(prompt, '') for prompt, _ in prompts], allowed=True)
-  rows = one.coder.encode_rows(
-      [prompt for prompt, _ in prompts], [''] * len(prompts),
-      max_prompt_length=one.max_prompt_length,
-      max_response_length=one.max_response_length)
+  rows = coders.encode(one.coder, one, coders.rendered(
+      one.coder, prompts, allowed=True))
   return sample(one, rows.prompts, rows.prompt_lengths, **options)
 
 
 def sample(one: Policy, prompts: np.ndarray, lengths: np.ndarray, *, seed: int,
-           samples: int = 1, chunk_size: int = 16, **sampler: Any
-           ) -> tuple[np.ndarray, np.ndarray]:
+           samples: int = 1, first_row: int = 0, chunk_size: int = 16,
+           **sampler: Any) -> tuple[np.ndarray, np.ndarray]:
   """Samples responses, tokens i32[N, K, T] and mask bool[N, K, T].
 
   Args:
@@ -154,6 +204,8 @@ def sample(one: Policy, prompts: np.ndarray, lengths: np.ndarray, *, seed: int,
     lengths: i32[N].
     seed: of the samples.
     samples: K.
+    first_row: number of the first prompt in the stream of draws, so that
+      the turns of a chat draw apart.
     chunk_size: prompts at a time.
     **sampler: temperature, top_k, top_p of `sampling.sample`.
   """
@@ -169,4 +221,5 @@ def sample(one: Policy, prompts: np.ndarray, lengths: np.ndarray, *, seed: int,
     return batch.tokens, batch.mask
 
   return sharding.map_rows(draw, prompts[:, :width], lengths,
-                           np.arange(len(prompts)), chunk_size=chunk_size)
+                           first_row + np.arange(len(prompts)),
+                           chunk_size=chunk_size)

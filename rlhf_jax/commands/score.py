@@ -24,7 +24,6 @@ from rlhf_jax import errors
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import models
-from rlhf_jax.data import coders
 from rlhf_jax.data import examples
 from rlhf_jax.data import logged
 from rlhf_jax.ops import ensembles
@@ -44,13 +43,13 @@ def run(argv: list[str]):
   """
   values = flags.FlagValues()
   models.define(values)
-  text = lambda name, what: flags.DEFINE_string(
-      name, None, what, flag_values=values)
-  text('rewards', 'in place of --workdir and --stage: an export, or a '
-       'directory of transformers with one label')
-  text('data', 'file or directory of responses')
-  text('kind', 'of the data, where its columns do not tell')
-  text('output', 'CSV, or JSON lines if it ends in .jsonl')
+  arguments.define_texts(
+      values,
+      rewards=('in place of --workdir and --stage: an export, or a '
+               'directory of transformers with one label'),
+      data='file or directory of responses',
+      kind='of the data, where its columns do not tell',
+      output='CSV, or JSON lines if it ends in .jsonl')
   flags.DEFINE_string('aggregate', 'mean', 'mean, worst_case, '
                       'uncertainty_weighted or single', flag_values=values)
   flags.DEFINE_float('uncertainty_coef', 0.5, 'of uncertainty_weighted',
@@ -89,17 +88,10 @@ def _rows(path: str, kind: str | None) -> list[logged.Logged]:
 
 def _score(values, loaded: reward_directory.Loaded, rows) -> list[dict]:
   """A line for each response."""
-  texts = models.written(values, loaded.texts or {
-      'format': '', 'max_prompt_length': 512, 'max_response_length': 256})
-  name = texts.pop('format')
-  write = examples.write_in(name) if name else (
-      lambda row: (row.prompt, row.response))
-  try:
-    prompts, responses = zip(*coders.rendered(
-        loaded.coder, [*map(write, rows)], allowed=True))
-  except ValueError as error:
-    raise errors.ConfigError(f'--data={values.data}: {error}') from None
-  encoded = loaded.coder.encode_rows(list(prompts), list(responses), **texts)
+  texts = models.written(values, loaded.texts or models.AS_THEY_ARE)
+  prompts, responses = zip(*models.rows_in(
+      texts.pop('format'), loaded.coder, rows, values.data))
+  encoded = loaded.coder.encode_rows(prompts, responses, **texts)
   members = np.asarray(loaded.models.scores(
       encoded.tokens, encoded.mask, standardize=values.standardize))
   options = ({'uncertainty_coef': values.uncertainty_coef}

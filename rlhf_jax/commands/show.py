@@ -22,8 +22,7 @@ def run(argv: list[str]):
   Raises:
     UserError: of whatever kind.
   """
-  # Of `train`, which asks for a workdir unless it only plans or prints.
-  config, said, values = studies.configure([*argv, '--plan=here'], __doc__)
+  config, said, values = studies.configure(argv, __doc__)
   if values.print_config:
     print(config_files.text(config))
     return

@@ -122,13 +122,14 @@ def _columns(words: list[str]) -> tuple[tuple[str, str], ...]:
   return tuple(pairs)
 
 
-def configure(argv: list[str], doc: str) -> tuple[
+def configure(argv: list[str], doc: str, *, trains: bool = False) -> tuple[
     dict, list[str], flags.FlagValues]:
   """The config that flags describe, what to say of it, and the other flags.
 
   Args:
     argv: name of the command, and flags.
     doc: see `arguments.parse`.
+    trains: whether a workdir is needed, unless it is only planned or shown.
 
   Raises:
     UserError: of whatever kind.
@@ -142,17 +143,17 @@ def configure(argv: list[str], doc: str) -> tuple[
   arguments.parse(
       values, [word for word in argv if word not in changes], doc)
   arguments.require(values, argv, 'algorithm', 'data')
-  if not (values.workdir or values.plan or values.print_config):
+  if trains and not (values.workdir or values.plan or values.print_config):
     raise errors.ConfigError(f'give --workdir=<directory>; see {argv[0]} '
                              '--help')
+  asked = task(values)
   for name in ('data', 'preferences'):
-    path = values[name].value
+    path = getattr(asked, name)
     if path is not None and not pathlib.Path(path).exists():
       raise errors.DataError(f'--{name}={path}: there is no such file')
   # Imported here, so that mistyped flags and names are refused at once.
   from rlhf_jax.configs import training
 
-  asked = task(values)
   config = training.get_config(asked)
   said = training.describe(config, asked)
   return config_files.change(config, changes), said, values
@@ -167,7 +168,7 @@ def run(argv: list[str]):
   Raises:
     UserError: of whatever kind.
   """
-  config, said, values = configure(argv, __doc__)
+  config, said, values = configure(argv, __doc__, trains=True)
   if values.print_config:
     print(config_files.text(config))
     return

@@ -10,6 +10,7 @@ from rlhf_jax.pipeline import online_methods
 
 
 def set_ensemble(config, task: tasks.Task, pairs: int):
+  """Members, epochs and held-out pairs of reward models, of so many pairs."""
   size, proxy = tasks.SIZES[task.size], config.proxy
   held_out = max(2, min(512, pairs // 10))
   batch = task.batch_size or size['batch'][not task.is_fresh]

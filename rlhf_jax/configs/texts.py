@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rlhf_jax import errors
 from rlhf_jax.data import coders
+from rlhf_jax.data import examples
 from rlhf_jax.data import formats
 from rlhf_jax.data import kinds
 from rlhf_jax.data import logged
@@ -70,14 +71,15 @@ def survey(task: Any, *, prompts: bool) -> Survey:
 def _survey(path, kind, columns, split, name, model) -> Survey:
   advice = ('--kind says which it is, --columns=<name>=<column>,... what a '
             'column is called')
-  columns = dict(columns)
   try:
-    kind = kind or logged.kind_of(path, split=split, columns=columns,
+    kind = kind or logged.kind_of(path, split=split, columns=dict(columns),
                                   advice=advice)
     if kind not in kinds.KINDS:
       raise ValueError(f'--kind={kind}: '
                        f'{errors.nearest(kind, list(kinds.KINDS))}')
-    rows = logged.read(path, kind, split=split, columns=columns).rows
+    # As the study will, which then need not read it again.
+    rows = logged.read_once(
+        path, kind, 0, logged.arguments_of(columns, split)).rows
   except ValueError as error:
     raise errors.ConfigError(str(error)) from None
   answers = collections.Counter(row.example for row in rows)
@@ -91,7 +93,7 @@ def _survey(path, kind, columns, split, name, model) -> Survey:
                     max(one[score] for one in named)) for score in scores}
   return Survey(
       kind, name or _format(kind, rows, model), len(rows),
-      len({(row.prompt, row.input, row.turns, row.history) for row in rows}),
+      len({examples.prompt_of(row) for row in rows}),
       sum({'chosen', 'rejected'} <= found for found in groups.values()),
       min(max(answers.values()), MOST_ANSWERS), tuple(scores), limits,
       tuple(sorted({row.group for row in rows})), kinds.KINDS[kind].answers)

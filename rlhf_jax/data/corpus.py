@@ -75,6 +75,14 @@ class Corpus:
                  *(self.log.scores[name] for name in sorted(self.log.scores)))
     return files.digest([files.array_digest(x) for x in arrays])
 
+  def introduction(self) -> list[str]:
+    """What a run says of its texts before it trains; nothing of the world's.
+    """
+    if self.format is None:
+      return []
+    return [f'prompts are written in the format {self.format!r}, such as '
+            f'{self.example()}', *self.remarks()]
+
   def remarks(self) -> list[str]:
     """What a user should know of texts that were cut or left out, a line each.
     """

@@ -107,28 +107,17 @@ def read(options: Options, seed: int) -> readers.Read:
     ValueError: one of `options.others` is unknown or out of range.
   """
   if options.task is None:
-    return _read_file(options.path, options.row_kind, options.max_bad_rows,
-                      options.others)
+    return logged.read_once(options.path, options.row_kind,
+                            options.max_bad_rows, options.others)
   return _read_task(options.task, options.num_rows,
                     streams.number(seed, 'task'), options.others)
 
 
-def _arguments(others: tuple) -> dict[str, Any]:
-  return {k: dict(v) if k == 'columns' else v for k, v in others}
-
-
 @functools.lru_cache(maxsize=4)
 def _kind_of(path: str, others: tuple) -> str:
-  arguments = _arguments(others)
-  return logged.kind_of(path, split=arguments.get('split'),
-                        columns=arguments.get('columns'))
-
-
-@functools.lru_cache(maxsize=4)
-def _read_file(path: str, kind: str, max_bad_rows: int, others: tuple
-               ) -> readers.Read:
-  return logged.read(
-      path, kind, max_bad_rows=max_bad_rows, **_arguments(others))
+  others = dict(others)
+  return logged.kind_of(path, split=others.get('split'),
+                        columns=dict(others.get('columns', ())))
 
 
 @functools.lru_cache(maxsize=4)
@@ -156,7 +145,7 @@ def split(options: Options, seed: int) -> tuple[list[Example], list[Example]]:
   for row in read(options, seed).rows:
     by_number.setdefault(row.example, []).append(row)
   examples = [rows[:options.max_samples] for rows in by_number.values()]
-  keyed = [(_prompt(example[0]), example) for example in examples]
+  keyed = [(prompt_of(example[0]), example) for example in examples]
   corpus_lib.check_prompts(len({prompt for prompt, _ in keyed}),
                            options.num_eval_prompts, options.source)
   training, held_out = corpus_lib.split_by_prompt(
@@ -165,7 +154,8 @@ def split(options: Options, seed: int) -> tuple[list[Example], list[Example]]:
           [example for _, example in held_out])
 
 
-def _prompt(row: logged.Logged) -> tuple:
+def prompt_of(row: logged.Logged) -> tuple:
+  """All that a row answers; rows that agree in it answer one prompt."""
   return row.prompt, row.input, row.history, row.turns
 
 

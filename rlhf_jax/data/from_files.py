@@ -176,13 +176,6 @@ def _preference_file(options: Options) -> _File:
 
 
 @functools.lru_cache(maxsize=4)
-def _read_file(file: _File, max_bad_rows: int) -> readers.Read:
-  return logged.read(
-      file.path, _kind(file), max_bad_rows=max_bad_rows,
-      columns=dict(file.columns), split=file.split)
-
-
-@functools.lru_cache(maxsize=4)
 def _kind(file: _File) -> str:
   return file.kind or logged.kind_of(
       file.path, columns=dict(file.columns), split=file.split, advice=(
@@ -193,7 +186,9 @@ def _kind(file: _File) -> str:
 
 def _read(options: Options) -> tuple[readers.Read, ...]:
   """Demonstrations and, if there are any, preferences, to the last row."""
-  return tuple(_read_file(file, options.max_bad_rows)
+  return tuple(logged.read_once(
+      file.path, _kind(file), options.max_bad_rows,
+      logged.arguments_of(file.columns, file.split))
                for file in (_demonstration_file(options),
                             _preference_file(options))
                if file.path is not None)

@@ -115,6 +115,28 @@ def read(
   )
 
 
+@functools.lru_cache(maxsize=4)
+def read_once(path: str, kind: str, max_bad_rows: int,
+              others: tuple[tuple[str, Any], ...]) -> readers.Read:
+  """`read`, kept for whoever asks for the same file next.
+
+  Args:
+    path: see `read`.
+    kind: likewise.
+    max_bad_rows: likewise.
+    others: further arguments of `read`, of `arguments_of`.
+  """
+  return read(path, kind, max_bad_rows=max_bad_rows,
+              **{k: dict(v) if k == 'columns' else v for k, v in others})
+
+
+def arguments_of(columns: tuple[tuple[str, str], ...] = (),
+                 split: str | None = None) -> tuple[tuple[str, Any], ...]:
+  """Columns and a split as `read_once` takes them: those that are said."""
+  return tuple((name, value) for name, value in (
+      ('columns', tuple(sorted(columns))), ('split', split)) if value)
+
+
 def _parser(kind: str, columns: Mapping[str, str], options: dict[str, Any]
             ) -> Callable[[dict], tuple[Logged | None, ...] | None]:
   if kind not in kinds.KINDS:

@@ -41,18 +41,17 @@ def prompts(options: Any, cut: np.ndarray, source: str) -> np.ndarray:
   Raises:
     DataError: the policy refuses, or leaves none.
   """
-  count = int(cut.sum())
-  if options.long_prompts == 'cut' or not count:
+  if options.long_prompts == 'cut':
     return np.ones(len(cut), bool)
-  what = (f'{source}: {count} of {len(cut)} prompts have more than '
-          f'{options.max_prompt_length} tokens')
-  if options.long_prompts == 'refuse':
-    raise errors.DataError(
-        f"{what}, and long_prompts is 'refuse'; raise max_prompt_length, or "
-        "give 'cut' or 'drop'")
-  if count == len(cut):
-    raise errors.DataError(f'{what}; raise max_prompt_length')
-  return ~cut
+  return _kept(
+      options, 'long_prompts', cut, f'{source}: {cut.sum()} of {len(cut)} '
+      f'prompts have more than {options.max_prompt_length} tokens',
+      'max_prompt_length', "'cut' or 'drop'")
+
+
+def same(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+  """bool[N]: which rows of tokens i32[N, T] cannot be told apart."""
+  return (chosen == rejected).all(axis=-1)
 
 
 def pairs(options: Any, chosen: np.ndarray, rejected: np.ndarray, source: str
@@ -68,16 +67,23 @@ def pairs(options: Any, chosen: np.ndarray, rejected: np.ndarray, source: str
   Raises:
     DataError: the policy refuses, or leaves none.
   """
-  same = (chosen == rejected).all(axis=-1)
-  count = int(same.sum())
-  if options.identical_pairs == 'keep' or not count:
-    return np.ones(len(same), bool)
-  what = (f'{source}: {count} of {len(same)} pairs are the same tokens once '
-          f'responses end after {options.max_response_length}')
-  if options.identical_pairs == 'refuse':
-    raise errors.DataError(
-        f"{what}, and identical_pairs is 'refuse'; raise max_response_length, "
-        "or give 'drop'")
-  if count == len(same):
-    raise errors.DataError(f'{what}; raise max_response_length')
-  return ~same
+  if options.identical_pairs == 'keep':
+    return np.ones(len(chosen), bool)
+  alike = same(chosen, rejected)
+  return _kept(
+      options, 'identical_pairs', alike, f'{source}: {alike.sum()} of '
+      f'{len(alike)} pairs are the same tokens once responses end after '
+      f'{options.max_response_length}', 'max_response_length', "'drop'")
+
+
+def _kept(options: Any, policy: str, bad: np.ndarray, what: str, length: str,
+          others: str) -> np.ndarray:
+  """All but the bad ones, unless the policy refuses or none would be left."""
+  if not bad.any():
+    return ~bad
+  if getattr(options, policy) == 'refuse':
+    raise errors.DataError(f"{what}, and {policy} is 'refuse'; raise {length}, "
+                           f'or give {others}')
+  if bad.all():
+    raise errors.DataError(f'{what}; raise {length}')
+  return ~bad

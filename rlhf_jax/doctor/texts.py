@@ -7,6 +7,7 @@ import numpy as np
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import load as load_lib
+from rlhf_jax.data import screening
 from rlhf_jax.doctor import findings
 from rlhf_jax.ops import endings
 
@@ -24,7 +25,8 @@ def check(data: dict, seed: int) -> tuple[
   if load_lib.has_answers(data):
     found += [_endings(corpus), _lengths(corpus)]
   if corpus.preferences is not None:
-    found.append(_pairs(corpus.preferences))
+    found.append(_pairs(corpus.preferences, corpus.summary.get(
+        'identical_pairs', 0)))
   return corpus, found
 
 
@@ -82,11 +84,15 @@ def _lengths(corpus: corpus_lib.Corpus) -> findings.Finding:
       'max_response_length, or choose shorter texts')
 
 
-def _pairs(pairs: types.Batch) -> findings.Finding:
-  """Pairs of which both sides are the same tokens teach nothing."""
-  same = (pairs.tokens[:, 0] == pairs.tokens[:, 1]).all(axis=-1)
-  share = float(same.mean())
+def _pairs(pairs: types.Batch, left_out: int) -> findings.Finding:
+  """Pairs of which both sides are the same tokens teach nothing.
+
+  Those too that have been left out because of it, see `screening`.
+  """
+  same = left_out + screening.same(pairs.tokens[:, 0], pairs.tokens[:, 1]).sum()
+  total = left_out + len(pairs.tokens)
+  share = same / total
   return findings.judge(
-      'pairs', f'{same.sum()} of {len(same)} are equal after truncation',
+      'pairs', f'{same} of {total} are equal after truncation',
       warn=share > 0, fail=share > .1, remedy='their difference is cut off; '
       'raise max_response_length')

@@ -71,7 +71,8 @@ class Setting:
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'temperature'))
-def _logprobs(config, params, tokens, mask, temperature):
+def token_logprobs(config, params, tokens, mask, temperature):
+  """f32[B, K, T] of each token, in nats; one program for all policies."""
   return policy.forward(config, params, types.Batch(tokens, mask),
                         temperature=temperature).logprobs
 
@@ -241,7 +242,7 @@ class Monitor:
 
   def _logprobs(self, params, tokens, mask, temperature) -> np.ndarray:
     """f32[B, T] of each token, in nats."""
-    compute = lambda tokens, mask: _logprobs(
+    compute = lambda tokens, mask: token_logprobs(
         self._config, params, tokens[:, None], mask[:, None], temperature)
     return self._map(compute, tokens, mask)[:, 0]
 

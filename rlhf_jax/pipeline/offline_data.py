@@ -16,6 +16,7 @@ from rlhf_jax import sources
 from rlhf_jax import types
 from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import running
+from rlhf_jax.data import screening
 from rlhf_jax.pipeline import unpaired
 
 PAIRED = ('preferences', 'rankings')  # whole examples, not single responses
@@ -43,8 +44,7 @@ def _compared(row: algorithms.Algorithm, log: Mapping[str, np.ndarray],
     at = np.flatnonzero(sides.any(axis=-1).all(axis=1))
     column = sides[at].argmax(axis=-1)
     tokens = log['tokens'][at[:, None], column]
-    # The same tokens, once both are cut to length, cannot be told apart.
-    differ = (tokens[:, 0] != tokens[:, 1]).any(axis=-1)
+    differ = ~screening.same(tokens[:, 0], tokens[:, 1])
     return at[differ, None], column[differ]
   at = np.flatnonzero(present.all(axis=1))
   return at[:, None], np.arange(count)[None]

@@ -12,7 +12,6 @@ What `save` writes is for transformers and for `load` alike:
 One model alone is such a member's directory with a README.md.
 """
 
-from collections.abc import Callable
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -52,8 +51,8 @@ def members(path: str | os.PathLike) -> list[pathlib.Path]:
   if not path.is_dir():
     raise errors.CheckpointError(
         f'{path}: no such directory; give a stage of reward models, such as '
-        'runs/rewards/seed_0/data/proxies, an export of one, or a directory of '
-        'transformers')
+        'runs/rewards/seed_0/rewards/proxies, an export of one, or a directory '
+        'of transformers')
   if not (path / _ENSEMBLE).exists():
     return [path]
   names = files.read_json(path / _ENSEMBLE).get('members')
@@ -65,18 +64,17 @@ def members(path: str | os.PathLike) -> list[pathlib.Path]:
   return [path / name for name in names]
 
 
-def shape(path: str | os.PathLike) -> tuple[dict[str, Any], int, int]:
-  """The model node of a directory, its members, and its vocabulary.
+def shape(path: str | os.PathLike) -> tuple[dict[str, Any], int]:
+  """The model node of a directory, and its members.
 
   Reads no weights.
   """
   path = pathlib.Path(path).absolute()
   if (path / 'model.json').exists():
     model = artifacts.read_model(path, 'reward')
-    return model['model'], model['num_members'] or 1, model['vocab_size']
+    return model['model'], model['num_members'] or 1
   parts = members(path)
-  node = {'path': str(parts[0])}
-  return node, len(parts), coders.load_tokenizer(str(parts[0])).vocab_size
+  return {'path': str(parts[0])}, len(parts)
 
 
 def load(path: str | os.PathLike) -> Loaded:
@@ -141,8 +139,8 @@ def save(directory: pathlib.Path, models: reward_models.RewardModels,
         f'{directory} holds an ensemble already; choose another directory')
   names = [f'member_{i}' for i in range(count)] if count > 1 else ['']
   for member, name in enumerate(names):
-    _save_member(directory / name, models, member, texts, extra,
-                 coder.save_directory)
+    _save_member(directory / name, models, member, texts, extra)
+    coder.save_directory(directory / name)
   files.write_text(directory / _CARD, cards.reward(
       count, models.scale is not None, texts))
   if count > 1:  # last: with it the directory is whole
@@ -151,7 +149,7 @@ def save(directory: pathlib.Path, models: reward_models.RewardModels,
 
 def _save_member(directory: pathlib.Path, models: reward_models.RewardModels,
                  member: int, texts: dict[str, Any] | None,
-                 extra: dict[str, Any], save_tokenizer: Callable):
+                 extra: dict[str, Any]):
   params = jax.tree.map(lambda x: x[member], models.params)
   bias = float(params['head']['bias'])
   params['head']['bias'] = 0 * params['head']['bias']
@@ -160,4 +158,3 @@ def _save_member(directory: pathlib.Path, models: reward_models.RewardModels,
       name: float(x[member]) for name, x in models.scale.items()}
   files.write_json(directory / _REWARD, {
       'bias': bias, **scale, 'texts': texts})
-  save_tokenizer(directory)

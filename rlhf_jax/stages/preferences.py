@@ -40,10 +40,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any]) -> dict:
     raise errors.ConfigError(
         "config.pairs is 'preferences', and the data has no chosen and "
         'rejected responses; give pairs')
-  if corpus.format is not None:
-    context.show(f'prompts are written in the format {corpus.format!r}, such '
-                 f'as {corpus.example()}')
-  for line in corpus.remarks():
+  for line in corpus.introduction():
     context.show(line)
   at = labelled_pairs.by_prompt(
       rows.tokens[:, 0], rows.mask[:, 0], streams.number(seed, 'preferences'))

@@ -46,11 +46,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   corpus = load_lib.load(data, seed)
   coder, rows = corpus.tokenizer, corpus.demonstrations
   tokenizer.check_ids(rows.tokens, coder.vocab_size)
-  if corpus.format is not None and part == 'policy':
-    context.show(f'prompts are written in the format {corpus.format!r}, such '
-                 f'as {corpus.example()}')
-    for line in corpus.remarks():
-      context.show(line)
+  for line in corpus.introduction() if part == 'policy' else ():
+    context.show(line)
   artifacts.write_model(context, 'policy', node['model'], coder,
                         texts=artifacts.texts_of(corpus))
   key = functools.partial(streams.key, seed, 'sft', part)

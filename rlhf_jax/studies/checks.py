@@ -106,7 +106,7 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
           "'shared' (one SFT trunk) or 'member' (one for each)")
   require(proxy['head_scale'] >= 0, f'{where}.head_scale', 'give 0 or more')
   total, source = config['data']['num_pair_prompts'], 'data.num_pair_prompts'
-  if labels.learns_from_preferences(config, {where: proxy}):
+  if labels.learns_from(config, {where: proxy}, 'preferences'):
     total, source = load_lib.num_preferences(
         nodes.data_config(config)), 'the preferences, which are'
   require(0 < proxy['held_out'] < total, f'{where}.held_out',

@@ -102,7 +102,7 @@ class Planner:
           kind, arguments['node'].get('num_members'))
       return shapes_lib.Model(arguments['node']['model'], members)
     if kind == 'loaded_rewards':
-      return shapes_lib.Model(*reward_directory.shape(arguments['rewards'])[:2])
+      return shapes_lib.Model(*reward_directory.shape(arguments['rewards']))
     if kind in ('online_policy', 'offline_policy'):
       return self._start(arguments['given'])
     if kind == 'logged':

@@ -13,17 +13,7 @@ def trained(conditions: Mapping[str, Mapping]) -> dict[str, Mapping]:
           if node['path'] is None}
 
 
-def learns_from_preferences(config: dict, conditions: Mapping[str, Mapping]
-                            ) -> bool:
-  """Whether reward models are trained, on the pairs of the data."""
-  return config['pairs'] == 'preferences' and bool(trained(conditions))
-
-
-def learns_from_judge(config: dict, conditions: Mapping[str, Mapping]) -> bool:
-  """Whether they are, on pairs of samples that a judge labels."""
-  return config['pairs'] == 'judge' and bool(trained(conditions))
-
-
-def learns_from_gold(config: dict, conditions: Mapping[str, Mapping]) -> bool:
-  """Whether they are, on pairs of samples that a gold model labels."""
-  return config['pairs'] == 'samples' and bool(trained(conditions))
+def learns_from(config: dict, conditions: Mapping[str, Mapping],
+                *sources: str) -> bool:
+  """Whether reward models are trained, and on one of these `PAIRS`."""
+  return config['pairs'] in sources and bool(trained(conditions))

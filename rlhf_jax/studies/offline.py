@@ -57,8 +57,8 @@ def describe(config: dict) -> plan.Study:
       run['reward']['components'] for run in runs.values() if samples(run)]
   used = {name: node for name, node in conditions.items() if name in used}
   of_samples = any(log['source'] == 'pairs' for log in logs.values())
-  reads_pairs = (of_samples or labels.learns_from_gold(config, used)
-                 or labels.learns_from_judge(config, used)
+  reads_pairs = (of_samples
+                 or labels.learns_from(config, used, 'samples', 'judge')
                  or nodes.compares_by_gold(config, read))
   reads_gold = nodes.reads_gold(config, read) or (
       reads_pairs and config['pairs'] != 'judge')

@@ -77,8 +77,8 @@ def _check_log(where, log, config, conditions, data):
 def _samples_pairs(config, node, conditions) -> bool:
   """Whether the reward models of a log or run learn from pairs of samples."""
   name = node['condition']
-  return name not in conditions or labels.learns_from_gold(
-      config, {name: conditions[name]})
+  return name not in conditions or labels.learns_from(
+      config, {name: conditions[name]}, 'samples')
 
 
 def _check_condition(where, log, conditions, require):

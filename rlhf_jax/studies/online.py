@@ -40,10 +40,9 @@ def describe(config: dict) -> plan.Study:
           if nodes.reads_proxies(run)}
   used = {name: node for name, node in conditions.items() if name in used}
   components = [run['reward']['components'] for run in runs.values()]
-  reads_gold = labels.learns_from_gold(config, used) or nodes.reads_gold(
-      config, components)
-  reads_pairs = (labels.learns_from_gold(config, used)
-                 or labels.learns_from_judge(config, used)
+  reads_gold = (labels.learns_from(config, used, 'samples')
+                or nodes.reads_gold(config, components))
+  reads_pairs = (labels.learns_from(config, used, 'samples', 'judge')
                  or nodes.compares_by_gold(config, components))
 
   def of_seed(seed):

@@ -36,6 +36,7 @@ def describe(config: dict) -> plan.Study:
             for name, stage in seed.add_conditions(conditions, pairs).items()]
 
   return plan.Study(
-      check=check, reads_gold=labels.learns_from_gold(config, conditions),
-      of_seed=of_seed, proxies=labels.trained(conditions),
+      check=check, of_seed=of_seed,
+      reads_gold=labels.learns_from(config, conditions, 'samples'),
+      proxies=labels.trained(conditions),
       arguments=lambda shown: {'policies': shown, 'figure': config['figure']})

@@ -37,7 +37,7 @@ def check_conditions(config: Mapping, conditions: Mapping[str, Mapping],
                             f'there are {", ".join(labels.PAIRS)}')
   if config['pairs'] == 'judge':
     _check_feedback(config, conditions)
-  if labels.learns_from_preferences(config, conditions):
+  if labels.learns_from(config, conditions, 'preferences'):
     nodes.requirement(config)(
         load_lib.num_preferences(data) > 0, 'pairs', 'and the data has no '
         'chosen and rejected responses; give config.data.preferences, or pairs '

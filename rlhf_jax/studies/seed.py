@@ -149,7 +149,7 @@ class Seed:
           self.add_pairs(force_eos=self._config['force_eos']))
     if reads_gold:
       roles['gold'] = self.gold
-    if labels.learns_from_preferences(self._config, conditions):
+    if labels.learns_from(self._config, conditions, 'preferences'):
       labelled = self.add_preferences()
     return roles, self.add_conditions(conditions, labelled)
 

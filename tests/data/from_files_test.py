@@ -12,6 +12,7 @@ import numpy as np
 from rlhf_jax import errors
 from rlhf_jax.data import from_files
 from rlhf_jax.data import load as load_lib
+from rlhf_jax.data import logged
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / 'shared/data'
 SIZES = dict(num_pair_prompts=30, num_eval_prompts=5, max_prompt_length=60,
@@ -26,7 +27,7 @@ class FilesTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    from_files._read_file.cache_clear()
+    logged.read_once.cache_clear()
     from_files._kind.cache_clear()
     load_lib._load.cache_clear()
     self.directory = pathlib.Path(
@@ -142,7 +143,7 @@ class FilesTest(parameterized.TestCase):
     with open(self.preferences, 'a') as stream:
       stream.write('{"chosen": 1}\n')
     with self.assertRaisesRegex(errors.DataError, 'hh.jsonl:7: .*string'):
-      from_files._read_file.cache_clear()
+      logged.read_once.cache_clear()
       load_lib.check(self.config)
     load_lib.check(self.config | dict(max_bad_rows=1))
     self.assertEqual(load_lib.load(self.config | dict(
@@ -185,8 +186,8 @@ class FilesTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(vocab_size=258), 'vocab_size must be >= 259'),
       (dict(seed=1), 'seed is no field'),
-      (dict(target='reward'), 'target is no field; there are bos, columns, '
-       'control'),
+      (dict(target='reward'), 'target is no field; there are '
+       'allow_checkpoint_template, bos, columns, control'),
       (dict(num_pair_prompts=None), 'num_pair_prompts must be given'),
       (dict(format='chatty'), "unknown prompt format 'chatty'"))
   def test_check_names_the_field(self, change, message):

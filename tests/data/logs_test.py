@@ -10,9 +10,9 @@ from absl.testing import parameterized
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax.data import examples as examples_lib
 from rlhf_jax.data import kinds
 from rlhf_jax.data import load as load_lib
+from rlhf_jax.data import logged
 from rlhf_jax.data import logs
 from rlhf_jax.data import reviews
 from rlhf_jax.data import task_rules
@@ -55,7 +55,7 @@ class FileTest(parameterized.TestCase):
 
   def _forget(self):
     """The file has been written anew."""
-    examples_lib._read_file.cache_clear()
+    logged.read_once.cache_clear()
     load_lib._load.cache_clear()
 
   def _load(self, seed=0, **change):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from unittest import mock
 
 from absl.testing import absltest
@@ -115,6 +116,22 @@ class TextsTest(parameterized.TestCase):
       tokens[:count, 1] = tokens[:count, 0]
       self.assertEqual(check_texts(dataclasses.replace(
           corpus(), preferences=pairs.replace(tokens=tokens)))['pairs'], state)
+
+  def test_pairs_that_were_left_out_count(self):
+    """As `identical_pairs` has it unless told otherwise."""
+    path = worlds.folder() / 'a.jsonl'
+    front = 'word ' * 20
+    path.write_text(''.join(json.dumps(dict(
+        prompt=f'q{i}', chosen=f'{front if i < 8 else ""}good {i}',
+        rejected=f'{front if i < 8 else ""}bad {i}')) + '\n'
+                            for i in range(24)))
+    some = dict(path=str(path), num_pair_prompts=4, num_eval_prompts=2)
+    for policy in ('drop', 'keep'):
+      self.assertEqual(check_texts(
+          **some, max_response_length=12, identical_pairs=policy)['pairs'],
+                       'fail')
+    self.assertEqual(check_texts(**some, max_response_length=60)['pairs'],
+                     'pass')
 
   def test_a_bos_that_comes_twice(self):
     rows = corpus().demonstrations

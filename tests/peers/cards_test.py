@@ -6,11 +6,14 @@ import re
 from absl.testing import absltest
 import numpy as np
 import own_data
-import torch
+import pytest
 import worlds
 
 from rlhf_jax.data import formats
 from rlhf_jax.storage import files
+
+torch = pytest.importorskip(
+    'torch', reason='parity with transformers needs torch: make test-peers')
 
 BLOCK = re.compile(r'```python\n(.*?)```', re.DOTALL)
 
