@@ -6,11 +6,15 @@ message, file or object holds it. Answers are untrusted text of bounded size.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import email.utils
 import http.client
 import json
 import os
+import queue
 import re
+import socket
+import threading
 import time
 from typing import Any
 import urllib.error
@@ -61,7 +65,8 @@ def http_judge(endpoint: str, model: str, *,
       capital letters; None sends none.
     instructions: what the model is told first.
     max_tokens: of an answer; Baheti et al. 2024 allow 200.
-    timeout: seconds for one request.
+    timeout: seconds for one request, from the look-up of its host to the last
+      byte of the answer, in whatever pieces that comes.
     max_retries: further requests after a first that failed.
     sleep: waits for seconds.
 
@@ -171,7 +176,45 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     return None
 
 
-_opener = urllib.request.build_opener(_NoRedirects)
+class _Request(urllib.request.Request):
+  """A request that ends at a time, wherever it is then."""
+
+  def __init__(self, deadline: float, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.deadline = deadline  # as of time.monotonic
+    self.socket: socket.socket | None = None  # http.client lets go of it
+
+  def end(self):
+    """Wakes whoever reads from it."""
+    if self.socket is not None:
+      with contextlib.suppress(OSError):
+        self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(urllib.request.AbstractHTTPHandler):
+  """Keeps the socket with its request."""
+
+  def do_open(self, http_class, req, **http_conn_args):
+    class Connection(http_class):
+
+      def connect(self):
+        super().connect()
+        req.socket = self.sock
+        if time.monotonic() > req.deadline:  # too late to be ended
+          raise TimeoutError
+
+    return super().do_open(Connection, req, **http_conn_args)
+
+
+class _Http(_Handler, urllib.request.HTTPHandler):
+  pass
+
+
+class _Https(_Handler, urllib.request.HTTPSHandler):
+  pass
+
+
+_opener = urllib.request.build_opener(_NoRedirects, _Http, _Https)
 
 
 def _post(url: str, body: Mapping[str, Any], key_variable: str | None,
@@ -181,33 +224,58 @@ def _post(url: str, body: Mapping[str, Any], key_variable: str | None,
   headers = {'Content-Type': 'application/json'}
   if key is not None:
     headers['Authorization'] = f'Bearer {key}'
-  request = urllib.request.Request(
-      url, json.dumps(body).encode(), headers, method='POST')
-  deadline = time.monotonic() + timeout
+  request = _Request(time.monotonic() + timeout, url,
+                     json.dumps(body).encode(), headers, method='POST')
   # A server may say what it was sent.
   hide = lambda text: text if key is None else text.replace(key, '[key]')
+  answers = queue.SimpleQueue()
+  # A time-out of a socket is for one read of it: a line that drips in has as
+  # many as it has bytes, and the look-up of a host has none.
+  threading.Thread(target=lambda: answers.put(
+      _answer(request, timeout, hide, key_variable)), daemon=True).start()
+  for wait in (timeout, 1.0):  # an end takes no time, but for a look-up
+    with contextlib.suppress(queue.Empty):
+      answer = answers.get(timeout=wait)
+      if isinstance(answer, str):
+        return answer
+      raise answer
+    request.end()
+  raise _late(timeout)
+
+
+def _late(timeout: float) -> _TransientError:
+  return _TransientError(f'no answer in {timeout:g} s', None)
+
+
+def _answer(request: _Request, timeout: float, hide: Callable[[str], str],
+            key_variable: str | None) -> str | Exception:
+  """The body of a good answer, or what is wrong."""
   try:
     with _opener.open(request, timeout=timeout) as response:
-      return hide(_read(response, deadline))
+      return hide(_read(response, request.deadline))
   except urllib.error.HTTPError as error:
     with error:
-      raise _refusal(url, error, hide, key_variable) from None
+      return _refusal(request.full_url, error, hide, key_variable)
   except (OSError, http.client.HTTPException) as error:
     cause = getattr(error, 'reason', error)  # of a URLError
-    if isinstance(cause, TimeoutError):
-      raise _TransientError(f'no answer in {timeout:g} s', None) from None
-    raise _TransientError(hide(errors.first_line(cause)), None) from None
+    # What has been ended from outside looks broken.
+    if (isinstance(cause, TimeoutError)
+        or time.monotonic() > request.deadline):
+      return _late(timeout)
+    return _TransientError(hide(errors.first_line(cause)), None)
+  except Exception as error:  # a bug, which is not to look like silence
+    return error
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> str:
   """All of it: some servers send blanks for as long as a model thinks."""
-  body = b''
+  body = bytearray()
   while part := response.read1(2**16):
     body += part
     if len(body) > _MAX_BYTES:
       raise _TransientError(f'an answer of more than {_MAX_BYTES} bytes', None)
-    if time.monotonic() > deadline:
-      raise TimeoutError
+  if time.monotonic() > deadline:  # or half of it would be taken for all
+    raise TimeoutError
   return body.decode(errors='replace')
 
 

@@ -1,9 +1,11 @@
 """Tests for rlhf_jax.http_judge, against a server on loopback."""
 
+import contextlib
 import email.utils
 import http.server
 import json
 import os
+import socket
 import threading
 import time
 from unittest import mock
@@ -69,6 +71,7 @@ class HttpJudgeTest(parameterized.TestCase):
 
   def judge(self, *answers, **kwargs):
     self.server.answers, self.server.seen = list(answers), []
+    self.waits.clear()
     return http_judge.http_judge(
         self.endpoint, 'small', sleep=self.waits.append, **kwargs)
 
@@ -139,23 +142,47 @@ class HttpJudgeTest(parameterized.TestCase):
     self.assertLen(self.server.seen, 3)
     self.assertEqual(self.waits, [1, 2])
 
-  def test_time_out(self):
+  def test_one_deadline_from_connect_to_last_byte(self):
+    """However an answer drips in; what it says first counts all the same."""
     release = threading.Event()
     self.addCleanup(release.set)
 
-    def blanks(handler):  # as some servers do while a model thinks
-      handler.send_response(200)
-      handler.end_headers()
-      for _ in range(100):
-        handler.wfile.write(b' ')
-        if release.wait(.02):
-          return
+    def drip(first, rest=b' ' * 100):
+      def answer(handler):
+        handler.wfile.write(first)
+        with contextlib.suppress(OSError):
+          for byte in rest:
+            handler.wfile.write(bytes([byte]))
+            if release.wait(.02):
+              return
+      return answer
 
-    hang = lambda handler: release.wait(60)
-    judge = self.judge(hang, blanks, max_retries=1, timeout=.2)
-    self.assertIn('no answer in 0.2 s, after 2 requests',
-                  self.failure(errors.RewardError, judge))
-    self.assertLen(self.server.seen, 2)
+    answers = [
+        lambda handler: release.wait(60), drip(b'', b'HTTP/1.0 ' * 20),
+        drip(b'HTTP/1.0 200 OK\r\n', b'X: y\r\n' * 30),
+        drip(b'HTTP/1.0 200 OK\r\n\r\n'),  # as while a model thinks
+        drip(b'HTTP/1.0 200 OK\r\n\r\n' + completion('A').encode()),
+        drip(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n',
+             b'0' * 100)]
+    for answer in answers:
+      judge = self.judge(answer, max_retries=0, timeout=.2)
+      began = time.monotonic()
+      self.assertIn('no answer in 0.2 s, after 1 requests',
+                    self.failure(errors.RewardError, judge))
+      self.assertLess(time.monotonic() - began, 1)
+    busy = drip(b'HTTP/1.0 503 Busy\r\nRetry-After: 7\r\n\r\n')
+    judge = self.judge(busy, (200, completion('A')), timeout=.2)
+    self.assertEqual(judge('p', 'x', 'y'), 'A')
+    self.assertEqual(self.waits, [7])
+
+  def test_a_host_that_is_looked_up_for_ever(self):
+    release = threading.Event()
+    self.addCleanup(release.set)
+    look_up = lambda *unused_args, **unused_kwargs: release.wait(60) and []
+    judge = self.judge(max_retries=0, timeout=.1)
+    with mock.patch.object(socket, 'getaddrinfo', look_up):
+      self.assertIn('no answer in 0.1 s',
+                    self.failure(errors.RewardError, judge))
 
   def test_nobody_there(self):
     with http.server.HTTPServer(('127.0.0.1', 0), Handler) as server:
