@@ -32,6 +32,7 @@ from rlhf_jax.rewards import worker as worker_lib
 
 _NAME = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
 _START_SECONDS = 300.0  # to import what the functions need, such as a model
+_MAX_BYTES = 2**24  # of an answer
 
 
 def check(functions: Mapping[str, str], **pool):
@@ -170,13 +171,16 @@ class Functions:
   def _call(self, worker, name, prompts, responses, where, start):
     try:
       answer = worker.ask({'name': name, 'prompts': list(prompts),
-                           'responses': list(responses)}, self._timeout)
+                           'responses': list(responses)}, self._timeout, dict)
     except TimeoutError:
       answer = {'error': f'did not return within {self._timeout:g} s and was '
                          'killed', 'hint': 'make it faster, give it more '
                          'time or smaller chunks'}
     except OSError:
       answer = {'error': f'ended its process ({worker.ending()})'}
+    except (ValueError, RecursionError):
+      answer = {'error': 'wrote to a descriptor that it has not opened, where '
+                         'its values belong'}
     if 'values' in answer:
       return answer['values']
     last = start + len(prompts) - 1
@@ -194,23 +198,26 @@ class _Worker:
 
   def __init__(self):
     self._socket, theirs = socket.socketpair()
-    self._received = b''
+    self._received = bytearray()
+    pipe, self._pipe = os.pipe()  # closed by whatever ends this process
     # The modules that can be imported here, in the same order.
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    with theirs:
+    with theirs, open(pipe, 'rb'):
       self._process = subprocess.Popen(
           [sys.executable, '-P', '-m', worker_lib.__name__,
-           str(theirs.fileno())],
-          env={**os.environ, 'PYTHONPATH': path}, pass_fds=[theirs.fileno()],
+           str(theirs.fileno()), str(pipe)],
+          env={**os.environ, 'PYTHONPATH': path},
+          pass_fds=[theirs.fileno(), pipe],
           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
           start_new_session=True)  # no Ctrl-C; a group that can be killed
 
-  def ask(self, request: Any, seconds: float) -> Any:
-    """Sends JSON and waits for the answer.
+  def ask(self, request: Any, seconds: float, kind: Any) -> Any:
+    """Sends JSON and waits for the answer, which is of a kind.
 
     Raises:
       TimeoutError: it does not come within `seconds`.
       OSError: it never will.
+      ValueError: what comes is no such answer.
     """
     deadline = time.monotonic() + seconds
     self._socket.settimeout(seconds)
@@ -224,19 +231,27 @@ class _Worker:
       if not received:
         raise ConnectionError
       self._received += received
-    answer, self._received = self._received, b''
-    return json.loads(answer)
+      if len(self._received) > _MAX_BYTES:
+        raise ValueError(f'more than {_MAX_BYTES} bytes')
+    answer, self._received = self._received, bytearray()
+    answer = json.loads(answer)
+    if not isinstance(answer, kind):
+      raise ValueError(f'a {type(answer).__name__}')
+    return answer
 
   def load(self, functions: Mapping[str, str]):
     """Has it import the functions; ConfigError if it cannot."""
     try:
-      answer = self.ask(functions, _START_SECONDS)
+      answer = self.ask(functions, _START_SECONDS, str | None)
     except TimeoutError:
       answer = (f'reward functions {", ".join(functions.values())} could not '
                 f'be imported within {_START_SECONDS:g} s')
     except OSError:
       answer = (f'reward functions {", ".join(functions.values())}: importing '
                 f'them ended the process ({self.ending()})')
+    except (ValueError, RecursionError):
+      answer = (f'reward functions {", ".join(functions.values())}: importing '
+                'them wrote to a descriptor that they have not opened')
     if answer is not None:
       raise errors.ConfigError(answer)
 
@@ -270,3 +285,4 @@ class _Worker:
         os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
     self._socket.close()
+    os.close(self._pipe)

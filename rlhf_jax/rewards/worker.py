@@ -7,6 +7,7 @@ names of the functions and then calls, and reads an answer to each.
 
 from collections.abc import Mapping
 import contextlib
+import fcntl
 import importlib
 import json
 import math
@@ -94,8 +95,28 @@ def _read(stream: Any, requests: queue.SimpleQueue):
   os._exit(1)
 
 
-def _serve(descriptor: int):
+def _end_with(pipe: int):
+  """Has the kernel kill the process and its children with the parent.
+
+  A thread cannot, while a function holds the lock of the interpreter. Linux;
+  elsewhere the thread of `_read` has to do.
+
+  Args:
+    pipe: its other end is the parent's, who never writes.
+  """
+  os.set_inheritable(pipe, False)
+  if hasattr(fcntl, 'F_SETSIG'):
+    group = os.getpgrp()
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETOWN,
+                -group if group == os.getpid() else os.getpid())
+    flags = fcntl.fcntl(pipe, fcntl.F_GETFL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+
+def _serve(descriptor: int, pipe: int):
   """The process: names of functions, then calls; for each line, an answer."""
+  _end_with(pipe)
   # Only the parent decides when to stop. Handlers of our own, since to ignore
   # a signal would be inherited by what a function starts.
   for number in (signal.SIGINT, signal.SIGTERM):
@@ -117,4 +138,4 @@ def _serve(descriptor: int):
 
 
 if __name__ == '__main__':
-  _serve(int(sys.argv[1]))
+  _serve(*map(int, sys.argv[1:]))

@@ -18,7 +18,7 @@ from rlhf_jax.rewards import programmatic
 
 # Functions of a user: `act` does what the first prompt of its chunk says.
 MODULE = """
-  import os, signal, subprocess, sys, time
+  import ctypes, os, signal, socket, subprocess, sys, time
   import numpy as np
 
   table = [1]
@@ -49,7 +49,14 @@ MODULE = """
       child = subprocess.Popen(['sleep', '1000'])
       with open(responses[0], 'w') as stream:
         stream.write(f'{os.getpid()} {child.pid}')
-      time.sleep(1000)
+      # As does native code that holds the lock of the interpreter.
+      (ctypes.PyDLL(None).sleep if 'deaf' in prompts else time.sleep)(1000)
+    if what.startswith('write '):
+      for number in range(3, 20):
+        try:
+          socket.socket(fileno=os.dup(number)).sendall(what[6:].encode())
+        except OSError:  # no socket
+          pass
     if what == 'raise':
       raise ValueError('no such word\\nin the list')
     if what == 'exit':
@@ -68,7 +75,9 @@ directory = tempfile.TemporaryDirectory()
 def setUpModule():
   for name, text in (('user_rewards', MODULE), ('user_fails', '1 / 0'),
                      ('user_hangs', 'import time; time.sleep(1000)'),
-                     ('user_dies', 'import os; os._exit(5)')):
+                     ('user_dies', 'import os; os._exit(5)'),
+                     ('user_writes', 'import os, sys; '
+                      'os.write(int(sys.argv[1]), b"noise\\n")')):
     with open(os.path.join(directory.name, f'{name}.py'), 'w') as stream:
       stream.write(textwrap.dedent(text))
   sys.path.insert(0, directory.name)
@@ -168,7 +177,10 @@ class FaultTest(parameterized.TestCase):
       ('exit', r'raised SystemExit: bye at step 12, rows 2-3; '),
       ('die', r'ended its process \(exit code 3\) at step 12, rows 2-3; '),
       ('crash', r'ended its process \(signal SIGSEGV\) at step 12, rows 2-3; '),
-      ('nan', 'returned nan, not a finite float32 number at step 12, row 3; '))
+      ('nan', 'returned nan, not a finite float32 number at step 12, row 3; '),
+      *((f'write {text}', 'wrote to a descriptor that it has not opened, where '
+         'its values belong at step 12, rows 2-3; ') for text in (
+             'noise', '[]\n', '[' * 10**5 + '\n', ' ' * (2**24 + 1))))
   def test_one_line_and_nothing_else(self, what, message):
     prompts = ['a', 'b', what, 'c', 'd']
     with self.assertRaisesRegex(
@@ -194,7 +206,8 @@ class FaultTest(parameterized.TestCase):
     again = self.functions.components(['a'] * 3, ['b'] * 3, 4)
     np.testing.assert_array_equal(again['act'], np.zeros(3))
 
-  def test_parent_is_killed(self):
+  @parameterized.parameters('waits', 'deaf')
+  def test_parent_is_killed(self, how):
     """Ctrl-C in a terminal, and then SIGKILL of the command alone."""
     path = os.path.join(directory.name, self.id())
     program = f"""
@@ -202,7 +215,7 @@ class FaultTest(parameterized.TestCase):
         signal.signal(signal.SIGINT, lambda *_: print('seen', flush=True))
         from rlhf_jax.rewards import programmatic
         functions = programmatic.Functions({named('act')!r})
-        functions.components(['hang'], [{path!r}], 0)
+        functions.components(['hang', {how!r}], [{path!r}, ''], 0)
         """
     parent = subprocess.Popen(
         [sys.executable, '-c', textwrap.dedent(program)], text=True,
@@ -232,7 +245,8 @@ class ConfigTest(parameterized.TestCase):
       ('user_rewards:table', 'table is a list, which cannot be called'),
       ('user_fails:f', 'ZeroDivisionError: division by zero; correct it'),
       ('no_such.module:f', "ModuleNotFoundError: No module named 'no_such'"),
-      ('user_dies:f', r'importing them ended the process \(exit code 5\)'))
+      ('user_dies:f', r'importing them ended the process \(exit code 5\)'),
+      ('user_writes:f', 'importing them wrote to a descriptor that they have'))
   def test_cannot_be_found(self, function, message):
     with self.assertRaisesRegex(errors.ConfigError, message) as caught:
       programmatic.check({'mine': function}, num_workers=9)
