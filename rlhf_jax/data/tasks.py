@@ -20,10 +20,8 @@ known (`reviews.Reviews.rule`, `task_rules`).
 
 import argparse
 from collections.abc import Callable, Iterator
-import csv
 import functools
 import itertools
-import json
 import math
 import os
 import random
@@ -34,6 +32,7 @@ from rlhf_jax.data import kinds
 from rlhf_jax.data import reviews
 from rlhf_jax.data import task_reviews
 from rlhf_jax.data import task_rules
+from rlhf_jax.storage import files
 
 _HISTORY = (
     ('do you know the {topic} ?', 'yes i like the {topic} a lot .'),
@@ -177,13 +176,11 @@ def write(task: str, path: str | os.PathLike, *, num_rows: int, seed: int,
     rows = list(_TASKS[task](num_rows, random.Random(seed), **options))
   except TypeError as error:
     raise ValueError(f'options of {task}: {error}') from None
-  with open(path, 'w', encoding='utf-8', newline='') as stream:
-    if task != 'reddit':
-      stream.writelines(json.dumps(row) + '\n' for row in rows)
-      return
-    table = csv.DictWriter(stream, task_reviews.REDDIT, lineterminator='\n')
-    table.writeheader()
-    table.writerows(rows)
+  if task == 'reddit':
+    files.write_csv(path, [
+        {name: row[name] for name in task_reviews.REDDIT} for row in rows])
+  else:
+    files.write_jsonl(path, rows)
 
 
 @functools.cache

@@ -102,7 +102,7 @@ class Answers:
   def _open(self):
     try:
       # Unbuffered: a line is one system call.
-      return open(self._path, 'a+b', buffering=0)
+      return files.open_appending(self._path)
     except OSError as error:
       raise errors.CheckpointError(
           f'cannot write {self._path}: {error.strerror}') from error

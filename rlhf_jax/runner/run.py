@@ -280,5 +280,5 @@ def _log(workdir: pathlib.Path, message: str):
   if processes.index():
     return
   with contextlib.suppress(OSError):
-    with open(workdir / 'log.txt', 'a') as stream:
-      stream.write(f'{_now()} {message}\n')
+    with files.open_appending(workdir / workdirs.LOG) as stream:
+      stream.write(f'{_now()} {message}\n'.encode(errors='replace'))

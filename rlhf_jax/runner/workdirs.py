@@ -17,7 +17,7 @@ import socket
 from rlhf_jax import errors
 from rlhf_jax.storage import files
 
-CONFIG = 'config.json'
+CONFIG, LOG = 'config.json', 'log.txt'
 RESULT = 'result.json'
 # Of what is in a workdir. It changes when an older version of this package
 # would have made the same study otherwise, from other streams of randomness
@@ -31,30 +31,48 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   """Owns the workdir; the kernel frees the lock of a killed process.
 
   Raises:
-    CheckpointError: it cannot be created or written.
+    CheckpointError: it cannot be created or written, or its lock or its log
+      is a link.
     WorkdirLockedError: another process owns it.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Not truncated before it is ours: it names the owner.
-    lock = open(workdir / 'lock', 'a+')
-  except OSError as error:
-    raise errors.CheckpointError(
-        f'cannot use {workdir} as a workdir: {error.strerror}; choose '
-        'another --workdir') from error
-  with lock:
+  with contextlib.ExitStack() as stack:
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      # Not truncated before it is ours: it names the owner.
+      lock = stack.enter_context(files.open_appending(workdir / 'lock'))
+      # Besides, since the file may be deleted while it is held.
+      itself = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
+      stack.callback(os.close, itself)
+    except OSError as error:
+      raise errors.CheckpointError(
+          f'cannot use {workdir} as a workdir: {error.filename}: '
+          f'{error.strerror}, or choose another --workdir') from error
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _lock_directory(itself)
     except BlockingIOError as error:
       lock.seek(0)
-      owner = lock.read().strip() or 'a process that is just starting'
+      owner = ' '.join(lock.read(200).decode(errors='replace').split())
       raise errors.WorkdirLockedError(
-          f'{workdir} is in use by {owner}; wait for it, stop it, or choose '
-          'another --workdir') from error
+          f'{workdir} is in use by {owner or "another process"}; wait for it, '
+          'stop it, or choose another --workdir') from error
+    if (workdir / LOG).is_symlink():
+      raise errors.CheckpointError(
+          f'{workdir / LOG} is a link, which is not followed; remove it')
     lock.truncate(0)
-    lock.write(f'pid {os.getpid()} on {socket.gethostname()}\n')
-    lock.flush()
+    lock.write(f'pid {os.getpid()} on {socket.gethostname()}\n'.encode())
+    files.sweep(workdir)
     yield
+
+
+def _lock_directory(descriptor: int):
+  """Holds a directory itself; BlockingIOError if another process does."""
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise
+  except OSError:  # not on NFS, which wants to write to what it locks
+    pass
 
 
 def check_config(

@@ -1,18 +1,22 @@
 """Files that are whole or not there: JSON and arrays. No pickle.
 
 Readers see an old file or a new one, never a part of one, and arrays carry a
-SHA-256 that is verified when they are read.
+SHA-256 that is verified when they are read. Nothing is written through a link,
+which would change a file elsewhere.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import pathlib
+import secrets
+import stat
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -54,13 +58,15 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     yield io.BytesIO()
     return
   path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.tmp')  # same file system
+  # On the same file system; a name that nobody can have laid a link under.
+  temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.tmp')
   try:
-    with open(temporary, 'wb') as stream:
+    with open(temporary, 'xb') as stream:
       yield stream
       stream.flush()
       os.fsync(stream.fileno())
     os.replace(temporary, path)
+    sync_directory(path.parent)
   except OSError as error:
     raise errors.CheckpointError(
         f'cannot write {path}: {error.strerror or error}; free space, or '
@@ -69,6 +75,46 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink()
+
+
+def sync_directory(path: str | os.PathLike):
+  """Waits until the names in a directory are on disk, where that can be."""
+  with contextlib.suppress(OSError):  # not every file system can
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+
+
+def sweep(directory: pathlib.Path):
+  """Removes what killed processes were writing, in a directory that is ours."""
+  for path in directory.rglob('.*.tmp'):
+    if path.is_symlink() or path.is_file():
+      with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def open_appending(path: str | os.PathLike) -> BinaryIO:
+  """Opens a file to read and to append, without a buffer; or creates it.
+
+  Raises:
+    OSError: it cannot be opened, or is a link or no regular file.
+  """
+  opener = lambda name, flags: os.open(
+      name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+  try:
+    stream = open(path, 'a+b', buffering=0, opener=opener)
+  except OSError as error:
+    if error.errno != errno.ELOOP:
+      raise
+    raise OSError(errno.ELOOP, 'a link, which is not followed; remove it',
+                  os.fspath(path)) from error
+  if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+    return stream
+  stream.close()
+  raise OSError(errno.EINVAL, 'no regular file; remove it',
+                os.fspath(path))
 
 
 def write_text(path: str | os.PathLike, text: str):
@@ -85,10 +131,26 @@ def write_json(path: str | os.PathLike, obj: Any):
 def read_json(path: str | os.PathLike) -> Any:
   """Reads JSON; CheckpointError naming the file if missing or malformed."""
   try:
-    return json.loads(pathlib.Path(path).read_bytes())
-  except (OSError, ValueError) as error:
+    return json.loads(_read(path))
+  except (OSError, ValueError, RecursionError) as error:
     raise errors.CheckpointError(
         f'cannot read {path}: {errors.first_line(error)}') from error
+
+
+def _read(path: str | os.PathLike) -> bytes:
+  """The content of a regular file; OSError."""
+  with open_regular(path) as stream:
+    return stream.read()
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+  """Opens a file to read it; OSError if it is a pipe, say, which may hang."""
+  opener = lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+  stream = open(path, 'rb', opener=opener)
+  if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+    return stream
+  stream.close()
+  raise OSError(errno.EINVAL, 'no regular file', os.fspath(path))
 
 
 def save_arrays(path: str | os.PathLike, **arrays: Any):
@@ -118,7 +180,8 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     CheckpointError: the file is missing, truncated, damaged or foreign.
   """
   try:
-    with np.load(path, allow_pickle=False) as stream:
+    with open_regular(path) as file, np.load(
+        file, allow_pickle=False) as stream:
       arrays = {name: stream[name] for name in stream.files}
     if _arrays_digest(arrays) != str(arrays.pop(_DIGEST)):
       raise ValueError('SHA-256 differs')
@@ -136,11 +199,18 @@ def fingerprint(path: str | os.PathLike, suffixes: tuple[str, ...] = ()
   Args:
     path: what to read; of a directory, not what lies in its directories.
     suffixes: only files that end so count in a directory; (): all.
+
+  Raises:
+    DataError: it cannot be read, or is a pipe or a device.
   """
   path = pathlib.Path(path)
   def content(file):
-    with open(file, 'rb') as stream:
-      return hashlib.file_digest(stream, 'sha256').hexdigest()
+    try:
+      with open_regular(file) as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+    except OSError as error:
+      raise errors.DataError(
+          f'{file}: cannot be read: {error.strerror}') from error
   if not path.is_dir():
     return content(path)
   return digest({file.name: content(file) for file in path.iterdir()
@@ -195,9 +265,8 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
     CheckpointError: it is missing or damaged.
   """
   try:
-    return [json.loads(line)
-            for line in pathlib.Path(path).read_bytes().splitlines()]
-  except (OSError, ValueError) as error:
+    return [json.loads(line) for line in _read(path).splitlines()]
+  except (OSError, ValueError, RecursionError) as error:
     raise errors.CheckpointError(
         f'cannot read {path}: {errors.first_line(error)}; delete the '
         'result.json beside it to run its stage again') from error

@@ -14,6 +14,7 @@ from typing import Any
 import tqdm
 
 from rlhf_jax.parallel import processes
+from rlhf_jax.storage import files
 
 _logger = logging.getLogger(__name__)
 _PLAIN_INTERVAL = 30.0  # seconds between lines when there is no terminal
@@ -86,7 +87,7 @@ class MetricsWriter:
   def _descriptor(self) -> int:
     if self._file is None:
       # Unbuffered: a line is one system call, and nothing waits in memory.
-      self._file = open(self.path, 'a+b', buffering=0)
+      self._file = files.open_appending(self.path)
     return self._file.fileno()
 
   def _append(self, data: bytes):

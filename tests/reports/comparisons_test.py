@@ -75,6 +75,14 @@ class PairTest(parameterized.TestCase):
 
 class AnswersTest(absltest.TestCase):
 
+  def test_a_link_is_not_followed(self):
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    (folder / 'victim').write_text('precious')
+    (folder / 'answers.jsonl').symlink_to(folder / 'victim')
+    with self.assertRaisesRegex(errors.CheckpointError, 'answers.jsonl: a li'):
+      comparisons.Answers(folder / 'answers.jsonl', HTTP)
+    self.assertEqual((folder / 'victim').read_text(), 'precious')
+
   def test_disk_full(self):
     path = pathlib.Path(
         self.enterContext(tempfile.TemporaryDirectory()), 'answers.jsonl')

@@ -26,6 +26,37 @@ def test_the_lock_names_its_owner_only(tmp_path):
     pass
 
 
+def test_a_link_is_not_followed(tmp_path):
+  """Neither by the lock nor by the log: its target is somebody's file."""
+  victim, workdir = tmp_path / 'victim', tmp_path / 'workdir'
+  victim.write_text('precious')
+  workdir.mkdir()
+  for name in ('lock', 'log.txt'):
+    (workdir / name).symlink_to(victim)
+    with pytest.raises(errors.CheckpointError, match=f'{name}.*link.*remove'):
+      with workdirs.locked(workdir):
+        pass
+    (workdir / name).unlink()
+  assert victim.read_text() == 'precious'
+
+
+def test_a_lock_that_is_deleted_still_holds(tmp_path):
+  with workdirs.locked(tmp_path):
+    (tmp_path / 'lock').unlink()
+    with pytest.raises(errors.WorkdirLockedError, match='another process'):
+      with workdirs.locked(tmp_path):
+        pass
+  with workdirs.locked(tmp_path):
+    pass
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path):
+  (tmp_path / 'seed_0').mkdir()
+  (tmp_path / 'seed_0/.result.json.0123456789abcdef.tmp').write_text('{')
+  with workdirs.locked(tmp_path):
+    assert not os.listdir(tmp_path / 'seed_0')
+
+
 def test_a_file_in_the_way(tmp_path):
   path = tmp_path / 'file'
   path.write_text('')

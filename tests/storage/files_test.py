@@ -119,6 +119,63 @@ def test_json_is_atomic_and_strict(tmp_path):
   assert os.listdir(tmp_path) == ['a.json']
 
 
+def test_nothing_is_written_through_a_link(tmp_path):
+  """Neither where it stands nor where a temporary file would."""
+  victim, path = tmp_path / 'victim', tmp_path / 'a.json'
+  victim.write_text('precious')
+  for name in ('a.json', '.a.json.tmp', 'log.txt'):
+    (tmp_path / name).symlink_to(victim)
+  os.mkfifo(tmp_path / 'pipe')
+  files.write_json(path, [])
+  assert not path.is_symlink() and files.read_json(path) == []
+  for name, why in (('log.txt', 'a link'), ('pipe', 'no regular file')):
+    with pytest.raises(OSError, match=why):
+      files.open_appending(tmp_path / name)
+  assert victim.read_text() == 'precious'
+  for _ in range(2):
+    with files.open_appending(tmp_path / 'new') as stream:
+      stream.write(b'ab')
+      stream.seek(0)
+      stream.read(1)
+      stream.write(b'c')
+  assert (tmp_path / 'new').read_bytes() == b'abcabc'
+
+
+def test_temporary_names_are_new_and_swept(tmp_path, monkeypatch):
+  """A file that appears is named on disk; what a kill leaves goes later."""
+  seen, synced = [], []
+  replace, fsync = os.replace, os.fsync
+  monkeypatch.setattr(os, 'replace', lambda source, target: (
+      seen.append(os.path.basename(source)), replace(source, target)))
+  monkeypatch.setattr(os, 'fsync', lambda descriptor: (synced.append(
+      os.readlink(f'/proc/self/fd/{descriptor}')), fsync(descriptor)))
+  for _ in range(2):
+    files.write_json(tmp_path / 'a.json', [])
+  assert len({*seen}) == 2 and all(len(name) > 20 for name in seen)
+  assert synced[1::2] == [str(tmp_path)] * 2
+  (tmp_path / 'below/.staging.tmp').mkdir(parents=True)
+  (tmp_path / 'below' / seen[0]).write_text('half')
+  (tmp_path / seen[1]).symlink_to(tmp_path / 'a.json')
+  files.sweep(tmp_path)
+  assert sorted(os.listdir(tmp_path)) == ['a.json', 'below']
+  assert os.listdir(tmp_path / 'below') == ['.staging.tmp']
+
+
+def test_what_may_hang_or_is_nested_too_deeply_is_one_line(tmp_path):
+  """A pipe without a writer, and brackets without an end."""
+  path = tmp_path / 'pipe'
+  os.mkfifo(path)
+  for read in (files.read_json, files.read_jsonl, files.load_arrays):
+    with pytest.raises(errors.CheckpointError, match=r'pipe.*no regular file'):
+      read(path)
+  with pytest.raises(errors.DataError, match=r'pipe: .*no regular file'):
+    files.fingerprint(path)
+  (tmp_path / 'deep').write_text('[' * 10**5 + ']' * 10**5)
+  for read in (files.read_json, files.read_jsonl):
+    with pytest.raises(errors.CheckpointError, match='deep: RecursionError'):
+      read(tmp_path / 'deep')
+
+
 def test_a_reader_never_sees_half_a_file(tmp_path):
   path = tmp_path / 'a.json'
   script = ("import sys\nfrom rlhf_jax.storage import files\ni = 0\n"

@@ -107,10 +107,15 @@ def test_a_deleted_directory_costs_lines_and_one_warning(tmp_path, caplog):
 
 
 def test_an_unusable_path_never_raises(tmp_path, caplog):
-  with metrics.MetricsWriter(tmp_path) as writer:
-    writer.write(1, {})
-    writer.truncate(0)
-  assert len(caplog.records) == 1
+  victim, link = tmp_path / 'victim', tmp_path / 'metrics.jsonl'
+  victim.write_text('precious\n')
+  link.symlink_to(victim)
+  for count, path in enumerate((tmp_path, link), 1):
+    with metrics.MetricsWriter(path) as writer:
+      writer.write(1, {})
+      writer.truncate(0)
+    assert len(caplog.records) == count
+  assert victim.read_text() == 'precious\n'
 
 
 FULL_DISK = """
