@@ -20,6 +20,7 @@ from tokenizers import pre_tokenizers
 from tokenizers import processors
 
 from rlhf_jax import errors
+from rlhf_jax.data import native
 from rlhf_jax.models import directory as directory_lib
 from rlhf_jax.models import gguf_header
 from rlhf_jax.storage import files
@@ -61,12 +62,14 @@ def from_directory(path: str | os.PathLike) -> Loaded:
   path = directory_lib.check(path)
   import transformers  # seconds; only for this
   try:
-    loaded = transformers.AutoTokenizer.from_pretrained(
-        str(path), local_files_only=True, trust_remote_code=False)
-    # A copy: ours is changed, and the library may keep its own.
-    backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    if (path / 'tokenizer.json').exists():
-      backend = _as_in_file(path, backend)
+    with native.guarded():
+      loaded = transformers.AutoTokenizer.from_pretrained(
+          str(path), local_files_only=True, trust_remote_code=False)
+      # A copy: ours is changed, and the library may keep its own.
+      backend = tokenizers.Tokenizer.from_str(
+          loaded.backend_tokenizer.to_str())
+      if (path / 'tokenizer.json').exists():
+        backend = _as_in_file(path, backend)
   except Exception as error:  # no fast backend, no files, malformed files
     raise errors.ConfigError(
         f'{path}: transformers cannot make a fast tokenizer of it '

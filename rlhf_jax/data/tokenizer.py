@@ -30,6 +30,7 @@ from tokenizers import trainers
 from rlhf_jax import errors
 from rlhf_jax.data import backends
 from rlhf_jax.data import formats
+from rlhf_jax.data import native
 from rlhf_jax.data import pieces as pieces_lib
 from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.storage import files
@@ -201,7 +202,8 @@ class Tokenizer:
     """
     try:
       text = pathlib.Path(path).read_text(encoding='utf-8')
-      backend = tokenizers.Tokenizer.from_str(text)
+      with native.guarded():
+        backend = tokenizers.Tokenizer.from_str(text)
     except OSError as error:
       raise errors.DataError(
           f'{path}: cannot be read: {error.strerror}'
@@ -364,9 +366,15 @@ class Tokenizer:
     texts = list(texts)
     encode = self._backends[continuation].encode_batch_fast
     try:
-      rows = [e.ids for e in encode(texts, add_special_tokens=False)]
+      with native.guarded():
+        rows = [e.ids for e in encode(texts, add_special_tokens=False)]
     except TypeError:
       raise
+    except RuntimeError as error:
+      raise errors.DataError(
+          f'the tokenizer gives up on one of {len(texts)} texts ({error}): a '
+          'pattern of its tokenizer.json takes for ever; take another '
+          'tokenizer') from None
     except Exception as error:  # the library raises no narrower type
       raise errors.DataError(self._unknown_word(texts) or str(error)) from None
     return [row if self._names.keys().isdisjoint(row)

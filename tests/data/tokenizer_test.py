@@ -241,6 +241,19 @@ class FileTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.DataError, 'is not a tokenizer.json'):
       tokenizer.Tokenizer.from_file(self.path)
 
+  def test_a_pattern_that_takes_for_ever(self):
+    """A panic of Rust, which no `except Exception` catches."""
+    _bpe().save(self.path)
+    spec = json.loads(self.path.read_text())
+    spec['pre_tokenizer'] = {'type': 'Split', 'pattern': {'Regex': '(a+)+$'},
+                             'behavior': 'Isolated', 'invert': False}
+    self.path.write_text(json.dumps(spec))
+    loaded = tokenizer.Tokenizer.from_file(self.path)
+    self.assertLen(loaded.encode(['a!']), 1)
+    with self.assertRaisesRegex(
+        errors.DataError, '^the tokenizer gives up on one of 2 texts .*retry'):
+      loaded.encode(['a!', 'a' * 30 + '!'])
+
   def test_missing_file(self):
     with self.assertRaisesRegex(errors.DataError, 'cannot be read: No such'):
       tokenizer.Tokenizer.from_file(self.path)
