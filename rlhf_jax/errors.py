@@ -7,6 +7,8 @@ that is not a `UserError` is a bug of ours and keeps its traceback.
 
 from collections.abc import Iterable
 import difflib
+import sys
+import traceback
 
 
 class UserError(Exception):
@@ -76,10 +78,23 @@ class Interrupted(UserError):  # noqa: N818 - an event, not an error
   exit_code = 75
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
   """The first line of an exception, short enough for a message."""
   text = str(error).strip().partition('\n')[0]
   return f'{type(error).__name__}: {text[:200]}'
+
+
+def of_user(error: BaseException, module: str) -> str:
+  """`first_line` of what a user's function raised, and in which line.
+
+  Args:
+    error: as it was caught.
+    module: of the function; of its frames, the innermost says the line.
+  """
+  path = getattr(sys.modules.get(module), '__file__', None)
+  line = next((f' ({frame.filename}:{frame.lineno})' for frame in reversed(
+      traceback.extract_tb(error.__traceback__)) if frame.filename == path), '')
+  return f'{first_line(error)}{line}'
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ of their axis.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -145,7 +144,7 @@ def make_train_step(
     extra = () if targets is None else (targets,)
     keys = {'dropout_key': jax.random.fold_in(key, index)} if dropout else {}
     out = objective(forward(params, batch, *extra, **keys), batch, **adapted)
-    chex.assert_equal_shape([out.loss, out.weight, *out.metrics.values()])
+    types.check_units(out, batch)
     total = lambda x: jnp.sum(jnp.where(out.weight > 0, x * out.weight, 0))
     sums = jax.tree.map(total, {'train/loss': out.loss, **out.metrics})
     return sums['train/loss'], (sums, jnp.sum(out.weight))

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 
 Params = Any  # a pytree of arrays
 
@@ -99,3 +100,24 @@ class Rollout:
   batch: Batch
   statistics: dict[str, Any]  # of `TrainState`, with this rollout counted in
   metrics: dict[str, jax.Array]  # f32[] each, over the whole rollout
+
+
+def check_units(out: LossOutput, batch: Batch):
+  """ValueError unless loss, weight and metrics are one number for each unit.
+
+  A mean would train too, but on another loss: the units of a micro-batch, of
+  a device and of a batch are summed, and divided by the weight of all.
+
+  Args:
+    out: of an objective.
+    batch: that it was given, of B prompts.
+  """
+  if not isinstance(out, LossOutput):
+    raise ValueError(f'an objective returns types.LossOutput, got {type(out)}')
+  shapes = {name: jnp.shape(x) for name, x in {
+      'loss': out.loss, 'weight': out.weight, **out.metrics}.items()}
+  count = len(batch.mask)
+  if len({*shapes.values()}) > 1 or shapes['loss'][:1] != (count,):
+    raise ValueError(
+        'loss, weight and metrics have one shape, that of prompts, sequences '
+        f'or tokens, {count} first, and are not reduced; got {shapes}')

@@ -12,6 +12,7 @@ from unittest import mock
 import worlds
 
 from rlhf_jax import main
+from rlhf_jax.data import coders
 
 COLOURS = ('red', 'blue', 'green', 'black', 'white', 'pink')
 THINGS = ('car', 'cat', 'sky', 'house', 'book')
@@ -90,6 +91,15 @@ def succeed(*words, stdin: str = '') -> str:
 @functools.cache
 def trained() -> pathlib.Path:
   return worlds.once('trained', _train)
+
+
+@functools.cache
+def other_tokenizer() -> pathlib.Path:
+  """A directory with a tokenizer of other texts."""
+  def write(path):
+    coders.train_tokenizer([('a quick brown', 'fox jumps')] * 3, 300, ()
+                           ).save_directory(path)
+  return worlds.once('other_tokenizer', write)
 
 
 def _train(path: pathlib.Path):

@@ -222,6 +222,24 @@ class StepTest(parameterized.TestCase):
     state, _ = step(state, _batch())
     np.testing.assert_array_equal(state.targets, before)
 
+  @parameterized.named_parameters(
+      ('reduced', lambda x: jnp.mean(x)),
+      ('summed_over_prompts', lambda x: x.sum(axis=0)))
+  def test_a_loss_that_is_not_of_units(self, reduce):
+    def objective(out, batch):
+      return jax.tree.map(reduce, SFT(out, batch))
+    tx = optax.sgd(1.)
+    step = train.make_train_step(_bigram, objective, tx)
+    with self.assertRaisesRegex(ValueError, 'are not reduced; got'):
+      step(_state(tx), _batch())
+
+  def test_a_loss_that_is_none(self):
+    tx = optax.sgd(1.)
+    step = train.make_train_step(
+        _bigram, lambda out, batch: SFT(out, batch).loss, tx)
+    with self.assertRaisesRegex(ValueError, 'returns types.LossOutput'):
+      step(_state(tx), _batch())
+
   def test_member_scores_are_left_out(self):
     batch = _batch().replace(member_scores=jnp.zeros((3, B, K)))
     tx = optax.sgd(.1)

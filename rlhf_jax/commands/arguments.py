@@ -40,7 +40,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], doc: str, *,
     ConfigError: a flag is unknown, missing or has no such value.
     Helped: --help was given.
   """
-  if {'--help', '-h', '-help', '--helpfull'} & {*argv[1:]}:
+  if asks_for_help(argv):
     print(doc, values.get_help(), sep='\n')
     raise Helped
   try:
@@ -53,6 +53,11 @@ def parse(values: flags.FlagValues, argv: Sequence[str], doc: str, *,
             else f'; write --<name>=<value>, see {argv[0]} --help')
     raise errors.ConfigError(f'{words[most]!r} is no flag{hint}')
   return words
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+  """Whether one of the arguments is a flag for help."""
+  return bool({'--help', '-h', '-help', '--helpfull'} & {*argv[1:]})
 
 
 def require(values: flags.FlagValues, argv: Sequence[str], *names: str):

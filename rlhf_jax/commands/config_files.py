@@ -58,11 +58,13 @@ def parse(values: flags.FlagValues, argv: list[str], doc: str) -> dict | None:
   return config
 
 
-def change(config: config_dict.ConfigDict, argv: list[str]) -> dict:
-  """A config with the fields that --config.<field>=<value> give.
+def change(config: config_dict.ConfigDict, argv: list[str]
+           ) -> config_dict.ConfigDict:
+  """A config with the fields that --config.<field>=<value> give, locked.
 
   Args:
-    config: unlocked; its locked copy is changed.
+    config: is changed itself, since a copy would forget of which type a field
+      is that holds None.
     argv: such arguments alone.
 
   Raises:
@@ -72,10 +74,9 @@ def change(config: config_dict.ConfigDict, argv: list[str]) -> dict:
   argv = ['rlhf-jax', *argv]
   try:
     config_flags.DEFINE_config_dict(
-        'config', config.copy_and_resolve_references().lock(), 'config',
-        flag_values=values, sys_argv=argv)
+        'config', config.lock(), 'config', flag_values=values, sys_argv=argv)
     values(argv)
-    return values.config.to_dict()
+    return values.config
   except Exception as error:
     raise errors.ConfigError(_reason(error, argv, config)) from error
 

@@ -85,6 +85,10 @@ def run(argv: list[str]):
         f'--directory={directory}: there is no such directory; experiments '
         'stand in the repository, not in the package: clone it')
   pages = [one.page() for one in read(directory)]
-  for page in pages:
-    if all(word.lower() in page.lower() for word in words):
-      print(page)
+  matches = [page for page in pages
+             if all(word.lower() in page.lower() for word in words)]
+  for page in matches:
+    print(page)
+  if not matches:
+    arguments.progress(f'none of {len(pages)} experiments has all of the words '
+                       f'{", ".join(words)}')

@@ -6,7 +6,7 @@
 
 The data is a file of any kind that has responses; of `prompt`, `response` and
 nothing else too. A row of the output is a response: its example, group, prompt
-and text, the scores that the file has of it, and
+and text, the scores that the file has of it as file_<name>, and
 
   reward              what the ensemble says, by --aggregate
   member_0, ...       each member, as it is combined: standardised on held-out
@@ -107,7 +107,8 @@ def _score(values, loaded: reward_directory.Loaded, rows) -> list[dict]:
   names = examples.score_names(rows)
   return [{'example': row.example, 'group': row.group, 'prompt': row.prompt,
            'response': row.response,
-           **{score: dict(row.scores).get(score, '') for score in names},
+           **{f'file_{score}': dict(row.scores).get(score, '')
+              for score in names},
            'reward': float(reward[at]),
            **{f'member_{i}': float(x[at]) for i, x in enumerate(members)},
            'ensemble_variance': float(variance[at])}

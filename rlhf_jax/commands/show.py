@@ -2,9 +2,11 @@
 
   rlhf-jax show --config=experiments/<dir>/<file>.py:laptop [--print_config]
   rlhf-jax show --algorithm=rloo --data=prompts.jsonl --reward=module:function
+  rlhf-jax show --workdir=runs/rloo
 
-Flags are those of `run` or of `train`; nothing is run. With --workdir, which
-stages are complete there. Every field that is printed is a flag.
+Flags are those of `run` or of `train`, or a workdir says them; nothing is run.
+With --workdir, which stages are complete there. Every field that is printed is
+a flag.
 """
 
 from rlhf_jax.commands import config_files

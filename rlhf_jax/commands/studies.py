@@ -1,11 +1,16 @@
-"""A study by the flags of `run` or of `train`, whichever are there."""
+"""A study by the flags of `run`, of `train`, or of a workdir that has one."""
+
+import pathlib
 
 from absl import flags
 
 from rlhf_jax import errors
+from rlhf_jax.commands import arguments
 from rlhf_jax.commands import config_files
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import train
+from rlhf_jax.runner import workdirs
+from rlhf_jax.storage import files
 
 
 def configure(argv: list[str], doc: str) -> tuple[
@@ -19,15 +24,28 @@ def configure(argv: list[str], doc: str) -> tuple[
   Raises:
     UserError: of whatever kind.
   """
-  if any(word.lstrip('-').partition('=')[0] == 'algorithm' for word in argv):
+  names = {word.lstrip('-').partition('=')[0] for word in argv[1:]}
+  if 'algorithm' in names:
     return train.configure(argv, doc)
   values = flags.FlagValues()
   launch.define(values)
   flags.DEFINE_boolean('print_config', False, 'print the config too',
                        flag_values=values)
-  config = config_files.parse(values, argv, doc)
-  if not config:
-    raise errors.ConfigError(
-        f'give --config=<file>[:<size>], or the flags of train; see {argv[0]} '
-        '--help')
-  return config, [], values
+  if 'config' in names:
+    return config_files.parse(values, argv, doc), [], values
+  if arguments.asks_for_help(argv):
+    train.define(values)  # those flags are taken as well
+  arguments.parse(values, argv, doc)
+  if values.workdir and pathlib.Path(values.workdir, workdirs.CONFIG).exists():
+    return _read(pathlib.Path(values.workdir)), [], values
+  raise errors.ConfigError(
+      'give --config=<file>[:<size>], the flags of train, or the --workdir of '
+      f'a study; see {argv[0]} --help')
+
+
+def _read(workdir: pathlib.Path) -> dict:
+  """The config that a study was run with."""
+  workdirs.check_layout(workdir)
+  config = files.read_json(workdir / workdirs.CONFIG)
+  return {name: value for name, value in config.items()
+          if name not in ('inputs', 'layout')}

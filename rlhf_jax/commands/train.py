@@ -26,6 +26,7 @@ from rlhf_jax import errors
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import config_files
 from rlhf_jax.commands import launch
+from rlhf_jax.configs import base
 from rlhf_jax.configs import tasks
 from rlhf_jax.parallel import processes
 
@@ -48,12 +49,13 @@ _HELP = {
     'size': "'smoke' (a minute, no meaning), 'laptop' or 'full': steps, batch "
             'and lengths, where nothing else says them',
     'seed': 'of everything',
-    'steps': 'of the optimizer, or rollouts',
+    'steps': 'of the optimizer, or rollouts; of reward models, in whole epochs',
     'sft_steps': 'of supervised fine-tuning before, on the same data; 0 if a '
                  'model is loaded',
     'batch_size': 'examples or prompts of a step',
-    'learning_rate': 'of the optimizer; by rule of thumb 1e-3 from scratch, '
-                     '1e-5 for loaded models, 2e-4 for adapters',
+    'learning_rate': "of the algorithm's own training; by rule of thumb, as "
+                     'in stages before it, 1e-3 from scratch, 1e-5 for loaded '
+                     'models, 2e-4 for adapters',
     'samples': 'responses to each prompt of a rollout',
     'members': 'reward models of an ensemble',
     'aggregate': 'what an ensemble says: mean, worst_case, '
@@ -70,6 +72,7 @@ _HELP = {
     'max_prompt_length': 'in tokens; longer prompts lose their front',
     'max_response_length': 'in tokens, the EOS included',
     'eval_prompts': 'prompts held out for evaluation',
+    'max_bad_rows': 'malformed rows that may be left out',
 }
 
 
@@ -118,6 +121,9 @@ def _columns(words: list[str]) -> tuple[tuple[str, str], ...]:
     if not (name and equals and column):
       raise errors.ConfigError(
           f'--columns has {word!r}; give <name>=<column>,...')
+    if name not in base.COLUMNS:
+      raise errors.ConfigError(f'--columns has {word!r}; of these names '
+                               f'{errors.nearest(name, base.COLUMNS)}')
     pairs.append((name, column))
   return tuple(pairs)
 
@@ -154,9 +160,8 @@ def configure(argv: list[str], doc: str, *, trains: bool = False) -> tuple[
   # Imported here, so that mistyped flags and names are refused at once.
   from rlhf_jax.configs import training
 
-  config = training.get_config(asked)
-  said = training.describe(config, asked)
-  return config_files.change(config, changes), said, values
+  config = config_files.change(training.get_config(asked), changes)
+  return config.to_dict(), training.describe(config, asked), values
 
 
 def run(argv: list[str]):

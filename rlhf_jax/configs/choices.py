@@ -16,7 +16,8 @@ def set_ensemble(config, task: tasks.Task, pairs: int):
   batch = task.batch_size or size['batch'][not task.is_fresh]
   proxy.update(num_members=task.members or proxy.num_members,
                held_out=held_out, batch_size=min(batch, pairs - held_out))
-  proxy.optimizer.learning_rate = tasks.rate(task)
+  proxy.optimizer.learning_rate = (
+      tasks.rate if task.algorithm == tasks.REWARD else tasks.usual_rate)(task)
   if task.algorithm == tasks.REWARD and task.steps is not None:
     proxy.num_epochs = max(1, round(
         task.steps * proxy.batch_size / max(pairs - held_out, 1)))

@@ -53,6 +53,7 @@ class Task:
   max_prompt_length: int | None = None
   max_response_length: int | None = None
   eval_prompts: int | None = None
+  max_bad_rows: int = 0  # malformed rows that may be left out
 
   @property
   def is_fresh(self) -> bool:
@@ -60,7 +61,13 @@ class Task:
     return self.model == 'scratch'
 
 
-def rate(task: Task) -> float:
-  """The learning rate of a task, by rule of thumb where it names none."""
+def usual_rate(task: Task) -> float:
+  """The learning rate of a model like that of a task, by rule of thumb."""
   kind = 'fresh' if task.is_fresh else 'lora' if task.lora else 'loaded'
-  return task.learning_rate or _RATES[kind]
+  return _RATES[kind]
+
+
+def rate(task: Task) -> float:
+  """The learning rate of a task itself; stages before it have the usual one."""
+  return (usual_rate(task) if task.learning_rate is None
+          else task.learning_rate)

@@ -58,7 +58,7 @@ def survey(task: Any, *, prompts: bool) -> Survey:
       (('name', task.model),) if task.model == 'smollm2'
       else (('path', task.model),))
   got = _survey(task.data, task.kind, task.columns, task.split, task.format,
-                model)
+                model, task.max_bad_rows)
   if not got.has_answers and not prompts:
     raise errors.DataError(
         f'{task.data} has prompts alone, and --algorithm={task.algorithm} '
@@ -68,7 +68,7 @@ def survey(task: Any, *, prompts: bool) -> Survey:
 
 
 @functools.lru_cache(maxsize=4)
-def _survey(path, kind, columns, split, name, model) -> Survey:
+def _survey(path, kind, columns, split, name, model, max_bad_rows=0) -> Survey:
   advice = ('--kind says which it is, --columns=<name>=<column>,... what a '
             'column is called')
   try:
@@ -79,7 +79,7 @@ def _survey(path, kind, columns, split, name, model) -> Survey:
                        f'{errors.nearest(kind, list(kinds.KINDS))}')
     # As the study will, which then need not read it again.
     rows = logged.read_once(
-        path, kind, 0, logged.arguments_of(columns, split)).rows
+        path, kind, max_bad_rows, logged.arguments_of(columns, split)).rows
   except ValueError as error:
     raise errors.ConfigError(str(error)) from None
   answers = collections.Counter(row.example for row in rows)

@@ -17,6 +17,7 @@ from rlhf_jax.configs import base
 from rlhf_jax.configs import choices
 from rlhf_jax.configs import tasks
 from rlhf_jax.configs import texts as texts_lib
+from rlhf_jax.pipeline import methods
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
 
@@ -88,9 +89,17 @@ def describe(config: config_dict.ConfigDict, task: tasks.Task) -> list[str]:
          else '')
       + (f', adapters of rank {task.lora}' if task.lora else '')
       + f', learning rate {node.optimizer.learning_rate:g}')
+  lines += [f'{name}: ' + ', '.join(f'{k}={v}' for k, v in kwargs.items())
+            for name, kwargs in node.arguments.items()]
   components = _components(config, node)
   lines.append('reward: ' + ('none' if not components else ' + '.join(
       f'{name} {dict(value)}' for name, value in components.items())))
+  squashed = [name for name, value in components.items()
+              if value.get('kind') == 'file' and value.get('squash')]
+  if squashed:
+    lines.append(f'{", ".join(squashed)} of the file squashed: the values of '
+                 'prompts that this algorithm learns need a reward from 0 on '
+                 '(config.log.components)')
   return lines
 
 
@@ -143,6 +152,7 @@ def _set_texts(config, task: tasks.Task, texts, online: bool):
   shared = dict(
       format=texts.format, kind=texts.kind,
       allow_checkpoint_template=task.allow_checkpoint_template,
+      max_bad_rows=task.max_bad_rows,
       max_prompt_length=task.max_prompt_length or size['prompt'],
       max_response_length=task.max_response_length or size['response'])
   if online:
@@ -170,11 +180,11 @@ def _set_texts(config, task: tasks.Task, texts, online: bool):
   batch = min(size['batch'][not task.is_fresh], training)
   for node in (config.policy, config.proxy.sft):
     node.update(num_steps=steps, batch_size=batch)
-    node.optimizer.learning_rate = tasks.rate(task)
+    node.optimizer.learning_rate = tasks.usual_rate(task)
   apart = max(2, min(config.gold.held_out, training // 10))
   config.gold.update(num_steps=size['steps'], held_out=apart,
                      batch_size=max(1, min(batch, training - apart)))
-  config.gold.optimizer.learning_rate = tasks.rate(task)
+  config.gold.optimizer.learning_rate = tasks.usual_rate(task)
 
 
 def _reward_models(config, task: tasks.Task, texts):
@@ -214,7 +224,7 @@ def _online(config, task: tasks.Task, texts):
   if 'old_values' not in [item['name'] for item in row.annotators]:
     node.updates.num_epochs = 1  # epochs are PPO's
   node.kl.coef = task.kl_coef
-  node.objective = task.objective
+  _set_objective(node, task)
   node.optimizer.learning_rate = tasks.rate(task)
   _set_evaluation(config, node, task)
   config.runs = {tasks.RUN: dict(labels=dict(method=_title(task)))}
@@ -256,12 +266,22 @@ def _offline(config, task: tasks.Task, texts):
   if task.kl_coef is not None:
     raise errors.ConfigError('--kl_coef is of algorithms that sample; see '
                              '--config.offline.arguments')
-  node.objective = task.objective
+  _set_objective(node, task)
   node.optimizer.learning_rate = tasks.rate(task)
   _set_evaluation(config, node, task)
   config.runs = {tasks.RUN: dict(labels=dict(method=_title(task)))}
   y = ('proxy', 'kl_k1') if log.components else ('kl_k1', 'perplexity')
   config.figure = tasks.FIGURE | dict(x='updates', y=y, columns=(*y, 'length'))
+
+
+def _set_objective(node, task: tasks.Task):
+  """The loss, and every argument of the row as a field."""
+  node.objective = task.objective
+  try:
+    node.arguments = methods.arguments(
+        algorithms.ALGORITHMS[task.algorithm], task.objective)
+  except ValueError as error:
+    raise errors.ConfigError(f'--objective: {error}') from None
 
 
 def _set_evaluation(config, node, task: tasks.Task):

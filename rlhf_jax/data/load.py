@@ -102,8 +102,10 @@ def check(node: Mapping[str, Any]):
     path = pathlib.Path(node[field])
     directory = field == 'tokenizer' or source.takes_directory
     if not (path.exists() if directory else path.is_file()):
+      part = f'{node["name"]}.' * (
+          field == 'tokenizer' or node['name'] == 'logged')
       raise errors.DataError(
-          f'{path}: no such file; check --config.data.{field}')
+          f'{path}: no such file; check --config.data.{part}{field}')
   for field in ('max_prompt_length', 'max_response_length'):
     if node.get(field) is not None and node[field] < 1:
       raise errors.ConfigError(f'{field} of config.data is {node[field]}; '

@@ -219,7 +219,8 @@ def collect(
   if len(bad) > max_bad_rows:
     raise errors.DataError(
         f'{path}: {len(bad)} bad rows of {total}, {max_bad_rows} allowed: '
-        f'{_listed(bad)} (fix them, or raise max_bad_rows to drop them)'
+        f'{_listed(bad)} (fix them, or drop them: --max_bad_rows={len(bad)} '
+        'of train, config.data.logged.max_bad_rows or files.max_bad_rows)'
     )
   if not rows:
     raise errors.DataError(

@@ -23,7 +23,8 @@ def check(data: dict, seed: int) -> tuple[
   corpus = load_lib.load(data, seed)
   found = list(_special(corpus))
   if load_lib.has_answers(data):
-    found += [_endings(corpus), _lengths(corpus)]
+    found.append(_endings(corpus))
+  found.append(_lengths(corpus))
   if corpus.preferences is not None:
     found.append(_pairs(corpus.preferences, corpus.summary.get(
         'identical_pairs', 0)))

@@ -2,41 +2,51 @@
 
 from typing import Any
 
+from rlhf_jax import errors
+from rlhf_jax.data import formats
+
+# As `Tokenizer.encode_rows`; what {} stands for is `_cut`.
+_ENCODE = '''
+def encode(tokenizer, prompt, response):
+  text = lambda x: tokenizer(x, add_special_tokens=False).input_ids
+  start, end = tokenizer('').input_ids, [tokenizer.eos_token_id]
+  prompt, response = text(prompt), text(response) + end
+{}  return start + prompt + response
+'''
 _ONE = '''# A reward model, by rlhf_jax
 
 Loads in transformers as `AutoModelForSequenceClassification` with one label.
-`reward.json` holds what transformers has no place for: the bias of the head{}.
+`reward.json` holds what transformers has no place for: the bias of the
+head{unit}.
 
 ```python
 import json, pathlib, torch, transformers
-
+{encode}
 directory = pathlib.Path('.')  # of this file
 told = json.loads((directory / 'reward.json').read_text())
 tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
 model = transformers.AutoModelForSequenceClassification.from_pretrained(
     directory)
-ids = (tokenizer(prompt).input_ids + tokenizer(
-    response, add_special_tokens=False).input_ids + [tokenizer.eos_token_id])
+ids = encode(tokenizer, prompt, response)
 score = model(torch.tensor([ids])).logits[0, 0].item() + told['bias']
 ```
 '''
-_MANY = '''# An ensemble of {} reward models, by rlhf_jax
+_MANY = '''# An ensemble of {members} reward models, by rlhf_jax
 
 Each `member_*` loads in transformers as `AutoModelForSequenceClassification`
 with one label. Its `reward.json` holds what transformers has no place for: the
-bias of the head{}. The members in the order of `ensemble.json`:
+bias of the head{unit}. The members in the order of `ensemble.json`:
 
 ```python
 import json, pathlib, torch, transformers
-
+{encode}
 directory, scores = pathlib.Path('.'), []  # of this file
 for name in json.loads((directory / 'ensemble.json').read_text())['members']:
   told = json.loads((directory / name / 'reward.json').read_text())
   tokenizer = transformers.AutoTokenizer.from_pretrained(directory / name)
   model = transformers.AutoModelForSequenceClassification.from_pretrained(
       directory / name)
-  ids = (tokenizer(prompt).input_ids + tokenizer(
-      response, add_special_tokens=False).input_ids + [tokenizer.eos_token_id])
+  ids = encode(tokenizer, prompt, response)
   score = model(torch.tensor([ids])).logits[0, 0].item() + told['bias']
   scores.append((score - told.get('mean', 0)) / told.get('std', 1))
 scores = torch.tensor(scores)
@@ -46,11 +56,6 @@ uncertainty_weighted = mean - 0.5 * spread
 
 `mean`, `worst` and `uncertainty_weighted` are those of Coste et al. 2024, with
 the coefficient that the study was given in place of 0.5.
-'''
-_TEXTS = '''
-`prompt` is written in the format `{format}` of `rlhf_jax.data.formats`; \
-prompts of more than {max_prompt_length} tokens lose their front, responses \
-end after {max_response_length}.
 '''
 
 
@@ -65,8 +70,49 @@ def reward(members: int, standardized: bool, texts: dict[str, Any] | None
   """
   unit = (', and its mean and standard deviation on held-out responses'
           if standardized else '')
-  card = _ONE.format(unit) if members == 1 else _MANY.format(members, unit)
-  return card + (_TEXTS.format(**texts) if texts else '')
+  return (_ONE if members == 1 else _MANY).format(
+      members=members, unit=unit, encode=_ENCODE.format(_cut(texts))
+      ) + _format(texts)
+
+
+def _cut(texts: dict[str, Any] | None) -> str:
+  """The lines of `_ENCODE` that keep what the models have seen."""
+  if not texts:
+    return ''
+  return (
+      f'  prompt = prompt[-max({texts["max_prompt_length"]} - len(start), 1):]'
+      f'\n  response = response[:{texts["max_response_length"]}]\n')
+
+
+def _format(texts: dict[str, Any] | None) -> str:
+  """How prompts and responses are written, in words and in an example."""
+  if not texts:
+    return ''
+  lengths = (f'Prompts of more than {texts["max_prompt_length"]} tokens lose '
+             f'their front, responses end after {texts["max_response_length"]}'
+             '.\n')
+  name = texts['format']
+  if not name:
+    return f'\nTexts are as they are. {lengths}'
+  said = ''
+  try:
+    prompt, response = formats.get(name)('PROMPT', 'RESPONSE')
+    said = (f': the prompt PROMPT is\n\n```\n{_spelled(prompt)!r}\n```\n\n'
+            f'and the response RESPONSE is `{_spelled(response)!r}`')
+  except (TypeError, ValueError, errors.UserError):
+    pass  # of a conversation with more parts
+  return (f'\nTexts are written in the format `{name}` of '
+          f'`rlhf_jax.data.formats`{said}. {lengths}')
+
+
+def _spelled(text: Any) -> str:
+  """A text of a format, control tokens by their names."""
+  if isinstance(text, formats.Turns):
+    raise ValueError('the template of the model writes it')
+  if isinstance(text, str):
+    return text
+  return ''.join(part if isinstance(part, str) else part.name or '<EOS>'
+                 for part in text)
 
 
 _POLICY = '''# A policy, by rlhf_jax
@@ -98,10 +144,4 @@ def policy(texts: dict[str, Any] | None, *, adapter: bool) -> str:
     texts: of `artifacts.texts_of`.
     adapter: whether it is an adapter alone.
   """
-  card = _POLICY.format(*(_ADAPTER if adapter else _WHOLE))
-  if not texts:
-    return card
-  return card + (
-      f'\nPrompts are written in the format `{texts["format"]}` of '
-      f'`rlhf_jax.data.formats`, in at most {texts["max_prompt_length"]} '
-      f'tokens; responses have at most {texts["max_response_length"]}.\n')
+  return _POLICY.format(*(_ADAPTER if adapter else _WHOLE)) + _format(texts)

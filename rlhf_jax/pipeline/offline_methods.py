@@ -174,6 +174,9 @@ def check(run: Mapping[str, Any]):
     out = types.PolicyOutput(
         logprobs=flat, entropy=flat, values=flat, q_values=(flat,) * 2,
         q_logprobs=(flat,) * 2, target_q_values=(flat,) * 2)
-    return row.bind()(out, chain(batch, None, None)[0])
+    batch, _ = chain(batch, None, None)
+    loss = row.bind()(out, batch)
+    types.check_units(loss, batch)
+    return loss
 
-  methods.try_out(trace)
+  methods.try_out(trace, run.get('objective'))

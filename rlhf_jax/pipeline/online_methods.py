@@ -310,11 +310,13 @@ def check(run: Mapping[str, Any]):
         statistics=statistics(run, nodes))
     batch, state = chain(batch, state, None)
     out = types.PolicyOutput(logprobs=zeros, entropy=zeros, values=zeros)
-    return row.bind()(out, batch, **{
+    loss = row.bind()(out, batch, **{
         name: state.statistics[name]
         for name in coefficients(row, updates['penalty_target'])})
+    types.check_units(loss, batch)
+    return loss
 
-  methods.try_out(trace)
+  methods.try_out(trace, run.get('objective'))
 
 
 def _check_run(row: algorithms.Algorithm, run: Mapping[str, Any]):

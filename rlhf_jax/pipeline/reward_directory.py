@@ -77,6 +77,19 @@ def shape(path: str | os.PathLike) -> tuple[dict[str, Any], int]:
   return {'path': str(parts[0])}, len(parts)
 
 
+def tokenizer(path: str | os.PathLike) -> dict[str, Any]:
+  """Names the tokens that they read, as a corpus node does.
+
+  Reads no weights.
+  """
+  path = pathlib.Path(path).absolute()
+  if not (path / 'model.json').exists():
+    return {'tokenizer': str(members(path)[0])}
+  names = artifacts.read_model(path, 'reward')['tokenizer']
+  return {'tokenizer': str(path / 'tokenizer.json'), **{
+      name: names[name] for name in ('pad', 'bos', 'eos', 'control')}}
+
+
 def load(path: str | os.PathLike) -> Loaded:
   """Reads reward models, leaves [E, ...] over the mesh in use.
 

@@ -59,14 +59,16 @@ def _answer(functions: Mapping[str, Any], request: dict) -> dict:
   """{'values'}, or what went wrong: {'error', 'row'}."""
   prompts, responses = request['prompts'], request['responses']
   count = len(prompts)
+  function = functions[request['name']]
   try:
-    result = functions[request['name']](prompts, responses)
+    result = function(prompts, responses)
     return {'values': _values(result, count)}
   except _UnusableError as error:
     what, row = error.args
     return {'error': what, 'row': row}
   except BaseException as error:  # SystemExit too
-    return {'error': f'raised {errors.first_line(error)}', 'row': None}
+    where = getattr(function, '__module__', '')
+    return {'error': f'raised {errors.of_user(error, where)}', 'row': None}
 
 
 def _import(names: Mapping[str, str]) -> tuple[dict, str | None]:

@@ -125,11 +125,21 @@ def _check_unread(part: str, node: Mapping, fields: Iterable[str],
 
 
 def _paths(config: dict, named: dict) -> dict:
-  """Absolute paths, and the tokenizer that a loaded policy comes with."""
+  """Absolute paths, and the tokenizer that a loaded model comes with.
+
+  That of the policy, or else of the first reward models that are loaded.
+  """
   loaded = pretrained.source(config['policy']['model'])
-  if (named['tokenizer'] is None and loaded is not None
-      and loaded.suffix != '.bin'):
-    named = named | {'tokenizer': str(loaded)}
+  conditions = config.get('conditions')  # not yet checked
+  rewards = [node['path'] for node in (
+      conditions.values() if isinstance(conditions, Mapping) else ())
+             if isinstance(node, Mapping) and node.get('path') is not None]
+  own = {}
+  if named['tokenizer'] is None and loaded is None and rewards:
+    own = reward_directory.tokenizer(rewards[0])
+  elif named['tokenizer'] is None and loaded and loaded.suffix != '.bin':
+    own = {'tokenizer': str(loaded)}
+  named = named | {name: x for name, x in own.items() if not named.get(name)}
   return named | {field: str(pathlib.Path(named[field]).absolute())
                   for field in load_lib.FILES if named.get(field) is not None}
 

@@ -6,11 +6,13 @@ import time
 
 from rlhf_jax import errors
 from rlhf_jax import train
+from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import online_methods
 from rlhf_jax.pipeline import policies
+from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.pipeline import unpaired
 from rlhf_jax.reports import comparisons
 from rlhf_jax.rewards import nodes as reward_nodes
@@ -42,10 +44,29 @@ def check_conditions(config: Mapping, conditions: Mapping[str, Mapping],
         load_lib.num_preferences(data) > 0, 'pairs', 'and the data has no '
         'chosen and rejected responses; give config.data.preferences, or pairs '
         'as config.data.logged.path')
-  for name in conditions:
+  for name, node in conditions.items():
     if name in nodes.STAGES or name.startswith('trunk_'):
       raise errors.ConfigError(f'config.conditions.{name} has the name of a '
                                'stage; choose another')
+    if node['path'] is not None:
+      _check_tokens(f'config.conditions.{name}.path', node['path'], data)
+
+
+def _check_tokens(where: str, rewards: str, data: Mapping):
+  """ConfigError for reward models that read other tokens than the policy.
+
+  Whatever tokenizer the data has no name for is compared where they are read.
+  """
+  coder = coders.named_tokenizer(data)
+  if coder is None:
+    return
+  own = coders.named_tokenizer(reward_directory.tokenizer(rewards))
+  token = own.differs_from(coder)
+  if token is not None:
+    raise errors.ConfigError(
+        f'{where}: {rewards} has another id for the token {token!r} than '
+        f'{data["tokenizer"]}, which the policy reads; train both with one '
+        'tokenizer')
 
 
 def _check_feedback(config: Mapping, conditions: Mapping[str, Mapping]):

@@ -81,7 +81,7 @@ class RewardsTest(parameterized.TestCase):
                                atol=1e-4)
     np.testing.assert_allclose(
         column(rows, 'ensemble_variance'), members.var(axis=0), atol=1e-4)
-    self.assertEqual([row['reward'] for row in rows[:2]] != ['', ''], True)
+    np.testing.assert_allclose(column(rows[:2], 'file_reward'), (1.5, .25))
 
   @parameterized.parameters(
       ('worst_case', {}), ('uncertainty_weighted', {'uncertainty_coef': .3}))
@@ -266,6 +266,8 @@ class FrontDoorTest(parameterized.TestCase):
         (('train', '--algorithm=dpo', '--data=x', '--workdir=w',
           '--columns=prompt'), "--columns has 'prompt'"),
         (('train', '--algorithm=dpo', '--data=x', '--workdir=w',
+          '--columns=choosen=best'), "did you mean 'chosen'"),
+        (('train', '--algorithm=dpo', '--data=x', '--workdir=w',
           '--reward_range=3,1'), 'give least,largest'),
         (('run', '--workdir=w'), 'give --config'),
         (('show',), 'give --config'),
@@ -281,6 +283,8 @@ class FrontDoorTest(parameterized.TestCase):
     self.assertIn('fig3_best_of_n.py  [smoke, laptop, full; run,', page)
     page = succeed('list', '--directory', worlds.ROOT / 'experiments')
     self.assertIn('not yet run', page)
+    self.assertEmpty(succeed('list', 'nosuchword', '--directory',
+                             worlds.ROOT / 'experiments'))
     self.assertEqual(page.count('.py  ['), len(list(
         (worlds.ROOT / 'experiments').glob('*/*.py'))))
 
@@ -292,6 +296,15 @@ class FrontDoorTest(parameterized.TestCase):
     page = succeed('show', *words, '--print_config',
                    '--config.offline.num_steps=5')
     self.assertIn('config.offline.num_steps=5\n', page)
+    # Those that hold None, and those of the row, as any other.
+    page = succeed('show', *words, '--config.offline.arguments.dpo.beta=0.3',
+                   '--config.data.logged.task=x', '--print_config')
+    self.assertIn('config.offline.arguments.dpo.beta=0.3\n', page)
+    self.assertIn("config.data.logged.task='x'\n", page)
+    page = succeed('show', *words, '--config.offline.num_steps=5')
+    self.assertIn('5 steps of', page)
+    page = succeed('show', f'--workdir={world()}/rloo')
+    self.assertIn('complete  seed_0/policies/policy', page)
     page = succeed('show', f'--config={worlds.ROOT}/{worlds.FIGURE_3}:smoke')
     self.assertIn('seed_0/gold', page)
 

@@ -12,6 +12,7 @@ from rlhf_jax import errors
 from rlhf_jax.configs import tasks
 from rlhf_jax.configs import training
 from rlhf_jax.pipeline import methods
+from rlhf_jax.studies import nodes
 from rlhf_jax.studies import plan
 
 # A file that has what algorithms of a source learn from.
@@ -94,6 +95,61 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(study['proxy']['num_members'], 3)
     study = config('dpo', sft_steps=0)
     self.assertEqual(study['policy']['num_steps'], 0)
+
+  def test_a_learning_rate_is_that_of_the_algorithm_alone(self):
+    """Else a sweep over it would change the reference and the rewards too."""
+    names = {'dpo': 'offline', 'reward': 'proxy'}
+    for algorithm, node in names.items():
+      study = config(algorithm, 'pairs.jsonl', learning_rate=.25)
+      usual = config(algorithm, 'pairs.jsonl')
+      self.assertEqual(study[node]['optimizer']['learning_rate'], .25)
+      study[node]['optimizer'] = usual[node]['optimizer']
+      self.assertEqual(study, usual)
+    self.assertEqual(config('dpo', learning_rate=0.)['offline']['optimizer'][
+        'learning_rate'], 0)
+
+  @parameterized.parameters(*training.names())
+  def test_every_argument_of_a_row_is_a_field(self, algorithm):
+    """With the value that holds without it."""
+    if algorithm == tasks.REWARD:
+      return
+    study = config(algorithm)
+    run = study['offline' if 'offline' in study else 'online']
+    row = algorithms.ALGORITHMS[algorithm]
+    for node in (*row.annotators, row.objective):
+      fields = {k: v for k, v in node.items()
+                if k != 'name' and v is not None and not (
+                    k == 'kl_coef' and node['name'].startswith('kl_'))}
+      self.assertEqual(run['arguments'].get(node['name'], {}) | fields,
+                       run['arguments'].get(node['name'], {}))
+    stages(study)  # all of them are known, and fit
+
+  def test_defaults_of_functions_are_fields_too(self):
+    arguments = config('ppo')['online']['arguments']
+    self.assertEqual(arguments['ppo']['value_clip'], .2)
+    self.assertEqual(arguments['gae'], dict(gae_lambda=.95, discount=1.))
+
+  def test_a_fresh_policy_reads_the_tokens_of_its_reward_models(self):
+    rewards = own_data.trained() / 'rewards/seed_0/rewards/proxies'
+    for directory in (rewards, own_data.trained() / 'ensemble'):
+      study = config('rloo', reward=str(directory))
+      self.assertIn('rewards/proxies', stages(study))
+      named = nodes.data_config(nodes.absolute(study))['tokenizer']
+      self.assertStartsWith(named, str(directory))
+    study['data']['files']['tokenizer'] = str(own_data.other_tokenizer())
+    with self.assertRaisesRegex(errors.ConfigError, r'conditions\.rewards\.path'
+                                ': .* has another id for the token'):
+      plan.plan(study)
+
+  def test_bad_rows(self):
+    path = worlds.folder() / 'bad.jsonl'
+    path.write_text((own_data.folder() / 'pairs.jsonl').read_text()
+                    + '{"prompt": 3}\n')
+    one = functools.partial(task, 'dpo', data=str(path))
+    with self.assertRaisesRegex(errors.DataError, r'--max_bad_rows=1 of train'):
+      training.get_config(one())
+    study = training.get_config(one(max_bad_rows=1)).to_dict()
+    self.assertIn('policies/policy', stages(study))
 
   def test_a_score_of_the_data_is_its_reward(self):
     """In the range that it has, where values of prompts need one."""

@@ -39,13 +39,13 @@ class CardTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    # Whole prompts: what is longer than the models read would lose its front.
-    self.path = worlds.folder() / 'wide'
+    # All prompts are longer, some responses, so that the card has to cut them.
+    self.path = worlds.folder() / 'narrow'
     directory = own_data.trained()
     own_data.succeed(
         'train', '--algorithm=reward', '--size=smoke', '--members=3',
         f'--data={own_data.folder()}/pairs.jsonl', f'--model={directory}/model',
-        '--max_prompt_length=96', '--max_response_length=24',
+        '--max_prompt_length=24', '--max_response_length=6',
         f'--workdir={self.path}')
 
   def test_an_ensemble(self):

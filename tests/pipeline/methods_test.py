@@ -82,6 +82,15 @@ class TryOutTest(parameterized.TestCase):
       methods.try_out(trace)
     self.assertNotIn('\n', str(caught.exception))
 
+  def test_whose_objective_it_was(self):
+    def raises():
+      return jnp.ones(3).nonesuch
+
+    with self.assertRaisesRegex(
+        ValueError, r'objective [\w.]+:f: AttributeError: .*nonesuch.* '
+        r'\(.*methods_test\.py:\d+\)'):
+      methods.try_out(raises, f'{__name__}:f')
+
   def test_shapes_alone(self):
     methods.try_out(lambda: jnp.ones((2**30, 2**30)))  # would fill no memory
 

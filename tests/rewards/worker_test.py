@@ -57,7 +57,8 @@ class AnswerTest(parameterized.TestCase):
     def fails(prompts, responses):
       raise SystemExit('no\nmore')
     self.assertEqual(answer(fails), {
-        'error': 'raised SystemExit: no', 'row': None})
+        'error': f'raised SystemExit: no ({__file__}:'
+                 f'{fails.__code__.co_firstlineno + 1})', 'row': None})
 
 
 class LargestTest(absltest.TestCase):
