@@ -26,9 +26,9 @@ def record(path: str):
       print(line, file=file, flush=True)
     return number(seed, *names)
 
-  def completed(context, stage, *args):
+  def completed(context, stage, *args, **kwargs):
     stages.append(stage.name)
-    return complete(context, stage, *args)
+    return complete(context, stage, *args, **kwargs)
 
   streams.number, run_lib._complete = recorded, completed
 

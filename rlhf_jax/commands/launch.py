@@ -22,10 +22,17 @@ def define(values: flags.FlagValues):
   flags.DEFINE_list(
       'reuse', [], 'workdirs of other studies. A stage that is complete in one '
       'of them, under whatever name, is taken over and not run if it was made '
-      'from the same arguments, input files, earlier stages and version of '
-      'rlhf_jax. The files are hard links, or copies across file systems: '
+      'from the same arguments, input files, earlier stages and code. The '
+      'files are hard links, or copies across file systems: '
       'the other workdir may be deleted, and may be in use',
       flag_values=values)
+  flags.DEFINE_list(
+      'redo', [], 'make these stages again, names or patterns, and all that '
+      'are made from them; what there was is set aside', flag_values=values)
+  flags.DEFINE_boolean(
+      'accept_code_change', False, 'whether stages count that were made by '
+      'other code than they would be now, this package, a library or a module '
+      'of yours; their results then say so', flag_values=values)
   arguments.define_texts(
       values,
       workdir='where everything is written',
@@ -81,8 +88,9 @@ def launch(config: dict, values: flags.FlagValues):
     _show_memory(config, stages, values.plan)
     return
   run_lib.run_study(
-      stages, values.workdir, only=values.stages, reuse=values.reuse,
-      config=config | {'inputs': plan.inputs(config, stages)},
+      plan.with_inputs(config, stages), values.workdir, config=config,
+      only=values.stages, reuse=values.reuse, redo=values.redo,
+      accept_code_change=values.accept_code_change,
       safe_keys=('seeds', 'title', 'training.*', 'mesh.*'))
   _show_figure(config, values.workdir)
 

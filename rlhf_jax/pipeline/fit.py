@@ -178,6 +178,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
     began = time.monotonic()
     if restored:
       start, params, training, meta = restored
+      _check_owner(context, loop.folder, start, meta)
       last, before = meta['last'], meta['seconds']
       state = types.TrainState(params=params, **training)
       context.log(f'goes on at step {start} of {loop.num_steps}')
@@ -199,11 +200,19 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
         if step % loop.save_every == 0 or last_step or stopping:
           spent = before + time.monotonic() - began
           saver.save(step, state.params, _training(state),
-                     {'last': last, 'seconds': spent})
+                     {'last': last, 'seconds': spent, 'recipe': context.key})
           if stopping and not last_step:
             context.stop.stop(f'step {step} of {name}')
     seconds = before + time.monotonic() - began
   return state, last | {'seconds': seconds}
+
+
+def _check_owner(context, folder: str, step: int, meta):
+  """CheckpointError for a step that another stage has saved."""
+  if meta.get('recipe') != context.key:
+    raise errors.CheckpointError(
+        f'{context.directory / folder / str(step)} was saved by another stage; '
+        f'--redo={context.name} makes this one again')
 
 
 def rate(last: dict[str, float], tokens: float) -> dict[str, float]:

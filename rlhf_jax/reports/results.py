@@ -46,8 +46,9 @@ def read_rows(path: pathlib.Path) -> list[dict]:
       raise ValueError('it holds no rows')
   except (OSError, ValueError) as error:
     raise errors.CheckpointError(
-        f'cannot read {path}: {errors.first_line(error)}; delete the '
-        'result.json beside it to run its stage again') from error
+        f'cannot read {path}: {errors.first_line(error)}; restore it, or '
+        f'make it again with --redo={pathlib.Path(path).parent.name}'
+    ) from error
   return rows
 
 
@@ -235,8 +236,8 @@ def win_rate_rows(policy: Policy, policies: Sequence[Policy], figure: Mapping
     if other.prompts != policy.prompts:
       raise errors.CheckpointError(
           f'{policy.directory / "final.jsonl"} answers other prompts than '
-          f'{other.directory / "final.jsonl"}; delete the result.json beside '
-          'each to run both stages again')
+          f'{other.directory / "final.jsonl"}; make both again with '
+          f'--redo={policy.directory.name},{other.directory.name}')
   gold = [other.gold for other in against]
   scored = gold and np.isfinite([policy.gold, *gold]).all()
   mean, deviation = statistics.win_rate_against(

@@ -6,7 +6,7 @@
 What else is in a workdir is said in `workdirs`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import fnmatch
@@ -23,7 +23,9 @@ from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import processes
 from rlhf_jax.runner import cluster
 from rlhf_jax.runner import recipes
+from rlhf_jax.runner import reuse as reuse_lib
 from rlhf_jax.runner import stop as stop_lib
+from rlhf_jax.runner import trust
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
@@ -35,6 +37,11 @@ class Stage:
   name: str  # such as 'seed_0/sft': a directory below the workdir
   run: Callable[['StageContext'], dict]  # returns JSON values
   alone: bool = False  # only reads and writes files: of one process
+  quick: bool = False  # made again, without a word, where anything has changed
+  # SHA-256 of what it reads from outside by name, and the modules of users
+  # whose functions it is told of.
+  inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  modules: tuple[str, ...] = ()
 
 
 class StageContext:
@@ -42,17 +49,24 @@ class StageContext:
 
   def __init__(self, workdir: pathlib.Path, name: str,
                stop: stop_lib.StopSignal,
-               mesh: Callable[[], jax.sharding.Mesh] = meshes.make):
+               mesh: Callable[[], jax.sharding.Mesh] = meshes.make,
+               recipe: recipes.Recipe | None = None):
     self.directory = workdir / name
     self.stop = stop
+    self.recipe = recipe
     self._workdir = workdir
-    self._name = name
+    self.name = name
     self._mesh = mesh
 
   @property
   def mesh(self) -> jax.sharding.Mesh:
     """The mesh of the study; TopologyError if it does not fit the devices."""
     return self._mesh()
+
+  @property
+  def key(self) -> str | None:
+    """What a checkpoint of the stage says that it belongs to."""
+    return self.recipe and self.recipe.key
 
   def directory_of(self, name: str) -> pathlib.Path:
     """The directory of a complete stage; CheckpointError if it is not."""
@@ -68,10 +82,10 @@ class StageContext:
     return self._record_of(name)['seconds']
 
   def _record_of(self, name: str) -> dict:
-    record = workdirs.read_record(self._workdir / name)
+    record = workdirs.read_intact(self._workdir / name)
     if record is None:
       raise errors.CheckpointError(
-          f'stage {self._name} needs {name}, which is not complete in '
+          f'stage {self.name} needs {name}, which is not complete in '
           f'{self._workdir}; run it first, with --stages={name}')
     return record
 
@@ -81,7 +95,7 @@ class StageContext:
 
   def log(self, message: str):
     """Prints one line and appends it to the log."""
-    _say(self._workdir, f'{self._name}: {message}')
+    _say(self._workdir, f'{self.name}: {message}')
 
 
 def run_study(
@@ -91,40 +105,47 @@ def run_study(
     config: dict,
     only: Sequence[str] = (),
     reuse: Sequence[str | os.PathLike] = (),
+    redo: Sequence[str] = (),
+    accept_code_change: bool = False,
     safe_keys: Sequence[str] = ('*log_every', '*save_every', '*description'),
 ):
   """Runs the stages that are not complete, in order.
 
   A stage that a workdir of `reuse`, or this one, holds already, under
-  whatever name, is taken over from there instead: see `recipes`.
+  whatever name, is taken over from there instead: see `reuse`. What is
+  complete is believed only if all of its files are as it has left them, and if
+  it was made from what it would be made from today; else it is made again, or
+  refused where that would cost what somebody may want to keep.
 
   Args:
     stages: in an order in which each finds what it needs.
     workdir: created where missing; owned by one process at a time.
-    config: JSON values; must not change between runs in one workdir. In
-      `config['inputs']` are fingerprints of what is read from outside.
+    config: JSON values; must not change between runs in one workdir.
     only: fnmatch patterns of full stage names or of their last parts.
     reuse: workdirs of other studies, which are only read.
+    redo: patterns likewise, of stages to make again with all that are made
+      from them; what there was is set aside.
+    accept_code_change: whether stages count that were made by other code.
     safe_keys: fnmatch patterns of dotted config keys that may change.
 
   Raises:
-    ConfigError: the config changed, a pattern matches no stage, or a workdir
-      of `reuse` holds no study.
+    ConfigError: the config changed, or what a stage was made from, a pattern
+      matches no stage, or a workdir of `reuse` holds no study.
     WorkdirLockedError: another process owns the workdir.
     CheckpointError: the workdir is unusable or a result is damaged.
     Interrupted: after SIGTERM or SIGINT, with everything saved.
   """
   workdir = pathlib.Path(workdir).absolute()
   selected = _select(stages, only)
-  offers = recipes.scan(reuse)
+  made_of = recipes.of_stages(stages)
+  again = recipes.depending(
+      [stage.name for stage in _select(stages, redo)] if redo else [], made_of)
+  offers = reuse_lib.scan(reuse)
   config = files.jsonable(config)
-  names = [stage.name for stage in stages]
-  recipe_of = lambda stage: recipes.recipe(
-      stage.run, workdir, names[:names.index(stage.name)],
-      config.get('inputs', {}))
   # Once, for all stages; a study that has nothing to do touches no device.
   mesh = functools.cache(lambda: meshes.make(config.get('mesh')))
-  _check_alike({'config': config, 'stages': [s.name for s in selected]})
+  _check_alike({'config': config, 'stages': [s.name for s in selected],
+                'recipes': made_of})
   with contextlib.ExitStack() as stack:
     lock = workdirs.locked(workdir)
     processes.from_owner(lambda: stack.enter_context(lock))
@@ -136,10 +157,13 @@ def run_study(
     files.write_json(workdir / 'status.json', status)
     try:
       with stop_lib.StopSignal().installed() as stop, cluster.losing():
+        processes.from_owner(lambda: _clear(workdir, again))
         for stage in selected:
           status['stage'] = stage.name
-          context = StageContext(workdir, stage.name, stop, mesh)
-          _complete(context, stage, recipe_of, offers)
+          context = StageContext(workdir, stage.name, stop, mesh,
+                                 made_of[stage.name])
+          _complete(context, stage, offers,
+                    accept_code_change=accept_code_change)
       status |= {'state': 'complete', 'code': 'OK', 'exit_code': 0}
     except BaseException as error:
       user = isinstance(error, errors.UserError)
@@ -202,40 +226,59 @@ def _select(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
           if not only or any(matches(stage.name, p) for p in only)]
 
 
-def _complete(context: StageContext, stage: Stage,
-              recipe_of: Callable[[Stage], str | None],
-              offers: dict[str, pathlib.Path]):
-  """Sees to it that a stage is complete, and offers it to later ones."""
-  def without_running() -> dict | None:
-    """None if it is complete then; else what it would be made from."""
-    if workdirs.read_record(context.directory) is not None:
-      context.show(f'{stage.name:<38} skipped, complete')
-      return None
-    poll = lambda: context.stop.check(f'the start of {stage.name}')
-    poll()
-    recipe = recipe_of(stage)
-    if recipe in offers:
-      recipes.take_over(offers[recipe], context.directory, poll)
-      context.show(f'{stage.name:<38} reused from {offers[recipe]}')
-      return None
-    recipes.clear(context.directory)
-    return {'recipe': recipe} if recipe else {}
+def _clear(workdir: pathlib.Path, names: Sequence[str]):
+  """Sets aside what there is of stages."""
+  for name in names:
+    if (workdir / name).exists():
+      aside = workdirs.set_aside(workdir / name)
+      _say(workdir, f'{name:<38} made again; what there was is in {aside}')
 
-  recipe = processes.from_owner(without_running)
-  if recipe is not None:
+
+def _complete(context: StageContext, stage: Stage, offers: reuse_lib.Offers,
+              *, accept_code_change: bool):
+  """Sees to it that a stage is complete, and offers it to later ones."""
+  def is_complete() -> bool:
+    """Whether it is without running."""
+    poll = lambda: context.stop.check(f'the start of {stage.name}')
+    if trust.complete(context, stage, accept_code_change=accept_code_change):
+      context.show(f'{stage.name:<38} skipped, complete')
+      return True
+    poll()
+    source = None
+    if context.recipe is not None and workdirs.read_begun(
+        context.directory) is None:
+      source, reason = reuse_lib.find(
+          offers, context.recipe, accept_code_change=accept_code_change)
+      if reason:
+        context.show(f'{stage.name:<38} {reason}')
+    if source is not None:
+      reuse_lib.take_over(source, context.directory, poll)
+      context.show(f'{stage.name:<38} reused from {source}')
+      return True
+    reuse_lib.clear(context.directory)
+    return False
+
+  if not processes.from_owner(is_complete):
     context.stop.check(f'the start of {stage.name}')
-    _run_stage(context, stage, recipe)
-  processes.from_owner(lambda: recipes.offer(
+    _run_stage(context, stage)
+  processes.from_owner(lambda: reuse_lib.offer(
       offers, context.directory, workdirs.read_record(context.directory)))
 
 
-def _run_stage(context: StageContext, stage: Stage, recipe: dict):
+def _run_stage(context: StageContext, stage: Stage):
   """Runs a stage; its result is written last."""
+  made_of = {'stage': stage.name}
+  if context.recipe is not None:
+    made_of |= context.recipe.record()
+  begun = workdirs.read_begun(context.directory) or {}
+  if 'accepted' in begun:  # it goes on from what other code has saved
+    made_of['accepted'] = begun['accepted']
   try:
     context.directory.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise errors.CheckpointError(
         f'cannot create {context.directory}: {error.strerror}') from error
+  workdirs.begin(context.directory, made_of)
   start = time.monotonic()
   if stage.alone:
     result = processes.from_owner(lambda: stage.run(context))
@@ -246,7 +289,8 @@ def _run_stage(context: StageContext, stage: Stage, recipe: dict):
   if not isinstance(result, dict):
     raise TypeError(f'stage {stage.name} returned {type(result)}, not a dict')
   record = {'result': result, 'seconds': seconds}
-  workdirs.write_record(context.directory, record | recipe)
+  processes.from_owner(
+      lambda: workdirs.write_record(context.directory, record | made_of))
   short = [f'{key}={value:.4g}' for key, value in result.items()
            if isinstance(value, int | float) and '/' not in key][:3]
   context.show(f'{stage.name:<38} {seconds:7.1f} s  {" ".join(short)}')
@@ -254,7 +298,7 @@ def _run_stage(context: StageContext, stage: Stage, recipe: dict):
 
 def read_result(workdir: str | os.PathLike, name: str) -> dict | None:
   """The verified result of a stage, or None if it is not complete."""
-  record = workdirs.read_record(pathlib.Path(workdir, name))
+  record = workdirs.read_intact(pathlib.Path(workdir, name))
   return None if record is None else record['result']
 
 

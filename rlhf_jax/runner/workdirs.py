@@ -2,7 +2,9 @@
 
   workdir/lock                 names the process that owns it
   workdir/config.json          what the stages were built from
-  workdir/<stage>/result.json  written last: the stage is complete
+  workdir/<stage>/begun.json   of a stage that is not complete: its recipe
+  workdir/<stage>/result.json  written last: the stage is complete. With its
+                               recipe, and a digest of every file beside it
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +14,19 @@ import fnmatch
 import json
 import os
 import pathlib
+import shutil
 import socket
 
 from rlhf_jax import errors
 from rlhf_jax.storage import files
 
 CONFIG, LOG = 'config.json', 'log.txt'
-RESULT = 'result.json'
+RESULT, BEGUN = 'result.json', 'begun.json'
 # Of what is in a workdir. It changes when an older version of this package
 # would have made the same study otherwise, from other streams of randomness
 # say, so that nothing of two versions is mixed.
-LAYOUT = 2
+LAYOUT = 3
+_ARRAYS = 'd'  # what Orbax calls the directory of a checkpoint's arrays
 _ABSENT = '(absent)'
 
 
@@ -135,11 +139,31 @@ def _flatten(config: dict, prefix: str = '') -> dict[str, str]:
   return flat
 
 
+def begin(directory: pathlib.Path, record: dict):
+  """Says what a stage that runs is made from, before it writes anything."""
+  files.write_json(directory / BEGUN, record)
+
+
+def read_begun(directory: pathlib.Path) -> dict | None:
+  """What `begin` wrote; None if nothing that can be read is there."""
+  try:
+    record = files.read_json(directory / BEGUN)
+  except errors.UserError:
+    return None
+  return record if isinstance(record, dict) else None
+
+
 def write_record(directory: pathlib.Path, record: dict):
-  """Completes a stage: {'result', 'seconds'} and, if it has one, 'recipe'."""
-  record = files.jsonable(record)
+  """Completes a stage.
+
+  Args:
+    directory: of the stage, with everything that it has written.
+    record: JSON values: 'result', 'seconds' and what it was made from.
+  """
+  record = files.jsonable(record | {'files': _digests(directory)})
   record['sha256'] = files.digest(record)
   files.write_json(directory / RESULT, record)
+  (directory / BEGUN).unlink(missing_ok=True)
 
 
 def read_record(directory: pathlib.Path) -> dict | None:
@@ -155,9 +179,71 @@ def read_record(directory: pathlib.Path) -> dict | None:
   try:
     expected = record.pop('sha256')
     if (files.digest(record) == expected
-        and {'result', 'seconds'} <= record.keys()):
+        and {'result', 'seconds', 'files'} <= record.keys()):
       return record
-  except (AttributeError, KeyError, TypeError, ValueError):
+  except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
     pass
   raise errors.CheckpointError(
-      f'{path} is damaged; restore it, or delete it to run the stage again')
+      f'{path} is damaged; run the same command again, which makes the stage '
+      'again')
+
+
+def read_intact(directory: pathlib.Path) -> dict | None:
+  """`read_record` of a stage whose files are as it has left them.
+
+  Raises:
+    CheckpointError: its record or one of its files is not.
+  """
+  record = read_record(directory)
+  if record is None:
+    return None
+  today = _digests(directory)
+  for name in sorted(record['files'].keys() | today.keys()):
+    if record['files'].get(name) != today.get(name):
+      what = ('is missing' if name not in today else
+              'does not belong there' if name not in record['files'] else
+              'is not as the stage left it')
+      raise errors.CheckpointError(
+          f'{directory / name} {what}; run the same command again, which makes '
+          'the stage again')
+  return record
+
+
+def _digests(directory: pathlib.Path) -> dict[str, str]:
+  """What is told of each file of a stage, but of its own records.
+
+  Its SHA-256. Of the arrays of a checkpoint, which may be large, their size:
+  they are verified where they are read, against digests that stand beside
+  them in a file of the same checkpoint.
+  """
+  digests = {}
+  # Checkpoints may lie on another disk, behind a link.
+  for root, _, names in os.walk(directory, followlinks=True):
+    for path in (pathlib.Path(root, name) for name in names):
+      name = path.relative_to(directory).as_posix()
+      if path.name.startswith('.') or name in (RESULT, BEGUN):
+        continue
+      digests[name] = (f'{path.stat().st_size} bytes'
+                       if path.parent.name == _ARRAYS
+                       else files.fingerprint(path))
+  return digests
+
+
+def set_aside(directory: pathlib.Path) -> pathlib.Path:
+  """Moves what is in the way of a stage, in place of what was moved before.
+
+  Returns:
+    Where it is now, which nobody takes for a stage.
+
+  Raises:
+    CheckpointError: it cannot be moved.
+  """
+  target = directory.with_name(f'.{directory.name}.aside')
+  try:
+    shutil.rmtree(target, ignore_errors=True)
+    directory.rename(target)
+  except OSError as error:
+    raise errors.CheckpointError(
+        f'cannot move {directory} to {target}: {error.strerror}; move it '
+        'yourself') from error
+  return target

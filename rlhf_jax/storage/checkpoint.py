@@ -209,7 +209,8 @@ def restore_params(
   found = _restore_newest(directory, {'params': abstract_params})
   if found is None:
     raise errors.CheckpointError(
-        f'no checkpoint in {directory}; run the stage that writes it'
+        f'no checkpoint in {directory}; make it again with '
+        f'--redo={directory.parent.name}'
     )
   return found[1]['params']
 
@@ -236,7 +237,7 @@ def _restore_newest(
   if steps:
     raise errors.CheckpointError(
         f'none of the steps {steps} in {directory} verifies; restore a '
-        'backup, or delete the directory to start this stage again'
+        f'backup, or make it again with --redo={directory.parent.name}'
     )
   return None
 

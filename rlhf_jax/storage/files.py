@@ -187,8 +187,9 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
       raise ValueError('SHA-256 differs')
   except Exception as error:  # zip, npy and zlib raise many kinds
     raise errors.CheckpointError(
-        f'cannot read {path}: {errors.first_line(error)}; delete it and the '
-        'result.json beside it to make it again') from error
+        f'cannot read {path}: {errors.first_line(error)}; restore it, or '
+        f'make it again with --redo={pathlib.Path(path).parent.name}'
+    ) from error
   return arrays
 
 
@@ -268,5 +269,6 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
     return [json.loads(line) for line in _read(path).splitlines()]
   except (OSError, ValueError, RecursionError) as error:
     raise errors.CheckpointError(
-        f'cannot read {path}: {errors.first_line(error)}; delete the '
-        'result.json beside it to run its stage again') from error
+        f'cannot read {path}: {errors.first_line(error)}; restore it, or '
+        f'make it again with --redo={pathlib.Path(path).parent.name}'
+    ) from error

@@ -88,7 +88,30 @@ def plan(config: dict, num_devices: int | None = None) -> list[run_lib.Stage]:
   stages += study.judge(shown)
   return [*stages, run_lib.Stage(final(config), functools.partial(
       study.report.run, stages=[stage.name for stage in stages],
-      title=config['title'], **study.arguments(shown)), alone=True)]
+      title=config['title'], **study.arguments(shown)), alone=True, quick=True)]
+
+
+def with_inputs(config: dict, stages: Iterable[run_lib.Stage]
+                ) -> list[run_lib.Stage]:
+  """Stages with what each of them reads from outside.
+
+  Args:
+    config: of the study.
+    stages: of `plan`.
+  """
+  digests = inputs(config, stages)
+  of_data = {name: digest for name, digest in digests.items()
+             if name in load_lib.FILES}
+  complete = []
+  for stage in stages:
+    outside = {*_outside(stage.run.keywords)}
+    complete.append(dataclasses.replace(
+        stage, modules=tuple(sorted(
+            name for place, name in outside if place == 'function')),
+        inputs={f'{place} {name}': digests[f'{place} {name}']
+                for place, name in outside if place != 'function'}
+        | (of_data if 'data' in stage.run.keywords else {})))
+  return complete
 
 
 def inputs(config: dict, stages: Iterable[run_lib.Stage]) -> dict[str, str]:

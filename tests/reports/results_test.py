@@ -254,7 +254,7 @@ class ReadTest(parameterized.TestCase):
       path.write_bytes(text.encode('latin1'))
     with self.assertRaisesRegex(
         errors.CheckpointError,
-        'cannot read .*a/evaluation.jsonl: .*; delete the result.json beside'):
+        'cannot read .*a/evaluation.jsonl: .*; restore it, or .* --redo=a$'):
       self.read()
 
 

@@ -121,7 +121,7 @@ def test_a_record_comes_back(tmp_path):
   record = {'result': {'loss': .25, 'none': None}, 'seconds': 1.5}
   for more in ({}, {'recipe': 'ab12'}):
     workdirs.write_record(tmp_path, record | more)
-    assert workdirs.read_record(tmp_path) == record | more
+    assert workdirs.read_record(tmp_path) == record | more | {'files': {}}
 
 
 @pytest.mark.parametrize('damage', [

@@ -42,11 +42,9 @@ class PlanTest(parameterized.TestCase):
     stages = {
         stage.name: stage for one in (config(), figure_3)
         for stage in plan.plan(one)}
-    workdir, _ = worlds.smoke()
-    earlier = ('seed_0/sft', 'seed_0/gold')  # of both, complete
-    self.assertEqual(*(recipes.recipe(stages[name].run, workdir, earlier, {})
-                       for name in ('seed_0/samples',
-                                    'seed_0/as_sampled/samples')))
+    made_of = recipes.of_stages([*stages.values()])
+    self.assertEqual(*(made_of[name].key for name in (
+        'seed_0/samples', 'seed_0/as_sampled/samples')))
 
   def test_a_seed_samples_once_and_a_condition_is_scored_once(self):
     study = config()

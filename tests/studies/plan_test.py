@@ -18,7 +18,6 @@ from rlhf_jax.configs import base
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import pretrained
 from rlhf_jax.runner import recipes
-from rlhf_jax.runner import workdirs
 from rlhf_jax.studies import plan
 
 FIGURE_15 = f'{worlds.COSTE}/fig15_validation_loss.py'
@@ -225,6 +224,14 @@ class InputsTest(parameterized.TestCase):
     self.assertEqual(
         set(inputs), {'path', 'preferences', 'tokenizer', *read})
     self.assertEqual({len(digest) for digest in inputs.values()}, {64})
+    of_stages = plan.with_inputs(config, stages)
+    for stage in of_stages:
+      keywords = stage.run.keywords
+      told = json.dumps({k: v for k, v in keywords.items() if k != 'data'})
+      self.assertEqual({*stage.inputs}, {name for name in inputs if (
+          'data' in keywords if name in ('path', 'preferences', 'tokenizer')
+          else name.startswith('model ') and name[6:] in told)}, stage.name)
+      self.assertEqual(stage.modules, ('polite',) * ('polite:' in told))
     for path in models.values():
       self.assertEqual(inputs[f'model {path}'],
                        pretrained.fingerprint({'path': str(path)}))
@@ -261,18 +268,9 @@ class InputsTest(parameterized.TestCase):
 
 @functools.cache
 def recipes_of(text: str) -> dict[str, str]:
-  """The recipe of each stage of a config, as if all were complete."""
-  stages, workdir = plan.plan(json.loads(text)), worlds.folder()
-  earlier, made_by = [], {}
-  for stage in stages[:-1]:
-    recipe = recipes.recipe(stage.run, workdir, earlier, {})
-    assert recipe is not None, stage.name
-    (workdir / stage.name).mkdir(parents=True)
-    workdirs.write_record(workdir / stage.name, {
-        'result': {}, 'seconds': 1., 'recipe': recipe})
-    made_by[stage.name] = recipe
-    earlier.append(stage.name)
-  return made_by
+  """The key of the recipe of each stage of a config."""
+  return {name: recipe.key for name, recipe in recipes.of_stages(
+      plan.plan(json.loads(text))[:-1]).items()}
 
 
 def changed_by(config: dict, *fields_and_value) -> list[str]:
