@@ -5,8 +5,11 @@ those of `run`. A user's mistake is one line on stderr and an exit code
 (`errors`).
 """
 
+import contextlib
+import errno
 import importlib
 import os
+import signal
 import sys
 
 from rlhf_jax import __version__
@@ -28,6 +31,9 @@ COMMANDS = {
     'doctor': 'checks of your model, data and config',
 }
 _MODULES = {'list': 'experiments'}  # where the name is a word of Python's
+_CATCHES = ('generate',)  # Ctrl-C itself: it ends a chat
+_INTERRUPTED = errors.Interrupted(
+    'nothing was written; run the same command to start')
 _USAGE = f'''rlhf-jax {__version__}: reinforcement learning from human \
 feedback in JAX
 
@@ -38,10 +44,26 @@ feedback in JAX
 rlhf-jax <command> --help says more.'''
 
 
+def _line(error: errors.UserError) -> str:
+  return f'rlhf_jax: {error.code}: {" ".join(str(error).split())}'
+
+
 def _fail(error: errors.UserError) -> int:
-  line = ' '.join(str(error).split())
-  print(f'rlhf_jax: {error.code}: {line}', file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
+    print(_line(error), file=sys.stderr, flush=True)
   return error.exit_code
+
+
+def _leave(unused_number, unused_frame):
+  """Of Ctrl-C, until a study listens.
+
+  An exception would do with luck only: while modules are loaded it becomes
+  another, and where it is raised in a callback, as jax has one for the garbage
+  collector, Python prints it and goes on.
+  """
+  with contextlib.suppress(OSError):
+    os.write(2, f'{_line(_INTERRUPTED)}\n'.encode())
+  os._exit(_INTERRUPTED.exit_code)
 
 
 def _command(words: list[str]) -> tuple[str, list[str]]:
@@ -75,24 +97,41 @@ def run(argv: list[str]) -> int:
     else:
       module = importlib.import_module(
           f'rlhf_jax.commands.{_MODULES.get(name, name)}')
+      if name in _CATCHES and signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
       module.run([f'rlhf-jax {name}', *words])
+    if sys.stdout is not None:
+      sys.stdout.flush()  # here, where what it raises is caught
   except arguments.Helped:
     pass
   except errors.LostProcessError as error:
     os._exit(_fail(error))  # there is nobody to take leave of
   except errors.UserError as error:
     return _fail(error)
-  except KeyboardInterrupt:  # before a study has begun to listen
-    return _fail(errors.Interrupted(
-        'nothing was written; run the same command to start'))
+  except KeyboardInterrupt:
+    return _fail(_INTERRUPTED)
   except BrokenPipeError:  # as of `| head`
-    sys.stderr.close()
+    _drop_output()
     return 1
+  except OSError as error:
+    if error.filename is not None or error.errno not in (
+        errno.ENOSPC, errno.EIO):  # not the output: a bug
+      raise
+    _drop_output()
+    return _fail(errors.DataError(
+        f'cannot print to stdout: {error.strerror}; send it elsewhere'))
   return 0
+
+
+def _drop_output():
+  """What is left of it cannot be printed, and would be when Python ends."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main():
   """Entry point of `rlhf-jax` and `python -m rlhf_jax`."""
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)
   if os.getcwd() not in map(os.path.abspath, sys.path):
     sys.path.insert(0, os.getcwd())  # where a user's modules are
   sys.exit(run(sys.argv))

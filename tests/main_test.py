@@ -358,6 +358,39 @@ class FrontDoorTest(absltest.TestCase):
       self.assertIn(part, done.stdout)
     self.assertNotIn('Traceback', done.stderr)
 
+  def test_ctrl_c_is_not_lost(self):
+    """Even where Python only prints what a callback raises, and goes on."""
+    directory = worlds.folder()
+    (directory / 'interrupted.py').write_text(
+        'import gc, os, signal\n'
+        'gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGINT))\n'
+        'gc.collect()\ngc.callbacks.clear()\n')
+    done = worlds.launch(f'{directory}/interrupted.py', directory / 'study')
+    self.assertEqual((done.returncode, done.stdout, done.stderr), (
+        75, '', 'rlhf_jax: INTERRUPTED: nothing was written; run the same '
+        'command to start\n'))
+    self.assertFalse((directory / 'study').exists())
+
+  def test_output_that_cannot_be_printed(self):
+    """A pipe that is closed, a full disk, and no descriptor at all."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open('/dev/full', 'w') as full:
+      for words, streams, code, said in (
+          ('--help', dict(stdout=writer), 1, ''),
+          ('list', dict(stdout=full), 3, 'DATA: cannot print to stdout: No sp'),
+          ('lost', dict(stderr=full), 2, ''),
+          ('list', dict(stdout=full, stderr=full), 3, '')):
+        done = subprocess.run(
+            [sys.executable, '-m', 'rlhf_jax', words], text=True,
+            cwd=worlds.ROOT, env=worlds.environment(), timeout=120,
+            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | streams)
+        log = done.stderr or ''
+        self.assertEqual(done.returncode, code, (words, log))
+        self.assertIn(said, log)
+        self.assertLen(log.splitlines(), bool(said))
+    os.close(writer)
+
   def test_a_stage_without_what_it_needs(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     done = worlds.launch(

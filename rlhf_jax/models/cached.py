@@ -66,7 +66,7 @@ def prefill(config: transformer.Config, models: Sequence[Model],
     last = jnp.take_along_axis(
         hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
     return State(sharding.keep_rows(repeat(last)), jax.tree.map(
-        lambda x: sharding.keep_rows(repeat(x), None, 'tensor'), cache))
+        lambda x: sharding.keep_rows(repeat(x), 'tensor'), cache))
 
   return [state(model) for model in models]
 

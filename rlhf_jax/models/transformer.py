@@ -30,11 +30,12 @@ import jax.numpy as jnp
 from rlhf_jax import types
 from rlhf_jax.models import config as config_lib
 from rlhf_jax.models import quantize
+from rlhf_jax.ops import attention
 from rlhf_jax.parallel import sharding
 
 Config = config_lib.Config
 make_config = config_lib.make_config
-Cache = list[tuple[jax.Array, jax.Array]]  # per layer: keys, values [B,S,K,h]
+Cache = list[tuple[jax.Array, jax.Array]]  # per layer: keys, values [B,K,S,h]
 
 _ACTIVATIONS = {
     'silu': nn.silu, 'relu': nn.relu,
@@ -131,18 +132,18 @@ class Block(nn.Module):
     q = turn(self._heads(x, config.num_heads, 'q'), positions)
     if config.scale_by_depth:
       q = q / (depth + 1).astype(q.dtype)
-    if cache is not None:
-      at = (0, slot, 0, 0)
-      key = jax.lax.dynamic_update_slice(
-          cache[0], key.astype(cache[0].dtype), at)
-      value = jax.lax.dynamic_update_slice(
-          cache[1], value.astype(cache[1].dtype), at)
-    out = jax.nn.dot_product_attention(
-        q, key.astype(q.dtype), value.astype(q.dtype), mask=mask[:, None],
-        scale=config.attention_scale, implementation=config.attention)
+    if cache is None:
+      out = jax.nn.dot_product_attention(
+          q, key.astype(q.dtype), value.astype(q.dtype), mask=mask[:, None],
+          scale=config.attention_scale, implementation=config.attention)
+    else:
+      cache = tuple(jax.lax.dynamic_update_slice(
+          old, new.swapaxes(1, 2).astype(old.dtype), (0, 0, slot, 0))
+                    for old, new in zip(cache, (key, value), strict=True))
+      out = attention.cached(q, *cache, mask, scale=config.attention_scale)
     out = out.reshape(*out.shape[:2], -1)
     out = self._dense(out, config.hidden_size, 'o', config.output_bias)
-    return _drop(self, config.dropout, out), (key, value)
+    return _drop(self, config.dropout, out), cache
 
   def _mlp(self, x):
     config = self.config
@@ -165,7 +166,7 @@ class Block(nn.Module):
       x: [B, T, D].
       positions: i32[B, T].
       mask: bool[B or 1, Q, S], true where a query may look.
-      cache: keys and values [B, S, K, h] to write T new entries into.
+      cache: keys and values [B, K, S, h] to write T new entries into.
       slot: where in the cache they go.
       query: i32[B]; the only position whose output is wanted (Q = 1), for the
         last layer of a model that is read at one token. None: all, Q = T.
@@ -175,7 +176,7 @@ class Block(nn.Module):
         `positions`.
 
     Returns:
-      Output [B, Q, D] and the keys and values [B, S, K, h] attended to.
+      Output [B, Q, D], and the cache with the new entries, if there is one.
     """
     config = self.config
     if window is not None:
@@ -438,7 +439,7 @@ def logits(
 
 def make_cache(config: Config, batch_size: int, length: int) -> Cache:
   """An empty cache of `length` slots for each layer."""
-  shape = (batch_size, length, config.num_kv_heads, config.head_size)
+  shape = (batch_size, config.num_kv_heads, length, config.head_size)
   zeros = jnp.zeros(shape, config.dtype)
   return [(zeros, zeros) for _ in range(config.num_layers)]
 
@@ -471,7 +472,7 @@ def extend(config: Config, params: types.Params, tokens, positions, mask,
     Hidden states [B, T, D], not yet normalised, and the new cache.
   """
   if key_positions is None:
-    key_positions = jnp.arange(cache[0][0].shape[1])[None]
+    key_positions = jnp.arange(cache[0][0].shape[2])[None]
   x, new = embed(config, params, tokens, positions), []
   for layer, kept in zip(layers or unstack(config, params), cache,
                          strict=True):

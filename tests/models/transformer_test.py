@@ -201,7 +201,7 @@ class PartsTest(parameterized.TestCase):
     expected = _hidden(config, params, tokens)
     cache = transformer.make_cache(config, B, slots)
     chex.assert_shape(jax.tree.leaves(cache),
-                      (B, slots, config.num_kv_heads, config.head_size))
+                      (B, config.num_kv_heads, slots, config.head_size))
     # What is not yet written must not be seen.
     cache = jax.tree.map(lambda x: x + 7, cache)
     layers = transformer.unstack(config, params) if name == 'llama' else None
