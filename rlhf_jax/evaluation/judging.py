@@ -66,7 +66,8 @@ def function_judge(function: str) -> Judge:
       answer = ask(prompt, a, b)
     except Exception as error:  # a user's function may raise anything
       raise errors.RewardError(
-          f'judge {function} raised {errors.first_line(error)}') from error
+          f'judge {function} raised {errors.of_user(error, module)}'
+      ) from error
     if answer not in CHOICES:
       raise errors.RewardError(
           f'judge {function} must answer one of {", ".join(CHOICES)}, got '

@@ -4,7 +4,7 @@ Coste et al. 2024, https://arxiv.org/abs/2310.02743, eq. 1 and eq. 7 to 8,
 after Nakano et al. 2021, https://arxiv.org/abs/2112.09332, appendix I.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import operator
 
 import chex
@@ -122,3 +122,46 @@ def curve(proxy: jax.Array, gold: jax.Array, ns: Sequence[int], *,
   gold = jax.lax.map(ordered, pair, batch_size=_CHUNK)
   return jnp.matmul(gold, _weights(count, sizes).T,
                     precision=jax.lax.Precision.HIGHEST)
+
+
+def curves(proxy: np.ndarray, golds: Mapping[str, np.ndarray],
+           ns: Sequence[int]) -> dict[str, np.ndarray]:
+  """`curve` of several golds by one proxy, on the host.
+
+  Sorts once, which is nearly all of the time, and by NumPy, whose sort is
+  several times as fast as XLA's on a CPU.
+
+  Args:
+    proxy: float[B, N], what best-of-n selects by.
+    golds: float[B, N] each, what is reported; equal proxies share the mean.
+    ns: ints in [1, N].
+
+  Returns:
+    f32[B, len(ns)] of each gold.
+
+  Raises:
+    ValueError: a score is NaN, or an n outside [1, N].
+  """
+  _refuse_nan(**golds | {'proxy': proxy})
+  rows, count = proxy.shape
+  if not ns or min(ns) < 1 or max(ns) > count:
+    raise ValueError(f'ns must be in [1, {count}], got {list(ns)}.')
+  proxy = np.asarray(proxy, np.float32)
+  order = np.argsort(proxy, axis=1)
+  ordered = np.sort(proxy, axis=1)
+  starts = ordered[:, 1:] != ordered[:, :-1]  # of a run of equal proxies
+  tied = not starts.all()
+  if tied:  # where each run starts, in all rows one after the other
+    starts = np.flatnonzero(np.pad(starts, ((0, 0), (1, 0)),
+                                   constant_values=True))
+    sizes = np.diff(starts, append=rows * count)
+  weights = np.asarray(_weights(count, ns)).T
+
+  def one(gold):
+    gold = np.take_along_axis(np.asarray(gold, np.float32), order, axis=1)
+    if tied:
+      means = np.add.reduceat(gold.reshape(-1), starts, dtype=float) / sizes
+      gold = np.repeat(means, sizes).reshape(rows, count).astype(np.float32)
+    return gold @ weights
+
+  return {name: one(gold) for name, gold in golds.items()}

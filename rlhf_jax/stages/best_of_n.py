@@ -9,7 +9,6 @@ before they are combined, unless told otherwise.
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.ops import best_of_n
@@ -48,9 +47,8 @@ def run(context, *, given: Mapping[str, Any],
   ns, curves = picks.grid(scores['gold'].shape[1]), {}
   for name, proxy in aggregated.items():
     proxy = centred(proxy)
-    for what, values in {**watched, 'proxy': proxy}.items():
-      curves[f'{what}__{name}'] = np.asarray(best_of_n.curve(
-          jnp.asarray(proxy), jnp.asarray(values, jnp.float32), ns))
+    of_proxy = best_of_n.curves(proxy, {**watched, 'proxy': proxy}, ns)
+    curves |= {f'{what}__{name}': x for what, x in of_proxy.items()}
   files.save_arrays(
       context.directory / 'curves.npz', ns=np.array(ns), **curves)
   return {'methods': list(methods)}

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.evaluation import statistics
@@ -46,11 +45,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   score = proxy['weight'] * np.asarray(ensembles.aggregate(
       scores.pop('members'), **proxy['aggregate']), np.float32)
   ns = picks.grid(score.shape[1])
-  curves = {
-      name: np.asarray(best_of_n.curve(
-          jnp.asarray(score), jnp.asarray(values, jnp.float32), ns),
-                       np.float64)
-      for name, values in _watched(world, scores, score).items()}
+  curves = {name: x.astype(np.float64) for name, x in best_of_n.curves(
+      score, _watched(world, scores, score), ns).items()}
   with metrics.open_writer(context.directory / 'evaluation.jsonl') as writer:
     writer.truncate(-1)  # what an interrupted run has left
     for i, n in enumerate(ns):

@@ -87,6 +87,16 @@ def sync_directory(path: str | os.PathLike):
       os.close(descriptor)
 
 
+def sync_tree(path: str | os.PathLike):
+  """Waits until a directory, what is in it and its name are on disk."""
+  for root, _, names in os.walk(path):
+    for name in names:
+      with open(os.path.join(root, name), 'rb') as stream:
+        os.fsync(stream.fileno())
+    sync_directory(root)
+  sync_directory(os.path.dirname(path))
+
+
 def sweep(directory: pathlib.Path):
   """Removes what killed processes were writing, in a directory that is ours."""
   for path in directory.rglob('.*.tmp'):

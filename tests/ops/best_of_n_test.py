@@ -89,6 +89,12 @@ class CurveTest(parameterized.TestCase):
                   for p, g in zip(proxy, gold)]
       np.testing.assert_allclose(
           _curve(proxy, gold, ns), expected, atol=1e-5)
+      golds = {'gold': gold, 'proxy': proxy}
+      actual = best_of_n.curves(proxy, golds, ns)
+      for name, x in golds.items():
+        self.assertEqual(actual[name].dtype, np.float32)
+        np.testing.assert_allclose(
+            actual[name], _curve(proxy, x, ns), rtol=1e-6, atol=1e-5)
 
   @parameterized.parameters('mean', 'worst_case', 'uncertainty_weighted')
   def test_gold_follows_the_aggregate(self, kind):
@@ -175,6 +181,8 @@ class CurveTest(parameterized.TestCase):
     x = np.zeros((2, 4), np.float32)
     with self.assertRaisesRegex(ValueError, message):
       best_of_n.curve(x, x, ns)
+    with self.assertRaises(ValueError):
+      best_of_n.curves(x, {'gold': x}, ns)
 
   def test_rejects_shapes(self):
     x = np.zeros((2, 4), np.float32)

@@ -173,8 +173,10 @@ class FaultTest(parameterized.TestCase):
     super().tearDownClass()
 
   @parameterized.parameters(
-      ('raise', r'raised ValueError: no such word at step 12, rows 2-3; '),
-      ('exit', r'raised SystemExit: bye at step 12, rows 2-3; '),
+      ('raise', r'raised ValueError: no such word \(.*user_rewards\.py:\d+\) '
+       'at step 12, rows 2-3; '),
+      ('exit', r'raised SystemExit: bye \(.*user_rewards\.py:\d+\) '
+       'at step 12, rows 2-3; '),
       ('die', r'ended its process \(exit code 3\) at step 12, rows 2-3; '),
       ('crash', r'ended its process \(signal SIGSEGV\) at step 12, rows 2-3; '),
       ('nan', 'returned nan, not a finite float32 number at step 12, row 3; '),

@@ -363,12 +363,24 @@ with checkpoint.Checkpointer(sys.argv[1]) as checkpointer:
 """
 
 
+def test_a_step_is_on_disk_when_it_is_saved(tmp_path, monkeypatch):
+  synced, fsync = set(), os.fsync
+  monkeypatch.setattr(os, 'fsync', lambda descriptor: (synced.add(
+      os.readlink(f'/proc/self/fd/{descriptor}')), fsync(descriptor)))
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    checkpointer.save(3, make(3))
+  step = tmp_path / '3'
+  assert synced >= {str(x) for x in (tmp_path, step, *step.rglob('*'))}
+
+
 def test_full_disk_names_path_and_size_and_keeps_older_steps(tmp_path):
   process = start(FULL_DISK, tmp_path)
   output, log = process.communicate(timeout=60)
-  assert process.returncode == 0, log
+  assert (process.returncode, log) == (0, '')  # not a word of libraries
   second, third, arrays, before, after = output.splitlines()
-  assert f'{tmp_path / "2"} (800000 bytes needed)' in second
+  assert second == (
+      f'cannot save {tmp_path / "2"} (800000 bytes needed): File too large; '
+      'free space or choose another --workdir; older steps are intact')
   assert str(tmp_path / '3') in third
   assert str(tmp_path / 'a.npz') in arrays
   assert (before, after) == ('1', '4')
