@@ -11,7 +11,6 @@ another number of processes or onto another mesh.
 """
 
 import contextlib
-import errno
 import importlib.metadata
 import logging
 import os
@@ -28,6 +27,7 @@ from rlhf_jax import types
 from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.storage import files
+from rlhf_jax.storage import noise
 
 # Of the meta item, whose 'sha256' rule must never change. 1 had typed keys.
 FORMAT = 2
@@ -35,9 +35,6 @@ FORMAT = 2
 _KEYS = {'key<fry>': 'threefry2x32', 'key<rbg>': 'rbg',
          'key<urbg>': 'unsafe_rbg'}
 _logger = logging.getLogger(__name__)
-_DISK = tuple(map(os.strerror, (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
-    errno.EIO, errno.ESTALE)))
 
 Restored = tuple[int, types.Params, Any, dict]
 
@@ -133,15 +130,15 @@ class Checkpointer:
     arguments['meta'] = ocp.args.JsonSave(record)
     path = self.directory / str(step)
     try:
-      with _quiet():
+      with noise.quiet():
         saved = self._manager.save(step, args=ocp.args.Composite(**arguments))
+      processes.from_owner(lambda: files.sync_tree(path))
     except Exception as error:  # orbax and tensorstore raise anything
       size = sum(x.nbytes for x in jax.tree.leaves(items) if hasattr(x, 'size'))
       raise errors.CheckpointError(
-          f'cannot save {path} ({size} bytes needed): {_reason(error)}; free '
-          'space or choose another --workdir; older steps are intact'
+          f'cannot save {path} ({size} bytes needed): {noise.reason(error)}; '
+          'free space or choose another --workdir; older steps are intact'
       ) from error
-    processes.from_owner(lambda: files.sync_tree(path))
     if not saved:  # orbax declines silently
       raise errors.CheckpointError(
           f'step {step} was not saved: {self.directory} holds step '
@@ -202,23 +199,6 @@ class Checkpointer:
         (self.directory / str(step)).rename(target)
 
 
-@contextlib.contextmanager
-def _quiet():
-  """Orbax tells in hundreds of lines what it then raises as well."""
-  logger, mute = logging.getLogger('absl'), lambda unused_record: False
-  logger.addFilter(mute)
-  try:
-    yield
-  finally:
-    logger.removeFilter(mute)
-
-
-def _reason(error: Exception) -> str:
-  """What the disk said, which tensorstore puts last in a page, or line one."""
-  return next((word for word in _DISK if word in str(error)),
-              errors.first_line(error))
-
-
 def restore_params(
     directory: str | os.PathLike, abstract_params: types.Params
 ) -> types.Params:
@@ -271,7 +251,8 @@ def _read_step(
   import orbax.checkpoint as ocp
 
   def read(name, argument):
-    with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    with noise.quiet(), ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler()) as reader:
       return reader.restore(path, ocp.args.Composite(**{name: argument}))[name]
 
   try:

@@ -343,7 +343,8 @@ import numpy as np
 from rlhf_jax import errors
 from rlhf_jax.storage import checkpoint, files
 with checkpoint.Checkpointer(sys.argv[1]) as checkpointer:
-  params = {'w': np.random.default_rng(0).normal(size=100_000)}
+  params = {name: np.random.default_rng(0).normal(size=50_000)
+            for name in 'vw'}
   checkpointer.save(1, params)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
@@ -368,7 +369,7 @@ def test_a_step_is_on_disk_when_it_is_saved(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'fsync', lambda descriptor: (synced.add(
       os.readlink(f'/proc/self/fd/{descriptor}')), fsync(descriptor)))
   with checkpoint.Checkpointer(tmp_path) as checkpointer:
-    checkpointer.save(3, make(3))
+    checkpointer.save(3, *make_state(3))
   step = tmp_path / '3'
   assert synced >= {str(x) for x in (tmp_path, step, *step.rglob('*'))}
 
