@@ -9,7 +9,7 @@ COMPONENTS = ('vader', 'readability', 'exact_match')
 # By size: steps, batch (fresh models, loaded ones), most held-out prompts,
 # tokens of prompts and of responses.
 SIZES = {
-    'smoke': dict(steps=2, batch=(4, 2), held_out=4, prompt=32, response=16),
+    'smoke': dict(steps=2, batch=(4, 2), held_out=4, prompt=96, response=16),
     'laptop': dict(steps=200, batch=(32, 8), held_out=64, prompt=128,
                    response=64),
     'full': dict(steps=1000, batch=(64, 64), held_out=256, prompt=512,

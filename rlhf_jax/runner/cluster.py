@@ -90,8 +90,9 @@ def supervise():
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(noise.fileno(), 2)
     return
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, _: os.kill(child, number))
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, lambda number, _: os.kill(child, number))
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   noise.seek(0)
   said = noise.read().decode(errors='replace')

@@ -1,12 +1,12 @@
 """A study: named stages in one workdir, each resumable, run once.
 
-  workdir/status.json  how the last command ended
+  workdir/status.json  the stage that runs, or how the last command ended
   workdir/log.txt      messages and tracebacks
 
 What else is in a workdir is said in `workdirs`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import fnmatch
@@ -24,6 +24,7 @@ from rlhf_jax.parallel import processes
 from rlhf_jax.runner import cluster
 from rlhf_jax.runner import recipes
 from rlhf_jax.runner import reuse as reuse_lib
+from rlhf_jax.runner import status as status_lib
 from rlhf_jax.runner import stop as stop_lib
 from rlhf_jax.runner import trust
 from rlhf_jax.runner import workdirs
@@ -153,32 +154,37 @@ def run_study(
     for change in processes.from_owner(
         lambda: workdirs.check_config(workdir, config, safe_keys)):
       _say(workdir, f'config changed, safely: {change}')
-    status = {'state': 'running', 'pid': os.getpid(), 'started': _now()}
-    files.write_json(workdir / 'status.json', status)
+    with _telling(workdir) as status, stop_lib.StopSignal(
+        status.at_once).installed() as stop, cluster.losing():
+      processes.from_owner(lambda: _clear(workdir, again))
+      for stage in selected:
+        status.write(stage=stage.name)
+        context = StageContext(workdir, stage.name, stop, mesh,
+                               made_of[stage.name])
+        _complete(context, stage, offers,
+                  accept_code_change=accept_code_change)
+
+
+@contextlib.contextmanager
+def _telling(workdir: pathlib.Path) -> Iterator[status_lib.Status]:
+  """Writes how a command begins and how it ends, and what the last one left."""
+  if before := processes.from_owner(lambda: status_lib.killed(workdir)):
+    _say(workdir, f'the last command was killed ({before}); going on')
+  status, end = status_lib.Status(workdir), None
+  status.write()
+  try:
+    yield status
+  except BaseException as error:
+    end = error
+    if not isinstance(error, errors.Interrupted):
+      _log(workdir, traceback.format_exc())
+    raise
+  finally:
     try:
-      with stop_lib.StopSignal().installed() as stop, cluster.losing():
-        processes.from_owner(lambda: _clear(workdir, again))
-        for stage in selected:
-          status['stage'] = stage.name
-          context = StageContext(workdir, stage.name, stop, mesh,
-                                 made_of[stage.name])
-          _complete(context, stage, offers,
-                    accept_code_change=accept_code_change)
-      status |= {'state': 'complete', 'code': 'OK', 'exit_code': 0}
-    except BaseException as error:
-      user = isinstance(error, errors.UserError)
-      status |= {
-          'state': 'interrupted' if isinstance(error, errors.Interrupted)
-                   else 'failed',
-          'code': error.code if user else 'BUG',
-          'exit_code': error.exit_code if user else 1,
-          'message': str(error) or type(error).__name__,
-      }
-      if status['state'] == 'failed':
-        _log(workdir, traceback.format_exc())
-      raise
-    finally:
-      _close_status(workdir, status | {'finished': _now()})
+      status.ended(end)
+    except errors.CheckpointError as error:
+      # Must not hide the error on its way out, which often has one cause.
+      _say(workdir, f'status.json: {error}')
 
 
 def _check_alike(told: dict):
@@ -194,14 +200,6 @@ def _check_alike(told: dict):
         f'process {other[0]} of {len(digests)} was started with another '
         'config, other stages or other input files than process 0; start all '
         'with the same command')
-
-
-def _close_status(workdir: pathlib.Path, status: dict):
-  try:
-    files.write_json(workdir / 'status.json', status)
-  except errors.CheckpointError as error:
-    # Must not hide the error on its way out, which often has one cause.
-    _say(workdir, f'status.json: {error}')
 
 
 def _select(stages: Sequence[Stage], only: Sequence[str]) -> list[Stage]:
@@ -302,10 +300,6 @@ def read_result(workdir: str | os.PathLike, name: str) -> dict | None:
   return None if record is None else record['result']
 
 
-def _now() -> str:
-  return time.strftime('%Y-%m-%dT%H:%M:%S%z')
-
-
 def _say(workdir: pathlib.Path, message: str):
   """Prints to stdout and to the log."""
   _log(workdir, message)
@@ -325,4 +319,4 @@ def _log(workdir: pathlib.Path, message: str):
     return
   with contextlib.suppress(OSError):
     with files.open_appending(workdir / workdirs.LOG) as stream:
-      stream.write(f'{_now()} {message}\n'.encode(errors='replace'))
+      stream.write(f'{status_lib.now()} {message}\n'.encode(errors='replace'))

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C ask a study to save and stop."""
+"""SIGTERM, SIGHUP and Ctrl-C ask a study to save and stop."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import signal
@@ -10,15 +10,26 @@ from rlhf_jax import errors
 from rlhf_jax.parallel import processes
 
 _AGREE_EVERY = 8  # steps of several processes
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignal:
-  """SIGTERM and SIGINT: the first asks to stop, the second exits at once."""
+  """The first signal asks to stop, the second exits at once.
 
-  def __init__(self):
+  They are SIGTERM, SIGINT and, as of a terminal that is closed, SIGHUP, unless
+  that is ignored, as under nohup.
+  """
+
+  def __init__(self, at_once: Callable[[int], None] = lambda code: None):
+    """Listens to nothing yet.
+
+    Args:
+      at_once: told the exit code, in a thread, before a second signal ends the
+        process; has a second.
+    """
     self._event = threading.Event()
     self._seen = False
+    self._at_once = at_once
 
   def requested(self, step: int = 0) -> bool:
     """Whether to save and stop; poll it in every loop.
@@ -60,7 +71,8 @@ class StopSignal:
     thread = threading.Thread(target=self._watch, args=(reader,), daemon=True)
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     previous = {number: signal.signal(number, self._handle)
-                for number in _SIGNALS}
+                for number in _SIGNALS if number != signal.SIGHUP
+                or signal.getsignal(number) != signal.SIG_IGN}
     thread.start()
     try:
       yield self
@@ -80,7 +92,12 @@ class StopSignal:
       if received[0] not in _SIGNALS:
         continue
       if self._seen:
-        os._exit(128 + received[0])
+        code = 128 + received[0]
+        # Of its own, since a disk may hang.
+        last = threading.Thread(target=self._at_once, args=[code], daemon=True)
+        last.start()
+        last.join(1)
+        os._exit(code)
       self._seen = True
       self._event.set()
       with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """The directory of a study: one owner, one config, verified results.
 
-  workdir/lock                 names the process that owns it
+  workdir/lock                 names the process that owns it, and is locked
+                               for as long as that lives
   workdir/config.json          what the stages were built from
   workdir/<stage>/begun.json   of a stage that is not complete: its recipe
   workdir/<stage>/result.json  written last: the stage is complete. With its
@@ -16,6 +17,7 @@ import os
 import pathlib
 import shutil
 import socket
+import time
 
 from rlhf_jax import errors
 from rlhf_jax.storage import files
@@ -52,7 +54,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
           f'cannot use {workdir} as a workdir: {error.filename}: '
           f'{error.strerror}, or choose another --workdir') from error
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _lock(lock.fileno())
       _lock_directory(itself)
     except BlockingIOError as error:
       lock.seek(0)
@@ -69,6 +71,18 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
+def _lock(descriptor: int):
+  """Holds a file; BlockingIOError if another process does, and still does.
+
+  Who only asks whether somebody holds it, does so for an instant.
+  """
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    time.sleep(.1)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _lock_directory(descriptor: int):
   """Holds a directory itself; BlockingIOError if another process does."""
   try:
@@ -77,6 +91,21 @@ def _lock_directory(descriptor: int):
     raise
   except OSError:  # not on NFS, which wants to write to what it locks
     pass
+
+
+def is_owned(workdir: pathlib.Path) -> bool:
+  """Whether a process owns it, now."""
+  try:
+    descriptor = os.open(workdir / 'lock', os.O_RDONLY | os.O_NONBLOCK)
+  except OSError:
+    return False
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  finally:
+    os.close(descriptor)
+  return False
 
 
 def check_config(

@@ -130,6 +130,8 @@ class Checkpointer:
     arguments['meta'] = ocp.args.JsonSave(record)
     path = self.directory / str(step)
     try:
+      # First what is logged of the steps before it, which none logs again.
+      processes.from_owner(lambda: files.sync_files(self.directory.parent))
       with noise.quiet():
         saved = self._manager.save(step, args=ocp.args.Composite(**arguments))
       processes.from_owner(lambda: files.sync_tree(path))

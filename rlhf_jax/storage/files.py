@@ -89,12 +89,18 @@ def sync_directory(path: str | os.PathLike):
 
 def sync_tree(path: str | os.PathLike):
   """Waits until a directory, what is in it and its name are on disk."""
-  for root, _, names in os.walk(path):
-    for name in names:
-      with open(os.path.join(root, name), 'rb') as stream:
-        os.fsync(stream.fileno())
-    sync_directory(root)
+  for root, _, _ in os.walk(path):
+    sync_files(root)
   sync_directory(os.path.dirname(path))
+
+
+def sync_files(path: str | os.PathLike):
+  """Waits until the files of a directory, and their names, are on disk."""
+  for file in pathlib.Path(path).iterdir():
+    if file.is_file():
+      with open(file, 'rb') as stream:
+        os.fsync(stream.fileno())
+  sync_directory(path)
 
 
 def sweep(directory: pathlib.Path):

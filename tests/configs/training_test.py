@@ -174,7 +174,7 @@ class PlanTest(parameterized.TestCase):
     one = task('rloo')
     said = '\n'.join(training.describe(training.get_config(one), one))
     for part in ('RLOO', '(prompts)', '4 prompts held out', 'alpaca', '2 steps',
-                 '0.001', 'mine:polite', 'up to 32 tokens'):
+                 '0.001', 'mine:polite', 'up to 96 tokens'):
       self.assertIn(part, said)
 
 

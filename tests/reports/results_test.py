@@ -200,7 +200,7 @@ class WinRatesTest(parameterized.TestCase):
     other = policy(0, final=[0.] * 4, prompts=list('abce'), method='single')
     with self.assertRaisesRegex(
         errors.CheckpointError, 'seed/mean/final.jsonl answers other prompts '
-        'than seed/single/final.jsonl; delete'):
+        'than seed/single/final.jsonl; make both again'):
       results.win_rate_rows(
           self.mine, [self.mine, other], self.FIGURE)
 

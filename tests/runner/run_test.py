@@ -16,6 +16,7 @@ import pytest
 from rlhf_jax import errors
 from rlhf_jax.parallel import meshes
 from rlhf_jax.runner import run as run_lib
+from rlhf_jax.runner import status as status_lib
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
@@ -214,10 +215,11 @@ def test_a_file_in_the_way_of_a_stage(tmp_path):
 
 
 def test_handlers_come_back(tmp_path):
-  before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  handled = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+  before = [signal.getsignal(n) for n in handled]
   threads = threading.active_count()
   run_lib.run_study(make_stages([]), tmp_path, config={})
-  after = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  after = [signal.getsignal(n) for n in handled]
   assert before == after
   assert signal.set_wakeup_fd(-1) == -1
   assert threading.active_count() == threads
@@ -275,7 +277,8 @@ def wait_for(process, text):
     assert line, process.stderr.read()
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
   process = start(tmp_path, 10**6)
   wait_for(process, 'step 3')
@@ -297,8 +300,58 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
   assert status_of(tmp_path)['state'] == 'complete'
 
 
+def test_a_terminal_that_is_closed(tmp_path):
+  """The kernel sends SIGHUP, and no word can be printed any more."""
+  ours, theirs = os.openpty()
+  process = subprocess.Popen(
+      ['setsid', '--ctty', sys.executable, '-c', PROGRAM, str(tmp_path),
+       '1000000'], env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      stdin=theirs, stdout=theirs, stderr=theirs)
+  os.close(theirs)
+  seen = b''
+  while b'step 3' not in seen:
+    seen += os.read(ours, 1000)
+  os.close(ours)
+  process.wait(timeout=60)
+  status = status_of(tmp_path)
+  assert (status['state'], status['exit_code']) == ('interrupted', 75)
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+  """SIGHUP under nohup."""
+  process = subprocess.Popen(
+      ['nohup', sys.executable, '-c', PROGRAM, str(tmp_path), '1000000'],
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'}, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  wait_for(process, 'step 3')
+  process.send_signal(signal.SIGHUP)
+  for _ in range(20):
+    assert process.stdout.readline().startswith('step')
+  process.terminate()
+  process.communicate(timeout=60)
+  assert process.returncode == 75
+
+
+def test_a_killed_run_is_told_from_one_that_lives(tmp_path, capsys):
+  """And a status names the stage that runs."""
+  process = start(tmp_path, 10**6, 'deaf')
+  wait_for(process, 'step 1')
+  living = status_lib.read(tmp_path)
+  assert (living['state'], living['stage'], living['pid'], living['host']) == (
+      'running', 'count', process.pid, socket.gethostname())
+  process.kill()
+  process.communicate()
+  assert status_lib.read(tmp_path) == living | {'state': 'killed'}
+  run_lib.run_study([], tmp_path, config={})
+  said = f'the last command was killed (pid {process.pid}, in count); going on'
+  assert said in capsys.readouterr().out
+  assert status_lib.read(tmp_path)['state'] == 'complete'
+  run_lib.run_study([], tmp_path, config={})
+  assert 'killed' not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('number, code', [
-    (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_second_signal_exits_at_once(tmp_path, number, code):
   process = start(tmp_path, 10**6, 'deaf')
   wait_for(process, 'step 1')
@@ -312,7 +365,9 @@ def test_a_second_signal_exits_at_once(tmp_path, number, code):
   assert time.monotonic() - began < 2
   process.communicate()
   assert files.read_json(tmp_path / 'count/step.json') == 1
-  assert status_of(tmp_path)['state'] == 'running'
+  status = status_of(tmp_path)
+  assert (status['state'], status['exit_code'], status['stage']) == (
+      'killed', code, 'count')
 
 
 def test_a_signal_during_a_stage_stops_before_the_next(tmp_path):

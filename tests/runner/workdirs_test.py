@@ -1,7 +1,9 @@
 """One owner, one config, and no result that is not what was written."""
 
+import fcntl
 import os
 import socket
+import threading
 
 import pytest
 
@@ -38,6 +40,17 @@ def test_a_link_is_not_followed(tmp_path):
         pass
     (workdir / name).unlink()
   assert victim.read_text() == 'precious'
+
+
+def test_who_only_looks_is_in_nobodys_way(tmp_path):
+  (tmp_path / 'lock').touch()
+  with open(tmp_path / 'lock') as looking:
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    timer = threading.Timer(.03, looking.close)
+    timer.start()
+    with workdirs.locked(tmp_path):
+      pass
+    timer.join()
 
 
 def test_a_lock_that_is_deleted_still_holds(tmp_path):
