@@ -58,6 +58,7 @@ TESTS = {
     'doctor/rewards': ('doctor/doctor',),
     'doctor/texts': ('doctor/doctor',),
     'pipeline/reward_directory': ('commands/commands',),
+    'runner/stop': ('runner/run',),
     'stages/loaded_rewards': ('stages/preferences',),
     'models/cached': ('sampling',),
     'studies/estimates': ('studies/memory',),

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax import objectives
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -25,6 +24,7 @@ from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import gold_rows
+from rlhf_jax.pipeline import learners
 from rlhf_jax.rewards import models as reward_models
 
 NEEDS, READS = ('reference',), ()
@@ -66,18 +66,17 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         f'rows to train on, and batch_size is {batch_size}; lower it')
   config = pretrained.config(node['model'], coder.vocab_size)
   num_steps = node['num_steps']
-  tx = train.optimizer(num_steps=num_steps, **node['optimizer'])
-  step = train.make_train_step(
-      functools.partial(reward_models.forward, config),
-      objectives.get(split.objective), tx,
+  learner = learners.learner(
+      reward_models.forward, config, {'name': split.objective},
+      num_steps=num_steps, optimizer=node['optimizer'],
       num_microbatches=node['num_microbatches'])
   state, last = fit_lib.fit(
       context, train.place_state(sharding.born(
           lambda key, trunk: reward_models.init(config, key, trunk=trunk),
-          key('weights'), trunk), tx, key('state')),
+          key('weights'), trunk), learner.tx, key('state')),
       sources.offline(split.training, batch_size=batch_size,
                       seed=streams.number(seed, 'gold', 'order')),
-      jax.jit(step, donate_argnums=0),
+      learner.step,
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
                         **training))
   artifacts.write_model(context, 'reward', node['model'], coder,

@@ -6,14 +6,12 @@ of the data.
 """
 
 from collections.abc import Mapping
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import objectives
 from rlhf_jax import sources
 from rlhf_jax import streams
 from rlhf_jax import train
@@ -24,6 +22,7 @@ from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import labelled_pairs
+from rlhf_jax.pipeline import learners
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import scale as scale_lib
 from rlhf_jax.storage import files
@@ -67,22 +66,22 @@ def run(context, *, seed: int, given: Mapping[str, Any],
       num_pairs=node['num_pairs'])
   members, batch_size = node['num_members'], node['batch_size']
   num_steps = node['num_epochs'] * len(rows.tokens) // batch_size
-  tx = train.optimizer(num_steps=num_steps, **node['optimizer'])
+  learner = learners.learner(
+      reward_models.forward, config, {'name': 'bradley_terry'},
+      num_steps=num_steps, optimizer=node['optimizer'],
+      num_microbatches=node['num_microbatches'], members=members)
   keys = lambda name: jnp.stack([
       streams.key(seed, 'proxies', name, member)
       for member in range(members)])
   params = _init(context, config, keys('head'), given['trunks'],
                  node['head_scale'])
-  step = sharding.vmap_members(train.make_train_step(
-      functools.partial(reward_models.forward, config),
-      objectives.get('bradley_terry'), tx,
-      num_microbatches=node['num_microbatches']), members)
   state, last = fit_lib.fit(
-      context, train.place_state(params, tx, keys('state'), members=members),
+      context, train.place_state(
+          params, learner.tx, keys('state'), members=members),
       sources.offline_members(rows, batch_size=batch_size, seeds=[
           streams.number(seed, 'proxies', 'order', member)
           for member in range(members)]),
-      jax.jit(step, donate_argnums=0),
+      learner.step,
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
                         **training),
       watch=_watch(config, rows, validation, batch_size)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import objectives
 from rlhf_jax import policy
 from rlhf_jax import sources
 from rlhf_jax import streams
@@ -19,6 +18,7 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import learners
 from rlhf_jax.pipeline import policies
 
 NEEDS, READS = (), ()
@@ -60,17 +60,15 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   if not num_steps:
     policies.save_policy(context, 0, sharding.shard_params(model.trainable))
     return sizes | texts
-  tx = train.optimizer(num_steps=num_steps, **node['optimizer'])
-  step = train.make_train_step(
-      functools.partial(policy.forward, config),
-      objectives.get('sft', aggregate=node['aggregate']), tx,
-      num_microbatches=node['num_microbatches'],
-      dropout=bool(config.dropout or config.adapter_dropout))
+  learner = learners.learner(
+      policy.forward, config, {'name': 'sft', 'aggregate': node['aggregate']},
+      num_steps=num_steps, optimizer=node['optimizer'],
+      num_microbatches=node['num_microbatches'])
   _, last = fit_lib.fit(
-      context, train.place_state(model.trainable, tx, key('state')),
+      context, train.place_state(model.trainable, learner.tx, key('state')),
       sources.offline(rows, batch_size=node['batch_size'],
                       seed=streams.number(seed, 'sft', part, 'order')),
-      jax.jit(step, donate_argnums=0),
+      learner.step,
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
                         **training),
       frozen=types.Frozen(base=model.base))
