@@ -35,8 +35,8 @@ def test_a_status_is_read_as_it_is(tmp_path):
     assert status.read(tmp_path) == told
     assert status.killed(tmp_path) == 'pid 1, at its start'
   for ended in ('complete', 'failed', 'interrupted'):
-    files.write_json(tmp_path / 'status.json', {'state': ended})
-    assert status.read(tmp_path) == {'state': ended}
+    files.write_json(tmp_path / 'status.json', {'state': ended, 'pid': 1})
+    assert status.read(tmp_path) == {'state': ended, 'pid': 1}
     assert status.killed(tmp_path) is None
   for damage in ('[]', '{', '3', '[' * 10**5):
     (tmp_path / 'status.json').write_text(damage)
