@@ -32,6 +32,7 @@ _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
 _DECLARATIONS = (
     'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
 _LLAMA2C_BYTES = 3  # the id of byte 0; below it <unk>, BOS, EOS
+_LONGEST_PIECE = 1024  # bytes; each is cut everywhere, for its merges
 
 
 class Loaded(NamedTuple):
@@ -279,7 +280,7 @@ def _read_llama2c(raw: bytes) -> tuple[list[float], list[str]]:
   while offset < len(raw):
     score, length = struct.unpack_from('<fi', raw, offset)
     offset += 8
-    if not 0 <= length <= len(raw) - offset:
+    if not 0 <= length <= min(len(raw) - offset, _LONGEST_PIECE):
       raise ValueError(f'token {len(pieces)} has a length of {length} bytes')
     scores.append(score)
     pieces.append(raw[offset:offset + length].decode())

@@ -6,7 +6,6 @@ last message of the user, with the turns before it in `Logged.turns`.
 
 from collections.abc import Mapping, Sequence
 import os
-import re
 from typing import Any
 
 from rlhf_jax.data import chats
@@ -20,7 +19,7 @@ Responses = list[Logged | None]
 # Columns in which a prompt, or a response to it, is looked for.
 PROMPTS = ('prompt', 'question', 'instruction', 'query')
 _COMPLETIONS = ('completion', 'response', 'output')
-_HUMAN = re.compile(r'^\s*Human:\s*(.*?)\s*Assistant:\s*$', re.DOTALL)
+_HUMAN, _ASSISTANT = 'Human:', 'Assistant:'
 # (texts A and B, who won, the values that mean A, B) of published comparisons.
 _COMPARISONS = (
     ('human_ref_A', 'human_ref_B', 'labels', (1, 0)),  # SHP
@@ -212,8 +211,7 @@ def ranked(entry: Mapping) -> Responses:
     prompt, answers = fields.filled(entry, 'prompt'), [
         (fields.nullable(answer, 'answer'), -fields.number(answer, 'rank', 0))
         for answer in fields.objects(entry, 'answers', dict, 'objects')]
-    match = _HUMAN.match(prompt)
-    return _best_first(match[1] if match and match[1] else prompt, answers,
+    return _best_first(_asked(prompt), answers,
                        lambda score: (('rank', -score),))
   if 'completions' in entry:
     prompt = fields.filled(entry, fields.first(entry, PROMPTS) or 'instruction')
@@ -231,6 +229,15 @@ def ranked(entry: Mapping) -> Responses:
         f'none of the fields {", ".join(ATTRIBUTES)} is there')
   return [Logged(prompt, fields.nullable(entry, 'response'), prompt, 'other',
                  scores=scores)]
+
+
+def _asked(prompt: str) -> str:
+  """What stands between the words of Nectar's one turn; else all of it."""
+  text = prompt.strip()
+  inner = text.removeprefix(_HUMAN).removesuffix(_ASSISTANT).strip()
+  whole = len(text) - len(_HUMAN + _ASSISTANT)
+  is_turn = text.startswith(_HUMAN) and text.endswith(_ASSISTANT) and whole >= 0
+  return inner if is_turn and inner else prompt
 
 
 def _best_first(prompt: str, answers: Sequence[tuple[str, float]], scores: Any

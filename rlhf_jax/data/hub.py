@@ -16,6 +16,9 @@ from typing import Any
 
 from rlhf_jax import errors
 
+_ROWS_AT_ONCE = 16  # since a text that is stored once may be in each of them
+_MAX_README_BYTES = 2**22
+
 
 def parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
   """Rows of a parquet file.
@@ -27,8 +30,26 @@ def parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     def rows():
       yield from datasets.load_dataset(
           'parquet', data_files=glob.escape(str(path.absolute())),
-          split='train', streaming=True, cache_dir=cache)
+          split='train', streaming=True, cache_dir=cache,
+          batch_size=_ROWS_AT_ONCE)
     yield from _guarded(path, rows())
+
+
+def parquet_bytes(path: pathlib.Path) -> int:
+  """What the columns of a parquet file unpack to, as its footer says.
+
+  Raises:
+    DataError: it is none.
+  """
+  def sizes():
+    from pyarrow import parquet as parquet_lib
+
+    told = parquet_lib.read_metadata(path)
+    for i in range(told.num_row_groups):
+      group = told.row_group(i)
+      yield sum(group.column(j).total_uncompressed_size
+                for j in range(group.num_columns))
+  return sum(_guarded(path, sizes()))
 
 
 def is_saved(path: pathlib.Path) -> bool:
@@ -127,12 +148,18 @@ def _refuse_addresses(path: pathlib.Path):
   for name in ('README.md', '.huggingface.yaml'):
     if not (path / name).is_file():
       continue
-    text = (path / name).read_text(encoding='utf-8', errors='replace')
+    with open(path / name, encoding='utf-8', errors='replace') as stream:
+      text = stream.read(_MAX_README_BYTES + 1)
+    if len(text) > _MAX_README_BYTES:
+      raise errors.DataError(
+          f'{path / name}: has over {_MAX_README_BYTES} characters; shorten it')
     if name == 'README.md':
       text = text.split('---', 2)[1] if text.startswith('---') else ''
     try:
+      if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise yaml.YAMLError('an alias, which may stand for ever more text')
       configs = (yaml.safe_load(text) or {}).get('configs')
-    except (yaml.YAMLError, AttributeError) as error:
+    except (yaml.YAMLError, AttributeError, RecursionError) as error:
       raise errors.DataError(
           f'{path / name}: malformed YAML: {str(error).splitlines()[0]}'
       ) from None

@@ -194,7 +194,8 @@ def _log(examples: Sequence[Example], encoded: rows_lib.EncodedRows,
   references = tuple(example[0].reference for example in examples)
   tokens = place(encoded.tokens, pad_id, np.int32)
   mask = place(encoded.mask, False, bool)
-  group = place([groups.index(row.group) for row in rows], -1, np.int32)
+  place_of = {name: i for i, name in enumerate(groups)}
+  group = place([place_of[row.group] for row in rows], -1, np.int32)
   # A missing response has its prompt all the same: no row is empty.
   alone = np.where(mask[:, :1], pad_id, tokens[:, :1])
   tokens = np.where((group < 0)[..., None], alone, tokens)

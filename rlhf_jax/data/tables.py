@@ -13,6 +13,7 @@ and not by `datasets`, because an error has to name its line. Directories are
 resolved by `datasets`, offline; code in them is never run.
 """
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 import csv
 import gzip
@@ -82,7 +83,7 @@ def _file(path: pathlib.Path, columns: Sequence[str]
   suffix = pathlib.Path(name.removesuffix('.gz')).suffix
   if name.endswith('.parquet'):
     placed = ((f'row {number}', row)
-              for number, row in enumerate(hub.parquet(path), 1))
+              for number, row in enumerate(_sized(path), 1))
   elif suffix not in _SUFFIXES:
     raise errors.DataError(
         f'{path}: must end in {", ".join(_SUFFIXES)}, each with or without '
@@ -107,6 +108,26 @@ def _open(path: pathlib.Path):
   opener = gzip.open if path.name.lower().endswith('.gz') else open
   return (opener(path, 'rb'),
           MAX_LINE_BYTES + MAX_GZIP_RATIO * path.stat().st_size)
+
+
+def _sized(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Rows of a Parquet file, in which a text is stored once for many rows."""
+  left = MAX_LINE_BYTES + MAX_GZIP_RATIO * path.stat().st_size
+  if hub.parquet_bytes(path) > left:
+    raise _bomb(path)
+  for row in hub.parquet(path):
+    left -= _size(row)
+    if left < 0:
+      raise _bomb(path)
+    yield row
+
+
+def _size(value: Any) -> int:
+  """Bytes that a value of a row takes, roughly."""
+  if isinstance(value, dict | list):
+    return 8 + sum(map(_size, value.values() if isinstance(
+        value, dict) else value))
+  return len(value) if isinstance(value, str | bytes) else 8
 
 
 def _bomb(path: pathlib.Path) -> errors.DataError:
@@ -230,7 +251,7 @@ def _table(path: pathlib.Path, dialect: Mapping[str, Any],
       if len(record) != len(names):
         raise BadRowError(
             f'has {len(record)} fields, expected {len(names)}: '
-            f'{", ".join(names)}')
+            f'{_listed([name[:80] for name in names])}')
       yield f'{line}', dict(zip(names, record))
     except csv.Error as error:
       yield f'{line}', BadRowError(f'malformed CSV: {error}')
@@ -252,10 +273,17 @@ def _texts(path: pathlib.Path, faults: dict[int, BadRowError]
       yield (raw or b'').decode(errors='replace')
 
 
+def _listed(names: Sequence[str]) -> str:
+  """The first names, for one message of each of many rows."""
+  more = f' and {len(names) - 20} more' if len(names) > 20 else ''
+  return f'{", ".join(names[:20])}{more}'
+
+
 def _header(path: pathlib.Path, record: list[str]) -> list[str]:
-  twice = sorted({name for name in record if record.count(name) > 1})
+  counts = collections.Counter(record)
+  twice = sorted(name for name, count in counts.items() if count > 1)
   if twice:
     raise errors.DataError(
         f'{path}: the first line must name each column once, got '
-        f'{", ".join(map(repr, twice))} twice')
+        f'{_listed([repr(name[:80]) for name in twice])} twice')
   return record

@@ -466,6 +466,7 @@ class Llama2cTest(parameterized.TestCase):
   @parameterized.parameters(
       (b'', 'tokens 3 to 258'), (b'\0' * 7, 'error'),
       (_llama2c(['a'])[:-4], 'not a llama2.c'),
+      (_llama2c(['a' * 1025]), 'a length of 1025'),
       (_llama2c(['a', 'a']), 'a token twice'), (b'GGUF' * 99, 'not a llama2.c'),
   )
   def test_another_file(self, raw, message):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import tempfile
+import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -104,6 +105,19 @@ EARLIER = (('user', 'Hi.'), ('assistant', 'Hello.'))
 
 
 class KindsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('\n\nHuman: x y\n\nAssistant:\n', 'x y'), ('Human: Assistant:', None),
+      ('Human:Assistant: x Assistant: ', 'Assistant: x'), ('Human:', None),
+      ('x Human: y Assistant:', None), ('Human: x', None), ('', None))
+  def test_question_of_nectar(self, prompt, asked):
+    self.assertEqual(common_kinds._asked(prompt),
+                     prompt if asked is None else asked)
+
+  def test_question_of_nectar_in_linear_time(self):
+    began = time.monotonic()
+    common_kinds._asked(f'Human: x{" " * 10**6}y')
+    self.assertLess(time.monotonic() - began, 1)
 
   def write(self, *entries):
     folder = tempfile.TemporaryDirectory()

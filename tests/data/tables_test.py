@@ -9,11 +9,14 @@ import logging
 import pathlib
 import socket
 import tempfile
+import time
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import datasets
+import pyarrow
+from pyarrow import parquet
 
 from rlhf_jax import errors
 from rlhf_jax.data import tables
@@ -220,6 +223,31 @@ class WholeFilesTest(TableTestCase):
       path.write_bytes(content)
       self.assertIn('cannot be read', self.error(path))
 
+  @parameterized.parameters(
+      ([None] * 3_000_000, 'rows of nothing'),
+      (['a' * 2**24 + 'b'], 'one text'),
+      (['a' * 2**20] * 2**9, 'a text that is stored once'))
+  def test_parquet_that_unpacks_to_too_much(self, column, _):
+    path = self.directory / 'rows.parquet'
+    parquet.write_table(pyarrow.table({'a': column}), path, compression='zstd')
+    self.assertLess(path.stat().st_size, 2**20 // 50)
+    self.assertIn('over 200 times its size', self.error(path))
+
+  def test_many_columns(self):
+    """A header is checked in a time that grows as it does, and so is a row."""
+    names = [f'c{i}' for i in range(50_000)]
+    text = f'{",".join(names)}\n{",".join(names)}\n1,2\n'.encode()
+    began = time.monotonic()
+    whole, short = [entry for _, entry in tables.entries(
+        self.write(text, 'wide.csv'))]
+    self.assertEqual(list(whole), names)
+    self.assertEqual(
+        str(short), f'has 2 fields, expected 50000: {", ".join(names[:20])} '
+        'and 49980 more')
+    message = self.error(self.write(text.replace(b',', b',x,'), 'twice.csv'))
+    self.assertIn("got 'x' twice", message)
+    self.assertLess(time.monotonic() - began, 5)
+
   def test_directory_called_parquet(self):
     (self.directory / 'rows.parquet').mkdir()
     message = self.error(self.directory / 'rows.parquet')
@@ -275,6 +303,13 @@ class DirectoryTest(TableTestCase):
   def test_malformed_readme(self):
     path = self.hub(b'---\n{"\n---\n')
     self.assertIn('README.md: malformed YAML', self.error(path))
+
+  @parameterized.parameters(
+      (b'---\na: &a [1]\nb: &b [*a, *a]\nconfigs: [*b, *b]\n---\n', 'an alias'),
+      (b'---\nconfigs: ' + b'[' * 10**4 + b'\n---\n', 'malformed YAML'),
+      (b'---\n' + b'#' * 2**22 + b'\n---\n', 'shorten it'))
+  def test_readme_that_would_be_read_for_ever(self, readme, message):
+    self.assertIn(message, self.error(self.hub(readme)))
 
   def test_code_is_not_run(self):
     path = self.hub()
