@@ -8,7 +8,6 @@ Without a machine, of this one. Flags are those of `run` or of `train`.
 
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import studies
-from rlhf_jax.runner import run as run_lib
 
 
 def run(argv: list[str]):
@@ -25,5 +24,5 @@ def run(argv: list[str]):
   config, said, values = studies.configure(
       [argv[0], *rest, f'--plan={"".join(machines) or "here"}'], __doc__)
   for line in said:
-    run_lib.say(line)
+    print(line, flush=True)
   launch.launch(config, values)

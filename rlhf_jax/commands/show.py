@@ -11,8 +11,6 @@ a flag.
 
 from rlhf_jax.commands import config_files
 from rlhf_jax.commands import studies
-from rlhf_jax.runner import run as run_lib
-from rlhf_jax.studies import plan
 
 
 def run(argv: list[str]):
@@ -28,6 +26,9 @@ def run(argv: list[str]):
   if values.print_config:
     print(config_files.text(config))
     return
+  from rlhf_jax.runner import run as run_lib
+  from rlhf_jax.studies import plan
+
   for line in said:
     print(line)
   for stage in plan.plan(config):

@@ -157,7 +157,11 @@ def configure(argv: list[str], doc: str, *, trains: bool = False) -> tuple[
     path = getattr(asked, name)
     if path is not None and not pathlib.Path(path).exists():
       raise errors.DataError(f'--{name}={path}: there is no such file')
-  # Imported here, so that mistyped flags and names are refused at once.
+  # Imported here, so that mistyped flags and names are refused at once, and
+  # malformed data soon.
+  from rlhf_jax.configs import reading
+
+  reading.read(asked)
   from rlhf_jax.configs import training
 
   config = config_files.change(training.get_config(asked), changes)

@@ -6,11 +6,12 @@ import functools
 from typing import Any, NamedTuple
 
 from rlhf_jax import errors
+from rlhf_jax.configs import reading
+from rlhf_jax.configs import tasks
 from rlhf_jax.data import coders
 from rlhf_jax.data import examples
 from rlhf_jax.data import formats
 from rlhf_jax.data import kinds
-from rlhf_jax.data import logged
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.models import pretrained
 
@@ -54,11 +55,7 @@ def survey(task: Any, *, prompts: bool) -> Survey:
       wanted.
     ConfigError: a column is none of the kind.
   """
-  model = None if task.is_fresh else (
-      (('name', task.model),) if task.model == 'smollm2'
-      else (('path', task.model),))
-  got = _survey(task.data, task.kind, task.columns, task.split, task.format,
-                model, task.max_bad_rows)
+  got = _survey(task)
   if not got.has_answers and not prompts:
     raise errors.DataError(
         f'{task.data} has prompts alone, and --algorithm={task.algorithm} '
@@ -68,20 +65,8 @@ def survey(task: Any, *, prompts: bool) -> Survey:
 
 
 @functools.lru_cache(maxsize=4)
-def _survey(path, kind, columns, split, name, model, max_bad_rows=0) -> Survey:
-  advice = ('--kind says which it is, --columns=<name>=<column>,... what a '
-            'column is called')
-  try:
-    kind = kind or logged.kind_of(path, split=split, columns=dict(columns),
-                                  advice=advice)
-    if kind not in kinds.KINDS:
-      raise ValueError(f'--kind={kind}: '
-                       f'{errors.nearest(kind, list(kinds.KINDS))}')
-    # As the study will, which then need not read it again.
-    rows = logged.read_once(
-        path, kind, max_bad_rows, logged.arguments_of(columns, split)).rows
-  except ValueError as error:
-    raise errors.ConfigError(str(error)) from None
+def _survey(task) -> Survey:
+  kind, rows = reading.read(task)
   answers = collections.Counter(row.example for row in rows)
   groups = collections.defaultdict(set)
   for row in rows:
@@ -92,19 +77,20 @@ def _survey(path, kind, columns, split, name, model, max_bad_rows=0) -> Survey:
   limits = {score: (min(one[score] for one in named),
                     max(one[score] for one in named)) for score in scores}
   return Survey(
-      kind, name or _format(kind, rows, model), len(rows),
+      kind, task.format or _format(kind, rows, task), len(rows),
       len({examples.prompt_of(row) for row in rows}),
       sum({'chosen', 'rejected'} <= found for found in groups.values()),
       min(max(answers.values()), MOST_ANSWERS), tuple(scores), limits,
       tuple(sorted({row.group for row in rows})), kinds.KINDS[kind].answers)
 
 
-def _format(kind: str, rows: list, model: tuple | None) -> str:
+def _format(kind: str, rows: list, task: Any) -> str:
   """The model's own format, where it is known by its control tokens."""
   usual = kinds.KINDS[kind].format
   own = None
-  if model is not None and usual in _PLAIN:
-    source = pretrained.source(dict(model))
+  if not task.is_fresh and usual in _PLAIN:
+    source = pretrained.source(
+        {'name' if task.model == 'smollm2' else 'path': task.model})
     if source.suffix != '.bin':
       own = own_format(coders.load_tokenizer(str(source)))
   if own is not None:
@@ -122,7 +108,7 @@ def own_format(coder: tokenizer_lib.Tokenizer) -> str | None:
 
 def count_pairs(path: str) -> int:
   """Pairs of a file of preferences."""
-  return _survey(path, None, (), None, None, None).pairs
+  return _survey(tasks.Task(algorithm=tasks.REWARD, data=path)).pairs
 
 
 def check(task: Any, texts: Survey, source: str):

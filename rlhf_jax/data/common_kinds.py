@@ -211,7 +211,7 @@ def ranked(entry: Mapping) -> Responses:
     prompt, answers = fields.filled(entry, 'prompt'), [
         (fields.nullable(answer, 'answer'), -fields.number(answer, 'rank', 0))
         for answer in fields.objects(entry, 'answers', dict, 'objects')]
-    return _best_first(_asked(prompt), answers,
+    return _best_first(_question(prompt), answers,
                        lambda score: (('rank', -score),))
   if 'completions' in entry:
     prompt = fields.filled(entry, fields.first(entry, PROMPTS) or 'instruction')
@@ -231,7 +231,7 @@ def ranked(entry: Mapping) -> Responses:
                  scores=scores)]
 
 
-def _asked(prompt: str) -> str:
+def _question(prompt: str) -> str:
   """What stands between the words of Nectar's one turn; else all of it."""
   text = prompt.strip()
   inner = text.removeprefix(_HUMAN).removesuffix(_ASSISTANT).strip()

@@ -17,6 +17,7 @@ from typing import Any
 from rlhf_jax import errors
 
 _ROWS_AT_ONCE = 16  # since a text that is stored once may be in each of them
+_ROW_BYTES = 16  # of one without content
 _MAX_README_BYTES = 2**22
 
 
@@ -36,7 +37,7 @@ def parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def parquet_bytes(path: pathlib.Path) -> int:
-  """What the columns of a parquet file unpack to, as its footer says.
+  """What a parquet file unpacks to at least, as its footer says.
 
   Raises:
     DataError: it is none.
@@ -45,6 +46,7 @@ def parquet_bytes(path: pathlib.Path) -> int:
     from pyarrow import parquet as parquet_lib
 
     told = parquet_lib.read_metadata(path)
+    yield _ROW_BYTES * told.num_rows  # which may be nothing but a number
     for i in range(told.num_row_groups):
       group = told.row_group(i)
       yield sum(group.column(j).total_uncompressed_size

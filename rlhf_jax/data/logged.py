@@ -21,7 +21,6 @@ from rlhf_jax.data import kinds
 from rlhf_jax.data import log_kinds
 from rlhf_jax.data import readers
 from rlhf_jax.data import tables
-from rlhf_jax.ops import labels
 
 Logged = readers.Logged
 
@@ -198,6 +197,9 @@ def _ordered(path: str | os.PathLike, keyed: list[tuple[Hashable, Logged]],
 
 def _with_scores(rows: list[Logged]) -> list[Logged]:
   """Adds the score of Zhu et al. 2023 where there are votes."""
+  # Here, so that files of other kinds are read, or refused, without jax.
+  from rlhf_jax.ops import labels
+
   votes = np.array([dict(row.scores).get('votes', 0) for row in rows], int)
   accepted = np.array([row.group == 'accepted' for row in rows])
   scores = np.asarray(labels.upvote_score(votes, accepted)).tolist()

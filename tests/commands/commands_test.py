@@ -6,6 +6,8 @@ The worlds are tiny; the numbers are recomputed from what the commands leave.
 import csv
 import json
 import pathlib
+import subprocess
+import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -276,6 +278,23 @@ class FrontDoorTest(parameterized.TestCase):
           '--config.offline.optimizer.learning_rat=1'), 'learning_rat')):
       self.assertIn(part, fail(2, *words), words)
     self.assertFalse(pathlib.Path('w').exists())
+
+  @parameterized.parameters(
+      (2, '--algoritm=dpo'), (2, '--columns=choosen=a'), (3, '--data=none'),
+      (3, '--columns=chosen=nix'))
+  def test_what_is_refused_at_once(self, code, word):
+    """Without jax, which takes longer to import than the rest to refuse."""
+    folder = worlds.folder()
+    (folder / 'jax.py').write_text('raise ImportError("not so soon")')
+    for command in ('train', 'show'):
+      done = subprocess.run(
+          [sys.executable, '-m', 'rlhf_jax', command, '--algorithm=dpo',
+           f'--data={own_data.folder()}/pairs.jsonl', f'--workdir={folder}/w',
+           word], env=worlds.environment() | {
+               'PYTHONPATH': f'{folder}:{worlds.ROOT}'},
+          capture_output=True, text=True, timeout=60)
+      self.assertEqual(done.returncode, code, done.stderr)
+      self.assertNotIn('not so soon', done.stderr)
 
   def test_list(self):
     page = succeed('list', 'figure 3', '--directory',

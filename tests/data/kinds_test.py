@@ -111,12 +111,12 @@ class KindsTest(parameterized.TestCase):
       ('Human:Assistant: x Assistant: ', 'Assistant: x'), ('Human:', None),
       ('x Human: y Assistant:', None), ('Human: x', None), ('', None))
   def test_question_of_nectar(self, prompt, asked):
-    self.assertEqual(common_kinds._asked(prompt),
+    self.assertEqual(common_kinds._question(prompt),
                      prompt if asked is None else asked)
 
   def test_question_of_nectar_in_linear_time(self):
     began = time.monotonic()
-    common_kinds._asked(f'Human: x{" " * 10**6}y')
+    common_kinds._question(f'Human: x{" " * 10**6}y')
     self.assertLess(time.monotonic() - began, 1)
 
   def write(self, *entries):
