@@ -18,7 +18,7 @@ from rlhf_jax import errors
 
 _ROWS_AT_ONCE = 16  # since a text that is stored once may be in each of them
 _ROW_BYTES = 16  # of one without content
-_MAX_README_BYTES = 2**22
+_MAX_README_BYTES, _MAX_DEPTH = 2**22, 50
 
 
 def parquet(path: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -143,6 +143,20 @@ def _pick(path: pathlib.Path, split: str | None, splits: Iterable[str]
   return split
 
 
+def _check_yaml(text: str):
+  """YAMLError for what would take longer than it has characters."""
+  import yaml
+
+  depth = 0
+  for event in yaml.parse(text):
+    depth += isinstance(event, yaml.CollectionStartEvent)
+    depth -= isinstance(event, yaml.CollectionEndEvent)
+    if depth > _MAX_DEPTH:
+      raise yaml.YAMLError(f'it is nested more than {_MAX_DEPTH} times')
+    if isinstance(event, yaml.AliasEvent):
+      raise yaml.YAMLError('an alias, which may stand for ever more text')
+
+
 def _refuse_addresses(path: pathlib.Path):
   """A README can name files on the network, which is never used."""
   import yaml
@@ -158,8 +172,7 @@ def _refuse_addresses(path: pathlib.Path):
     if name == 'README.md':
       text = text.split('---', 2)[1] if text.startswith('---') else ''
     try:
-      if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise yaml.YAMLError('an alias, which may stand for ever more text')
+      _check_yaml(text)
       configs = (yaml.safe_load(text) or {}).get('configs')
     except (yaml.YAMLError, AttributeError, RecursionError) as error:
       raise errors.DataError(
