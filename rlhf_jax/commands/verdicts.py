@@ -1,0 +1,126 @@
+"""Writes what the results of the experiments say of the papers' claims.
+
+  rlhf-jax verdicts [--directory=experiments]
+
+From `contrasts.jsonl` of each paper, whose lines are `Contrast`s of
+`rlhf_jax.reports.verdicts`, and from its results: `verdicts.csv` beside them,
+the table of all of them in README.md of the directory, and how often each word
+stands in it in README.md above, between marks.
+"""
+
+import csv
+import io
+import pathlib
+
+from absl import flags
+
+from rlhf_jax import errors
+from rlhf_jax.commands import arguments
+from rlhf_jax.reports import verdicts
+from rlhf_jax.storage import files
+
+CONTRASTS, VERDICTS, PAGE = 'contrasts.jsonl', 'verdicts.csv', 'README.md'
+_HEAD = '''# What the papers claim, and what the results here say
+
+Written by `rlhf-jax verdicts`; nothing in it is typed. A word
+comes from the 95 % interval of Student's t over seeds, by the rule of
+[`rlhf_jax/reports/verdicts.py`](../rlhf_jax/reports/verdicts.py): *holds*,
+*excluded* (what the paper says lies outside of the interval), *equivalent
+within* a margin, or *unresolved* with the seeds that would do. Exploratory
+contrasts, all of those below unless they say otherwise, were written down
+after their seeds had run. With three seeds t asks for 4.3 standard errors: most
+of what is unresolved is so for want of seeds. Results are of small worlds on
+two CPU cores, in the units of each paper's own page. Figures that were never
+run stand there as "not yet run".
+'''
+_MARK = '<!-- {} of rlhf-jax verdicts -->\n'
+_WORDS = ('holds', 'equivalent', 'excluded', 'unresolved', 'not comparable')
+
+
+def papers(root: pathlib.Path) -> list[pathlib.Path]:
+  """Directories of the papers that have contrasts."""
+  return sorted(path.parent for path in root.glob(f'*/{CONTRASTS}'))
+
+
+def rows(paper: pathlib.Path) -> list[dict]:
+  """The lines of a paper's verdicts.csv.
+
+  Raises:
+    UserError: a contrast is malformed, or its results are not there.
+  """
+  return [verdicts.row(verdicts.Contrast(**line), paper / 'results')
+          for line in files.read_jsonl(paper / CONTRASTS)]
+
+
+def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
+  """What every file that is written is to hold."""
+  page, told = [_HEAD], {}
+  for paper in papers(root):
+    lines = rows(paper)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, lines[0], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(lines)
+    told[paper / VERDICTS] = stream.getvalue()
+    title = (paper / PAGE).read_text().partition('\n')[0].lstrip('# ')
+    page.append(f'\n## [{title}]({paper.name}/README.md)\n\n'
+                '| claim | paper | ours, with 95 % interval | seeds | word |\n'
+                '|---|---|---|---|---|\n')
+    page += [f'| {_cell(line["claim"])} | {_cell(line["paper"])} | '
+             f'{_cell(_ours(line))} | {line["seeds"]} | {line["word"]} |\n'
+             for line in lines]
+  told[root / PAGE] = ''.join(page)
+  told[root.parent / PAGE] = _summary(root, told)
+  return told
+
+
+def _summary(root: pathlib.Path, told: dict[pathlib.Path, str]) -> str:
+  """The README of the project, with how often each word stands for a paper."""
+  lines = [f'| paper | claims | {" | ".join(_WORDS)} |\n',
+           f'|---|---|{"---|" * len(_WORDS)}\n']
+  for paper in papers(root):
+    words = [line['word'].partition(',')[0].partition(' within')[0]
+             for line in csv.DictReader(io.StringIO(told[paper / VERDICTS]))]
+    counts = ' | '.join(str(words.count(word)) for word in _WORDS)
+    title = (paper / PAGE).read_text().partition(',')[0].lstrip('# ')
+    lines.append(f'| [{title}]({root.name}/{paper.name}/README.md) | '
+                 f'{len(words)} | {counts} |\n')
+  begin, end = (_MARK.format(word) for word in ('begin', 'end'))
+  text = (root.parent / PAGE).read_text()
+  before, _, rest = text.partition(begin)
+  return before + begin + ''.join(lines) + end + rest.partition(end)[2]
+
+
+def _ours(line: dict) -> str:
+  """A contrast and its interval in a cell."""
+  if line['mean'] == '':
+    return f'{line["contrast"]}: no run came as far'
+  return (f'{line["contrast"]}: {float(line["mean"]):.2f} '
+          f'[{float(line["low"]):.2f}, {float(line["high"]):.2f}]')
+
+
+def _cell(text: str) -> str:
+  return text.replace('|', '\\|')
+
+
+def run(argv: list[str]):
+  """Parses and writes.
+
+  Args:
+    argv: name of the command, and flags.
+
+  Raises:
+    UserError: of whatever kind.
+  """
+  values = flags.FlagValues()
+  flags.DEFINE_string('directory', 'experiments', 'with the experiments',
+                      flag_values=values)
+  arguments.parse(values, argv, __doc__)
+  root = pathlib.Path(values.directory).absolute()
+  if not papers(root):
+    raise errors.DataError(
+        f'--directory={values.directory}: there is no */{CONTRASTS} in it; '
+        'experiments stand in the repository, not in the package: clone it')
+  for path, text in texts(root).items():
+    files.write_text(path, text)
+    print(path)

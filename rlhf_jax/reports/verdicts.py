@@ -1,0 +1,249 @@
+"""Words for what results say of a paper's claim: computed, never typed.
+
+A claim is a contrast: a statistic of some runs less that of others, in each
+seed. Its word comes from the interval of Student's t over seeds, by one rule:
+
+  holds                  the interval lies on the paper's side of 0, and of the
+                         margin where the claim has one; of a claim that one is
+                         no less than another, above -margin
+  excluded               what the paper says lies outside of the interval
+  equivalent within m    the interval lies within +-m, fixed beforehand
+  unresolved             none of these; with the seeds that would do at the
+                         deviation seen
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import csv
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from rlhf_jax import errors
+
+EXPECTS = ('more', 'less', 'equal', 'no_less')
+STATISTICS = ('value', 'growth', 'drop')
+KINDS = ('confirmatory', 'exploratory')
+_MOST_SEEDS = 999  # that are worth naming
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contrast:
+  """A claim, and what of the results decides it.
+
+  Attributes:
+    claim: in words.
+    paper: what it says, in its own numbers.
+    figure: directory of the results.
+    first: {column: text} of the rows of the runs that the claim is of.
+    less: of those that they are compared with; None: with 0.
+    column: what is compared.
+    statistic: of a run, in the order of its rows: its 'value' (see `at`), the
+      last value over the first ('growth'), or the highest value less the last
+      ('drop').
+    at: {'column', 'from', 'to'}: the mean over that range of another column,
+      which the run is interpolated along; None: the last value.
+    expects: that the contrast is 'more' or 'less' than 0, 'equal' to it, or
+      'no_less'.
+    margin: beyond which it has to lie, or within; of 'no_less', how far below
+      0 it may.
+    effect: the paper's, in the same unit, where it can be said.
+    table: of the results, without .csv.
+    kind: whether it was fixed before its seeds were run.
+    command: that makes the results.
+  """
+
+  claim: str
+  paper: str
+  figure: str
+  first: Mapping[str, str]
+  column: str
+  command: str
+  less: Mapping[str, str] | None = None
+  statistic: str = 'value'
+  at: Mapping[str, Any] | None = None
+  expects: str = 'more'
+  margin: float = 0.0
+  effect: float | None = None
+  table: str = 'results'
+  kind: str = 'exploratory'
+
+  def __post_init__(self):
+    for field, known in (('expects', EXPECTS), ('kind', KINDS),
+                         ('statistic', STATISTICS)):
+      if getattr(self, field) not in known:
+        raise errors.ConfigError(
+            f'{self.claim}: {field} is {getattr(self, field)!r}; there are '
+            f'{", ".join(known)}')
+    if self.margin < 0 or (
+        self.expects in ('equal', 'no_less') and not self.margin):
+      raise errors.ConfigError(
+          f'{self.claim}: margin is {self.margin}; give one above 0, within '
+          'which results count as equal')
+
+  def describe(self) -> str:
+    """The contrast in words: which runs, which column, where."""
+    runs = ' '.join(self.first.values())
+    if self.less is not None:
+      runs += ' less ' + ' '.join(self.less.values())
+    where = 'at the end' if self.at is None else (
+        f'at {self.at["column"]} {self.at["from"]:g} to {self.at["to"]:g}')
+    what = {'value': f'{self.column} {where}', 'growth':
+            f'{self.column}, last over first', 'drop':
+            f'{self.column}, peak less last'}[self.statistic]
+    return f'{runs}: {what}'
+
+
+def interval(values: Sequence[float], level: float = .95
+             ) -> tuple[float, float, float]:
+  """Mean and the ends of its t interval; (-inf, inf) for fewer than two.
+
+  Args:
+    values: one of each seed.
+    level: of the interval.
+  """
+  values = np.asarray(values, float)
+  mean, count = float(values.mean()), len(values)
+  if count < 2:
+    return mean, -math.inf, math.inf
+  half = _half(values.std(ddof=1), count, level)
+  return mean, mean - half, mean + half
+
+
+def _half(deviation: float, count: int, level: float = .95) -> float:
+  """Half of an interval over so many seeds."""
+  return float(stats.t.ppf((1 + level) / 2, count - 1) * deviation
+               / math.sqrt(count))
+
+
+def word(values: Sequence[float], *, expects: str = 'more',
+         margin: float = 0.0, effect: float | None = None) -> str:
+  """The word for a contrast, by the rule above.
+
+  Args:
+    values: of the contrast, one of each seed.
+    expects: see `Contrast`.
+    margin: likewise.
+    effect: likewise.
+  """
+  values = np.asarray(values, float)
+  if expects == 'less':
+    values, effect = -values, None if effect is None else -effect
+  mean, low, high = interval(values)
+  least = -margin if expects == 'no_less' else margin
+  if expects == 'equal':
+    if low > margin or high < -margin:
+      return 'excluded'
+  elif low > least:
+    return 'holds'
+  elif high < (min(least, 0.0) if effect is None else effect):
+    return 'excluded'
+  if margin and -margin <= low and high <= margin:
+    return f'equivalent within {margin:g}'
+  target = margin - abs(mean) if expects == 'equal' else abs(mean - least)
+  return 'unresolved' + _enough(values, target)
+
+
+def _enough(values: np.ndarray, target: float) -> str:
+  """How many seeds would bring the interval within a distance of its mean."""
+  if len(values) < 2:
+    return ', one seed'
+  deviation = values.std(ddof=1)
+  counts = np.arange(len(values) + 1, _MOST_SEEDS + 1)
+  halves = stats.t.ppf(.975, counts - 1) * deviation / np.sqrt(counts)
+  close = np.flatnonzero(halves < target)
+  return (f', {counts[close[0]]} seeds would do' if close.size
+          else f', more than {_MOST_SEEDS} seeds')
+
+
+def values(rows: Iterable[Mapping[str, str]], contrast: Contrast
+           ) -> dict[str, float]:
+  """The contrast in each seed that has both of its sides.
+
+  Several runs of one side in a seed, such as the members of an ensemble, each
+  alone, count by their mean.
+
+  Args:
+    rows: of the results' table, in the order of each run.
+    contrast: see there.
+
+  Raises:
+    DataError: a side has no rows, or a column is not there.
+  """
+  rows = list(rows)
+  first = _side(rows, contrast, contrast.first)
+  less = (dict.fromkeys(first, 0.0) if contrast.less is None
+          else _side(rows, contrast, contrast.less))
+  return {seed: first[seed] - less[seed] for seed in first if seed in less}
+
+
+def _side(rows, contrast: Contrast, where: Mapping[str, str]
+          ) -> dict[str, float]:
+  runs: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+  try:
+    for row in rows:
+      if all(row[name] == text for name, text in where.items()):
+        # Without a column `run`, what else tells runs apart.
+        run = row.get('run') or ' '.join(
+            row.get(name) or '' for name in ('method', 'member'))
+        runs.setdefault((row['seed'], run), []).append(row)
+    seeds: dict[str, list[float]] = {}
+    for (seed, _), lines in runs.items():
+      seeds.setdefault(seed, []).append(_statistic(lines, contrast))
+  except KeyError as error:
+    raise errors.DataError(f'{contrast.claim}: {contrast.figure} has no column '
+                           f'{error}') from None
+  if not seeds:
+    raise errors.DataError(
+        f'{contrast.claim}: {contrast.figure} has no row of {dict(where)}')
+  means = {seed: float(np.mean(x)) for seed, x in seeds.items()}
+  return {seed: x for seed, x in means.items() if not math.isnan(x)}
+
+
+def _statistic(rows: list[Mapping[str, str]], contrast: Contrast) -> float:
+  """Of one run in one seed; NaN if it does not come as far as `at`."""
+  number = lambda name: np.array([float(row[name] or 'nan') for row in rows])
+  column = number(contrast.column)
+  if contrast.statistic == 'growth':
+    return column[-1] / column[0]
+  if contrast.statistic == 'drop':
+    return column.max() - column[-1]
+  if contrast.at is None:
+    return column[-1]
+  # Along the furthest that the run has come: a KL may go back.
+  along = np.maximum.accumulate(number(contrast.at['column']))
+  if along[-1] < contrast.at['to']:
+    return math.nan
+  grid = np.linspace(contrast.at['from'], contrast.at['to'], 41)
+  return float(np.interp(grid, along, column).mean())
+
+
+def row(contrast: Contrast, results: pathlib.Path) -> dict[str, Any]:
+  """A line of verdicts.csv.
+
+  Args:
+    contrast: see there.
+    results: directory of the results of a paper.
+  """
+  path = results / contrast.figure / f'{contrast.table}.csv'
+  try:
+    with open(path, newline='') as stream:
+      of_seeds = values(csv.DictReader(stream), contrast)
+  except OSError as error:
+    raise errors.DataError(
+        f'{contrast.claim}: cannot read {path}: {error.strerror}') from None
+  line = {'claim': contrast.claim, 'paper': contrast.paper,
+          'contrast': contrast.describe(), 'statistic': contrast.statistic,
+          'margin': contrast.margin, 'seeds': len(of_seeds)}
+  if not of_seeds:  # no run came as far as the claim is about
+    return line | {'mean': '', 'low': '', 'high': '', 'word': 'not comparable',
+                   'kind': contrast.kind, 'command': contrast.command}
+  mean, low, high = interval([*of_seeds.values()])
+  return line | {
+      'mean': f'{mean:.3f}', 'low': f'{low:.3f}', 'high': f'{high:.3f}',
+      'word': word([*of_seeds.values()], expects=contrast.expects,
+                   margin=contrast.margin, effect=contrast.effect),
+      'kind': contrast.kind, 'command': contrast.command}

@@ -1,0 +1,147 @@
+"""Tests for rlhf_jax.reports.verdicts."""
+
+import csv
+import math
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+from scipy import stats
+import worlds
+
+from rlhf_jax import errors
+from rlhf_jax.reports import verdicts
+
+# Mean 1 and deviation 1 of three seeds: an interval of 1 +- 2.48.
+WIDE, FIELDS = (0., 1., 2.), dict(
+    claim='c', paper='p', figure='f', first={'run': 'a'}, column='gold',
+    command='x')
+
+
+def around(mean, half, count=5):
+  """Values whose interval is mean +- half."""
+  shape = np.linspace(-1, 1, count)
+  quantile = stats.t.ppf(.975, count - 1)
+  return mean + shape * half * math.sqrt(count) / quantile / shape.std(ddof=1)
+
+
+class WordTest(parameterized.TestCase):
+
+  def test_interval(self):
+    mean, low, high = verdicts.interval(WIDE)
+    # t(2) = 4.302653 standard errors, of 1 / sqrt(3).
+    self.assertAlmostEqual(high - mean, 4.302653 / math.sqrt(3), 5)
+    self.assertAlmostEqual(mean - low, 4.302653 / math.sqrt(3), 5)
+    self.assertEqual(verdicts.interval([3.]), (3., -math.inf, math.inf))
+    np.testing.assert_allclose(
+        verdicts.interval(around(.3, .2)), (.3, .1, .5), atol=1e-9)
+
+  @parameterized.parameters(
+      ('more', 0., None, .3, .2, 'holds'), ('more', 0., None, .3, .4, 'unre'),
+      ('more', .2, None, .3, .2, 'unresolved'), ('more', .05, None, .3, .2,
+                                                 'holds'),
+      ('more', 0., None, -.3, .2, 'excluded'), ('less', 0., None, -.3, .2,
+                                                'holds'),
+      ('less', 0., None, .3, .2, 'excluded'),
+      # What the paper says is larger than the interval, though 0 is in it.
+      ('more', 0., .6, .3, .35, 'unre'), ('more', 0., .7, .3, .35, 'excluded'),
+      ('less', 0., -.7, -.3, .35, 'excluded'),
+      ('less', 0., -.6, -.3, .35, 'unresolved'),
+      ('equal', .1, None, .02, .05, 'equivalent within 0.1'),
+      ('equal', .1, None, .02, .1, 'unresolved'),
+      ('equal', .1, None, .3, .1, 'excluded'),
+      ('equal', .1, None, -.3, .1, 'excluded'),
+      ('more', .1, None, .02, .05, 'equivalent within 0.1'),
+      ('no_less', .1, None, .02, .1, 'holds'),
+      ('no_less', .1, None, -.2, .05, 'excluded'),
+      ('no_less', .1, None, -.1, .05, 'unresolved'))
+  def test_the_rule(self, expects, margin, effect, mean, half, expected):
+    self.assertStartsWith(verdicts.word(
+        around(mean, half), expects=expects, margin=margin, effect=effect),
+                          expected)
+
+  def test_how_many_seeds_would_do(self):
+    word = verdicts.word(WIDE)
+    count = int(word.removeprefix('unresolved, ').removesuffix(
+        ' seeds would do'))
+    half = lambda n: stats.t.ppf(.975, n - 1) / math.sqrt(n)
+    self.assertLess(half(count), 1)
+    self.assertGreaterEqual(half(count - 1), 1)
+    self.assertEqual(verdicts.word([-1., 1.]),
+                     'unresolved, more than 999 seeds')
+    self.assertEqual(verdicts.word([1.]), 'unresolved, one seed')
+
+
+def table(**runs):
+  """Rows of {run: {seed: values}}, with a KL of 0, 2, 4, ..."""
+  return [{'seed': seed, 'run': run, 'method': run[0], 'gold': str(x),
+           'kl': str(2 * i), 'empty': ''}
+          for run, seeds in runs.items() for seed, values in seeds.items()
+          for i, x in enumerate(values)]
+
+
+class ValuesTest(parameterized.TestCase):
+
+  def values(self, rows, **changes):
+    return verdicts.values(rows, verdicts.Contrast(**FIELDS | changes))
+
+  def test_differences_of_the_same_seed(self):
+    rows = table(a={'1': (0, 5), '2': (0, 7)}, b={'2': (9, 4), '1': (9, 1),
+                                                  '3': (0, 0)})
+    self.assertEqual(self.values(rows, less={'run': 'b'}), {'1': 4, '2': 3})
+    self.assertEqual(self.values(rows), {'1': 5, '2': 7})
+
+  def test_members_count_by_their_mean(self):
+    rows = table(s0={'1': (0, 5)}, s1={'1': (0, 8)}, s2={'1': (0, 11)})
+    self.assertEqual(self.values(rows, first={'method': 's'}), {'1': 8})
+
+  def test_statistics(self):
+    rows = table(a={'1': (2, 6, 5)})
+    self.assertEqual(self.values(rows, statistic='growth'), {'1': 2.5})
+    self.assertEqual(self.values(rows, statistic='drop'), {'1': 1})
+
+  def test_at_equal_kl(self):
+    """The mean over the range of a line between its points."""
+    rows = table(a={'1': (0, 2, 4), '2': (0, 1)}, b={'1': (0, 0, 0),
+                                                     '2': (0, 0, 0)})
+    at = {'column': 'kl', 'from': 1, 'to': 3}
+    actual = self.values(rows, less={'run': 'b'}, at=at)
+    self.assertEqual(actual.keys(), {'1'})  # 2 ends at a KL of 2
+    self.assertAlmostEqual(actual['1'], 2)
+
+  def test_mistakes(self):
+    rows = table(a={'1': (0,)})
+    for changes, message in (
+        (dict(first={'run': 'z'}), "no row of {'run': 'z'}"),
+        (dict(column='silver'), "no column 'silver'")):
+      with self.assertRaisesRegex(errors.DataError, message):
+        self.values(rows, **changes)
+    for changes, message in (
+        (dict(expects='better'), "expects is 'better'"),
+        (dict(expects='equal'), 'margin is 0.0; give one above 0'),
+        (dict(margin=-1.), 'margin is -1.0'), (dict(kind='sure'), 'kind is'),
+        (dict(statistic='last'), 'statistic is')):
+      with self.assertRaisesRegex(errors.ConfigError, message):
+        verdicts.Contrast(**FIELDS | changes)
+
+  def test_a_line(self):
+    folder = worlds.folder()
+    (folder / 'f').mkdir()
+    with open(folder / 'f/results.csv', 'w', newline='') as stream:
+      rows = table(a={'1': (0, 5), '2': (0, 7), '3': (0, 6)})
+      writer = csv.DictWriter(stream, rows[0])
+      writer.writeheader()
+      writer.writerows(rows)
+    line = verdicts.row(verdicts.Contrast(**FIELDS), folder)
+    self.assertEqual((line['seeds'], line['mean'], line['word']),
+                     (3, '6.000', 'holds'))
+    self.assertEqual(line['contrast'], 'a: gold at the end')
+    far = verdicts.Contrast(**FIELDS | dict(
+        at={'column': 'kl', 'from': 4, 'to': 6}))
+    self.assertEqual(verdicts.row(far, folder)['word'], 'not comparable')
+    with self.assertRaisesRegex(errors.DataError, 'cannot read .*nix'):
+      verdicts.row(verdicts.Contrast(**FIELDS | dict(figure='nix')), folder)
+
+
+if __name__ == '__main__':
+  absltest.main()
