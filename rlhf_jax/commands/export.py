@@ -62,7 +62,8 @@ def export(stage: pathlib.Path, directory: pathlib.Path, *,
     convert.save(directory, *artifacts.restore_policy(stage), extra=extra)
   coder.save_directory(directory)
   files.write_text(directory / 'README.md', cards.policy(
-      model['texts'], adapter=adapter))
+      model['texts'], adapter=adapter,
+      has_template=coder.chat_template is not None))
 
 
 def _of_member(models_, member: int, stage: pathlib.Path):

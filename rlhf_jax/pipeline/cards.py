@@ -137,11 +137,17 @@ import peft
 model = peft.AutoPeftModelForCausalLM.from_pretrained('.')''')
 
 
-def policy(texts: dict[str, Any] | None, *, adapter: bool) -> str:
+def policy(texts: dict[str, Any] | None, *, adapter: bool,
+           has_template: bool) -> str:
   """The card of a policy, in Markdown.
 
   Args:
     texts: of `artifacts.texts_of`.
     adapter: whether it is an adapter alone.
+    has_template: whether its tokenizer came with a chat template.
   """
-  return _POLICY.format(*(_ADAPTER if adapter else _WHOLE)) + _format(texts)
+  card = _POLICY.format(*(_ADAPTER if adapter else _WHOLE)) + _format(texts)
+  if has_template and texts and texts['format'] != 'chat_template':
+    card += ('The chat template that came with the tokenizer may write another '
+             'format: build prompts as above.\n')
+  return card
