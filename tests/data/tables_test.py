@@ -227,26 +227,29 @@ class WholeFilesTest(TableTestCase):
       ([None] * 3_000_000, 'rows of nothing'),
       (['a' * 2**25], 'one text'),
       (['a' * 2**20] * 2**9, 'a text that is stored once'))
-  def test_parquet_that_unpacks_to_too_much(self, column, _):
+  def test_parquet_that_unpacks_to_too_much(self, column, what):
     path = self.directory / 'rows.parquet'
     parquet.write_table(pyarrow.table({'a': column}), path, compression='zstd')
     self.assertLess(path.stat().st_size, 2**20 // 50)
+    if what != 'a text that is stored once':  # its footer says it
+      self.enter_context(mock.patch.object(
+          tables.hub, 'parquet', side_effect=AssertionError))
     self.assertIn('over 200 times its size', self.error(path))
 
   def test_many_columns(self):
     """A header is checked in a time that grows as it does, and so is a row."""
-    names = [f'c{i}' for i in range(50_000)]
+    names = [f'c{i}' for i in range(20_000)]
     text = f'{",".join(names)}\n{",".join(names)}\n1,2\n'.encode()
     began = time.monotonic()
     whole, short = [entry for _, entry in tables.entries(
         self.write(text, 'wide.csv'))]
     self.assertEqual(list(whole), names)
     self.assertEqual(
-        str(short), f'has 2 fields, expected 50000: {", ".join(names[:20])} '
-        'and 49980 more')
+        str(short), f'has 2 fields, expected 20000: {", ".join(names[:20])} '
+        'and 19980 more')
     message = self.error(self.write(text.replace(b',', b',x,'), 'twice.csv'))
     self.assertIn("got 'x' twice", message)
-    self.assertLess(time.monotonic() - began, 5)
+    self.assertLess(time.monotonic() - began, 3)
 
   def test_directory_called_parquet(self):
     (self.directory / 'rows.parquet').mkdir()
