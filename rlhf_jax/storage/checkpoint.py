@@ -171,6 +171,7 @@ class Checkpointer:
     abstract = {'params': abstract_params}
     if abstract_training is not None:
       abstract['training'] = abstract_training
+      self._check_space(abstract)
     found = _restore_newest(self.directory, abstract)
     if found is None:
       return None
@@ -186,6 +187,17 @@ class Checkpointer:
       if changed:
         _logger.warning('going on, but not bitwise: %s', ', '.join(changed))
     return step, trees['params'], trees.get('training'), record['meta']
+
+  def _check_space(self, abstract: dict[str, Any]):
+    """Says before the first step, and not hours later, that space is short."""
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract)
+                 if hasattr(x, 'dtype'))
+    free = shutil.disk_usage(self.directory).free
+    if free < 3 * needed and not processes.index():
+      _logger.warning(
+          'space is short: %s has %d MB free, and a checkpoint takes %d MB; '
+          'free some, or choose another --workdir', self.directory,
+          free >> 20, needed >> 20)
 
   def _drop_empty(self):
     """Orbax takes an empty directory for a step, and refuses older saves."""

@@ -1,6 +1,8 @@
 """Tests for rlhf_jax.data.templates."""
 
 import os
+import pathlib
+import subprocess
 import sys
 import time
 
@@ -203,6 +205,45 @@ class RefusalTest(parameterized.TestCase):
     with absltest.mock.patch.object(templates.subprocess, 'Popen', fails):
       with self.assertRaisesRegex(errors.ConfigError, 'jinja2 >= 3.1.6'):
         _render(CHATML)
+
+
+
+class ChildTest(absltest.TestCase):
+
+  def test_dies_with_its_parent(self):
+    """Whatever it renders for ever."""
+    loop = '{% for i in range(99999) %}'
+    program = f"""
+from rlhf_jax.data import templates
+templates.MAX_SECONDS = 1000
+print('begins', flush=True)
+templates._run({loop * 3 + '{% endfor %}' * 3!r}, [{{}}])
+"""
+    parent = subprocess.Popen([sys.executable, '-c', program],
+                              stdout=subprocess.PIPE, text=True)
+    self.assertEqual(parent.stdout.readline(), 'begins\n')
+    children = pathlib.Path(f'/proc/{parent.pid}/task/{parent.pid}/children')
+    while not (child := children.read_text().split()):
+      time.sleep(.05)
+    seconds = lambda: sum(map(int, pathlib.Path(
+        f'/proc/{child[0]}/stat').read_text().rpartition(')')[2].split()[11:13]
+        )) / os.sysconf('SC_CLK_TCK')
+    while seconds() < 2:  # it has started, and renders
+      time.sleep(.1)
+    parent.kill()
+    # Its output ends when no process holds it any more.
+    parent.communicate()
+    for _ in range(50):
+      try:
+        os.kill(int(child[0]), 0)
+        state = pathlib.Path(f'/proc/{child[0]}/stat').read_text()
+      except OSError:
+        return
+      if state.rpartition(')')[2].split()[0] == 'Z':
+        return
+      time.sleep(.1)
+    os.kill(int(child[0]), 9)
+    self.fail('it lives')
 
 
 if __name__ == '__main__':

@@ -364,6 +364,23 @@ with checkpoint.Checkpointer(sys.argv[1]) as checkpointer:
 """
 
 
+@pytest.mark.parametrize('checkpoints, short', [(2.9, True), (3.1, False)])
+def test_short_space_is_said_before_the_first_step(
+    tmp_path, monkeypatch, caplog, checkpoints, short):
+  params = {'w': jax.ShapeDtypeStruct((2**20,), jnp.bfloat16)}
+  training = {'m': jax.ShapeDtypeStruct((2**20,), jnp.float32),
+              'key': jax.random.key(0), 'position': 3}
+  free = int(checkpoints * 6 * 2**20)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: (
+      shutil._ntuple_diskusage(0, 0, free)))
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    assert checkpointer.restore_latest(params, training) is None
+    assert len(caplog.records) == short
+    if short:
+      assert (f'{tmp_path} has 17 MB free, and a checkpoint takes 6 MB'
+              in caplog.text)
+
+
 def test_a_step_is_on_disk_when_it_is_saved(tmp_path, monkeypatch):
   synced, fsync = set(), os.fsync
   monkeypatch.setattr(os, 'fsync', lambda descriptor: (synced.add(
