@@ -195,9 +195,9 @@ class Checkpointer:
     free = shutil.disk_usage(self.directory).free
     if free < 3 * needed and not processes.index():
       _logger.warning(
-          'space is short: %s has %d MB free, and a checkpoint takes %d MB; '
+          'space is short: %s has %d kB free, and a checkpoint takes %d kB; '
           'free some, or choose another --workdir', self.directory,
-          free >> 20, needed >> 20)
+          free >> 10, needed >> 10)
 
   def _drop_empty(self):
     """Orbax takes an empty directory for a step, and refuses older saves."""

@@ -377,7 +377,7 @@ def test_short_space_is_said_before_the_first_step(
     assert checkpointer.restore_latest(params, training) is None
     assert len(caplog.records) == short
     if short:
-      assert (f'{tmp_path} has 17 MB free, and a checkpoint takes 6 MB'
+      assert (f'{tmp_path} has 17817 kB free, and a checkpoint takes 6144 kB'
               in caplog.text)
 
 
