@@ -17,10 +17,16 @@ import jax.numpy as jnp
 
 from rlhf_jax import types
 from rlhf_jax.models import cached
+from rlhf_jax.models import decoding
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
+from rlhf_jax.parallel import meshes
+
+# Rows that a CPU decodes at once: as fast as more of them, and their cache
+# stays in the processor's; measured with 14 thousand and 8 million parameters.
+SLOTS = 64
 
 
 def filter_logits(logits: jax.Array, *, top_k: int = 0,
@@ -132,7 +138,7 @@ def _inside(params, hidden, temperature, top_p):
   return nucleus.nucleus(logits, top_p=top_p)
 
 
-def _ends(token, seen, eos_ids, stops):
+def _ends(token, seen, *, eos_ids, stops):
   """Whether a token [B] ends its response, and the state of its strings."""
   ends = functools.reduce(jnp.logical_or, [token == x for x in eos_ids])
   if stops is None:
@@ -144,66 +150,45 @@ def _ends(token, seen, eos_ids, stops):
 @functools.partial(jax.jit, static_argnames=(
     'config', 'num_samples', 'max_new_tokens', 'temperature', 'top_k', 'top_p',
     'eos_ids', 'pad_id', 'force_eos', 'num_tokens', 'value_shift',
-    'guide_top_p'))
+    'guide_top_p', 'num_slots'))
 def _sample(config, policies, prompts, prompt_lengths, key, row_ids, stops, *,
             num_samples, max_new_tokens, temperature, top_k, top_p, eos_ids,
-            pad_id, force_eos, num_tokens, value_shift, guide_top_p):
-  width = prompts.shape[1]
-  slots = jnp.arange(width + max_new_tokens)[None]
+            pad_id, force_eos, num_tokens, value_shift, guide_top_p, num_slots):
   models = [cached.prepare(config, params) for params in policies]
-  params = models[0].params
   uniforms = _uniforms(key, row_ids, num_samples, max_new_tokens)
-  states = cached.prefill(config, models, prompts, prompt_lengths,
-                          num_slots=slots.size, num_samples=num_samples)
-  repeat = lambda x: jnp.repeat(x, num_samples, axis=0)
-  prompts, lengths = repeat(prompts), repeat(prompt_lengths)
-  # Of the token in each slot; there is none in the gap behind a prompt.
-  slot_positions = jnp.where(
-      slots < width, slots, slots - width + lengths[:, None])
 
-  def pick(t, states, done):
+  def choose(states, uniform, last):
+    """Tokens of rows, by a number each; of the `last`, perhaps an EOS."""
     hidden, *guide = cached.finish(config, models, states)
-    logits = transformer.project(params, hidden)
+    logits = transformer.project(models[0].params, hidden)
     if value_shift is not None:
-      logits = _shift(params, hidden, logits, value_shift)
+      logits = _shift(models[0].params, hidden, logits, value_shift)
     scaled = logits / (temperature or 1.0)
     allowed = _known(scaled, num_tokens)
     if guide:
       inside = _inside(models[1].params, *guide, temperature, guide_top_p)
       allowed = nucleus.restrict(allowed, inside & (allowed > -jnp.inf))
-    uniform = jax.lax.dynamic_index_in_dim(uniforms, t, 1, False)
     token = _choose(allowed, uniform, temperature, top_k, top_p)
     if force_eos:
-      token = jnp.where(t == max_new_tokens - 1, eos_ids[0], token)
+      token = jnp.where(last, eos_ids[0], token)
     if guide:
       scaled = nucleus.restrict(scaled, nucleus.include(inside, token))
-    return jnp.where(done, pad_id, token), jnp.where(
-        done, 0.0, _logprob(scaled, token))
+    return token, _logprob(scaled, token)
 
-  def body(carry):
-    t, states, seen, tokens, logprobs, done, count = carry
-    token, logprob = pick(t, states, done)
-    tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, t, 1)
-    logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, t, 1)
-    count = count + ~done
-    ends, seen = _ends(token, seen, eos_ids, stops)
-    done = done | ends
-    mask = (slots < lengths[:, None]) | (
-        (slots >= width) & (slots <= width + t))
-    states = cached.extend(
-        config, models, states, token, lengths + t, mask, width + t,
-        slot_positions)
-    return t + 1, states, seen, tokens, logprobs, done, count
-
-  rows = len(prompts)
-  shape = (rows, max_new_tokens)
-  none = jnp.zeros(rows, jnp.int32)
-  carry = (jnp.int32(0), states, () if stops is None else none,
-           jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape),
-           jnp.zeros(rows, bool), none)
-  unfinished = lambda c: (c[0] < max_new_tokens) & ~jnp.all(c[5])
-  tokens, logprobs, _, count = jax.lax.while_loop(unfinished, body, carry)[3:]
-  return _contiguous(tokens, prompts, lengths, logprobs, count, pad_id)
+  rules = decoding.Rules(
+      lambda states, rows, t: choose(
+          states, uniforms.at[rows, t].get(mode='clip'),
+          t == max_new_tokens - 1),
+      functools.partial(_ends, eos_ids=eos_ids, stops=stops),
+      lambda count: () if stops is None else jnp.zeros(count, jnp.int32),
+      num_samples, max_new_tokens, pad_id)
+  decode = functools.partial(
+      decoding.in_slots, slots=num_slots) if num_slots else decoding.together
+  tokens, logprobs, count = decode(
+      config, models, rules, prompts, prompt_lengths)
+  repeat = lambda x: jnp.repeat(x, num_samples, axis=0)
+  return _contiguous(tokens, repeat(prompts), repeat(prompt_lengths), logprobs,
+                     count, pad_id)
 
 
 def _check_shift(params, value_shift):
@@ -236,6 +221,7 @@ def sample(
     row_ids: jax.Array | None = None,
     value_shift: float | None = None,
     guide: nucleus.Guide | None = None,
+    num_slots: int | None = None,
 ) -> types.Batch:
   """Samples `num_samples` responses to each prompt.
 
@@ -271,6 +257,10 @@ def sample(
       where it holds no token of the tokenizer, and for a forced EOS, it gives
       way. It has weights and a cache of its own, and time of its own. None:
       no restriction.
+    num_slots: rows that are decoded at once; a row that has ended makes room
+      for one that waits (`models.decoding`), and the same is drawn. 0: all of
+      them. None: `SLOTS` of many on a CPU, else all. Rows that are split over
+      a mesh are all decoded at once.
 
   Returns:
     Batch [B, K, P + N] with `tokens`, `mask` and `old_logprobs`: the log
@@ -325,6 +315,12 @@ def sample(
     chex.assert_shape(stops, (None, num_tokens))
   if row_ids is None:
     row_ids = jnp.arange(len(prompts))
+  if num_slots is None:
+    num_slots = SLOTS * (jax.default_backend() == 'cpu')
+  if num_slots < 0:
+    raise ValueError(f'num_slots must be >= 0, got {num_slots}.')
+  if num_slots >= len(prompts) * num_samples or meshes.row_parts() > 1:
+    num_slots = 0
   policies = (params,) if guide is None else (params, guide.params)
   rows = _sample(
       config, policies, prompts, prompt_lengths, key, jnp.asarray(row_ids),
@@ -333,7 +329,8 @@ def sample(
       eos_ids=eos_ids, pad_id=pad_id, force_eos=force_eos,
       num_tokens=num_tokens,
       value_shift=None if value_shift is None else float(value_shift),
-      guide_top_p=None if guide is None else float(guide.top_p))
+      guide_top_p=None if guide is None else float(guide.top_p),
+      num_slots=num_slots)
   tokens, mask, logprobs = (
       x.reshape(len(prompts), num_samples, -1) for x in rows)
   return types.Batch(tokens=tokens, mask=mask, old_logprobs=logprobs)

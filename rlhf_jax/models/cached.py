@@ -91,7 +91,7 @@ def extend(config: transformer.Config, models: Sequence[Model],
     token: i32[B].
     positions: i32[B], of the token.
     mask: bool[B, S], of the slots to be read.
-    slot: of the token, i32[].
+    slot: of the token, i32[], or i32[B].
     key_positions: i32[B, S], of `transformer.extend`.
   """
   read = [transformer.extend(

@@ -94,6 +94,16 @@ def _drop(module: nn.Module, rate: float, x: jax.Array) -> jax.Array:
   return nn.Dropout(rate, deterministic=False)(x)
 
 
+def _written(old: jax.Array, new: jax.Array, slot) -> jax.Array:
+  """A cache [B, K, S, h] with entries [B, K, T, h] from a slot on.
+
+  Where rows have slots of their own, i32[B], T is 1.
+  """
+  if jnp.ndim(slot) == 0:
+    return jax.lax.dynamic_update_slice(old, new, (0, 0, slot, 0))
+  return old.at[jnp.arange(len(old)), :, slot].set(new[:, :, 0])
+
+
 class Block(nn.Module):
   """One decoder layer: attention and MLP with residuals."""
 
@@ -137,8 +147,7 @@ class Block(nn.Module):
           q, key.astype(q.dtype), value.astype(q.dtype), mask=mask[:, None],
           scale=config.attention_scale, implementation=config.attention)
     else:
-      cache = tuple(jax.lax.dynamic_update_slice(
-          old, new.swapaxes(1, 2).astype(old.dtype), (0, 0, slot, 0))
+      cache = tuple(_written(old, new.swapaxes(1, 2).astype(old.dtype), slot)
                     for old, new in zip(cache, (key, value), strict=True))
       out = attention.cached(q, *cache, mask, scale=config.attention_scale)
     out = out.reshape(*out.shape[:2], -1)
@@ -167,7 +176,7 @@ class Block(nn.Module):
       positions: i32[B, T].
       mask: bool[B or 1, Q, S], true where a query may look.
       cache: keys and values [B, K, S, h] to write T new entries into.
-      slot: where in the cache they go.
+      slot: where in the cache they go; i32[B] if rows differ, and T is 1.
       query: i32[B]; the only position whose output is wanted (Q = 1), for the
         last layer of a model that is read at one token. None: all, Q = T.
       window: i32[], tokens that a query sees, itself included; None: all.
@@ -463,7 +472,7 @@ def extend(config: Config, params: types.Params, tokens, positions, mask,
     positions: i32[B, T].
     mask: bool[B or 1, T, S] over the slots of the cache.
     cache: S slots for each layer.
-    slot: first slot to write.
+    slot: first slot to write, of all rows, or i32[B] where T is 1.
     layers: of `unstack`; made here if not given.
     key_positions: i32[B, S], position of the token in each slot; only models
       with windows read it. Default: the slot.
