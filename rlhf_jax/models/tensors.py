@@ -177,12 +177,14 @@ def write(
       raise errors.CheckpointError(
           f'cannot make {directory}: {error.strerror}') from error
     for name, specs in zip(names, shards, strict=True):
-      _write_file(directory / name, tensors, specs, metadata or _PT)
+      # Before it is there: an interrupt may come when its name is synced.
       undo.callback((directory / name).unlink, missing_ok=True)
+      _write_file(directory / name, tensors, specs, metadata or _PT)
       written.append(directory / name)
     if len(shards) > 1:
       weight_map = {key: name for name, specs in zip(names, shards)
                     for key in specs}
+      undo.callback(index.unlink, missing_ok=True)
       files.write_json(index, {
           'metadata': {'total_size': sum(
               spec.nbytes for specs in shards for spec in specs.values())},
