@@ -147,8 +147,8 @@ def _held_out(values):
   if seed is None:
     raise errors.ConfigError(f'--stage={values.stage} is of no seed, whose '
                              'prompts could be taken; give --data')
-  return load_lib.load(nodes.data_config(files.read_json(path)),
-                       int(seed[1])).eval_prompts
+  config = files.read_object(path, 'data', 'policy')
+  return load_lib.load(nodes.data_config(config), int(seed[1])).eval_prompts
 
 
 def _answer(values, one: models.Policy, prompts) -> Answers:

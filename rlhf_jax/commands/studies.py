@@ -46,6 +46,6 @@ def configure(argv: list[str], doc: str) -> tuple[
 def _read(workdir: pathlib.Path) -> dict:
   """The config that a study was run with."""
   workdirs.check_layout(workdir)
-  config = files.read_json(workdir / workdirs.CONFIG)
+  config = files.read_object(workdir / workdirs.CONFIG, 'study')
   return {name: value for name, value in config.items()
           if name not in ('inputs', 'layout')}

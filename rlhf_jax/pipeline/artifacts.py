@@ -111,7 +111,8 @@ def read_model(directory: pathlib.Path, kind: str | None = None
   if not path.exists():
     raise errors.CheckpointError(
         f'{directory} holds no trained model; name a stage that trains one')
-  model = files.read_json(path)
+  model = files.read_object(path, 'kind', 'model', 'vocab_size', 'num_members',
+                            'texts', 'tokenizer')
   if kind is not None and model['kind'] != kind:
     raise errors.CheckpointError(
         f'{directory} holds a {model["kind"]} model where a {kind} model is '

@@ -55,7 +55,7 @@ def members(path: str | os.PathLike) -> list[pathlib.Path]:
         'of transformers')
   if not (path / _ENSEMBLE).exists():
     return [path]
-  names = files.read_json(path / _ENSEMBLE).get('members')
+  names = files.read_object(path / _ENSEMBLE).get('members')
   if not isinstance(names, list) or not names or not all(
       isinstance(name, str) and name == os.path.basename(name)
       for name in names):
@@ -110,7 +110,7 @@ def load(path: str | os.PathLike) -> Loaded:
   parts = members(path)
   loaded = [convert.load_reward(part, dtype='float32') for part in parts]
   config = loaded[0][0]
-  told = [files.read_json(part / _REWARD) if (part / _REWARD).exists() else {}
+  told = [files.read_object(part / _REWARD) if (part / _REWARD).exists() else {}
           for part in parts]
   for part, (other, params), one in zip(parts, loaded, told):
     if other.replace(extra=config.extra) != config:

@@ -153,6 +153,17 @@ def read_json(path: str | os.PathLike) -> Any:
         f'cannot read {path}: {errors.first_line(error)}') from error
 
 
+def read_object(path: str | os.PathLike, *fields: str) -> dict[str, Any]:
+  """A JSON object that has these fields, or CheckpointError, as `read_json`."""
+  value = read_json(path)
+  missing = ([name for name in fields if name not in value]
+             if isinstance(value, dict) else ['{...}'])
+  if missing:
+    raise errors.CheckpointError(
+        f'{path} is damaged: it has no {", ".join(missing)}; restore it')
+  return value
+
+
 def _read(path: str | os.PathLike) -> bytes:
   """The content of a regular file; OSError."""
   with open_regular(path) as stream:

@@ -119,6 +119,17 @@ def test_json_is_atomic_and_strict(tmp_path):
   assert os.listdir(tmp_path) == ['a.json']
 
 
+@pytest.mark.parametrize('text', ['[]', '3', 'null', '"a"', '{"a": 1}', '{}'])
+def test_an_object_that_lacks_something(tmp_path, text):
+  path = tmp_path / 'a.json'
+  path.write_text(text)
+  with pytest.raises(errors.CheckpointError, match=(
+      r'a\.json is damaged: it has no (b|a, b|\{\.\.\.\}); restore it')):
+    files.read_object(path, 'a', 'b')
+  path.write_text('{"a": 1, "b": null, "c": 2}')
+  assert files.read_object(path, 'a', 'b') == {'a': 1, 'b': None, 'c': 2}
+
+
 def test_nothing_is_written_through_a_link(tmp_path):
   """Neither where it stands nor where a temporary file would."""
   victim, path = tmp_path / 'victim', tmp_path / 'a.json'
