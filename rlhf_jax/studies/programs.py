@@ -113,7 +113,8 @@ def sampler(config: transformer.Config, params: types.Params, *, prompts: int,
   def sample(params, prompts, lengths, key, row_ids):
     return sampling.sample(
         config, params, prompts, lengths, key, row_ids=row_ids,
-        num_samples=samples, max_new_tokens=new_tokens, eos_id=0, pad_id=1)
+        num_samples=samples, max_new_tokens=new_tokens, eos_id=0, pad_id=1,
+        num_slots=0)  # as an accelerator does, wherever it is lowered
   each = jax.ShapeDtypeStruct((prompts,), jnp.int32)
   tokens, lengths, row_ids = _rows(
       (jax.ShapeDtypeStruct((prompts, prompt), jnp.int32), each, each))
