@@ -51,10 +51,13 @@ class StageContext:
   def __init__(self, workdir: pathlib.Path, name: str,
                stop: stop_lib.StopSignal,
                mesh: Callable[[], jax.sharding.Mesh] = meshes.make,
-               recipe: recipes.Recipe | None = None):
+               recipe: recipes.Recipe | None = None,
+               intact: dict[str, dict] | None = None):
     self.directory = workdir / name
     self.stop = stop
     self.recipe = recipe
+    # Records by stage, whose files need not be read again in this run.
+    self._intact = {} if intact is None else intact
     self._workdir = workdir
     self.name = name
     self._mesh = mesh
@@ -83,11 +86,13 @@ class StageContext:
     return self._record_of(name)['seconds']
 
   def _record_of(self, name: str) -> dict:
-    record = workdirs.read_intact(self._workdir / name)
+    record = self._intact.get(name) or workdirs.read_intact(
+        self._workdir / name)
     if record is None:
       raise errors.CheckpointError(
           f'stage {self.name} needs {name}, which is not complete in '
           f'{self._workdir}; run it first, with --stages={name}')
+    self._intact[name] = record
     return record
 
   def show(self, text: str):
@@ -157,10 +162,11 @@ def run_study(
     with _telling(workdir) as status, stop_lib.StopSignal(
         status.at_once).installed() as stop, cluster.losing():
       processes.from_owner(lambda: _clear(workdir, again))
+      intact = {}
       for stage in selected:
         status.write(stage=stage.name)
         context = StageContext(workdir, stage.name, stop, mesh,
-                               made_of[stage.name])
+                               made_of[stage.name], intact)
         _complete(context, stage, offers,
                   accept_code_change=accept_code_change)
 
