@@ -5,7 +5,9 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
+import threading
 
 DEVICES = 8
 # jaxlib 0.10.2 deadlocks in async collectives when fake devices outnumber
@@ -26,6 +28,14 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] = ' '.join((
       os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false'))
+
+# A suite in the background, or under nohup, would hand the signals that it
+# ignores to every program that it starts.
+if threading.current_thread() is threading.main_thread():
+  for number, handler in ((signal.SIGINT, signal.default_int_handler),
+                          (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+      signal.signal(number, handler)
 
 import jax
 import pytest
