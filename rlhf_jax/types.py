@@ -113,7 +113,10 @@ def check_units(out: LossOutput, batch: Batch):
     batch: that it was given, of B prompts.
   """
   if not isinstance(out, LossOutput):
-    raise ValueError(f'an objective returns types.LossOutput, got {type(out)}')
+    shape = getattr(out, 'shape', None)
+    raise ValueError(
+        'an objective returns types.LossOutput, unreduced, got '
+        + (type(out).__name__ if shape is None else f'an array {shape}'))
   shapes = {name: jnp.shape(x) for name, x in {
       'loss': out.loss, 'weight': out.weight, **out.metrics}.items()}
   count = len(batch.mask)

@@ -3,6 +3,7 @@
 
 import ast
 from collections.abc import Mapping
+import contextlib
 import pathlib
 import sys
 
@@ -91,24 +92,36 @@ def _reason(error: Exception, argv: list[str],
     error = cause
   # The text of a KeyError is a repr of its message.
   text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+  if text[:1] in ('"', "'"):  # that of an AttributeError of one, once more
+    with contextlib.suppress(SyntaxError, ValueError):
+      text = str(ast.literal_eval(text))
   text = text.replace("module 'config_config'", 'it')
   if isinstance(error, flags.Error):
     return f'{text}; see --help'
   if isinstance(error, KeyError | AttributeError):
     for argument in argv:
       field = argument.partition('=')[0].lstrip('-')
-      if any(f"'{name}'" in text for name in field.split('.')[1:]):
-        return f'{field} is no field of the config. {_hint(text, field)}'
+      if any(name == text or f"'{name}'" in text
+             for name in field.split('.')[1:]):
+        return (f'{field} is no field of the config. '
+                f'{_hint(text, field, config)}')
   named = _argument(argv)
   if config is None and not _path(argv).is_file():
     return f'--config={named}: there is no such file; check the path'
   return f'--config={named} cannot be loaded: {type(error).__name__}: {text}'
 
 
-def _hint(text: str, field: str) -> str:
-  """What else a field may be called: the library says it, or nobody."""
+def _hint(text: str, field: str, config: config_dict.ConfigDict | None) -> str:
+  """What else a field may be called: the library says it, or what there is."""
   said = text.partition('\n')[2]
-  return said or f'See --print_config for those beside {field!r}.'
+  if said or config is None:
+    return said or f'See --print_config for those beside {field!r}.'
+  node, place = config, 'config'
+  for name in field.split('.')[1:]:
+    if name not in node or not isinstance(node[name], config_dict.ConfigDict):
+      break
+    node, place = node[name], f'{place}.{name}'
+  return f'In {place} there are {", ".join(node) or "none"}.'
 
 
 def _path(argv: list[str]) -> pathlib.Path:

@@ -38,6 +38,11 @@ def configure(argv: list[str], doc: str) -> tuple[
   arguments.parse(values, argv, doc)
   if values.workdir and pathlib.Path(values.workdir, workdirs.CONFIG).exists():
     return _read(pathlib.Path(values.workdir)), [], values
+  if values.workdir:
+    raise errors.DataError(
+        f'--workdir={values.workdir}: there is no study in it (no '
+        f'{workdirs.CONFIG}); check the path, or give --config or the flags of '
+        'train')
   raise errors.ConfigError(
       'give --config=<file>[:<size>], the flags of train, or the --workdir of '
       f'a study; see {argv[0]} --help')

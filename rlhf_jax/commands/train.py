@@ -46,7 +46,7 @@ _HELP = {
                     'error; A-LOL needs one, from 0 on',
     'preferences': 'pairs that reward models learn from first, where the '
                    'algorithm samples',
-    'size': "'smoke' (a minute, no meaning), 'laptop' or 'full': steps, batch "
+    'size': "'smoke' (minutes, no meaning), 'laptop' or 'full': steps, batch "
             'and lengths, where nothing else says them',
     'seed': 'of everything',
     'steps': 'of the optimizer, or rollouts; of reward models, in whole epochs',

@@ -145,7 +145,8 @@ def renamed(entry: Mapping[str, Any], columns: Mapping[str, str]
   """
   for column in columns.values():
     if column not in entry:
-      raise tables.BadRowError(f'field {column!r} is missing')
+      raise tables.BadRowError(
+          f'field {column!r} is missing; there are {", ".join(entry)}')
   taken = set(columns.values())
   return {name: value for name, value in entry.items()
           if name not in taken} | {

@@ -31,6 +31,9 @@ def complete(context: Any, stage: Any, *, accept_code_change: bool) -> bool:
   directory = context.directory
   if not directory.exists():
     return False
+  if not directory.is_dir():
+    _remake(context, f'{directory} is no directory')
+    return False
   try:
     record = workdirs.read_intact(directory)
   except errors.CheckpointError as error:

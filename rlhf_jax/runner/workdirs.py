@@ -52,7 +52,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     except OSError as error:
       raise errors.CheckpointError(
           f'cannot use {workdir} as a workdir: {error.filename}: '
-          f'{error.strerror}, or choose another --workdir') from error
+          f'{error.strerror}; choose another --workdir') from error
     try:
       _lock(lock.fileno())
       _lock_directory(itself)

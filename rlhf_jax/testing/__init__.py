@@ -76,6 +76,11 @@ def check_objective(objective: Objective, *, responses: int = 2,
   Raises:
     AssertionError: the law that it breaks, and how.
   """
+  out, batch = example(responses=responses, token_advantages=token_advantages)
+  try:
+    types.check_units(objective(out, batch), batch)
+  except ValueError as error:
+    raise AssertionError(str(error)) from error
   for name, law in LAWS.items():
     try:
       law(objective, example(responses=responses,

@@ -6,8 +6,10 @@ The worlds are tiny; the numbers are recomputed from what the commands leave.
 import csv
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -21,6 +23,7 @@ from rlhf_jax.models import convert
 from rlhf_jax.ops import ensembles
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import reward_directory
+from rlhf_jax.runner import code as code_lib
 from rlhf_jax.storage import files
 
 succeed, world = own_data.succeed, own_data.trained
@@ -275,7 +278,13 @@ class FrontDoorTest(parameterized.TestCase):
         (('show',), 'give --config'),
         (('train', '--algorithm=dpo', '--workdir=w', '--size=smoke',
           f'--data={own_data.folder()}/pairs.jsonl',
-          '--config.offline.optimizer.learning_rat=1'), 'learning_rat')):
+          '--config.offline.optimizer.learning_rat=1'),
+         'learning_rat is no field of the config. Did you mean "learning_rate"'
+         ),
+        (('show', '--algorithm=dpo', '--size=smoke',
+          f'--data={own_data.folder()}/pairs.jsonl',
+          '--config.offline.arguments.mine.beta=1'),
+         'In config.offline.arguments there are dpo')):
       self.assertIn(part, fail(2, *words), words)
     self.assertFalse(pathlib.Path('w').exists())
 
@@ -311,7 +320,7 @@ class FrontDoorTest(parameterized.TestCase):
     words = ('--algorithm=dpo', f'--data={own_data.folder()}/pairs.jsonl',
              '--size=smoke')
     page = succeed('show', *words, f'--workdir={worlds.folder()}')
-    self.assertIn('to do     seed_0/logs/data/logged', page)
+    self.assertIn('to do        seed_0/logs/data/logged', page)
     page = succeed('show', *words, '--print_config',
                    '--config.offline.num_steps=5')
     self.assertIn('config.offline.num_steps=5\n', page)
@@ -323,7 +332,20 @@ class FrontDoorTest(parameterized.TestCase):
     page = succeed('show', *words, '--config.offline.num_steps=5')
     self.assertIn('5 steps of', page)
     page = succeed('show', f'--workdir={world()}/rloo')
-    self.assertIn('complete  seed_0/policies/policy', page)
+    self.assertIn('complete     seed_0/policies/policy', page)
+    folder = worlds.folder() / 'rloo'
+    shutil.copytree(world() / 'rloo', folder)
+    (folder / 'seed_0/sft/model.json').unlink()
+    shutil.rmtree(folder / 'seed_0/rewards/proxies')
+    page = succeed('show', f'--workdir={folder}')
+    for line in ('damaged      seed_0/sft ', 'to do        seed_0/rewards/prox',
+                 'complete     seed_0/policies/policy'):
+      self.assertIn(line, page)
+    with mock.patch.object(code_lib, 'of', lambda *args: {'mine': 'edited'}):
+      page = succeed('show', f'--workdir={folder}')
+    self.assertIn('other code   seed_0/policies/policy', page)
+    self.assertIn('there is no study in it', fail(
+        3, 'show', f'--workdir={worlds.folder()}'))
     page = succeed('show', f'--config={worlds.ROOT}/{worlds.FIGURE_3}:smoke')
     self.assertIn('seed_0/gold', page)
 

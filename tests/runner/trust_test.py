@@ -121,6 +121,13 @@ def test_a_damaged_stage_is_made_again(workdir, capsys, name, fault):
   assert launch(workdir) == []
 
 
+def test_a_file_in_place_of_a_stage(workdir):
+  shutil.rmtree(workdir / 'draw')
+  (workdir / 'draw').write_text('mine')
+  assert launch(workdir) == ALL[:4]
+  assert (workdir / '.draw.aside').read_text() == 'mine'
+
+
 def test_a_file_that_does_not_belong_there(workdir):
   shutil.copy(workdir / 'draw/shards/0.npz', workdir / 'draw/shards/7.npz')
   assert launch(workdir) == ALL[:4]
