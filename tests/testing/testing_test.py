@@ -47,6 +47,15 @@ class CheckTest(parameterized.TestCase):
     with self.assertRaisesRegex(AssertionError, rf'\({law}\): '):
       testing.check_objective(functools.partial(mine, fault=fault))
 
+  @parameterized.parameters(
+      (lambda loss: loss.loss, r'LossOutput, unreduced, got an array \(8, 2\)'),
+      (lambda loss: loss.loss.mean(), r'got an array \(\)'),
+      (lambda loss: jax.tree.map(jnp.mean, loss), 'are not reduced'),
+      (lambda loss: None, 'got NoneType'))
+  def test_what_is_no_loss_of_units(self, change, message):
+    with self.assertRaisesRegex(AssertionError, rf'\(units\): .*{message}'):
+      testing.check_objective(lambda *args: change(mine(*args)))
+
   def test_number_of_responses(self):
     with self.assertRaises(AssertionError):
       testing.check_objective(
