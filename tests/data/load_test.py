@@ -92,12 +92,18 @@ class LoadTest(parameterized.TestCase):
                      len(load_lib.load(node, 0).preferences.tokens))
     self.assertEqual(load_lib.num_preferences(WORLD), 0)
 
-  @parameterized.parameters(*load_lib.FILES)
-  def test_a_missing_file_is_named(self, field):
+  @parameterized.parameters(
+      ('files', 'path', 'path'), ('files', 'preferences', 'preferences'),
+      ('files', 'tokenizer', 'files.tokenizer'),
+      ('logged', 'path', 'logged.path'),
+      ('logged', 'tokenizer', 'logged.tokenizer'))
+  def test_a_missing_file_is_named(self, kind, field, flag):
+    """And the flag that names it."""
     absent = str(self.directory / 'no.json')
     with self.assertRaisesRegex(
-        errors.DataError, f'{absent}: no such file.*--config.data.{field}'):
-      load_lib.check(self.files | {field: absent})
+        errors.DataError,
+        rf'{absent}: no such file; check --config\.data\.{flag}$'):
+      load_lib.check(getattr(self, kind) | {field: absent})
 
   def test_a_directory_is_a_log_but_no_file(self):
     data = self.directory / 'data'
