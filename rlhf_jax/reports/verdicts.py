@@ -190,16 +190,16 @@ def _side(rows, contrast: Contrast, where: Mapping[str, str]
         run = row.get('run') or ' '.join(
             row.get(name) or '' for name in ('method', 'member'))
         runs.setdefault((row['seed'], run), []).append(row)
-    seeds: dict[str, list[float]] = {}
+    lists: dict[str, list[float]] = {}
     for (seed, _), lines in runs.items():
-      seeds.setdefault(seed, []).append(_statistic(lines, contrast))
+      lists.setdefault(seed, []).append(_statistic(lines, contrast))
   except KeyError as error:
     raise errors.DataError(f'{contrast.claim}: {contrast.figure} has no column '
                            f'{error}') from None
-  if not seeds:
+  if not lists:
     raise errors.DataError(
         f'{contrast.claim}: {contrast.figure} has no row of {dict(where)}')
-  means = {seed: float(np.mean(x)) for seed, x in seeds.items()}
+  means = {seed: float(np.mean(x)) for seed, x in lists.items()}
   return {seed: x for seed, x in means.items() if not math.isnan(x)}
 
 
@@ -231,19 +231,19 @@ def row(contrast: Contrast, results: pathlib.Path) -> dict[str, Any]:
   path = results / contrast.figure / f'{contrast.table}.csv'
   try:
     with open(path, newline='') as stream:
-      of_seeds = values(csv.DictReader(stream), contrast)
+      numbers = values(csv.DictReader(stream), contrast)
   except OSError as error:
     raise errors.DataError(
         f'{contrast.claim}: cannot read {path}: {error.strerror}') from None
   line = {'claim': contrast.claim, 'paper': contrast.paper,
           'contrast': contrast.describe(), 'statistic': contrast.statistic,
-          'margin': contrast.margin, 'seeds': len(of_seeds)}
-  if not of_seeds:  # no run came as far as the claim is about
+          'margin': contrast.margin, 'seeds': len(numbers)}
+  if not numbers:  # no run came as far as the claim is about
     return line | {'mean': '', 'low': '', 'high': '', 'word': 'not comparable',
                    'kind': contrast.kind, 'command': contrast.command}
-  mean, low, high = interval([*of_seeds.values()])
+  mean, low, high = interval([*numbers.values()])
   return line | {
       'mean': f'{mean:.3f}', 'low': f'{low:.3f}', 'high': f'{high:.3f}',
-      'word': word([*of_seeds.values()], expects=contrast.expects,
+      'word': word([*numbers.values()], expects=contrast.expects,
                    margin=contrast.margin, effect=contrast.effect),
       'kind': contrast.kind, 'command': contrast.command}
