@@ -52,5 +52,5 @@ def _read(workdir: pathlib.Path) -> dict:
   """The config that a study was run with."""
   workdirs.check_layout(workdir)
   config = files.read_object(workdir / workdirs.CONFIG, 'study')
-  return {name: value for name, value in config.items()
-          if name not in ('inputs', 'layout')}
+  del config['layout']  # of the workdir, no field
+  return config

@@ -110,9 +110,9 @@ class Corpus:
     """
     tokens, mask = self.demonstrations.tokens[0, 0], (
         self.demonstrations.mask[0, 0])
-    first, *_, last = (at := np.flatnonzero(mask))[[0, -1]]
+    at = np.flatnonzero(mask)
     # An EOS alone stands for a response that is not there.
-    end = first if len(at) == 1 else last + 1
+    end = at[0] if len(at) == 1 else at[-1] + 1
     return repr(self.tokenizer.spell(tokens[:end]))
 
 

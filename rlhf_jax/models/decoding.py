@@ -73,9 +73,9 @@ def together(config: transformer.Config, models: Sequence[cached.Model],
     logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, t, 1)
     count = count + ~done
     ends, seen = rules.ends(token, seen)
-    mask = (at < lengths[:, None]) | ((at >= width) & (at <= width + t))
-    states = cached.extend(config, models, states, token, lengths + t, mask,
-                           width + t, positions)
+    states = cached.extend(
+        config, models, states, token, lengths + t,
+        _held(at, width, lengths, width + t), width + t, positions)
     return t + 1, states, seen, tokens, logprobs, done | ends, count
 
   carry = (jnp.int32(0), states, rules.seen(rows.size),
@@ -91,6 +91,11 @@ def together(config: transformer.Config, models: Sequence[cached.Model],
 def _positions(at, width, lengths) -> jax.Array:
   """Of the token in each slot; there is none in the gap behind a prompt."""
   return jnp.where(at < width, at, at - width + lengths[:, None])
+
+
+def _held(at, width, lengths, last) -> jax.Array:
+  """Which slots hold a token: the prompt's, and the response's to the last."""
+  return (at < lengths[:, None]) | ((at >= width) & (at <= last))
 
 
 class _Loop(NamedTuple):
@@ -128,10 +133,11 @@ def in_slots(config: transformer.Config, models: Sequence[cached.Model],
   at = jnp.arange(width + new)[None]
   few = max(1, slots // 8)  # ended rows that are worth a refill
 
+  prompt_of = lambda row: jnp.minimum(row, rows - 1) // num_samples
+
   def begun(row):
     """The states of rows that have read their prompts."""
-    prompt = jnp.minimum(row, rows - 1) // num_samples
-    return jax.tree.map(lambda x: x[prompt], first)
+    return jax.tree.map(lambda x: x[prompt_of(row)], first)
 
   def fill(loop: _Loop) -> _Loop:
     place = loop.following + jnp.cumsum(loop.idle) - 1
@@ -152,12 +158,11 @@ def in_slots(config: transformer.Config, models: Sequence[cached.Model],
     count = loop.count.at[put].add(1, mode='drop')
     ends, seen = rules.ends(token, loop.seen)
     ends |= loop.t + 1 == new
-    lengths = prompt_lengths[jnp.minimum(loop.row, rows - 1) // num_samples]
+    lengths = prompt_lengths[prompt_of(loop.row)]
     place = jnp.minimum(width + loop.t, at.size - 1)
-    mask = (at < lengths[:, None]) | (
-        (at >= width) & (at <= place[:, None]))
     states = cached.extend(
-        config, models, loop.states, token, lengths + loop.t, mask, place,
+        config, models, loop.states, token, lengths + loop.t,
+        _held(at, width, lengths, place[:, None]), place,
         _positions(at, width, lengths))
     return loop._replace(
         t=loop.t + 1, idle=loop.idle | ends, states=states, seen=seen,

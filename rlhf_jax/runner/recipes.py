@@ -51,12 +51,14 @@ def of_stages(stages: Sequence[Any]) -> dict[str, Recipe | None]:
     that it names has no recipe.
   """
   recipes = {}
+  code_of = functools.cache(code_lib.of)  # of many stages of one module
   for stage in stages:
-    recipes[stage.name] = _recipe(stage, dict(recipes))
+    recipes[stage.name] = _recipe(stage, dict(recipes), code_of)
   return recipes
 
 
-def _recipe(stage: Any, earlier: Mapping[str, Recipe | None]) -> Recipe | None:
+def _recipe(stage: Any, earlier: Mapping[str, Recipe | None],
+            code_of: Callable[..., dict[str, str]]) -> Recipe | None:
   run, named = stage.run, {}
   if not isinstance(run, functools.partial) or not _importable(run.func):
     return None
@@ -80,7 +82,7 @@ def _recipe(stage: Any, earlier: Mapping[str, Recipe | None]) -> Recipe | None:
         'function': f'{run.func.__module__}.{run.func.__qualname__}',
         'arguments': files.digest(resolved([list(run.args), keywords])),
         'inputs': dict(stage.inputs)}
-    code = code_lib.of(run.func, stage.modules)
+    code = dict(code_of(run.func, stage.modules))
     for name in named:
       code |= earlier[name].code
     return Recipe(files.digest(parts), parts | {'earlier': named}, code)

@@ -57,7 +57,7 @@ class StageContext:
     self.stop = stop
     self.recipe = recipe
     # Records by stage, whose files need not be read again in this run.
-    self._intact = {} if intact is None else intact
+    self.intact = {} if intact is None else intact
     self._workdir = workdir
     self.name = name
     self._mesh = mesh
@@ -86,13 +86,13 @@ class StageContext:
     return self._record_of(name)['seconds']
 
   def _record_of(self, name: str) -> dict:
-    record = self._intact.get(name) or workdirs.read_intact(
+    record = self.intact.get(name) or workdirs.read_intact(
         self._workdir / name)
     if record is None:
       raise errors.CheckpointError(
           f'stage {self.name} needs {name}, which is not complete in '
           f'{self._workdir}; run it first, with --stages={name}')
-    self._intact[name] = record
+    self.intact[name] = record
     return record
 
   def show(self, text: str):
@@ -249,8 +249,7 @@ def _complete(context: StageContext, stage: Stage, offers: reuse_lib.Offers,
       return True
     poll()
     source = None
-    if context.recipe is not None and workdirs.read_begun(
-        context.directory) is None:
+    if context.recipe is not None:
       source, reason = reuse_lib.find(
           offers, context.recipe, accept_code_change=accept_code_change)
       if reason:
@@ -265,8 +264,13 @@ def _complete(context: StageContext, stage: Stage, offers: reuse_lib.Offers,
   if not processes.from_owner(is_complete):
     context.stop.check(f'the start of {stage.name}')
     _run_stage(context, stage)
-  processes.from_owner(lambda: reuse_lib.offer(
-      offers, context.directory, workdirs.read_record(context.directory)))
+
+  def offer():
+    record = workdirs.read_record(context.directory)
+    context.intact[stage.name] = record
+    reuse_lib.offer(offers, context.directory, record)
+
+  processes.from_owner(offer)
 
 
 def _run_stage(context: StageContext, stage: Stage):

@@ -50,7 +50,7 @@ def complete(context: Any, stage: Any, *, accept_code_change: bool) -> bool:
   if not made_of and not code:
     return record is not None
   if stage.quick or (record is None and not _has_progress(directory)):
-    _remake(context, f'made from another {_listed(made_of, code)}')
+    _remake(context, f'made from another {recipes.listed([*made_of, *code])}')
     return False
   if made_of or not accept_code_change:
     raise errors.ConfigError(_refusal(
@@ -75,10 +75,6 @@ def _remake(context: Any, reason: str):
   """Sets a stage aside, and says why."""
   aside = workdirs.set_aside(context.directory)
   context.show(f'{reason}; made again, what there was is in {aside}')
-
-
-def _listed(made_of, code) -> str:
-  return recipes.listed([*made_of, *code])
 
 
 def _refusal(name: str, verb: str, made_of, code) -> str:

@@ -57,10 +57,11 @@ def _check_tokens(where: str, rewards: str, data: Mapping):
 
   Whatever tokenizer the data has no name for is compared where they are read.
   """
+  named = reward_directory.tokenizer(rewards)
   coder = coders.named_tokenizer(data)
-  if coder is None:
+  if coder is None or named['tokenizer'] == data['tokenizer']:
     return
-  own = coders.named_tokenizer(reward_directory.tokenizer(rewards))
+  own = coders.named_tokenizer(named)
   token = own.differs_from(coder)
   if token is not None:
     raise errors.ConfigError(
