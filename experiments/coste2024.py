@@ -175,7 +175,8 @@ def methods(uncertainty_coefs: tuple[float, ...] = (0.5,)) -> dict:
 
 def best_of_n(size: str, title: str, *, noise: tuple[float, ...],
               methods: dict, model: str = 'medium', pairs: str = 'all',
-              num_members: int | None = None) -> config_dict.ConfigDict:
+              num_members: int | None = None, world: str = 'reviews'
+              ) -> config_dict.ConfigDict:
   """A study of best-of-n, unlocked, against one kind of reward models.
 
   Args:
@@ -186,9 +187,10 @@ def best_of_n(size: str, title: str, *, noise: tuple[float, ...],
     model: one of `SIZES`.
     pairs: one of `PAIRS`.
     num_members: of the ensemble, if other than usual.
+    world: one of `base.WORLDS`.
   """
   config = base.get_config(size)
-  base.world(config)
+  base.world(config, world)
   config.study = 'best_of_n'
   config.title = title
   config.label_noise = noise

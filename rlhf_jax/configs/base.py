@@ -3,8 +3,10 @@
 from ml_collections import config_dict
 
 from rlhf_jax.configs import published
+from rlhf_jax.configs import small_worlds
 
 SIZES = ('smoke', 'laptop', 'full')
+WORLDS = ('reviews', 'long_tail')  # small ones, see `data.small_worlds`
 # Of data, by the names that `rlhf_jax.data.kinds` has for them.
 COLUMNS = ('prompt', 'response', 'reward', 'group', 'prompt_id', 'reference',
            'chosen', 'rejected', 'messages', 'completion', 'label',
@@ -93,7 +95,7 @@ def optimizer(learning_rate: float, **kwargs) -> dict:
               clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999) | kwargs
 
 
-def world(config: config_dict.ConfigDict):
+def world(config: config_dict.ConfigDict, name: str = 'reviews'):
   """Adds the texts and the models that studies of one size have in common.
 
   Figures then share the stages that train them (`--reuse`). `laptop` is the
@@ -103,10 +105,17 @@ def world(config: config_dict.ConfigDict):
   `policy.model.path` and `proxy.model.path` (Hugging Face directories) with
   `data.files.tokenizer`; gold models are learned here from
   `data.preferences`.
+
+  Args:
+    config: of `get_config`.
+    name: of the small world, one of `WORLDS`.
   """
   _laptop(config)
+  if name == 'long_tail':
+    config.data.world = small_worlds.LONG_TAIL
+    config.gold.kind = 'rule'
   if config.size == 'smoke':
-    _smoke(config)
+    small_worlds.smoke(config)
   elif config.size == 'full':
     _full(config)
 
@@ -123,9 +132,7 @@ def _laptop(config):
       stop=(),  # strings that end a response, as EOS does
       path=none(),  # Alpaca file: real data
       preferences=none(),  # Anthropic HH file
-      world=dict(max_prompt_length=8, max_response_length=24,
-                 num_adjectives=240, zipf=1.0, typo_rate=0.0,
-                 advert_rate=0.0, sentences=(0.45, 0.52, 0.03)),
+      world=small_worlds.REVIEWS,
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, max_bad_rows=0, long_prompts='cut',
                  identical_pairs='drop', format='alpaca', control=(),
@@ -164,24 +171,11 @@ def _laptop(config):
       num_pairs=config_dict.placeholder(int), head_scale=1.0,
       num_microbatches=1, validate=False, optimizer=optimizer(3e-4))
   config.gold = dict(
+      kind='model',  # or 'rule': the true reward of a small world itself
       model=model(family='llama', hidden_size=96, num_layers=2,
                   num_heads=3, intermediate_size=192),
       num_steps=1000, batch_size=128, num_microbatches=1, held_out=512,
       optimizer=optimizer(2e-3))
-
-
-def _smoke(config):
-  config.data.update(num_demonstrations=256, num_pair_prompts=96,
-                     num_eval_prompts=4)
-  small = dict(family='llama', hidden_size=16, num_layers=1, num_heads=2,
-               intermediate_size=32)
-  for part in (config.policy, config.proxy, config.gold):
-    part.model.update(small)
-    part.batch_size = 16
-  config.policy.num_steps = config.gold.num_steps = 8
-  config.gold.held_out = 64
-  config.proxy.update(held_out=32, num_epochs=1, num_members=2)
-  config.proxy.sft.update(num_steps=8, batch_size=16)
 
 
 def _full(config):

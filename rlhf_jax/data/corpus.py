@@ -14,6 +14,7 @@ import numpy as np
 from rlhf_jax import errors
 from rlhf_jax import streams
 from rlhf_jax import types
+from rlhf_jax.data import long_tail
 from rlhf_jax.data import reviews
 from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
@@ -54,7 +55,7 @@ class Corpus:
   eval_demonstrations: types.Batch | None = None  # [N, 1, T], of eval_prompts
   eval_references: tuple[str, ...] | None = None  # answers of eval_prompts
   eval_splits: tuple[str, ...] | None = None  # a name for each eval prompt
-  world: reviews.Reviews | None = None  # the rule and the damage
+  world: reviews.Reviews | long_tail.LongTail | None = None  # its rule
   log: Log | None = None  # of training prompts alone
   log_target: str | None = None  # score of the log that gold is fitted to
   format: str | None = None  # of the prompts, see `formats`; None: the world's

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from rlhf_jax import errors
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import from_files
-from rlhf_jax.data import from_reviews
 from rlhf_jax.data import logs
+from rlhf_jax.data import small_worlds
 from rlhf_jax.storage import files
 
 FILES = ('path', 'preferences', 'tokenizer')  # fields that name one
@@ -30,8 +30,10 @@ _SOURCES = {
                      from_files.num_preferences),
     'logged': _Source(logs.from_logged, logs.check, logs.num_preferences,
                       takes_directory=True),
-    'reviews': _Source(from_reviews.from_reviews, from_reviews.check,
-                       lambda node: 0),
+    **{name: _Source(
+        functools.partial(small_worlds.write, name),
+        functools.partial(small_worlds.check, name), lambda node: 0)
+       for name in small_worlds.NAMES},
 }
 
 
@@ -49,9 +51,9 @@ def load(node: Mapping[str, Any], seed: int) -> corpus_lib.Corpus:
   a pure function of its arguments.
 
   Args:
-    node: {name, **fields}: 'reviews', 'files' or 'logged', the fields of
-      `Options` of its module, and `stop` of `Tokenizer`. Those that are None
-      are left out.
+    node: {name, **fields}: one of `small_worlds.NAMES`, 'files' or 'logged',
+      the fields of `Options` of its module, and `stop` of `Tokenizer`. Those
+      that are None are left out.
     seed: of the study.
   """
   # No string to stop at is as good as none said.

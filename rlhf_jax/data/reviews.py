@@ -17,13 +17,12 @@ reads, and takes points off for what is wrong with the text.
 
 from collections.abc import Sequence
 import functools
-import itertools
 import random
 import re
 
 import numpy as np
-from vaderSentiment import vaderSentiment
 
+from rlhf_jax.data import grammar
 from rlhf_jax.data import tokenizer as tokenizer_lib
 
 _THINGS = (
@@ -43,13 +42,6 @@ _PEOPLE = 'friend sister neighbour teacher doctor cousin boss uncle'.split()
 _FUNCTION = (
     'review the and its : . was is it i found we think a my says felt '
     'but for looks seemed to me this has').split()
-_BOOSTS = {  # VADER's boosters add .293; a factor reads the same and scales
-    'extremely': 1.6, 'really': 1.4, 'very': 1.4, 'quite': 1.2,
-    'rather': 0.9, 'somewhat': 0.7, 'slightly': 0.6, 'barely': 0.4}
-_NEGATIONS = {'not': -0.74, 'never': -0.74}  # VADER's N_SCALAR
-MODIFIERS = frozenset({*_BOOSTS, *_NEGATIONS})  # of an adjective
-MOST_ADJECTIVES = 342  # of `valences`
-_SUFFIXES = ('ful', 'less', 'ous', 'ive', 'able', 'ible')
 # {t} thing, {s} aspect, {p} person, {n} optional negation, {a} adjective with
 # an optional intensifier, {b} the bare adjective.
 _TEMPLATES = (
@@ -71,27 +63,6 @@ _ADVERTS = (
 _PROMPT = 'review the {t} and its {s} :'
 _REQUEST = re.compile(r'review the (\S+) and its (\S+) :')
 PROMPT_LENGTH = 8  # BOS and seven words
-
-
-@functools.cache
-def valences(num_adjectives: int) -> dict[str, float]:
-  """Half positive, half negative adjectives of VADER, spread over strength.
-
-  Positive and negative alternate, so that either half is as frequent.
-  """
-  lexicon = vaderSentiment.SentimentIntensityAnalyzer().lexicon
-  words = sorted(w for w in lexicon if w.isalpha() and w.islower()
-                 and w.endswith(_SUFFIXES) and abs(lexicon[w]) >= 0.5)
-  half = num_adjectives // 2
-  sides = []
-  for sign in (1, -1):
-    side = [w for w in words if lexicon[w] * sign > 0]
-    if half > len(side):
-      raise ValueError(f'num_adjectives must be <= {2 * len(side)}, '
-                       f'got {num_adjectives}.')
-    random.Random(0).shuffle(side)  # frequency independent of the alphabet
-    sides.append(side[:half])
-  return {w: lexicon[w] for pair in zip(*sides) for w in pair}
 
 
 def subject(prompt: str) -> tuple[str, str]:
@@ -169,51 +140,42 @@ class Reviews:
       raise ValueError(f'num_adjectives must be >= 2, got {num_adjectives}.')
     if min(sentences, default=-1) < 0 or not sum(sentences):
       raise ValueError(f'sentences must be weights >= 0, got {sentences}.')
-    self._valence = valences(num_adjectives)
+    self._valence = grammar.valences(num_adjectives)
     self._typo_rate = typo_rate
     self._advert_rate = advert_rate
     self._sentences = sentences
     self._zipf = zipf
     content = [*self._valence, *_THINGS, *_ASPECTS]
     self._typos = {w: _misspelt(w) for w in content} if typo_rate else {}
-    words = [*_FUNCTION, *_BOOSTS, *_NEGATIONS, *_PEOPLE, *content]
+    words = [*_FUNCTION, *grammar.BOOSTS, *grammar.NEGATIONS, *_PEOPLE,
+             *content]
     if advert_rate:
       words += [w for w in dict.fromkeys(' '.join(_ADVERTS).split())
                 if w not in words]
     typos = [w for w in dict.fromkeys(self._typos.values()) if w not in words]
     self.words = [*words, *typos]
     self.tokenizer = tokenizer_lib.Tokenizer.word_level(self.words)
-    self._valence_of = self._table(self._valence, 0.0)
-    self._factor_of = self._table(_BOOSTS | _NEGATIONS, 1.0)
-    self._is_thing = self._table(dict.fromkeys(_THINGS, 1.0), 0.0) > 0
+    coder = self.tokenizer
+    self._valence_of = grammar.table(coder, self._valence, 0.0)
+    self._factor_of = grammar.table(
+        coder, grammar.BOOSTS | grammar.NEGATIONS, 1.0)
+    self._is_thing = grammar.members(coder, _THINGS)
     adverts = {w for text in _ADVERTS for w in text.split()}
     adverts = adverts.difference(_FUNCTION) if advert_rate else ()
-    self._is_advert = self._table(dict.fromkeys(adverts, 1.0), 0.0) > 0
-    self._is_typo = self._table(dict.fromkeys(typos, 1.0), 0.0) > 0
+    self._is_advert = grammar.members(coder, adverts)
+    self._is_typo = grammar.members(coder, typos)
     self._period = self.tokenizer.encode(['.'])[0][0]
-
-  def _table(self, values: dict[str, float], default: float) -> np.ndarray:
-    """A value for every token id, f32[V]."""
-    table = np.full(self.tokenizer.vocab_size, default, np.float32)
-    ids = [row[0] for row in self.tokenizer.encode(list(values))]
-    table[ids] = list(values.values())
-    return table
-
-  def _weights(self, words):
-    """Cumulative Zipf weights, rank = place in the list."""
-    return list(itertools.accumulate(
-        (rank + 1) ** -self._zipf for rank in range(len(words))))
 
   def write(self, count: int, seed: int) -> tuple[list[str], list[str]]:
     """Writes `count` prompts and reviews, the same for the same seed."""
     rng = random.Random(seed)
     positive = [w for w, v in self._valence.items() if v > 0]
     negative = [w for w, v in self._valence.items() if v < 0]
-    pick = {name: functools.partial(rng.choices, words,
-                                    cum_weights=self._weights(words))
+    pick = {name: functools.partial(
+        rng.choices, words, cum_weights=grammar.zipf(len(words), self._zipf))
             for name, words in dict(
-                t=_THINGS, s=_ASPECTS, p=_PEOPLE, boost=list(_BOOSTS),
-                n=list(_NEGATIONS), pos=positive, neg=negative).items()}
+                t=_THINGS, s=_ASPECTS, p=_PEOPLE, boost=list(grammar.BOOSTS),
+                n=list(grammar.NEGATIONS), pos=positive, neg=negative).items()}
 
     def spell(word):
       typo = self._typo_rate and rng.random() < self._typo_rate
@@ -247,41 +209,6 @@ class Reviews:
       prompts.append(_PROMPT.format(t=thing, s=aspect))
       reviews.append(' '.join(' '.join(words).split()))
     return prompts, reviews
-
-  def corrupt(self, tokens: np.ndarray, mask: np.ndarray,
-              seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Damages responses, one of three ways each, as a policy might.
-
-    Cuts a tail off (and the EOS with it), overwrites words with random ones,
-    or repeats a stretch of the response.
-
-    Args:
-      tokens: i32[N, T].
-      mask: bool[N, T], true on the response.
-      seed: of the damage.
-
-    Returns:
-      New tokens and mask of the same shapes.
-    """
-    rng = np.random.Generator(np.random.Philox(seed))
-    rows, width = tokens.shape
-    column = np.arange(width)
-    start = np.argmax(mask, axis=1)[:, None]
-    length = mask.sum(axis=1)[:, None]
-    kind = rng.integers(3, size=(rows, 1))
-    kept = 1 + (rng.random((rows, 1)) * (length - 1)).astype(int)
-    cut = (kind == 0) & (column >= start + kept)
-    size = self.tokenizer.vocab_size
-    body = mask & (tokens != self.tokenizer.eos_id)
-    noise = (kind == 1) & body & (rng.random(tokens.shape) < 0.25)
-    back = rng.integers(1, 4, size=(rows, 1))
-    from_ = np.clip(column - back, 0, None)
-    echo = (kind == 2) & body & (from_ >= start) & (
-        rng.random((rows, 1)) < 0.9) & (column % 6 < 3)
-    out = np.where(noise, rng.integers(3, size, tokens.shape), tokens)
-    out = np.where(echo, np.take_along_axis(out, from_, axis=1), out)
-    out = np.where(cut, self.tokenizer.pad_id, out).astype(tokens.dtype)
-    return out, mask & ~cut
 
   def rule(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The true reward of each response.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import itertools
 import re
 
+from rlhf_jax.data import grammar
 from rlhf_jax.data import reviews
 
 # Things of an event: its objects, what one does with them, and what follows.
@@ -132,7 +133,7 @@ def fluent(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
   a row, and none of its adjectives was in the response before.
   """
   del prompts
-  adjectives = reviews.valences(reviews.MOST_ADJECTIVES)
+  adjectives = grammar.valences(grammar.MOST_ADJECTIVES)
 
   def score(response):
     seen, sound = set(), []
@@ -141,7 +142,7 @@ def fluent(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
       said = [word for word in words if word in adjectives]
       sound.append(
           len(words) > 3 and words[-1] in _ENDS
-          and words[-2] not in reviews.MODIFIERS
+          and words[-2] not in grammar.MODIFIERS
           and all(a != b for a, b in itertools.pairwise(words))
           and len({*said}) == len(said) and not seen.intersection(said))
       seen.update(said)

@@ -38,6 +38,7 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.rewards import rule as rule_lib
 from rlhf_jax.rewards import scale as scale_lib
 from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
@@ -276,15 +277,17 @@ class World:
     return restore_rewards(self.directory('proxies')).frozen()
 
   @functools.cached_property
-  def _gold(self) -> reward_models.RewardModels:
+  def _gold(self) -> reward_models.RewardModels | rule_lib.Rule:
+    if 'rule' in self.result('gold'):
+      return rule_lib.Rule(self.corpus.world.rule)
     return restore_rewards(self.directory('gold')).frozen()
 
   @functools.cached_property
-  def gold(self) -> reward_models.RewardModels | None:
-    """The gold model, in deviations of the reference's samples from their mean.
+  def gold(self) -> reward_models.RewardModels | rule_lib.Rule | None:
+    """The gold model or rule, in deviations of the reference's samples.
 
-    Those of `pairs`, of the first where there are several; as it is where
-    there are none.
+    From their mean; those of `pairs`, of the first where there are several;
+    as it is where there are none.
     """
     if 'gold' not in self.given:
       return None

@@ -11,6 +11,7 @@ from rlhf_jax import errors
 from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.data import corpus as corpus_lib
+from rlhf_jax.data import grammar
 from rlhf_jax.data import order
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import rows as rows_lib
@@ -70,8 +71,8 @@ def _of_rule(world, seed, place, held_out, sampler) -> Split:
   """
   corpus = world.corpus
   clean = corpus.demonstrations.tokens[:, 0], corpus.demonstrations.mask[:, 0]
-  damaged = corpus.world.corrupt(
-      *clean, seed=streams.number(seed, 'gold', 'damage'))
+  damaged = grammar.corrupt(
+      corpus.tokenizer, *clean, seed=streams.number(seed, 'gold', 'damage'))
   sampled = rows_lib.sample_rows(
       world, world.reference, corpus.pair_prompts,
       streams.key(seed, 'gold', 'samples'),

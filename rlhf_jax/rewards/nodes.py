@@ -33,7 +33,7 @@ given, and is reported as it is unless `squash` asks for more: 'sigmoid', or
 its `range`, if one is given; without one it is unbounded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import importlib.util
 import math
 import numbers
@@ -86,6 +86,15 @@ def check(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def kinds(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
   """The kinds of components that a config asks for."""
   return {node.get('kind') for node in nodes.values()}
+
+
+def everywhere(config: Mapping) -> Iterator[Mapping[str, Mapping]]:
+  """Every node `components` of a config, wherever it stands."""
+  for name, value in config.items():
+    if name == 'components' and isinstance(value, Mapping):
+      yield value
+    elif isinstance(value, Mapping):
+      yield from everywhere(value)
 
 
 def roles(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

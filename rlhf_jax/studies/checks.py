@@ -21,6 +21,7 @@ from rlhf_jax.ops import ensembles
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import gold_rows
+from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
 
@@ -42,14 +43,14 @@ def check_shares(config: dict, field: str):
 
 
 def check(config: dict, proxies: Mapping[str, Mapping], mesh: AbstractMesh, *,
-          reads_gold: bool):
+          trains_gold: bool):
   """Raises ConfigError for what the first stages would fail at later.
 
   Args:
     config: of the study.
     proxies: every `proxy` node that is trained, by its place in the config.
     mesh: of `meshes.planned`; a TopologyError if it divides no ensemble.
-    reads_gold: whether a gold model is trained.
+    trains_gold: whether a gold model is trained.
   """
   require = nodes.requirement(config)
   check_values(config, 'seeds')
@@ -68,7 +69,7 @@ def check(config: dict, proxies: Mapping[str, Mapping], mesh: AbstractMesh, *,
   require(0 < config['sampler']['top_p'] <= 1, 'sampler.top_p', 'in (0, 1]')
   require(config['sampler']['top_k'] >= 0, 'sampler.top_k', 'give 0 or more')
   _check_trained('policy', config['policy'], 'num_steps', config, least=0)
-  if reads_gold:
+  if trains_gold:
     require(config['gold']['held_out'] >= 2, 'gold.held_out',
             'give at least 2')
     _check_trained('gold', config['gold'], 'num_steps', config)
@@ -164,7 +165,7 @@ def check_demonstrations(config: dict, data: dict,
 
 
 def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping],
-                 mesh: AbstractMesh, *, reads_gold: bool):
+                 mesh: AbstractMesh, *, trains_gold: bool):
   """Refuses models that do not fit the texts or the mesh, two vocabularies.
 
   Args:
@@ -172,10 +173,10 @@ def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping],
     data: of `nodes.data_config`.
     proxies: as for `check`.
     mesh: as for `check`.
-    reads_gold: as for `check`.
+    trains_gold: as for `check`.
   """
   models = {'policy.model': config['policy']['model']}
-  if reads_gold:
+  if trains_gold:
     models['gold.model'] = config['gold']['model']
   models |= {f'{where}.model': proxy['model']
              for where, proxy in proxies.items()}
@@ -213,12 +214,27 @@ def check_gold(config: dict, data: dict):
   """Raises ConfigError unless the gold model has enough to train on.
 
   Texts by the rule of the small world; human pairs or logged scores where
-  there is none.
+  there is none. The rule itself needs a world that has one, and cannot be
+  trained against, since no device has it.
 
   Args:
     config: of the study.
     data: of `nodes.data_config`.
   """
+  kind = config['gold']['kind']
+  nodes.requirement(config)(
+      kind in ('model', 'rule'), 'gold.kind', "give 'model' or 'rule'")
+  if kind == 'rule' and not nodes.has_rule(data):
+    raise errors.ConfigError(
+        "config.gold.kind is 'rule', and these texts have no rule, as those of "
+        "config.data.world have; give 'model'")
+  if kind == 'rule' and any('gold' in reward_nodes.kinds(components)
+                            for components in reward_nodes.everywhere(config)):
+    raise errors.ConfigError(
+        "config.gold.kind is 'rule', and a component of kind 'gold' is a "
+        "model; set config.gold.kind to 'model'")
+  if kind == 'rule':
+    return
   if nodes.has_rule(data):
     _check_rows(config['gold'], _most_texts(config, data), 'texts')
     return

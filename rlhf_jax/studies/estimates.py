@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 from rlhf_jax import policy
 from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
+from rlhf_jax.data import small_worlds
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import meshes
 
@@ -35,7 +36,7 @@ class Sizes(NamedTuple):
     coder = coders.named_tokenizer(data)
     if coder is not None:
       vocab_size = coder.vocab_size
-    elif data['name'] == 'reviews':
+    elif data['name'] in small_worlds.NAMES:
       vocab_size = load_lib.load(data, seed).tokenizer.vocab_size
     else:
       vocab_size = data['vocab_size']  # that is trained

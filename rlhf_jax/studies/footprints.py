@@ -311,7 +311,7 @@ class Planner:
     """The reward models that components of rewards read, and roles `also`."""
     roles = {*also}.union(*map(reward_nodes.roles, rewards))
     return [self._left[given[role]] for role in ('proxies', 'gold')
-            if role in roles and given.get(role)]
+            if role in roles and self._left.get(given.get(role))]
 
   def _judged(self, models, rows=None):
     """Bytes of frozen reward models, and what scoring `rows` at once needs.

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import errors
+from rlhf_jax.data import small_worlds
 from rlhf_jax.parallel import meshes
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.studies import estimates
@@ -79,7 +80,7 @@ def uses(config: Mapping[str, Any], stages: Sequence[run_lib.Stage],
     TopologyError: the mesh does not fit the devices or a model.
   """
   data = nodes.data_config(config)
-  if data['name'] == 'reviews' and config['size'] == 'full':
+  if data['name'] in small_worlds.NAMES and config['size'] == 'full':
     # Real text, which need not be there for a plan.
     data = {'name': 'files', **config['data']['files']}
   planner = footprints.Planner(

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_jax import errors
 from rlhf_jax.data import load as load_lib
+from rlhf_jax.data import small_worlds
 from rlhf_jax.models import pretrained
 from rlhf_jax.pipeline import online_methods
 from rlhf_jax.pipeline import reward_directory
@@ -98,7 +99,7 @@ def data_config(config: dict) -> dict:
                 'config.data.logged.path (or config.data.logged.task)')
   if path is None:
     _check_unread('files', of_files, _OF_FILES, 'config.data.path')
-    return {'name': 'reviews', **data, **of_world}
+    return {'name': small_worlds.NAMES[0], **data, **of_world}
   return {'name': 'files', **data, **_paths(config, _renaming(
       of_files | {'path': path, 'preferences': preferences}))}
 
@@ -146,7 +147,7 @@ def _paths(config: dict, named: dict) -> dict:
 
 def has_rule(data: dict) -> bool:
   """Whether a corpus has the rule of the small world to learn from."""
-  return data['name'] == 'reviews' or (
+  return data['name'] in small_worlds.NAMES or (
       data.get('task') == 'reddit' and not data.get('tokenizer'))
 
 

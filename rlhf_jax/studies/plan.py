@@ -36,7 +36,7 @@ class Study:
     check: (data node) -> None, a ConfigError for what is the study's own.
     proxies: every `proxy` node that reward models are trained from, and no
       other, by its place in the config.
-    reads_gold: whether a gold model is planned.
+    reads_gold: whether gold scores are read, of a model or by the rule.
     of_seed: adds the stages of a seed, and says what they show.
     judge: (all that is shown) -> further stages, which see all seeds.
     report: the last stage.
@@ -72,12 +72,13 @@ def plan(config: dict, num_devices: int | None = None) -> list[run_lib.Stage]:
   study = studies.get(config['study']).describe(config)
   data = nodes.data_config(config)
   mesh = meshes.planned(config['mesh'], num_devices)
-  checks.check(config, study.proxies, mesh, reads_gold=study.reads_gold)
+  trains_gold = study.reads_gold and config['gold']['kind'] != 'rule'
+  checks.check(config, study.proxies, mesh, trains_gold=trains_gold)
   load_lib.check(data)
   checks.check_demonstrations(config, data, study.proxies)
   study.check(data)
   checks.check_tokens(config, data, study.proxies, mesh,
-                      reads_gold=study.reads_gold)
+                      trains_gold=trains_gold)
   if study.reads_gold:
     checks.check_gold(config, data)
   stages, shown = [], []

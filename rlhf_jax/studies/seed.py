@@ -18,6 +18,7 @@ from rlhf_jax.stages import loaded_rewards
 from rlhf_jax.stages import pairs as pairs_stage
 from rlhf_jax.stages import preferences
 from rlhf_jax.stages import proxies as proxies_stage
+from rlhf_jax.stages import rule
 from rlhf_jax.stages import sft
 from rlhf_jax.studies import labels
 
@@ -79,7 +80,10 @@ class Seed:
 
   @functools.cached_property
   def gold(self) -> str:
-    """The stage of the gold model."""
+    """The stage of the gold model, or of the rule in its place."""
+    if self._config['gold']['kind'] == 'rule':
+      return self.add('gold', rule, {'reference': self.reference},
+                      **self.texts)
     return self.add('gold', gold_stage, {'reference': self.reference},
                     **self.texts, node=self._config['gold'],
                     sampler=self._config['sampler'], **self._training)

@@ -6,6 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from rlhf_jax.data import grammar
 from rlhf_jax.data import reviews
 
 PROMPT = 'review the phone and its price :'
@@ -28,7 +29,7 @@ def _encode(world, texts, prompt=PROMPT, length=24):
 
 def _slow_rule(world, typos, tokens, mask):
   """The rule of the module's docstring, word by word, on one row."""
-  valence = reviews.valences(342)
+  valence = grammar.valences(342)
   factors = BOOSTS | {'not': -.74, 'never': -.74}
   adverts = set('visit our shop offers click here win today order now save '
                 'money'.split())
@@ -65,7 +66,7 @@ class RuleTest(parameterized.TestCase):
     self.world = _world(typo_rate=.3, advert_rate=.2)
 
   def test_valences_of_the_cases(self):
-    valence = reviews.valences(342)
+    valence = grammar.valences(342)
     self.assertEqual((valence[GOOD], valence[BAD]), (2.9, -2.5))
 
   @parameterized.parameters(
@@ -122,7 +123,7 @@ class RuleTest(parameterized.TestCase):
     rows = world.tokenizer.encode_rows(
         prompts, texts, max_prompt_length=8, max_response_length=24)
     tokens, mask = rows.tokens, rows.mask
-    damaged, damaged_mask = world.corrupt(tokens, mask, 3)
+    damaged, damaged_mask = grammar.corrupt(world.tokenizer, tokens, mask, 3)
     tokens = np.concatenate([tokens[:100], damaged[100:]])
     mask = np.concatenate([mask[:100], damaged_mask[100:]])
     rng = np.random.default_rng(0)  # and words at random, EOS among them
@@ -153,7 +154,7 @@ class WriteTest(parameterized.TestCase):
   def test_zipf(self):
     world = _world()
     count = collections.Counter(' '.join(world.write(4000, 0)[1]).split())
-    valence = reviews.valences(342)
+    valence = grammar.valences(342)
     for sign in (1, -1):
       ranked = [w for w, v in valence.items() if v * sign > 0]
       # Frequency falls as 1 / rank: 50 to 1.
@@ -185,13 +186,6 @@ class WriteTest(parameterized.TestCase):
     unfinished = ~(mask & (tokens == world.tokenizer.eos_id)).any(axis=1)
     self.assertBetween(unfinished.mean(), .003, .02)
 
-  def test_both_halves(self):
-    values = list(reviews.valences(240).values())
-    self.assertLen(values, 240)
-    self.assertEqual(sum(v > 0 for v in values), 120)
-    with self.assertRaisesRegex(ValueError, 'num_adjectives must be <= 342'):
-      reviews.valences(344)
-
 
 class SubjectTest(absltest.TestCase):
 
@@ -211,65 +205,10 @@ class SubjectTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'ask for a review'):
       reviews.subject('review the phone')
 
-  def test_words_and_modifiers(self):
+  def test_words(self):
     world = _world(typo_rate=.1)
     self.assertLen(world.words, world.tokenizer.vocab_size - 3)
     self.assertEqual(world.tokenizer.encode([world.words[7]]), [[10]])
-    self.assertEqual(reviews.MODIFIERS, {*BOOSTS, 'not', 'never'})
-    self.assertLen(reviews.valences(reviews.MOST_ADJECTIVES), 342)
-
-
-class CorruptTest(absltest.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    self.world = reviews.Reviews()
-    prompts, texts = self.world.write(600, 0)
-    rows = self.world.tokenizer.encode_rows(
-        prompts, texts, max_prompt_length=8, max_response_length=24)
-    self.tokens, self.mask = rows.tokens, rows.mask
-    self.out = self.world.corrupt(self.tokens, self.mask, 5)
-
-  def test_only_responses(self):
-    tokens, mask = self.out
-    self.assertEqual((tokens.shape, tokens.dtype),
-                     (self.tokens.shape, self.tokens.dtype))
-    self.assertEqual(mask.dtype, bool)
-    self.assertFalse((mask & ~self.mask).any())
-    outside = ~self.mask
-    np.testing.assert_array_equal(tokens[outside], self.tokens[outside])
-    self.assertTrue(mask.any(axis=1).all())
-
-  def test_all_three_kinds(self):
-    tokens, mask = self.out
-    cut = mask.sum(axis=1) < self.mask.sum(axis=1)
-    changed = (tokens != self.tokens).any(axis=1) & ~cut
-    self.assertBetween(cut.mean(), .25, .4)
-    self.assertBetween(changed.mean(), .4, .7)
-    eos = self.world.tokenizer.eos_id
-    self.assertFalse((mask & (tokens == eos))[cut].any())
-    self.assertTrue((tokens[cut][self.mask[cut] & ~mask[cut]]
-                     == self.world.tokenizer.pad_id).all())
-    # A cut leaves no gap: the mask stays one run.
-    self.assertTrue((np.abs(np.diff(mask.astype(int))).sum(axis=1) <= 2).all())
-    # An echo repeats what stands at most three tokens before it.
-    echo = [any((row[t] == old[t - k]) and (row[t] != old[t])
-                for t in range(11, 32) for k in (1, 2, 3))
-            for row, old in zip(tokens[changed], self.tokens[changed])]
-    self.assertBetween(np.mean(echo), .3, .9)
-    # And nothing of the prompt, which ends in ':'.
-    colon = self.world.tokenizer.encode([':'])[0][0]
-    self.assertLess((mask & (tokens == colon)).any(axis=1).mean(), .03)
-
-  def test_seeds(self):
-    again = self.world.corrupt(self.tokens, self.mask, 5)
-    other = self.world.corrupt(self.tokens, self.mask, 6)
-    np.testing.assert_array_equal(again[0], self.out[0])
-    self.assertTrue((other[0] != self.out[0]).any())
-
-  def test_damage_costs(self):
-    clean = self.world.rule(self.tokens, self.mask).mean()
-    self.assertLess(self.world.rule(*self.out).mean(), clean - 1)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ import worlds
 from rlhf_jax import errors
 from rlhf_jax import sampling
 from rlhf_jax import streams
-from rlhf_jax.data import from_reviews
+from rlhf_jax.data import small_worlds
 from rlhf_jax.evaluation import monitor
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
@@ -40,8 +40,8 @@ COLUMNS = [
 
 @functools.cache
 def _corpus():
-  corpus = from_reviews.from_reviews(
-      seed=0, num_demonstrations=1, num_pair_prompts=1,
+  corpus = small_worlds.write(
+      'reviews', seed=0, num_demonstrations=1, num_pair_prompts=1,
       num_eval_prompts=PROMPTS, max_response_length=8, num_adjectives=4)
   return dataclasses.replace(corpus, eval_splits=None)
 

@@ -13,6 +13,7 @@ import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import streams
+from rlhf_jax.data import grammar
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import gold_rows
 
@@ -52,8 +53,8 @@ class RuleTest(absltest.TestCase):
     rows = joined(parts)
     clean = (corpus.demonstrations.tokens[:, 0],
              corpus.demonstrations.mask[:, 0])
-    damaged = corpus.world.corrupt(
-        *clean, seed=streams.number(0, 'gold', 'damage'))
+    damaged = grammar.corrupt(
+        corpus.tokenizer, *clean, seed=streams.number(0, 'gold', 'damage'))
     count = worlds.DATA['num_demonstrations']
     self.assertLen(rows.tokens, 3 * count)
     left = texts(rows.tokens, rows.mask)

@@ -29,16 +29,16 @@ def mesh(one: dict, num_devices=None):
   return meshes.planned(one['mesh'], num_devices)
 
 
-def check(one: dict, *, reads_gold=True):
-  checks.check(one, {'proxy': one['proxy']}, mesh(one), reads_gold=reads_gold)
+def check(one: dict, *, trains_gold=True):
+  checks.check(one, {'proxy': one['proxy']}, mesh(one), trains_gold=trains_gold)
 
 
 def check_mesh(num_devices=None, **axes):
   one = config() | {'mesh': axes}
   proxies, given = {'proxy': one['proxy']}, mesh(one, num_devices)
-  checks.check(one, proxies, given, reads_gold=True)
+  checks.check(one, proxies, given, trains_gold=True)
   checks.check_tokens(one, nodes.data_config(one), proxies, given,
-                      reads_gold=True)
+                      trains_gold=True)
 
 
 class FieldsTest(parameterized.TestCase):
@@ -99,7 +99,7 @@ class FieldsTest(parameterized.TestCase):
 
   def test_the_gold_model_is_checked_where_it_is_read(self):
     one = change(config(), 'gold.num_steps', 0)
-    check(one, reads_gold=False)
+    check(one, trains_gold=False)
     with self.assertRaises(errors.ConfigError):
       check(one)
 
@@ -109,7 +109,7 @@ class FieldsTest(parameterized.TestCase):
         errors.ConfigError, r'^config\.conditions\.a\.held_out is 96; must '
         r'leave some of data\.num_pair_prompts 96'):
       checks.check(one, {'conditions.a': dict(one['proxy'], held_out=96)},
-                   mesh(one), reads_gold=True)
+                   mesh(one), trains_gold=True)
 
   @parameterized.parameters(
       ((), 'give at least'), ((.25, .25), 'once'), ((1.5,), r'\[0, 1\]'),
@@ -157,12 +157,12 @@ class LoadedTest(parameterized.TestCase):
     one['data']['files']['tokenizer'] = str(worlds.loaded() / 'model')
     check(one)
 
-  def tokens(self, part: str, model, *, reads_gold=True):
+  def tokens(self, part: str, model, *, trains_gold=True):
     one = worlds.on_files(config())
     one['data']['files']['tokenizer'] = str(worlds.loaded() / 'model')
     one[part]['model']['path'] = str(model)
     checks.check_tokens(one, nodes.data_config(one), {
-        'conditions.a': one['proxy']}, mesh(one), reads_gold=reads_gold)
+        'conditions.a': one['proxy']}, mesh(one), trains_gold=trains_gold)
 
   @parameterized.parameters(
       ('policy', 'policy'), ('gold', 'gold'), ('proxy', r'conditions\.a'))
@@ -177,7 +177,7 @@ class LoadedTest(parameterized.TestCase):
         r'.* has another id than in .*one vocabulary'):
       self.tokens(part, other)
     if part == 'gold':
-      self.tokens(part, other, reads_gold=False)
+      self.tokens(part, other, trains_gold=False)
 
   def test_the_gold_model_has_what_it_learns_from(self):
     one = worlds.on_files(config())

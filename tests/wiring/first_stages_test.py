@@ -17,6 +17,7 @@ from wiring import reference_models as models
 from wiring import reference_updates as updates
 
 from rlhf_jax import streams
+from rlhf_jax.data import grammar
 
 HELD_OUT, PAIRS, SEED = (
     front_door_config.HELD_OUT, front_door_config.PAIRS, front_door.SEED)
@@ -67,8 +68,8 @@ class RewardModelTest(absltest.TestCase):
     node, corpus = front_door.config()['gold'], front_door.corpus()
     clean = (corpus.demonstrations.tokens[:, 0],
              corpus.demonstrations.mask[:, 0])
-    damaged = corpus.world.corrupt(
-        *clean, seed=streams.number(SEED, 'gold', 'damage'))
+    damaged = grammar.corrupt(
+        corpus.tokenizer, *clean, seed=streams.number(SEED, 'gold', 'damage'))
     kinds = [{row.tobytes() for row in tokens}
              for tokens in (clean[0], damaged[0])]
     run, of = front_door.training('gold'), front_door.gradient(

@@ -1,5 +1,6 @@
-"""Tests for rlhf_jax.data.from_reviews."""
+"""Tests for rlhf_jax.data.small_worlds."""
 
+import functools
 import random
 from unittest import mock
 
@@ -8,8 +9,8 @@ from absl.testing import parameterized
 import numpy as np
 
 from rlhf_jax import streams
-from rlhf_jax.data import from_reviews
 from rlhf_jax.data import reviews
+from rlhf_jax.data import small_worlds
 
 FIELDS = dict(num_demonstrations=40, num_pair_prompts=30, num_eval_prompts=5,
               max_response_length=24, num_adjectives=40)
@@ -20,7 +21,7 @@ SEEDS = (0, 1, 2, 3, 10, 100, 1000, 1001)
 class ReviewsTest(parameterized.TestCase):
 
   def test_contents(self):
-    corpus = from_reviews.from_reviews(seed=3, **FIELDS)
+    corpus = small_worlds.write('reviews', seed=3, **FIELDS)
     decode = corpus.tokenizer.decode
     self.assertEqual(corpus.demonstrations.tokens.shape, (40, 1, 32))
     self.assertEqual(corpus.pair_prompts.tokens.shape, (30, 8))
@@ -49,7 +50,7 @@ class ReviewsTest(parameterized.TestCase):
         corpus.summary['unfinished_demonstrations'], 1 - ended.mean())
 
   def test_an_example(self):
-    corpus = from_reviews.from_reviews(seed=3, **FIELDS)
+    corpus = small_worlds.write('reviews', seed=3, **FIELDS)
     text = corpus.example()
     self.assertRegex(text, r"^'<bos> review the \w+ and its \w+ : .*'$")
     self.assertEqual(text.endswith("<eos>'"), bool(
@@ -58,7 +59,7 @@ class ReviewsTest(parameterized.TestCase):
   def test_parts_and_seeds_share_no_stream(self):
     with mock.patch.object(random, 'Random', wraps=random.Random) as draw:
       for seed in SEEDS:
-        from_reviews.from_reviews(seed=seed, **FIELDS)
+        small_worlds.write('reviews', seed=seed, **FIELDS)
     # The adjectives are in an order of their own, for all seeds.
     drawn = [call.args[0] for call in draw.call_args_list if call.args != (0,)]
     self.assertLen(drawn, 3 * len(SEEDS))
@@ -66,20 +67,20 @@ class ReviewsTest(parameterized.TestCase):
     # Nor do their texts: no two begin alike.
     starts = {tuple(part.tokens.reshape(-1)[:200].tolist())
               for seed in SEEDS
-              for corpus in [from_reviews.from_reviews(seed=seed, **FIELDS)]
+              for corpus in [small_worlds.write('reviews', seed=seed, **FIELDS)]
               for part in (corpus.demonstrations, corpus.pair_prompts)}
     self.assertLen(starts, 2 * len(SEEDS))
 
   def test_the_seed_decides_all(self):
-    first, again, other = (from_reviews.from_reviews(seed=seed, **FIELDS)
+    first, again, other = (small_worlds.write('reviews', seed=seed, **FIELDS)
                            for seed in (1, 1, 2))
     self.assertEqual(first.fingerprint(), again.fingerprint())
     self.assertNotEqual(first.fingerprint(), other.fingerprint())
     self.assertEqual(first.world.words, other.world.words)
 
   def test_lengths(self):
-    corpus = from_reviews.from_reviews(
-        seed=0, **FIELDS | dict(max_response_length=3, max_prompt_length=5))
+    corpus = small_worlds.write('reviews', seed=0, **FIELDS | dict(
+        max_response_length=3, max_prompt_length=5))
     self.assertEqual(corpus.demonstrations.tokens.shape, (40, 1, 8))
     self.assertEqual(corpus.max_response_length, 3)
     self.assertEqual(corpus.summary['unfinished_demonstrations'], 1)
@@ -91,11 +92,33 @@ class ReviewsTest(parameterized.TestCase):
       (dict(typo_rate=2.), ValueError, 'typo_rate must be in'),
       (dict(sentences=[]), ValueError, 'sentences'))
   def test_check_names_the_field(self, change, error, message):
-    from_reviews.check(FIELDS | dict(name='reviews', zipf=None))
-    for make in (from_reviews.check,
-                 lambda node: from_reviews.from_reviews(seed=0, **node)):
+    small_worlds.check('reviews', FIELDS | dict(name='reviews', zipf=None))
+    for make in (functools.partial(small_worlds.check, 'reviews'),
+                 lambda node: small_worlds.write('reviews', seed=0, **node)):
       with self.assertRaisesRegex(error, message):
         make(FIELDS | change)
+
+class LongTailTest(absltest.TestCase):
+
+  def test_evaluation_prompts_are_held_out(self):
+    corpus = small_worlds.write('long_tail', seed=0, **FIELDS | dict(
+        num_eval_prompts=200, max_response_length=48))
+    decode = lambda rows: {
+        tuple(corpus.tokenizer.decode(row.tolist()).split()[2:6:3])
+        for row in rows}
+    evaluated = decode(corpus.eval_prompts.tokens)
+    self.assertLen(next(iter(evaluated)), 2)  # thing and aspect
+    self.assertEmpty(evaluated & (
+        decode(corpus.pair_prompts.tokens)
+        | decode(corpus.demonstrations.tokens[:, 0, :9])))
+    self.assertEqual(corpus.pair_prompts.tokens.shape, (30, 9))
+    self.assertTrue(all(corpus.pair_prompts.lengths == 9))
+    self.assertEqual({split.split()[0] for split in corpus.eval_splits},
+                     {'praise', 'pan', 'weigh'})
+
+  def test_check_names_the_field(self):
+    with self.assertRaisesRegex(ValueError, 'tail must be > 0'):
+      small_worlds.check('long_tail', FIELDS | dict(tail=0))
 
 
 if __name__ == '__main__':
