@@ -37,9 +37,10 @@ def _settings(config: config_dict.ConfigDict):
   config.training.log_every = 1
 
 
-def online(size: str, title: str) -> config_dict.ConfigDict:
-  """A study of PPO without runs and figure."""
-  config = base.online_config(size)
+def online(size: str, title: str, world: str = 'reviews'
+           ) -> config_dict.ConfigDict:
+  """A study of PPO without runs and figure, in one of `base.WORLDS`."""
+  config = base.online_config(size, world)
   config.title = title
   _settings(config)
   return config

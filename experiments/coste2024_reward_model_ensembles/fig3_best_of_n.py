@@ -16,7 +16,10 @@ Differs:  the world. The laptop size writes reviews from a grammar and learns
           where the paper's ends at 12,500; members are standardised before
           they are combined (the released code combines raw scores:
           --config.best_of_n.standardize=False). Each condition is run a
-          second time with an EOS forced at the last position.
+          second time with an EOS forced at the last position. The option
+          world=long_tail (20 seeds, n up to 1,024) has the fall in the content
+          of responses, with an EOS forced in all of them, and the rule of the
+          world as gold score.
 """
 
 from experiments import coste2024
@@ -31,4 +34,10 @@ def get_config(size: str = 'laptop'):
       methods=coste2024.methods(), world=world)
   config.force_eos = (False, True)
   config.seeds = (0,) if size == 'smoke' else (1,)  # README: seeds 1 to 5
+  if world == 'long_tail' and size == 'laptop':
+    # What falls is the content: no response is cut.
+    config.force_eos = (True,)
+    config.seeds = tuple(range(600, 620))
+    config.best_of_n.num_samples = 1024
+    config.data.num_eval_prompts = 64
   return config.lock()

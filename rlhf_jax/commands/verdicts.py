@@ -26,15 +26,16 @@ Written by `rlhf-jax verdicts`; nothing in it is typed. A word
 comes from the 95 % interval of Student's t over seeds, by the rule of
 [`rlhf_jax/reports/verdicts.py`](../rlhf_jax/reports/verdicts.py): *holds*,
 *excluded* (what the paper says lies outside of the interval), *equivalent
-within* a margin, or *unresolved* with the seeds that would do. Exploratory
-contrasts, all of those below unless they say otherwise, were written down
-after their seeds had run. With three seeds t asks for 4.3 standard errors: most
+within* a margin, or *unresolved* with the seeds that would do. Contrasts that
+were fixed beforehand say so; all others are exploratory, written down after
+their seeds had run. With three seeds t asks for 4.3 standard errors: most
 of what is unresolved is so for want of seeds. Results are of small worlds on
 two CPU cores, in the units of each paper's own page. Figures that were never
 run stand there as "not yet run".
 '''
 _MARK = '<!-- {} of rlhf-jax verdicts -->\n'
-_WORDS = ('holds', 'equivalent', 'excluded', 'unresolved', 'not comparable')
+_WORDS = ('holds', 'equivalent', 'excluded', 'unresolved', 'not comparable',
+          'not yet run')
 
 
 def papers(root: pathlib.Path) -> list[pathlib.Path]:
@@ -67,7 +68,8 @@ def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
                 '| claim | paper | ours, with 95 % interval | seeds | word |\n'
                 '|---|---|---|---|---|\n')
     page += [f'| {_cell(line["claim"])} | {_cell(line["paper"])} | '
-             f'{_cell(_ours(line))} | {line["seeds"]} | {line["word"]} |\n'
+             f'{_cell(_ours(line))} | {line["seeds"]} | {line["word"]}'
+             f'{" (fixed beforehand)" * (line["kind"] == "confirmatory")} |\n'
              for line in lines]
   told[root / PAGE] = ''.join(page)
   told[root.parent / PAGE] = _summary(root, told)
@@ -94,7 +96,8 @@ def _summary(root: pathlib.Path, told: dict[pathlib.Path, str]) -> str:
 def _ours(line: dict) -> str:
   """A contrast and its interval in a cell."""
   if line['mean'] == '':
-    return f'{line["contrast"]}: no run came as far'
+    return line['contrast'] + ': no run came as far' * (
+        line['word'] == 'not comparable')
   return (f'{line["contrast"]}: {float(line["mean"]):.2f} '
           f'[{float(line["low"]):.2f}, {float(line["high"]):.2f}]')
 

@@ -207,10 +207,16 @@ def samples(size: str) -> dict:
                        shard_prompts=1)}[size]
 
 
-def online_config(size: str) -> config_dict.ConfigDict:
-  """A study `online` without conditions, runs and figure."""
+def online_config(size: str, name: str = 'reviews'
+                  ) -> config_dict.ConfigDict:
+  """A study `online` without conditions, runs and figure.
+
+  Args:
+    size: of the config.
+    name: of the small world, see `world`.
+  """
   config = get_config(size)
-  world(config)
+  world(config, name)
   config.study = 'online'
   config.force_eos = False
   config.conditions = dict()

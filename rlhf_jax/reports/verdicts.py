@@ -10,6 +10,8 @@ seed. Its word comes from the interval of Student's t over seeds, by one rule:
   equivalent within m    the interval lies within +-m, fixed beforehand
   unresolved             none of these; with the seeds that would do at the
                          deviation seen
+  not yet run            no seed has, or fewer than were fixed beforehand: a
+                         word before the last one would depend on when one looks
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +55,7 @@ class Contrast:
     effect: the paper's, in the same unit, where it can be said.
     table: of the results, without .csv.
     kind: whether it was fixed before its seeds were run.
+    num_seeds: that were fixed with it; None: as many as there are.
     command: that makes the results.
   """
 
@@ -70,6 +73,7 @@ class Contrast:
   effect: float | None = None
   table: str = 'results'
   kind: str = 'exploratory'
+  num_seeds: int | None = None
 
   def __post_init__(self):
     for field, known in (('expects', EXPECTS), ('kind', KINDS),
@@ -227,17 +231,28 @@ def row(contrast: Contrast, results: pathlib.Path) -> dict[str, Any]:
   Args:
     contrast: see there.
     results: directory of the results of a paper.
+
+  Raises:
+    DataError: the results have no such rows or columns.
   """
   path = results / contrast.figure / f'{contrast.table}.csv'
+  numbers, run = {}, path.exists()
   try:
-    with open(path, newline='') as stream:
-      numbers = values(csv.DictReader(stream), contrast)
+    if run:
+      with open(path, newline='') as stream:
+        numbers = values(csv.DictReader(stream), contrast)
   except OSError as error:
     raise errors.DataError(
         f'{contrast.claim}: cannot read {path}: {error.strerror}') from None
   line = {'claim': contrast.claim, 'paper': contrast.paper,
           'contrast': contrast.describe(), 'statistic': contrast.statistic,
           'margin': contrast.margin, 'seeds': len(numbers)}
+  fixed = contrast.num_seeds or 0
+  if not run or len(numbers) < fixed:
+    left = f', {fixed - len(numbers)} seeds are left' if run else ''
+    return line | {
+        'mean': '', 'low': '', 'high': '', 'word': f'not yet run{left}',
+        'kind': contrast.kind, 'command': contrast.command}
   if not numbers:  # no run came as far as the claim is about
     return line | {'mean': '', 'low': '', 'high': '', 'word': 'not comparable',
                    'kind': contrast.kind, 'command': contrast.command}

@@ -139,8 +139,29 @@ class ValuesTest(parameterized.TestCase):
     far = verdicts.Contrast(**FIELDS | dict(
         at={'column': 'kl', 'from': 4, 'to': 6}))
     self.assertEqual(verdicts.row(far, folder)['word'], 'not comparable')
-    with self.assertRaisesRegex(errors.DataError, 'cannot read .*nix'):
-      verdicts.row(verdicts.Contrast(**FIELDS | dict(figure='nix')), folder)
+    (folder / 'a_directory/results.csv').mkdir(parents=True)
+    with self.assertRaisesRegex(errors.DataError, 'cannot read .*a_directory'):
+      verdicts.row(verdicts.Contrast(
+          **FIELDS | dict(figure='a_directory')), folder)
+
+  def test_no_word_before_the_last_of_the_seeds_that_were_fixed(self):
+    folder = worlds.folder()
+    contrast = verdicts.Contrast(
+        **FIELDS | dict(kind='confirmatory', num_seeds=3))
+    line = verdicts.row(contrast, folder)
+    self.assertEqual((line['seeds'], line['mean'], line['word']),
+                     (0, '', 'not yet run'))
+    (folder / 'f').mkdir()
+    for count, word in ((2, 'not yet run, 1 seeds are left'), (3, 'holds')):
+      rows = table(a={str(seed): (0, 5 + seed) for seed in range(count)})
+      with open(folder / 'f/results.csv', 'w', newline='') as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+      line = verdicts.row(contrast, folder)
+      self.assertEqual((line['seeds'], line['word'], line['kind']),
+                       (count, word, 'confirmatory'))
+      self.assertEqual(line['mean'] == '', count < 3)
 
 
 if __name__ == '__main__':
