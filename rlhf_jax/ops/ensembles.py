@@ -39,7 +39,8 @@ def variance(member_scores: jax.Array, *, ddof: int = 0) -> jax.Array:
   scores = _members(member_scores)
   if scores.shape[0] == 1:
     return jnp.zeros(scores.shape[1:], jnp.float32)
-  return jnp.var(scores, axis=0, ddof=ddof)
+  # From one of them, so that members who agree have no variance at all.
+  return jnp.var(scores - scores[:1], axis=0, ddof=ddof)
 
 
 def aggregate(member_scores: jax.Array, *, kind: str = 'mean',

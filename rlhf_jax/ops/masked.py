@@ -92,11 +92,26 @@ def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True,
   if ddof not in (0, 1):
     raise ValueError(f'ddof must be 0 or 1, got {ddof}.')
   x = _clean(x, mask)
-  mean = masked_mean(x, mask)
-  centered = x - mean
+  origin = first(x, mask)  # values that are all equal have no variance at all
+  distance = x - origin
+  shift = masked_mean(distance, mask)
+  mean, centered = origin + shift, distance - shift
   variance = masked_sum(centered**2, mask) / jnp.maximum(mask.sum() - ddof, 1)
   scaled = centered * jax.lax.rsqrt(variance + 1e-8)
   return jnp.where(mask, scaled if shift_mean else scaled + mean, 0)
+
+
+def first(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Value f32[] of `x` at the first true position; 0 where there is none.
+
+  Distances to it are exact where all values are equal, which distances to
+  their mean are not: a sum of many rounds.
+
+  Args:
+    x: real[...].
+    mask: bool, the shape of `x`.
+  """
+  return _clean(x, mask).ravel()[jnp.argmax(mask)]
 
 
 def is_last(mask: jax.Array) -> jax.Array:

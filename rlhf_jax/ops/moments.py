@@ -52,7 +52,7 @@ def update(moments: Moments, x: jax.Array,
   count = moments.count + added
   # Distances to the mean so far: small numbers keep their digits.
   center = jnp.where(
-      moments.count > 0, moments.mean, masked.masked_mean(x, mask))
+      moments.count > 0, moments.mean, masked.first(x, mask))
   distance = x - center
   shift = masked.masked_mean(distance, mask)
   share = added / jnp.maximum(count, 1)

@@ -38,7 +38,10 @@ def standardize(member_scores: jax.Array,
 def of_members(member_scores: np.ndarray) -> dict[str, np.ndarray]:
   """The scale of members, f[E] each, from their scores [E, ...]."""
   rows = member_scores.reshape(len(member_scores), -1)
-  return {'mean': rows.mean(axis=1), 'std': rows.std(axis=1)}
+  # From one of them: equal scores have no deviation, however large they are.
+  distance = rows - rows[:, :1]
+  return {'mean': rows[:, 0] + distance.mean(axis=1),
+          'std': distance.std(axis=1)}
 
 
 def single(mean: float, std: float) -> dict[str, np.ndarray]:

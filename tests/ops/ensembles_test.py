@@ -23,6 +23,12 @@ _aggregate = jax.jit(ensembles.aggregate, static_argnames=(
 
 class EnsemblesTest(parameterized.TestCase):
 
+  @parameterized.parameters(.1, 3.3e3, 3.3e6)
+  def test_members_who_agree_have_no_variance(self, value):
+    scores = jnp.full((5, 40), value, jnp.float32)
+    np.testing.assert_array_equal(ensembles.variance(scores), 0)
+    np.testing.assert_array_equal(ensembles.variance(scores, ddof=1), 0)
+
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.named_parameters(
       # [Ex 3.1] deviations 0, 1, -1, .5, -.5: squares sum to 2.5, so the

@@ -95,6 +95,20 @@ class MaskedTest(parameterized.TestCase):
     grad = jax.grad(lambda x: fn(x, mask).sum())(x)
     np.testing.assert_array_equal(grad, 0)
 
+  @parameterized.parameters(.1, 3.3e3, 3.3e6, -7.7e9)
+  def test_equal_values_whiten_to_nothing(self, value):
+    x, mask = np.full((40, 25), value, np.float32), np.ones((40, 25), bool)
+    x[0, :3], mask[0, :3] = np.nan, False
+    np.testing.assert_array_equal(masked.whiten(x, mask), np.zeros((40, 25)))
+    np.testing.assert_array_equal(
+        masked.whiten(x, mask, shift_mean=False), np.where(mask, x, 0))
+
+  def test_first(self):
+    x = np.float32([[np.nan, 5], [7, np.nan]])
+    self.assertEqual(masked.first(x, np.array([[0, 0], [1, 0]], bool)), 7)
+    self.assertEqual(masked.first(x, np.array([[0, 1], [1, 0]], bool)), 5)
+    self.assertEqual(masked.first(x, np.zeros((2, 2), bool)), 0)
+
   def test_last_ignores_gaps(self):
     x = np.float32([[1, 2, 3, 4]])
     mask = np.array([[True, False, True, False]])

@@ -76,6 +76,14 @@ class MomentsTest(parameterized.TestCase):
         moments.std(_fold(x, 10000)), x.astype(np.float64).std(ddof=1),
         rtol=1e-5)
 
+  @parameterized.parameters(.1, 3.3e3, 3.3e6, -7.7e9)
+  def test_equal_values_are_exact(self, value):
+    state = moments.init()
+    for count in (1000, 1, 333):
+      state = moments.update(state, jnp.full((count,), value))
+    self.assertEqual(state.mean, np.float32(value))
+    self.assertEqual(moments.std(state), 0)
+
   def test_nothing_and_one_value(self):
     empty = moments.update(
         moments.init(), jnp.full(3, jnp.nan), jnp.zeros(3, bool))

@@ -51,6 +51,12 @@ class ScaleTest(absltest.TestCase):
     np.testing.assert_allclose(standard.mean(axis=(1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(standard.std(axis=(1, 2)), 1, rtol=1e-6)
 
+  def test_equal_scores_have_no_deviation(self):
+    for value in (.1, 3.3e3, 3.3e6):
+      scale = scale_lib.of_members(np.full((2, 1000), value, np.float32))
+      np.testing.assert_array_equal(scale['std'], 0)
+      np.testing.assert_array_equal(scale['mean'], np.float32(value))
+
   def test_of_one_model(self):
     np.testing.assert_array_equal(
         scale_lib.standardize(SCORES[:1], scale_lib.single(3., 4.)),
