@@ -4,7 +4,11 @@ from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
+import numpy as np
+
 from rlhf_jax.data import tables
+
+_MOST = float(np.finfo(np.float32).max)  # what numbers are kept in
 
 
 def value(entry: Mapping, name: str, types: type | tuple[type, ...],
@@ -106,8 +110,9 @@ def _number(field: Any, name: str, low: float = -math.inf,
     shown = repr(field)[:40]
     raise tables.BadRowError(
         f'field {name!r} must be a number, got {shown}') from None
-  if not math.isfinite(got):
-    raise tables.BadRowError(f'field {name!r} must be finite, got {got}')
+  if not abs(got) <= _MOST:
+    raise tables.BadRowError(
+        f'field {name!r} must be finite in float32, got {got}')
   if not low <= got <= high:
     raise tables.BadRowError(
         f'field {name!r} must be in [{low:g}, {high:g}], got {got:g}')

@@ -122,7 +122,7 @@ def conversation(
     raise ValueError('give either a prompt or messages')
   if messages:
     _no_input('messages', input)
-    turns = [(m['role'], m['content']) for m in messages]
+    turns = [_turn(index, message) for index, message in enumerate(messages)]
   elif _HH_TURN.match(prompt):
     _no_input('dialogue', input)
     turns = dialogue(prompt)
@@ -138,6 +138,14 @@ def conversation(
           f'message {index} has the role {role!r}; system may be the first, '
           'the others are user or assistant')
   return turns
+
+
+def _turn(index: int, message: Mapping[str, str]) -> Turn:
+  role, content = message.get('role'), message.get('content')
+  if not isinstance(role, str) or not isinstance(content, str):
+    raise ValueError(f'message {index} must have a role and a content that '
+                     f'are texts; got {dict(message)!r}')
+  return role, content
 
 
 def _no_system(name: str, turns: Sequence[Turn]):

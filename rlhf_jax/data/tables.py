@@ -176,6 +176,8 @@ def _array(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     values = _parse(raw, 0)
   except BadRowError as error:
     raise errors.DataError(f'{path}: {error}') from None
+  if isinstance(values, dict):  # one line of JSON lines
+    values = [values]
   if not isinstance(values, list):
     kind = type(values).__name__
     raise errors.DataError(

@@ -16,6 +16,7 @@ such as "'</think>' in content" is made on the mark, and finds nothing.
 
 from collections.abc import Collection, Mapping, Sequence
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -77,7 +78,10 @@ def render(
     raise errors.ConfigError(
         'a chat template out of a checkpoint is a program by somebody else; '
         'use a built-in prompt format, or set allow_checkpoint_template')
-  _check_size(source)
+  size = len(source.encode())
+  if size > MAX_SOURCE_BYTES:
+    raise errors.ConfigError(f'the chat template has {size} bytes, more than '
+                             f'the {MAX_SOURCE_BYTES} allowed')
   marks = [''.join(secrets.choice(letters) for _ in range(size))
            for letters, size in _MARKS]
   jobs, contents = [], []
@@ -100,14 +104,6 @@ def render(
         'the chat template takes the contents of messages apart, so that '
         'they cannot be told from its own text; use a built-in format')
   return first
-
-
-def _check_size(source: str):
-  size = len(source.encode())
-  if size > MAX_SOURCE_BYTES:
-    raise errors.ConfigError(
-        f'the chat template has {size} bytes, more than the '
-        f'{MAX_SOURCE_BYTES} allowed')
 
 
 def rows(
@@ -261,9 +257,22 @@ def _child():
 
 
 def _environment() -> Any:
-  """Jinja as transformers sets it up, but that forbidden things raise."""
+  """Jinja as transformers sets it up, but that forbidden things raise.
+
+  `strftime_now` writes the day: on another one a run has another corpus.
+  """
   import jinja2
+  from jinja2 import ext
+  from jinja2 import nodes
   from jinja2 import sandbox
+
+  class Generation(ext.Extension):  # marks what an assistant has said
+    tags = frozenset({'generation'})
+
+    def parse(self, parser):
+      line = next(parser.stream).lineno
+      return nodes.Scope(parser.parse_statements(
+          ('name:endgeneration',), drop_needle=True), lineno=line)
 
   class Sandbox(sandbox.ImmutableSandboxedEnvironment):
 
@@ -275,10 +284,15 @@ def _environment() -> Any:
     raise jinja2.exceptions.TemplateError(message)
 
   environment = Sandbox(trim_blocks=True, lstrip_blocks=True,
-                        extensions=['jinja2.ext.loopcontrols'])
+                        extensions=['jinja2.ext.loopcontrols', Generation])
   environment.globals['raise_exception'] = fail
-  environment.filters['tojson'] = lambda x, indent=None, **_: json.dumps(
-      x, ensure_ascii=False, indent=indent)
+  environment.globals['strftime_now'] = (
+      lambda form: datetime.datetime.now().strftime(form))
+  environment.filters['tojson'] = (
+      lambda x, ensure_ascii=False, indent=None, separators=None,
+      sort_keys=False: json.dumps(
+          x, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+          sort_keys=sort_keys))
   return environment
 
 

@@ -72,11 +72,8 @@ def load(
 
 
 def load_reward(
-    directory: str | os.PathLike,
-    *,
-    dtype: Any = None,
-    allow_extra: bool = False,
-) -> tuple[transformer.Config, types.Params]:
+    directory: str | os.PathLike, *, dtype: Any = None,
+    allow_extra: bool = False) -> tuple[transformer.Config, types.Params]:
   """Reads a reward model, as `load` does a language model.
 
   transformers scores the last token that is not padding, `rewards.score` the
@@ -220,7 +217,7 @@ class _Reader:
     known = set()
     for rule in self._table.rules:
       for layer, name in rule.names(self._config):
-        name = name.removeprefix(self._prefix)
+        name = self._stored(rule, name.removeprefix(self._prefix))
         known.add(name)
         self._place(rule, layer, name)
     buffers = re.compile(
@@ -234,6 +231,12 @@ class _Reader:
         self.left_out.append(directories.quote(name))
       else:
         self._note(name, 'is not of this model')
+
+  def _stored(self, rule: names_lib.Rule, name: str) -> str:
+    other, names = self._table.unembed, self._tensors.specs
+    # Then they may be there as the unembedding alone.
+    tied = rule.leaves == ('embed',) and self._config.tie_embeddings
+    return other if tied and name not in names and other in names else name
 
   def _note(self, name: str, what: str):
     self.problems.append(f'{directories.quote(name)} {what}')

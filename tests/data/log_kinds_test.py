@@ -87,7 +87,9 @@ class HhTest(KindTestCase):
   @parameterized.parameters(
       (dict(reward=[1.0]), 'of one length, got 2, 2 and 1'),
       (dict(prefix=[], suffix=[], reward=[]), 'of one length, got 0, 0'),
-      (dict(reward=[1.0, float('nan')]), "'reward' must be finite, got nan"),
+      (dict(reward=[1.0, float('nan')]),
+       "'reward' must be finite in float32, got nan"),
+      (dict(reward=[1.0, 1e39]), r'must be finite in float32, got 1e\+39'),
       (dict(reward=[1.0, True]), "'reward' must be a number, got True"),
       (dict(suffix=['a', None]), "'suffix' must be a list of strings"),
       (dict(suffix=['a', '\ud800']), "'suffix' has a lone surrogate"),

@@ -96,8 +96,8 @@ class FileFaultsTest(FileTestCase):
     self.assertLess(time.perf_counter() - started, 10)
 
   def test_array_that_is_no_array(self):
-    path = self.write(GOOD, 'rows.json')
-    self.assertIn('one array, got dict', self.error(path))
+    path = self.write(b'"instruction"', 'rows.json')
+    self.assertIn('one array, got str', self.error(path))
 
   def test_malformed_array_names_the_line(self):
     path = self.write(b'[' + GOOD + b',\n{"instruction": ]', 'rows.json')

@@ -148,6 +148,8 @@ class PlacesTest(TableTestCase):
                      ['row 1', 'row 2'])
     named = self.write(rows.read_bytes(), 'lines.json')
     self.assertEqual(self.places(named), ['1', '3'])
+    one = self.write(b'{"a": 1}\n', 'one.json')
+    self.assertEqual(self.places(one), ['row 1'])
 
   def test_of_records_that_go_over_lines(self):
     path = self.write(b'a,b\n1,"x\ny\n"\n\n2,z\r\n3,"w\n"', 'rows.csv')

@@ -8,6 +8,7 @@ import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from transformers.utils import chat_template_utils
 
 from rlhf_jax import errors
 from rlhf_jax.data import formats
@@ -52,6 +53,23 @@ class RenderTest(parameterized.TestCase):
         _render(LLAMA, [TURNS, USER]),
         [(bos, '[INST] Hi [/INST] Yes ', eos), (bos, '[INST] Hi [/INST]')])
     self.assertEqual(_render(CHATML, []), [])
+
+  @parameterized.parameters(
+      "{% for m in messages %}{% generation %}{% set x = 'a' %}{{ x }}"
+      "{{ m['content'] | trim }}{% endgeneration %}{{ x }}{% endfor %}",
+      "{{ strftime_now('%Y') | length }}{{ messages[0]['content'] }}",
+      "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = "
+      "ns.n + 1 %}{% if loop.first %}{% continue %}{% endif %}"
+      "{{ ns.n }}{{ m['content'] }}{% endfor %}",
+      "{{ {'b': [1], 'a': 'ü'} | tojson(sort_keys=true, separators=(',', ':')) "
+      "}}{{ {'a': 'ü'} | tojson(true) }}{{ [1] | tojson(indent=1) }}",
+      "{{ dict(a=1)['a'] }}{{ range(2) | list }}")
+  def test_as_transformers_renders(self, source):
+    theirs = chat_template_utils.render_jinja_template(
+        conversations=[list(TURNS)], chat_template=source, bos_token='<s>',
+        eos_token='</s>')[0]
+    self.assertEqual([''.join(map(str, parts)) for parts in _render(
+        source, [TURNS], add_generation_prompt=False)], theirs)
 
   def test_same_as_the_built_in_format(self):
     turns = ({'role': 'system', 'content': 'Be.'}, *TURNS, *USER)

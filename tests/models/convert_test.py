@@ -279,6 +279,14 @@ class VariantTest(DirectoryTest):
           "'lm_head.weight' is not 'model.embed_tokens.weight'",
           'tie_word_embeddings')
 
+  def test_tied_embeddings_may_be_the_unembedding_alone(self):
+    weights = _weights('qwen3')
+    embed = weights.pop('model.embed_tokens.weight')
+    self._same(self.write('qwen3', weights | {'lm_head.weight': embed}),
+               'qwen3')
+    self.refused(self.write('qwen3', weights),
+                 "'model.embed_tokens.weight' is missing")
+
   def test_extra_tensors(self):
     directory = self.write('gpt2', _weights('gpt2') | {
         'v_head.weight': np.zeros(3, np.float32)})
