@@ -187,10 +187,11 @@ def _case(ours, peer, params, quick, *, passes=3, rows=1):
 def sft(quick: bool) -> measure.Case:
   config = _config(quick)
   rows = _tokens(config, *_shape(quick))
+  mask = np.ones_like(rows, bool)
+  mask[:, 0] = False  # no state is before it
   ours = _step(
       functools.partial(policy.forward, config), objectives.get('sft'),
-      _params(config), types.Batch(
-          tokens=rows[:, None], mask=np.ones_like(rows, bool)[:, None]))
+      _params(config), types.Batch(tokens=rows[:, None], mask=mask[:, None]))
   columns = {'input_ids': rows.tolist(), 'labels': rows.tolist()}
   peer = _trl('SFT', _load(config, _params(config)), columns,
               [dict(zip(columns, x)) for x in zip(*columns.values())])
