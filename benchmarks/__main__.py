@@ -163,8 +163,9 @@ def run(argv: Sequence[str]) -> list[dict[str, Any]]:
   for name in [*LIMITS, *(x for x in names if x not in LIMITS)]:
     make = LIMITS[name] if name in LIMITS else ROWS[name][0]
     rows.append(line(name, make(args.quick), args.repeats, limits))
-    if name in LIMITS:  # whichever library comes nearer to it
-      limits[name] = 1e9 * max(rows[-1]['ours'], rows[-1]['peer'])
+    if name in LIMITS:  # the best turn of whichever library
+      limits[name] = 1e9 * max(
+          rows[-1]['ours_range'][1], rows[-1]['peer_range'][1])
     print(cells(rows[-1]), end='', flush=True)
     jax.clear_caches()
   if args.out:
