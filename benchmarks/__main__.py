@@ -157,7 +157,7 @@ def run(argv: Sequence[str]) -> list[dict[str, Any]]:
     parser.error(f'--repeats is {args.repeats}; give at least 1')
   names = [args.only] if args.only else [*ROWS]
   _check_installed(names)
-  machine = describe_machine(os.getloadavg()[0])
+  machine = f'{describe_machine(os.getloadavg()[0])} {args.repeats} turns.'
   print(machine, flush=True)
   limits, rows = {}, []
   for name in [*LIMITS, *(x for x in names if x not in LIMITS)]:
