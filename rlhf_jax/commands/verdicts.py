@@ -16,6 +16,7 @@ from absl import flags
 
 from rlhf_jax import errors
 from rlhf_jax.commands import arguments
+from rlhf_jax.reports import pages
 from rlhf_jax.reports import verdicts
 from rlhf_jax.storage import files
 
@@ -33,7 +34,6 @@ of what is unresolved is so for want of seeds. Results are of small worlds on
 two CPU cores, in the units of each paper's own page. Figures that were never
 run stand there as "not yet run".
 '''
-_MARK = '<!-- {} of rlhf-jax verdicts -->\n'
 _WORDS = ('holds', 'equivalent', 'excluded', 'unresolved', 'not comparable',
           'not yet run')
 
@@ -87,10 +87,7 @@ def _summary(root: pathlib.Path, told: dict[pathlib.Path, str]) -> str:
     title = (paper / PAGE).read_text().partition(',')[0].lstrip('# ')
     lines.append(f'| [{title}]({root.name}/{paper.name}/README.md) | '
                  f'{len(words)} | {counts} |\n')
-  begin, end = (_MARK.format(word) for word in ('begin', 'end'))
-  text = (root.parent / PAGE).read_text()
-  before, _, rest = text.partition(begin)
-  return before + begin + ''.join(lines) + end + rest.partition(end)[2]
+  return pages.between(root.parent / PAGE, 'rlhf-jax verdicts', ''.join(lines))
 
 
 def _ours(line: dict) -> str:

@@ -189,7 +189,7 @@ def from_hidden(
     bias: float[V], added to the logits (GPT-J has one).
     temperature: divides the logits, > 0.
     chunk_size: vocabulary entries per chunk at most, >= 1; V need not be a
-      multiple. See benchmarks/logprobs.py.
+      multiple. See benchmarks/arrays.py.
 
   Returns:
     Statistics, each f32[..., T].

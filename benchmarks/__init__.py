@@ -1,0 +1,1 @@
+"""Against a plain form or a peer, in turns: `python -m benchmarks --help`."""

@@ -1,0 +1,183 @@
+"""Ours against peers, in one process, in turns.
+
+  python -m benchmarks [--only NAME] [--quick] [--out FILE.json]
+
+A row is the same work by us and by a peer: same weights, rows, float32 and
+threads. Each runs once to compile, then they alternate; a ratio is that of one
+turn, above 1 where ours is faster or smaller, and medians stand with their
+ranges. What the machine can do at most is measured beside them. Of all rows at
+full size the table in README.md is written, between marks. Use a calm machine:
+on a busy one torch's threads spin while they wait for each other, unless
+OMP_WAIT_POLICY=PASSIVE lets them sleep, which costs them a third on a calm one.
+"""
+
+import argparse
+from collections.abc import Sequence
+import datetime
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+from benchmarks import arrays
+from benchmarks import libraries
+from benchmarks import measure
+from rlhf_jax import errors
+from rlhf_jax.reports import pages
+from rlhf_jax.storage import files
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MARK = 'python -m benchmarks'
+_GENERATE = ('torch', 'transformers')
+_TRL = (*_GENERATE, 'trl')
+# Name: what makes the case (of `quick`), and what must be installed.
+LIMITS = {'products': arrays.products, 'reading': arrays.reading}
+ROWS = {
+    'curve': (arrays.curve, ()),
+    'logprobs_time': (arrays.logprobs_time, ()),
+    'logprobs_memory': (arrays.logprobs_memory, ()),
+    'generate_1': (libraries.generate, _GENERATE),
+    'generate_32': (
+        functools.partial(libraries.generate, batch=32), _GENERATE),
+    'generate_64': (
+        functools.partial(libraries.generate, batch=64), _GENERATE),
+    'generate_ragged': (functools.partial(
+        libraries.generate, samples=64, ragged=True), _GENERATE),
+    'sft': (libraries.sft, _TRL),
+    'dpo': (libraries.dpo, _TRL),
+    'reward_model': (libraries.reward_model, _TRL),
+}
+_NAMES = [*LIMITS, *ROWS]
+
+
+def line(name: str, case: measure.Case | dict[str, Any], repeats: int,
+         limits: dict[str, float]) -> dict[str, Any]:
+  """A row of the result: {name, ours, peer, unit, ratio, cpu_ratio, note}.
+
+  Args:
+    name: of the row.
+    case: what is run, or the numbers where nothing is.
+    repeats: turns.
+    limits: of `measure.shares`.
+  """
+  if isinstance(case, dict):
+    return {'name': name} | case
+  numbers = measure.summary(measure.in_turns(case, repeats))
+  return {'name': name, 'unit': case.unit} | numbers | {
+      'note': case.note + measure.shares(case, numbers, limits)}
+
+
+def cells(row: dict[str, Any]) -> str:
+  """A row of the Markdown table; a ratio below 1 says that the peer wins."""
+  def number(name, digits):
+    if row[name] is None:
+      return '-'
+    text = f'{row[name]:,.{digits}f}'
+    if f'{name}_range' in row:
+      low, high = row[f'{name}_range']
+      text += f' ({low:,.{digits}f} to {high:,.{digits}f})'
+    return text
+  digits = 0 if row['ours'] >= 100 else 1
+  ratio = number('ratio', 2)
+  if row['ratio'] < 1:
+    ratio = f'**{ratio}, the peer wins**'
+  return ' | '.join((
+      f'| {row["name"]}', number('ours', digits), number('peer', digits),
+      row['unit'], ratio, number('cpu_ratio', 2), f'{row["note"]} |\n'))
+
+
+def table(rows: Sequence[dict[str, Any]], machine: str) -> str:
+  """What stands in the README, date, commit and machine first."""
+  return (f'{machine}\n\n'
+          '| work | ours | peer | unit | ratio | CPU ratio | '
+          'peer, shapes, shares of the limits (ours and the peer\'s) |\n'
+          '|---|---|---|---|---|---|---|\n' + ''.join(map(cells, rows)))
+
+
+def describe_machine(load: float) -> str:
+  """Date, commit, machine and versions, in a line.
+
+  Args:
+    load: processes that wanted a core before the run began.
+  """
+  git = lambda *args: subprocess.run(
+      ['git', *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+  commit = git('rev-parse', '--short', 'HEAD') or 'no commit'
+  if git('status', '--porcelain', '--untracked-files=no'):
+    commit += ' with changes'
+  versions = ', '.join(
+      f'{name} {importlib.metadata.version(name)}'
+      for name in ('jax', 'numpy', *_TRL) if importlib.util.find_spec(name))
+  beside = (f'shared: load {load:.1f} before the run, trust ratios and CPU '
+            'seconds first' if load > .3 else 'idle before the run')
+  policy = os.environ.get('OMP_WAIT_POLICY')
+  return (f'{datetime.date.today()}, commit {commit}; {platform.machine()}, '
+          f'{os.cpu_count()} cores, {jax.devices()[0].device_kind}, {beside}; '
+          f'{"OMP_WAIT_POLICY=" + policy + "; " if policy else ""}{versions}.')
+
+
+def _check_installed(names: Sequence[str]):
+  missing = sorted({package for name in names if name in ROWS
+                    for package in ROWS[name][1]
+                    if importlib.util.find_spec(package) is None})
+  if missing:
+    raise errors.ConfigError(
+        f'{", ".join(missing)} not installed, peers of {", ".join(names)}: '
+        "pip install -e '.[peers]', or --only=curve, which needs none")
+
+
+def run(argv: Sequence[str]) -> list[dict[str, Any]]:
+  """Measures, prints, and writes what was asked for.
+
+  Args:
+    argv: flags.
+
+  Raises:
+    ConfigError: a peer is not installed.
+    UserError: a file cannot be written.
+  """
+  summary, _, rest = __doc__.partition('\n')
+  parser = argparse.ArgumentParser(
+      prog='python -m benchmarks', description=summary, epilog=rest,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--only', choices=_NAMES, help='one row')
+  parser.add_argument('--quick', action='store_true',
+                      help='tiny shapes, to see that it runs')
+  parser.add_argument('--repeats', type=int, default=5, help='turns')
+  parser.add_argument('--out', type=pathlib.Path, help='a JSON list of rows')
+  args = parser.parse_args(argv)
+  if args.repeats < 1:
+    parser.error(f'--repeats is {args.repeats}; give at least 1')
+  names = [args.only] if args.only else [*ROWS]
+  _check_installed(names)
+  machine = f'{describe_machine(os.getloadavg()[0])} {args.repeats} turns.'
+  print(machine, flush=True)
+  limits, rows = {}, []
+  for name in [*LIMITS, *(x for x in names if x not in LIMITS)]:
+    make = LIMITS[name] if name in LIMITS else ROWS[name][0]
+    rows.append(line(name, make(args.quick), args.repeats, limits))
+    if name in LIMITS:  # the best turn of whichever library
+      limits[name] = 1e9 * max(
+          rows[-1]['ours_range'][1], rows[-1]['peer_range'][1])
+    print(cells(rows[-1]), end='', flush=True)
+    jax.clear_caches()
+  if args.out:
+    files.write_json(args.out, rows)
+  if not args.only and not args.quick:
+    pages.replace(ROOT / 'README.md', MARK, table(rows, machine))
+  return rows
+
+
+if __name__ == '__main__':
+  try:
+    run(sys.argv[1:])
+  except errors.UserError as error:
+    print(f'rlhf_jax: {error.code}: {error}', file=sys.stderr)
+    sys.exit(error.exit_code)

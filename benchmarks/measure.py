@@ -1,0 +1,90 @@
+"""Two ways to do the same work, in turns: rates, ratios and their ranges."""
+
+from collections.abc import Callable
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """The same work by us and by a peer; each call returns how much it did.
+
+  Attributes:
+    ours: does it once, to the end.
+    peer: likewise.
+    unit: of a rate, such as 'tokens/s'.
+    note: which peer, which shapes.
+    flops: that a unit of work needs; 0: no share of a limit is said.
+    bytes: that it reads of memory; likewise.
+  """
+
+  ours: Callable[[], float]
+  peer: Callable[[], float]
+  unit: str
+  note: str
+  flops: float = 0.0
+  bytes: float = 0.0
+
+
+def _spent(run: Callable[[], float]) -> tuple[float, float]:
+  """Seconds by the wall and of all threads, for a unit of work."""
+  wall, cpu = time.perf_counter(), time.process_time()
+  amount = run()
+  return ((time.perf_counter() - wall) / amount,
+          (time.process_time() - cpu) / amount)
+
+
+def in_turns(case: Case, repeats: int) -> np.ndarray:
+  """f64[repeats, 2, 2]: seconds a unit, of (ours, peer), (wall, CPU).
+
+  Each runs once before, to compile and to touch its memory; which is first
+  alternates, so that neither always follows the other.
+  """
+  runs = case.ours, case.peer
+  for run in runs:
+    run()
+  turns = np.empty((repeats, 2, 2))
+  for turn in range(repeats):
+    for i in (0, 1) if turn % 2 == 0 else (1, 0):
+      turns[turn, i] = _spent(runs[i])
+  return turns
+
+
+def summary(turns: np.ndarray) -> dict[str, Any]:
+  """Medians and ranges; a ratio is that of one turn, above 1 where we win.
+
+  Args:
+    turns: of `in_turns`.
+
+  Returns:
+    'ours' and 'peer' in units a second, 'ratio' by the wall and 'cpu_ratio'
+    in CPU seconds; of all but the last also '<name>_range', lowest and
+    highest.
+  """
+  rates = 1 / turns[:, :, 0]
+  ratios = turns[:, 1] / turns[:, 0]  # [repeats, (wall, CPU)]
+  values = {'ours': rates[:, 0], 'peer': rates[:, 1], 'ratio': ratios[:, 0]}
+  line: dict[str, Any] = {}
+  for name, x in values.items():
+    line[name] = float(np.median(x))
+    line[f'{name}_range'] = [float(x.min()), float(x.max())]
+  return line | {'cpu_ratio': float(np.median(ratios[:, 1]))}
+
+
+def shares(case: Case, line: dict[str, Any], limits: dict[str, float]) -> str:
+  """Which part of what the machine can do both reach, in words; or ''.
+
+  Args:
+    case: whose `flops` and `bytes` count.
+    line: of `summary`.
+    limits: 'products' in FLOP/s and 'reading' in B/s, measured.
+  """
+  words = ''
+  for need, limit in ((case.flops, 'products'), (case.bytes, 'reading')):
+    if need:
+      ours, peer = (line[x] * need / limits[limit] for x in ('ours', 'peer'))
+      words += f'; {ours:.0%} and {peer:.0%} of the limit of {limit}'
+  return words

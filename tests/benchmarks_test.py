@@ -1,0 +1,128 @@
+"""Tests for benchmarks: what they count, say and write, never how fast."""
+
+import json
+import subprocess
+import sys
+import time
+from unittest import mock
+
+from absl.testing import absltest
+import numpy as np
+import worlds
+
+from benchmarks import __main__ as command
+from benchmarks import arrays
+from benchmarks import measure
+from rlhf_jax import errors
+from rlhf_jax.ops import best_of_n
+
+
+def _case(ours=lambda: 1., peer=lambda: 1., **kwargs):
+  return measure.Case(ours=ours, peer=peer, unit='tokens/s', note='n', **kwargs)
+
+
+class MeasureTest(absltest.TestCase):
+
+  def test_in_turns(self):
+    """One call each before, then alternately; seconds are those of a unit."""
+    calls = []
+    clock = iter(range(1000))  # each reading is a second later
+    case = _case(lambda: calls.append('o') or 2., lambda: calls.append('p')
+                 or 4.)
+    with mock.patch.object(time, 'perf_counter', lambda: next(clock)), (
+        mock.patch.object(time, 'process_time', lambda: 10 * next(clock))):
+      turns = measure.in_turns(case, 3)
+    self.assertEqual(''.join(calls), 'op' + 'op' + 'po' + 'op')
+    # Of four readings a call, the wall's are first and third, 2 s apart.
+    np.testing.assert_array_equal(turns[:, 0], [[1., 10.]] * 3)
+    np.testing.assert_array_equal(turns[:, 1], [[.5, 5.]] * 3)
+
+  def test_summary(self):
+    """Ratios are of turns: their median is not the ratio of medians."""
+    turns = np.zeros((3, 2, 2))
+    turns[:, 0, 0], turns[:, 1, 0] = [1., 2., 4.], [4., 2., 6.]
+    turns[:, 0, 1], turns[:, 1, 1] = [1., 1., 1.], [3., 9., 5.]
+    self.assertEqual(measure.summary(turns), {
+        'ours': .5, 'ours_range': [.25, 1.], 'peer': .25,
+        'peer_range': [1 / 6, .5], 'ratio': 1.5, 'ratio_range': [1., 4.],
+        'cpu_ratio': 5.})
+
+  def test_shares(self):
+    line, limits = {'ours': 30., 'peer': 10.}, dict(products=600., reading=80.)
+    self.assertEqual(measure.shares(_case(), line, limits), '')
+    self.assertEqual(
+        measure.shares(_case(flops=10., bytes=2.), line, limits),
+        '; 50% and 17% of the limit of products; 75% and 25% of the limit of '
+        'reading')
+
+
+class CurveTest(absltest.TestCase):
+
+  def test_peer_does_the_same(self):
+    """The peer's curve is ours, with runs of ties and without."""
+    proxy, gold = np.random.default_rng(0).normal(size=(2, 5, 60)).astype(
+        np.float32)
+    for digits in (0, 9):
+      rounded = np.round(proxy, digits)
+      np.testing.assert_allclose(
+          arrays.numpy_curve(rounded, gold, [1, 2, 7, 60]),
+          best_of_n.curves(rounded, {'gold': gold}, [1, 2, 7, 60])['gold'],
+          atol=1e-5)
+
+
+class TableTest(absltest.TestCase):
+
+  def test_cells(self):
+    row = {'name': 'a', 'ours': 1234., 'ours_range': [1000., 2000.],
+           'peer': 617., 'peer_range': [600., 700.], 'unit': 'tokens/s',
+           'ratio': 2., 'ratio_range': [1.5, 2.5], 'cpu_ratio': 1.25,
+           'note': 'n'}
+    self.assertEqual(
+        command.cells(row), '| a | 1,234 (1,000 to 2,000) | 617 (600 to 700) '
+        '| tokens/s | 2.00 (1.50 to 2.50) | 1.25 | n |\n')
+    self.assertIn('| **0.90 (0.80 to 1.00), the peer wins** |', command.cells(
+        row | {'ratio': .9, 'ratio_range': [.8, 1.]}))
+    memory = {'name': 'm', 'ours': 2.25, 'peer': 9., 'unit': 'MiB',
+              'ratio': 4., 'cpu_ratio': None, 'note': 'n'}
+    self.assertEqual(command.cells(memory),
+                     '| m | 2.2 | 9.0 | MiB | 4.00 | - | n |\n')
+    text = command.table([row, memory], 'a machine').splitlines()
+    self.assertEqual(text[:2] + text[4:], [
+        'a machine', '', *map(str.strip, map(command.cells, (row, memory)))])
+    self.assertLen({line.count('|') for line in text[2:]}, 1)
+
+  def test_machine(self):
+    self.assertIn('shared: load 2.0', command.describe_machine(2.))
+    self.assertIn('idle before the run', command.describe_machine(.1))
+
+
+class CommandTest(absltest.TestCase):
+
+  def test_a_row(self):
+    """The row without peers, as a user runs it; README.md stays as it is."""
+    path = worlds.folder() / 'rows.json'
+    before = (worlds.ROOT / 'README.md').read_bytes()
+    out = subprocess.run(
+        [sys.executable, '-m', 'benchmarks', '--only=curve', '--quick',
+         '--repeats=2', f'--out={path}'], cwd=worlds.ROOT, check=True,
+        capture_output=True, text=True).stdout
+    rows = json.loads(path.read_text())
+    self.assertEqual([row['name'] for row in rows],
+                     ['products', 'reading', 'curve'])
+    for row in rows:
+      self.assertGreater(min(row['ours'], row['peer'], row['cpu_ratio']), 0)
+      low, high = row['ratio_range']
+      self.assertBetween(row['ratio'], low, high)
+    self.assertEqual(out.splitlines()[1:],
+                     [command.cells(row).strip() for row in rows])
+    self.assertEqual((worlds.ROOT / 'README.md').read_bytes(), before)
+
+  def test_peers_that_are_not_there(self):
+    with mock.patch.object(command.importlib.util, 'find_spec',
+                           lambda name: None), self.assertRaisesRegex(
+                               errors.ConfigError, 'torch, transformers, trl'):
+      command.run(['--quick', '--only=sft'])
+
+
+if __name__ == '__main__':
+  absltest.main()
