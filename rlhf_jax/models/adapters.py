@@ -203,14 +203,21 @@ def load(directory: str | os.PathLike,
     if flat.isdisjoint(tensors):
       continue
     known |= flat
-    rank, scale = settings.of(module.path.format(0))
+    # Patterns may name a layer.
+    ranks, scales = zip(*(settings.of(module.path.format(layer))
+                          for layer in range(config.num_layers)))
+    inputs = sizes[module.names[0]][0]
     outputs = sum(sizes[name][1] for name in module.names)
-    shapes = [(rank, sizes[module.names[0]][0]), (outputs, rank)]
-    found = [_fault(tensors, key, shape) for pair in keys
-             for key, shape in zip(pair, shapes, strict=True)]
-    problems += filter(None, found)
-    if not any(found):
-      layers |= _read(config, module, tensors, keys, scale / settings.scale)
+    faults = [_fault(tensors, key, shape)
+              for pair, rank in zip(keys, ranks, strict=True)
+              for key, shape in zip(pair, ((rank, inputs), (outputs, rank)))]
+    if len({*ranks}) > 1:  # layers are one array
+      faults.append(f'{directories.quote(module.path)} has another rank in '
+                    f'another layer ({min(ranks)} to {max(ranks)})')
+    problems += filter(None, faults)
+    if not any(faults):
+      layers |= _read(config, module, tensors, keys,
+                      np.float32(scales) / np.float32(settings.scale))
   problems += [f'{directories.quote(key)} is no factor of a linear map of its '
                f'{config.num_layers} layers'
                for key in tensors if key not in known]
@@ -239,12 +246,12 @@ def _fault(tensors: tensors_lib.Tensors, key: str,
 
 
 def _read(config, module, tensors, keys, factor) -> types.Params:
-  """The factors of a module by our names; b is multiplied by `factor`."""
+  """The factors of a module by our names; b times `factor`, f32[L]."""
   a = np.stack([tensors[key].T for key, _ in keys]).astype(np.float32)
   split = [module.split(tensors[key], config) for _, key in keys]
   out = {}
   for name, parts in zip(module.names, zip(*split, strict=True), strict=True):
-    b = np.stack(parts).astype(np.float32) * np.float32(factor)
+    b = np.stack(parts).astype(np.float32) * factor[:, None, None]
     out[name] = {'a': a, 'b': b, 'used': b.any(axis=(0, 2))}
   if not any(entry['used'].any() for entry in out.values()):
     # Not trained yet, so nothing says which ranks are whose.

@@ -170,6 +170,33 @@ class RoundTripTest(parameterized.TestCase):
                                  factor * adapter['layers'][name]['b'],
                                  rtol=1e-6)
 
+  def test_patterns_may_name_a_layer(self):
+    _, adapter = self._save(targets='layers/(q|down)')
+    raw = self._raw() | {'alpha_pattern': {
+        'layers.1.self_attn.q_proj': 6, 'layers.0.mlp.down_proj': 1.5}}
+    path = self.directory / 'adapter_config.json'
+    path.write_text(json.dumps(raw))
+    alpha = raw['lora_alpha']
+    found = adapters.load(self.directory, _model('llama')[0])[1]['layers']
+    for name, alphas in (('q', (alpha, 6)), ('down', (1.5, alpha))):
+      factor = np.float32(alphas) / alpha
+      np.testing.assert_allclose(
+          found[name]['b'],
+          factor[:, None, None] * adapter['layers'][name]['b'], rtol=1e-6)
+    path.write_text(json.dumps(raw | {
+        'rank_pattern': {'layers.1.self_attn.q_proj': 4}}))
+    tensors = self._tensors()
+    for key in tensors:
+      if 'layers.1.self_attn.q_proj' in key:
+        tensors[key] = np.concatenate(
+            [tensors[key]] * 2, axis=int('lora_B' in key))
+    safetensors.numpy.save_file(
+        tensors, self.directory / 'adapter_model.safetensors')
+    with self.assertRaisesRegex(
+        errors.CheckpointError,
+        r"q_proj' has another rank in another layer \(2 to 4\)"):
+      adapters.load(self.directory, _model('llama')[0])
+
   @parameterized.named_parameters(
       ('missing', lambda t, k: t.pop(k), 'is missing'),
       ('shape', lambda t, k: t.update({k: t[k][:, :-1].copy()}), 'has shape'),
