@@ -22,6 +22,7 @@ from rlhf_jax.stages import pairs
 from rlhf_jax.stages import preferences
 from rlhf_jax.stages import prompt_value
 from rlhf_jax.stages import proxies
+from rlhf_jax.stages import rule
 from rlhf_jax.stages import samples
 from rlhf_jax.stages import scores
 from rlhf_jax.stages import sft
@@ -30,7 +31,7 @@ from rlhf_jax.studies import seed as seed_lib
 
 STAGES = (best_of_n, best_of_n_policy, feedback, gold, loaded_rewards, logged,
           offline_policy, online_policy, pairs, preferences, prompt_value,
-          proxies, samples, scores, sft)
+          proxies, rule, samples, scores, sft)
 EVERYTHING = {role: f'seed_3/{role}' for role in artifacts.ROLES} | {
     'trunks': ['seed_3/trunk']}
 
