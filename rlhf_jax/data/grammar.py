@@ -1,6 +1,6 @@
 """What the small worlds have in common: words, their valences, and damage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import itertools
 import random
@@ -85,6 +85,54 @@ def members(coder: tokenizer_lib.Tokenizer, words: Sequence[str]
             ) -> np.ndarray:
   """Which token ids are of some words, bool[V]."""
   return table(coder, dict.fromkeys(words, 1.0), 0.0) > 0
+
+
+def prompts(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Tokens before each response, i32[N, T], and 0 from there on."""
+  return np.where(~mask & (np.cumsum(mask, axis=1) == 0), tokens, 0)
+
+
+def named(prompt: np.ndarray, among: np.ndarray) -> np.ndarray:
+  """The word of a kind in each prompt, i32[N] token ids; -1 where none is.
+
+  Args:
+    prompt: of `prompts`.
+    among: of `members`; not token 0.
+  """
+  return np.where(among[prompt], prompt, -1).max(axis=1)
+
+
+def says(tokens: np.ndarray, mask: np.ndarray, word: np.ndarray
+         ) -> np.ndarray:
+  """Whether each response has its word, bool[N], of token ids [N]."""
+  return (mask & (tokens == word[:, None])).any(axis=1)
+
+
+def read(tokens: np.ndarray, mask: np.ndarray, valence_of: np.ndarray,
+         factor_of: np.ndarray, stops: Sequence[int]
+         ) -> Iterator[tuple[np.ndarray, ...]]:
+  """Goes through responses word by word, with what modifies an adjective.
+
+  Args:
+    tokens: i32[N, T].
+    mask: bool[N, T], true on the response.
+    valence_of: f32[V], 0 of what is no adjective.
+    factor_of: f32[V] of the modifiers, 1 of what is none.
+    stops: ids at which a sentence ends.
+
+  Yields:
+    T times the tokens [N]; bool[N], which of them are of a response; their
+    valences f32[N] times the factors of the modifiers before them, 0 outside
+    of a response and of all but adjectives; and bool[N], whether a sentence
+    ends after a modifier.
+  """
+  factor = np.ones(len(tokens), np.float32)  # of the modifiers so far
+  for token, here in zip(tokens.T, mask.T):
+    valence = np.where(here, valence_of[token], 0.0) * factor
+    dangles = here & np.isin(token, stops) & (factor != 1)
+    yield token, here, valence, dangles
+    modifies = np.where(here, factor_of[token], 1.0)
+    factor = np.where((valence != 0) | dangles, 1.0, factor * modifies)
 
 
 def corrupt(coder: tokenizer_lib.Tokenizer, tokens: np.ndarray,

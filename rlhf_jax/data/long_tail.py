@@ -47,6 +47,8 @@ _ASPECTS = (
     'layout cover surface shape', 'pace humour logic depth',
     'hinge motor filter switch', 'crew menu room route')
 _CLASSES = 4
+_CLASS_OF = {word: i % _CLASSES for words in _ASPECTS
+             for i, word in enumerate(words.split())}  # of aspects
 _HELD_OUT = 8  # one of so many pairs of thing and aspect is kept apart
 _STANCES = {'praise': 1, 'pan': -1, 'weigh': 0}
 _COUNTS = ('briefly', 'plainly', 'fully')  # one, two or three sentences
@@ -67,12 +69,6 @@ _TEMPLATES = (
 _PROMPT = '{stance} the {t} and its {s} {k} :'
 _REQUEST = re.compile(r'(\w+) the (\w+) and its (\w+) (\w+) :')
 PROMPT_LENGTH = 9  # BOS and eight words
-
-
-def _classes() -> dict[str, int]:
-  """The class of each aspect."""
-  return {word: i % _CLASSES for words in _ASPECTS
-          for i, word in enumerate(words.split())}
 
 
 def split_of(prompts: Sequence[str]) -> list[str]:
@@ -132,24 +128,22 @@ class LongTail:
     self._valence = (grammar.valences(known)
                      | grammar.coined(num_adjectives - known))
     self._class = {word: i // 2 % _CLASSES
-                   for i, word in enumerate(self._valence)}
-    self._class |= _classes()
+                   for i, word in enumerate(self._valence)} | _CLASS_OF
     self._zipf, self._tail, self._most = zipf, tail, most
     self._fitting, self._obedience = fitting, obedience
-    aspects = [*_classes()]
     self.words = [*dict.fromkeys((
         *_FUNCTION, *_STANCES, *_COUNTS, *grammar.BOOSTS, *grammar.NEGATIONS,
-        *_PEOPLE, *_THINGS, *aspects, *self._valence))]
+        *_PEOPLE, *_THINGS, *_CLASS_OF, *self._valence))]
     coder = self.tokenizer = tokenizer_lib.Tokenizer.word_level(self.words)
     self._valence_of = grammar.table(coder, self._valence, 0.0)
     self._factor_of = grammar.table(
         coder, grammar.BOOSTS | grammar.NEGATIONS, 1.0)
-    self._stance_of = grammar.table(coder, _STANCES, np.nan)
+    self._stance_of = grammar.table(coder, _STANCES, 0.0)
     self._count_of = grammar.table(
         coder, {word: i + 1 for i, word in enumerate(_COUNTS)}, 0.0)
     self._class_of = grammar.table(coder, self._class, -1.0)
     self._is_thing = grammar.members(coder, _THINGS)
-    self._is_aspect = grammar.members(coder, aspects)
+    self._is_aspect = grammar.members(coder, [*_CLASS_OF])
     self._period = coder.encode(['.'])[0][0]
 
   def write(self, count: int, seed: int, *, held_out: bool = False
@@ -162,7 +156,7 @@ class LongTail:
       held_out: whether things and aspects stand together that else never do.
     """
     rng = random.Random(seed)
-    aspects = [*_classes()]
+    aspects = [*_CLASS_OF]
     subjects = [(thing, aspect) for i, thing in enumerate(_THINGS)
                 for j, aspect in enumerate(aspects)
                 if held_out == ((i + j) % _HELD_OUT == 0)]
@@ -183,18 +177,17 @@ class LongTail:
         words.insert(0, rng.choice([*grammar.BOOSTS]))
       return ' '.join(words)
 
-    def sentence(mood, thing, aspect):
-      words = []
-      for slot in rng.choice(_TEMPLATES).split():
-        words.append({
-            '{t}': lambda: thing, '{p}': lambda: rng.choice(_PEOPLE),
-            '{s}': lambda: aspect if rng.random() < 0.6 else rng.choice(
-                aspects),
-            '{n}': lambda: rng.choice([*grammar.NEGATIONS])
-                   if rng.random() < 0.1 else '',
-            '{a}': lambda: adjective(rng.random() < mood, aspect),
-        }.get(slot, lambda slot=slot: slot)())
-      return ' '.join(words)
+    def fill(slot, mood, thing, aspect):
+      if slot == '{t}':
+        return thing
+      if slot == '{s}':
+        return aspect if rng.random() < 0.6 else rng.choice(aspects)
+      if slot == '{p}':
+        return rng.choice(_PEOPLE)
+      if slot == '{n}':
+        return (rng.choice([*grammar.NEGATIONS]) if rng.random() < 0.1
+                else '')
+      return adjective(rng.random() < mood, aspect) if slot == '{a}' else slot
 
     prompts, reviews = [], []
     for _ in range(count):
@@ -205,8 +198,9 @@ class LongTail:
       size = asked if obeys else rng.randrange(len(_COUNTS))
       prompts.append(_PROMPT.format(
           stance=stance, t=thing, s=aspect, k=_COUNTS[asked]))
-      reviews.append(' '.join(' '.join(
-          sentence(mood, thing, aspect) for _ in range(size + 1)).split()))
+      words = [fill(slot, mood, thing, aspect) for _ in range(size + 1)
+               for slot in rng.choice(_TEMPLATES).split()]
+      reviews.append(' '.join(' '.join(words).split()))
     return prompts, reviews
 
   def rule(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -221,34 +215,28 @@ class LongTail:
     """
     shape, width = tokens.shape[:-1], tokens.shape[-1]
     tokens, mask = tokens.reshape(-1, width), mask.reshape(-1, width)
-    rows = np.arange(len(tokens))
-    prompt = np.where(~mask & (np.cumsum(mask, axis=1) == 0), tokens, 0)
-    named = lambda of: np.where(of[prompt], prompt, -1).max(axis=1)
-    thing, aspect = named(self._is_thing), named(self._is_aspect)
-    stance = np.nansum(self._stance_of[prompt], axis=1)
+    rows, coder = np.arange(len(tokens)), self.tokenizer
+    prompt = grammar.prompts(tokens, mask)
+    thing = grammar.named(prompt, self._is_thing)
+    aspect = grammar.named(prompt, self._is_aspect)
+    stance = self._stance_of[prompt].sum(axis=1)
     asked = self._count_of[prompt].max(axis=1)
-    score, sum_ = np.zeros((2, len(tokens)), np.float32)
-    factor = np.ones(len(tokens), np.float32)  # of the modifiers so far
-    times = np.zeros((len(tokens), self.tokenizer.vocab_size), np.int8)
-    for t in range(width):
-      token, here = tokens[:, t], mask[:, t]
-      valence = np.where(here, self._valence_of[token], 0.0) * factor
+    score, balance = np.zeros((2, len(tokens)), np.float32)
+    times = np.zeros((len(tokens), coder.vocab_size), np.int8)
+    for token, _, valence, dangles in grammar.read(
+        tokens, mask, self._valence_of, self._factor_of,
+        (self._period, coder.eos_id)):
       adjective = valence != 0
       pays = adjective & (times[rows, token] < 2)
       suits = np.where(self._class_of[token] == self._class_of[aspect], 1, .5)
       score += pays * suits * np.where(stance == 0, 1, stance * valence)
-      sum_ += pays * valence
+      balance += pays * valence
       score -= 1.5 * (adjective & ~pays)
-      ends = here & ((token == self._period) | (
-          token == self.tokenizer.eos_id)) & (factor != 1)
-      score -= ends
+      score -= dangles
       times[rows, token] += adjective
-      modifies = np.where(here, self._factor_of[token], 1.0)
-      factor = np.where(adjective | ends, 1.0, factor * modifies)
-    says = lambda word: (mask & (tokens == word[:, None])).any(axis=1)
     sentences = (mask & (tokens == self._period)).sum(axis=1)
-    finished = says(np.full(len(tokens), self.tokenizer.eos_id))
-    score += says(thing).astype(np.float32) + says(aspect)
-    score -= np.abs(sentences - asked) + 4.0 * ~finished
-    score -= np.where(stance == 0, np.abs(sum_), 0)
+    named = [grammar.says(tokens, mask, word) for word in (thing, aspect)]
+    score += np.sum(named, axis=0)
+    score -= np.abs(sentences - asked) + 4.0 * ~coder.finished(tokens, mask)
+    score -= np.where(stance == 0, np.abs(balance), 0)
     return score.reshape(shape)

@@ -164,7 +164,7 @@ class Reviews:
     adverts = adverts.difference(_FUNCTION) if advert_rate else ()
     self._is_advert = grammar.members(coder, adverts)
     self._is_typo = grammar.members(coder, typos)
-    self._period = self.tokenizer.encode(['.'])[0][0]
+    self._stops = (*coder.encode(['.'])[0], coder.eos_id)
 
   def write(self, count: int, seed: int) -> tuple[list[str], list[str]]:
     """Writes `count` prompts and reviews, the same for the same seed."""
@@ -222,27 +222,19 @@ class Reviews:
     """
     shape, width = tokens.shape[:-1], tokens.shape[-1]
     tokens, mask = tokens.reshape(-1, width), mask.reshape(-1, width)
-    rows = np.arange(len(tokens))
+    rows, coder = np.arange(len(tokens)), self.tokenizer
     score = np.zeros(len(tokens), np.float32)
-    factor = np.ones(len(tokens), np.float32)  # of the modifiers so far
-    in_prompt = ~mask & (np.cumsum(mask, axis=1) == 0)
-    named = np.where(in_prompt & self._is_thing[tokens], tokens, -1).max(axis=1)
-    on_topic = np.zeros(len(tokens), bool)
-    seen = np.zeros((len(tokens), self.tokenizer.vocab_size), bool)
-    for t in range(width):
-      token, here = tokens[:, t], mask[:, t]
-      valence = np.where(here, self._valence_of[token], 0.0)
-      modifies = np.where(here, self._factor_of[token], 1.0)
+    seen = np.zeros((len(tokens), coder.vocab_size), bool)
+    for token, here, valence, dangles in grammar.read(
+        tokens, mask, self._valence_of, self._factor_of, self._stops):
       adjective = valence != 0
-      ends = here & ((token == self._period) | (
-          token == self.tokenizer.eos_id)) & (factor != 1)
-      score += valence * factor - ends
+      score += valence - dangles
       score -= adjective & seen[rows, token]
       score -= 1.5 * (here & self._is_typo[token])
       seen[rows, token] |= adjective
-      on_topic |= here & (token == named)
-      factor = np.where(adjective | ends, 1.0, factor * modifies)
-    finished = (mask & (tokens == self.tokenizer.eos_id)).any(axis=1)
+    thing = grammar.named(grammar.prompts(tokens, mask), self._is_thing)
+    on_topic = grammar.says(tokens, mask, thing)
     advertises = (mask & self._is_advert[tokens]).any(axis=1)
-    score += on_topic - 4.0 * ~finished - 4.0 * advertises
+    score += (on_topic - 4.0 * ~coder.finished(tokens, mask)
+              - 4.0 * advertises)
     return score.reshape(shape)

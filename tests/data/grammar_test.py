@@ -48,6 +48,48 @@ class WordsTest(absltest.TestCase):
     self.assertEqual(np.flatnonzero(grammar.members(coder, ['b'])), b)
 
 
+class ReadTest(absltest.TestCase):
+  """Two rows: 'good thing : not good . very' and ': good very . good'."""
+
+  def setUp(self):
+    super().setUp()
+    self.coder = tokenizer.Tokenizer.word_level(
+        [':', '.', 'good', 'not', 'very', 'thing'])
+    rows = self.coder.encode_rows(
+        ['good thing :', ':'], ['not good . very', 'good very . good'],
+        max_prompt_length=4, max_response_length=5)
+    self.rows = rows.tokens, rows.mask
+    self.things = grammar.members(self.coder, ['thing'])
+
+  def test_word_by_word(self):
+    stops = (*self.coder.encode(['.'])[0], self.coder.eos_id)
+    steps = list(grammar.read(
+        *self.rows, grammar.table(self.coder, {'good': 2.}, 0.),
+        grammar.table(self.coder, {'not': -.5, 'very': 3.}, 1.), stops))
+    tokens, here, valences, dangles = (np.stack(x, axis=1)
+                                       for x in zip(*steps))
+    np.testing.assert_array_equal(tokens, self.rows[0])
+    np.testing.assert_array_equal(here, self.rows[1])
+    of_response = lambda x: [list(row[mask]) for row, mask in zip(x, here)]
+    self.assertEqual(of_response(valences),
+                     [[0, -1, 0, 0, 0], [2, 0, 0, 2, 0]])
+    self.assertEqual(of_response(dangles),
+                     [[0, 0, 0, 0, 1], [0, 0, 1, 0, 0]])
+    self.assertFalse(valences[~here].any())  # a prompt's 'good' is not said
+
+  def test_what_a_prompt_names_and_a_response_says(self):
+    prompt = grammar.prompts(*self.rows)
+    self.assertEqual([self.coder.decode(row[row > 0]) for row in prompt],
+                     ['good thing :', ':'])
+    thing = grammar.named(prompt, self.things)
+    self.assertEqual(list(thing), [*self.coder.encode(['thing'])[0], -1])
+    good, very = (np.repeat(self.coder.encode([word])[0], 2)
+                  for word in ('good', 'very'))
+    says = lambda word: list(grammar.says(*self.rows, word))
+    self.assertEqual([says(thing), says(good), says(very)],
+                     [[False, False], [True, True], [True, True]])
+
+
 class CorruptTest(absltest.TestCase):
 
   def setUp(self):
