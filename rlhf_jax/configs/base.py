@@ -6,7 +6,7 @@ from rlhf_jax.configs import published
 from rlhf_jax.configs import small_worlds
 
 SIZES = ('smoke', 'laptop', 'full')
-WORLDS = ('reviews', 'long_tail')  # small ones, see `data.small_worlds`
+WORLDS = tuple(small_worlds.WORLDS)
 # Of data, by the names that `rlhf_jax.data.kinds` has for them.
 COLUMNS = ('prompt', 'response', 'reward', 'group', 'prompt_id', 'reference',
            'chosen', 'rejected', 'messages', 'completion', 'label',
@@ -111,8 +111,8 @@ def world(config: config_dict.ConfigDict, name: str = 'reviews'):
     name: of the small world, one of `WORLDS`.
   """
   _laptop(config)
+  config.data.world = dict(small_worlds.WORLDS[name], name=name)
   if name == 'long_tail':
-    config.data.world = small_worlds.LONG_TAIL
     config.gold.kind = 'rule'
   if config.size == 'smoke':
     small_worlds.smoke(config)
@@ -132,7 +132,6 @@ def _laptop(config):
       stop=(),  # strings that end a response, as EOS does
       path=none(),  # Alpaca file: real data
       preferences=none(),  # Anthropic HH file
-      world=small_worlds.REVIEWS,
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, max_bad_rows=0, long_prompts='cut',
                  identical_pairs='drop', format='alpaca', control=(),

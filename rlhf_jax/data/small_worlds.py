@@ -56,8 +56,9 @@ class Options:
 
 
 def _read(name: str, fields: Mapping[str, Any]) -> Options:
-  return options_lib.bind(
-      Options, {'max_prompt_length': _WORLDS[name].prompt_length, **fields},
+  usual = {'max_prompt_length': _WORLDS[name].prompt_length}
+  return options_lib.bind(Options, usual | {
+      field: x for field, x in fields.items() if x is not None},
       others='world')
 
 

@@ -26,8 +26,8 @@ CONFIG, LOG = 'config.json', 'log.txt'
 RESULT, BEGUN = 'result.json', 'begun.json'
 # Of what is in a workdir. It changes when an older version of this package
 # would have made the same study otherwise, from other streams of randomness
-# say, so that nothing of two versions is mixed.
-LAYOUT = 3
+# say, or a config has other fields, so that nothing of two versions is mixed.
+LAYOUT = 4
 _ARRAYS = 'd'  # what Orbax calls the directory of a checkpoint's arrays
 _ABSENT = '(absent)'
 

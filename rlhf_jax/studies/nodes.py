@@ -99,7 +99,7 @@ def data_config(config: dict) -> dict:
                 'config.data.logged.path (or config.data.logged.task)')
   if path is None:
     _check_unread('files', of_files, _OF_FILES, 'config.data.path')
-    return {'name': small_worlds.NAMES[0], **data, **of_world}
+    return {**data, **of_world}
   return {'name': 'files', **data, **_paths(config, _renaming(
       of_files | {'path': path, 'preferences': preferences}))}
 

@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from rlhf_jax import streams
+from rlhf_jax.configs import base
 from rlhf_jax.data import reviews
 from rlhf_jax.data import small_worlds
 
@@ -92,11 +93,18 @@ class ReviewsTest(parameterized.TestCase):
       (dict(typo_rate=2.), ValueError, 'typo_rate must be in'),
       (dict(sentences=[]), ValueError, 'sentences'))
   def test_check_names_the_field(self, change, error, message):
-    small_worlds.check('reviews', FIELDS | dict(name='reviews', zipf=None))
+    small_worlds.check('reviews', FIELDS | dict(
+        name='reviews', zipf=None, max_prompt_length=None))
     for make in (functools.partial(small_worlds.check, 'reviews'),
                  lambda node: small_worlds.write('reviews', seed=0, **node)):
       with self.assertRaisesRegex(error, message):
         make(FIELDS | change)
+
+class NamesTest(absltest.TestCase):
+
+  def test_configs_have_the_same_worlds(self):
+    self.assertEqual(small_worlds.NAMES, base.WORLDS)
+
 
 class LongTailTest(absltest.TestCase):
 
