@@ -71,6 +71,7 @@ def numpy_curve(proxy: np.ndarray, gold: np.ndarray, ns) -> np.ndarray:
 
 
 def curve(quick: bool) -> measure.Case:
+  """Best-of-n curves of one proxy at all n."""
   rows, count = (20, 400) if quick else (1000, 12_600)
   proxy, gold = np.random.default_rng(0).normal(
       size=(2, rows, count)).astype(np.float32)

@@ -185,6 +185,7 @@ def _case(ours, peer, params, quick, *, passes=3, rows=1):
 
 
 def sft(quick: bool) -> measure.Case:
+  """A step of supervised fine-tuning, all tokens in the loss."""
   config = _config(quick)
   rows = _tokens(config, *_shape(quick))
   mask = np.ones_like(rows, bool)
@@ -210,6 +211,7 @@ def _pairs(config, quick):
 
 
 def dpo(quick: bool) -> measure.Case:
+  """A step of DPO, with the log-probabilities of its reference."""
   config = _config(quick)
   params = _params(config)
   data, texts = _pairs(config, quick)
@@ -228,6 +230,7 @@ def dpo(quick: bool) -> measure.Case:
 
 
 def reward_model(quick: bool) -> measure.Case:
+  """A step of a reward model on pairs."""
   config = _config(quick)
   params = reward_models.init(
       config, jax.random.key(1), trunk=_params(config))

@@ -102,8 +102,8 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 def _deviation(gaps: np.ndarray) -> np.ndarray:
   """S.d. over members f64[N] of gaps [E, N]."""
-  # Rounding gives identical members a deviation just above 0.
-  return np.where((gaps == gaps[0]).all(axis=0), 0, gaps.std(axis=0))
+  # From one of them: of identical members it is 0, however their mean rounds.
+  return (gaps - gaps[0]).std(axis=0)
 
 
 def ensemble_calibration(

@@ -233,8 +233,8 @@ class _Reader:
         self._note(name, 'is not of this model')
 
   def _stored(self, rule: names_lib.Rule, name: str) -> str:
+    """The name of a tensor in the file: tied embeddings may have the other."""
     other, names = self._table.unembed, self._tensors.specs
-    # Then they may be there as the unembedding alone.
     tied = rule.leaves == ('embed',) and self._config.tie_embeddings
     return other if tied and name not in names and other in names else name
 

@@ -284,10 +284,10 @@ class World:
 
   @functools.cached_property
   def gold(self) -> reward_models.RewardModels | rule_lib.Rule | None:
-    """The gold model or rule, in deviations of the reference's samples.
+    """The gold model or rule, in the unit of the reference's samples.
 
-    From their mean; those of `pairs`, of the first where there are several;
-    as it is where there are none.
+    In deviations from their mean: of `pairs`, of the first where there are
+    several; as it is where there are none.
     """
     if 'gold' not in self.given:
       return None

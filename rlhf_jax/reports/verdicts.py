@@ -244,21 +244,20 @@ def row(contrast: Contrast, results: pathlib.Path) -> dict[str, Any]:
   except OSError as error:
     raise errors.DataError(
         f'{contrast.claim}: cannot read {path}: {error.strerror}') from None
-  line = {'claim': contrast.claim, 'paper': contrast.paper,
-          'contrast': contrast.describe(), 'statistic': contrast.statistic,
-          'margin': contrast.margin, 'seeds': len(numbers)}
   fixed = contrast.num_seeds or 0
-  if not run or len(numbers) < fixed:
-    left = f', {fixed - len(numbers)} seeds are left' if run else ''
-    return line | {
-        'mean': '', 'low': '', 'high': '', 'word': f'not yet run{left}',
-        'kind': contrast.kind, 'command': contrast.command}
-  if not numbers:  # no run came as far as the claim is about
-    return line | {'mean': '', 'low': '', 'high': '', 'word': 'not comparable',
-                   'kind': contrast.kind, 'command': contrast.command}
-  mean, low, high = interval([*numbers.values()])
-  return line | {
-      'mean': f'{mean:.3f}', 'low': f'{low:.3f}', 'high': f'{high:.3f}',
-      'word': word([*numbers.values()], expects=contrast.expects,
-                   margin=contrast.margin, effect=contrast.effect),
-      'kind': contrast.kind, 'command': contrast.command}
+  ends = '', '', ''
+  if not run:
+    said = 'not yet run'
+  elif len(numbers) < fixed:
+    said = f'not yet run, {fixed - len(numbers)} seeds are left'
+  elif not numbers:  # no run came as far as the claim is about
+    said = 'not comparable'
+  else:
+    ends = tuple(f'{x:.3f}' for x in interval([*numbers.values()]))
+    said = word([*numbers.values()], expects=contrast.expects,
+                margin=contrast.margin, effect=contrast.effect)
+  return {'claim': contrast.claim, 'paper': contrast.paper,
+          'contrast': contrast.describe(), 'statistic': contrast.statistic,
+          'margin': contrast.margin, 'seeds': len(numbers),
+          **dict(zip(('mean', 'low', 'high'), ends)), 'word': said,
+          'kind': contrast.kind, 'command': contrast.command}

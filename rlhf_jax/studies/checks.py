@@ -214,8 +214,7 @@ def check_gold(config: dict, data: dict):
   """Raises ConfigError unless the gold model has enough to train on.
 
   Texts by the rule of the small world; human pairs or logged scores where
-  there is none. The rule itself needs a world that has one, and cannot be
-  trained against, since no device has it.
+  there is none.
 
   Args:
     config: of the study.
@@ -224,16 +223,8 @@ def check_gold(config: dict, data: dict):
   kind = config['gold']['kind']
   nodes.requirement(config)(
       kind in ('model', 'rule'), 'gold.kind', "give 'model' or 'rule'")
-  if kind == 'rule' and not nodes.has_rule(data):
-    raise errors.ConfigError(
-        "config.gold.kind is 'rule', and these texts have no rule, as those of "
-        "config.data.world have; give 'model'")
-  if kind == 'rule' and any('gold' in reward_nodes.kinds(components)
-                            for components in reward_nodes.everywhere(config)):
-    raise errors.ConfigError(
-        "config.gold.kind is 'rule', and a component of kind 'gold' is a "
-        "model; set config.gold.kind to 'model'")
   if kind == 'rule':
+    _check_rule(config, data)
     return
   if nodes.has_rule(data):
     _check_rows(config['gold'], _most_texts(config, data), 'texts')
@@ -252,6 +243,22 @@ def check_gold(config: dict, data: dict):
         'rejected responses that the gold model could learn from; name a '
         'score of the log')
   _check_rows(config['gold'], count, 'scored responses' if scored else 'pairs')
+
+
+def _check_rule(config: dict, data: dict):
+  """The rule as gold score needs a world that has one.
+
+  And nothing is trained against it, since no device has it.
+  """
+  if not nodes.has_rule(data):
+    raise errors.ConfigError(
+        "config.gold.kind is 'rule', and these texts have no rule, as those of "
+        "config.data.world have; give 'model'")
+  if any('gold' in reward_nodes.kinds(components)
+         for components in reward_nodes.everywhere(config)):
+    raise errors.ConfigError(
+        "config.gold.kind is 'rule', and a component of kind 'gold' is a "
+        "model; set config.gold.kind to 'model'")
 
 
 def _most_texts(config: dict, data: dict) -> int:

@@ -107,9 +107,13 @@ class SmokeTest(absltest.TestCase):
   """The study of figure 3 in the world `long_tail`, from its command."""
 
   def test_a_study(self):
-    done = worlds.launch(f'{worlds.FIGURE_3}:smoke,world=long_tail',
-                         worlds.folder() / 'study')
+    workdir = worlds.folder() / 'study'
+    done = worlds.launch(f'{worlds.FIGURE_3}:smoke,world=long_tail', workdir)
     self.assertEqual(done.returncode, 0, done.stderr)
+    rows = worlds.rows(workdir / 'report_seeds_0/results.csv')
+    self.assertNotEmpty(rows)
+    for row in rows:
+      self.assertEqual(row['gold'], row['rule'])
 
 
 if __name__ == '__main__':
