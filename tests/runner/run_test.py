@@ -248,7 +248,7 @@ def count(context):
   while step < int(sys.argv[2]):
     step += 1
     files.write_json(path, step)
-    print('step', step, flush=True)
+    context.show(f'step {step}')  # unlike print, where a terminal may be gone
     if 'deaf' in sys.argv:
       hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
     time.sleep(0.01)
