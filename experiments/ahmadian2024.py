@@ -50,6 +50,31 @@ def online(size: str, title: str) -> config_dict.ConfigDict:
   return config
 
 
+def with_pairs(size: str, title: str) -> config_dict.ConfigDict:
+  """As `online`, beside runs that learn from the pairs of the reward model.
+
+  These see each pair five times, as the reward model does.
+  """
+  config = base.offline_config(size)
+  config.title = title
+  config.logs.pairs = dict(
+      source='pairs', components=dict(reward=dict(kind='proxy')))
+  config.online.kl.coef = KL_COEF
+  config.online.reward.clip = None
+  _settings(config)
+  offline = config.offline
+  if size != 'smoke':
+    offline.batch_size = config.proxy.batch_size
+    pairs = config.data.num_pair_prompts - config.log.num_validation
+    offline.num_steps = config.proxy.num_epochs * pairs // offline.batch_size
+    offline.evaluation.update(
+        every=offline.num_steps // 10,
+        num_prompts=config.online.evaluation.num_prompts)
+  if size == 'laptop':
+    offline.optimizer.learning_rate = 3e-4
+  return config
+
+
 def add(config: config_dict.ConfigDict, name: str, algorithm: str, *,
         samples: int = 1, prompts: int | None = None, labels: dict,
         **changes):

@@ -46,6 +46,19 @@ def online(size: str, title: str, settings: str) -> config_dict.ConfigDict:
   return config
 
 
+def set_policy(config: config_dict.ConfigDict, policy: str):
+  """Makes the policy of a study 'small' or 'large', as in figure 4."""
+  if config.size == 'full':
+    published.use(config, policy={'small': 'EleutherAI/pythia-1b',
+                                  'large': 'EleutherAI/gpt-j-6b'}[policy])
+  elif config.size == 'laptop':
+    width, num_layers, num_heads = {
+        'small': (32, 1, 2), 'large': (128, 4, 4)}[policy]
+    config.policy.model.update(
+        hidden_size=width, num_layers=num_layers, num_heads=num_heads,
+        intermediate_size=2 * width)
+
+
 def add_ppo(config: config_dict.ConfigDict, settings: str, *,
             adaptive: bool = True, **labels):
   """Adds PPO with the adaptive KL controller of Ziegler et al., or no KL."""
