@@ -29,6 +29,7 @@ COMMANDS = {
     'compare': 'the curves of several workdirs',
     'export': 'a trained model, for transformers',
     'doctor': 'checks of your model, data and config',
+    'figures': 'draws those of the experiments again, from their results',
     'verdicts': 'what the results say of what the papers claim',
 }
 _MODULES = {'list': 'experiments'}  # where the name is a word of Python's

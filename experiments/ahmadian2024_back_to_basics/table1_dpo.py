@@ -21,14 +21,14 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = ahmadian2024.with_pairs(
-      size, 'Gold score of DPO and of online methods')
+      size, 'Win rates of DPO and of online methods')
   config.runs.dpo = dict(algorithm='dpo', labels=dict(method='DPO'))
   for algorithm, samples in (('ppo', 1), ('rloo', 2), ('rloo', 4)):
     ahmadian2024.add_method(config, algorithm, samples)
   config.judge.update(
       against='reference', num_prompts=config.online.evaluation.num_prompts)
   config.figure = dict(
-      kind='table', columns=('gold', 'proxy', 'rule', 'kl_k1', 'length',
-                             'perplexity'),
+      kind='table', columns=('win_rate', 'gold', 'proxy', 'rule', 'kl_k1',
+                             'length', 'perplexity'),
       baseline=dict(method='DPO'))
   return base.finish(config, smoke=('dpo', 'rloo_2'))

@@ -16,9 +16,8 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           is the gold model, not GPT-4, unless a language model is asked
           (:laptop,judge=http, with --config.judge.judge.endpoint, .model and
           .key_variable, the name of an environment variable). Responses are
-          sampled, not greedy. DPO, which is offline, is not trained here. Win
-          rates are in win_rates_seeds_*/win_rates.csv; the figure shows gold
-          scores.
+          sampled, not greedy. DPO, which is offline, is in table1_dpo.py. What
+          a judge says of each prompt is in win_rates_seeds_*.
 """
 
 from ml_collections import config_dict
@@ -30,7 +29,8 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, judge = base.options(size, judge=('gold', 'http'))
-  config = ahmadian2024.online(size, 'Gold score of every online method')
+  config = ahmadian2024.online(
+      size, 'Win rates against the original completions')
   ahmadian2024.add_all(config)
   config.judge = dict(
       against='reference', show_reference=False,
@@ -38,6 +38,6 @@ def get_config(size: str = 'laptop'):
       judge=dict(kind='gold', margin=0.0) if judge == 'gold' else dict(
           kind='http', endpoint='http://localhost:8000/v1', model='judge',
           key_variable=config_dict.placeholder(str)))
-  config.figure = dict(kind='table', columns=('gold', 'proxy', 'rule',
-                                              'kl_k1', 'length'))
+  config.figure = dict(kind='table', columns=(
+      'win_rate', 'gold', 'proxy', 'rule', 'kl_k1', 'length'))
   return base.finish(config, smoke=('vanilla_pg', 'rloo_2'))

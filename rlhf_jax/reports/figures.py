@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from rlhf_jax.evaluation import statistics
+from rlhf_jax.reports import panels
 from rlhf_jax.reports import style
 from rlhf_jax.storage import files
 
@@ -69,14 +70,13 @@ def _lines(rows: Sequence[files.Row], method: str, what: str):
 def _panel(axis, rows: Sequence[files.Row], title: str):
   """One condition: gold solid on the left axis, proxy dashed on the right."""
   right = axis.twinx()
-  members = sorted({r['method'] for r in rows
-                    if r['method'].startswith('single_')})
-  for name in members:
-    x, mean, _ = _lines(rows, name, 'gold')
-    axis.plot(x, mean, color=style.STYLE['single'][0], linewidth=0.6, alpha=0.4)
-  for method, (colour, label) in style.STYLE.items():
-    if not any(r['method'] == method for r in rows):
-      continue
+  methods = [name for name in style.STYLE
+             if any(r['method'] == name for r in rows)]
+  for colour, part in _thin(rows, methods):
+    axis.plot([r['sqrt_kl'] for r in part], [r['gold'] for r in part],
+              color=colour, linewidth=0.6, alpha=0.3)
+  for method in methods:
+    colour, label = style.STYLE[method]
     x, mean, error = _lines(rows, method, 'gold')
     axis.plot(x, mean, color=colour, linewidth=1.8, label=label)
     axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15,
@@ -92,13 +92,42 @@ def _panel(axis, rows: Sequence[files.Row], title: str):
   return right
 
 
+def _thin(rows: Sequence[files.Row], methods: Sequence[str]):
+  """Colour and rows of each seed, or of each member where there is one seed.
+
+  Single models by themselves are shown by their members, means over seeds.
+  """
+  seeds = sorted({r['seed'] for r in rows})
+  pick = lambda seed, name: [
+      r for r in rows if (r['seed'], r['method']) == (seed, name)]
+  if len(seeds) > 1 and len(methods) > 1:
+    return [(style.STYLE[name][0], pick(seed, name))
+            for name in methods for seed in seeds]
+  members = sorted({r['method'] for r in rows
+                    if r['method'].startswith('single_')})
+  return [(style.STYLE['single'][0],
+           [dict(zip(('sqrt_kl', 'gold'), point)) for point in zip(
+               *_lines(rows, name, 'gold')[:2])]) for name in members]
+
+
+def _note(rows: Sequence[files.Row]) -> str:
+  """What bands and thin lines are."""
+  count = len({r['seed'] for r in rows})
+  if count == 1:
+    return 'one seed; bands: one standard error over prompts; thin: members'
+  several = len({r['method'] for r in rows} & {*style.STYLE}) > 1
+  return (f'mean of {count} seeds; bands: one standard error over them; '
+          f'thin: {"single seeds" if several else "members"}')
+
+
 def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *,
               title: str):
   """Draws gold and proxy scores against sqrt(KL), a panel for each condition.
 
   In the manner of Coste et al. 2024, Fig. 3. Bands are one standard error,
   over seeds where there are several, else over prompts; thin lines are the
-  gold scores of the single members.
+  gold scores of single seeds, or of single members. Both axes have their zero
+  at one height.
 
   Args:
     rows: as the report of the best-of-n study writes them.
@@ -114,7 +143,7 @@ def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *,
   noises = sorted({noise for _, noise in conditions})
   figure, axes = plt.subplots(
       len(ends), len(noises), squeeze=False, sharex=True, sharey=True,
-      figsize=(1.5 + 4.6 * len(noises), 1.4 + 3.3 * len(ends)))
+      figsize=(1.5 + 4.6 * len(noises), 1.0 + 3.3 * len(ends)))
   rights = []
   for i, end in enumerate(ends):
     for j, noise in enumerate(noises):
@@ -129,15 +158,7 @@ def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *,
         axes[i, j].set_ylabel('gold score (solid), s.d. of samples')
       if j == len(noises) - 1:
         right.set_ylabel('proxy score (dashed), s.d. of samples')
-  low, high = (f(r.get_ylim()[k] for r in rights)
-               for k, f in enumerate((min, max)))
-  for right in rights:
-    right.set_ylim(low, high)
+  panels.align([*axes.flat], rights)
   handles, labels = axes[0, 0].get_legend_handles_labels()
-  figure.suptitle(title, fontsize=11)
-  figure.legend(handles, labels, loc='lower center', ncol=min(len(labels), 4),
-                frameon=False, fontsize=9)
-  figure.tight_layout(rect=(0, 0.05, 1, 1))
-  with files.replacing(path) as stream:
-    figure.savefig(stream, dpi=150, format='png')
-  plt.close(figure)
+  panels.save(figure, dict(zip(labels, handles)), labels, path, title,
+              _note(rows))

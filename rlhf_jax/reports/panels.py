@@ -45,26 +45,65 @@ def _canvas(num_rows: int, panels: Sequence[str], *, height: float = 3.3,
   return figure, axes
 
 
-def _save(figure, handles: Mapping[str, Any], order: Sequence[str],
-          path: str | os.PathLike, title: str):
-  """Puts the title above and one legend below, and writes the PNG."""
+def save(figure, handles: Mapping[str, Any], order: Sequence[str],
+         path: str | os.PathLike, title: str, note: str = ''):
+  """Puts the title above, one legend and a note below, and writes the PNG.
+
+  Args:
+    figure: of matplotlib.
+    handles: of the legend, by name.
+    order: of the names; what is not among them is left out.
+    path: of the PNG, written whole or not at all.
+    title: above all.
+    note: what error bars, bands and thin lines are.
+  """
   from matplotlib import pyplot as plt
   width, height = figure.get_size_inches()
   handles = {name: handles[name] for name in order if name and name in handles}
-  bottom = 0.0
+  foot = 0.22 if note else 0.0  # inches
+  bottom = foot / height
   if handles:
     widest = 0.6 + 0.068 * max(len(name) for name in handles)  # inches
     ncol = int(np.clip(width / widest, 1, min(len(handles), 4)))
     legend = 0.1 + 0.21 * -(-len(handles) // ncol)
-    figure.set_size_inches(width, height + legend)
-    bottom = legend / (height + legend)
+    total = height + legend + foot
+    figure.set_size_inches(width, total)
+    bottom = (legend + foot) / total
     figure.legend(handles.values(), handles.keys(), loc='lower center',
-                  ncol=ncol, frameon=False, fontsize=9)
+                  ncol=ncol, frameon=False, fontsize=9,
+                  bbox_to_anchor=(0.5, foot / total))
+  if note:
+    figure.text(0.5, 0.06 / figure.get_size_inches()[1], note, fontsize=8,
+                color='0.35', ha='center', va='bottom')
   figure.suptitle(textwrap.fill(title, int(width / 0.09)), fontsize=11)
   figure.tight_layout(rect=(0, bottom, 1, 1))
   with files.replacing(path) as stream:
     figure.savefig(stream, dpi=150, format='png')
   plt.close(figure)
+
+
+def thin_lines(axis, rows: Sequence[Mapping[str, Any]], y: str, colours):
+  """Those of single seeds: rows with 'line', 'x' f[P] and columns f[P]."""
+  for row in rows:
+    axis.plot(row['x'], row[y], color=colours[row['line']], linewidth=0.6,
+              alpha=0.4)
+
+
+def align(lefts: Sequence[Any], rights: Sequence[Any]):
+  """Gives the axes of each side one range, and both sides their 0 in one place.
+
+  Args:
+    lefts: axes.
+    rights: their twins.
+  """
+  ends = []
+  for side in (lefts, rights):
+    lows, highs = zip(*(axis.get_ylim() for axis in side))
+    ends.append((min(*lows, 0.0), max(*highs, 0.0) or 1.0))
+  share = max(-low / high for low, high in ends)
+  for side, (_, high) in zip((lefts, rights), ends):
+    for axis in side:
+      axis.set_ylim(-share * high, high)
 
 
 def _track(axis, rows: Sequence[Row], x: str, y: str, colours, *,
@@ -88,13 +127,14 @@ def _track(axis, rows: Sequence[Row], x: str, y: str, colours, *,
 
 
 def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
-           x: str, y: Sequence[str], x_name: str | None = None):
+           x: str, y: Sequence[str], x_name: str | None = None,
+           seeds: Sequence[Mapping[str, Any]] = (), note: str = ''):
   """Draws columns over `x`: a line for each name, a panel for each condition.
 
   Where both are asked for, gold is solid on the left axis and proxy dashed on
-  the right, in the manner of Coste et al. 2024, Fig. 4; any other column has a
-  row of panels of its own. Bands are one standard error. Many lines, few of
-  them in a panel, get a legend in each.
+  the right, in the manner of Coste et al. 2024, Fig. 4, with their zeros at one
+  height; any other column has a row of panels of its own. Bands are one
+  standard error. Many lines, few of them in a panel, get a legend in each.
 
   Args:
     rows: points in order, each with 'panel', 'line', `x`, and for each column
@@ -104,17 +144,22 @@ def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
     x: column of the common axis.
     y: columns.
     x_name: what that axis is called, where not as ever.
+    seeds: lines of single seeds, drawn thin and not for a proxy that is
+      dashed, each with 'panel', 'line', 'x' f[P] and columns f[P].
+    note: see `save`.
   """
   twin = {'gold', 'proxy'} <= set(y)
   tracks = [name for name in y if not (twin and name == 'proxy')]
   panels, apart = _unique(rows, 'panel'), style.colours_apart(rows)
   colours = apart or style.colours(_unique(rows, 'line'))
   figure, axes = _canvas(len(tracks), panels, sharex=True)
-  handles, rights = {}, []
+  handles, lefts, rights = {}, [], []
   for line, column in zip(axes, tracks):
     twinned = twin and column == 'gold'
     for axis, panel in zip(line, panels):
       part = [row for row in rows if row['panel'] == panel]
+      thin_lines(axis, [row for row in seeds if row['panel'] == panel],
+                 column, colours)
       drawn = _track(axis, part, x, column, colours, dashed=False)
       if apart is None:
         handles |= drawn
@@ -131,13 +176,13 @@ def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
       right = axis.twinx()
       right.spines['top'].set_visible(False)
       _track(right, part, x, 'proxy', colours, dashed=True)
+      lefts.append(axis)
       rights.append(right)
       if axis.get_subplotspec().is_last_col() or panel == panels[-1]:
         right.set_ylabel('proxy score (dashed)')
-  low, high = zip(*[right.get_ylim() for right in rights] or [(0, 1)])
-  for right in rights:
-    right.set_ylim(min(low), max(high))
-  _save(figure, handles, colours, path, title)
+  if rights:
+    align(lefts, rights)
+  save(figure, handles, colours, path, title, note)
 
 
 def _spaced(axis, rows: Sequence[Row], at: Sequence[float], y: str,
@@ -162,7 +207,7 @@ def _spaced(axis, rows: Sequence[Row], at: Sequence[float], y: str,
 
 
 def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
-           x: str, y: Sequence[str]):
+           x: str, y: Sequence[str], note: str = ''):
   """Draws lines with error bars over numbers that are evenly spaced.
 
   Args:
@@ -173,6 +218,7 @@ def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
     title: above the panels.
     x: what the axis is called.
     y: columns, a row of panels each.
+    note: see `save`.
   """
   panels = _unique(rows, 'panel')
   colours = style.colours(_unique(rows, 'line'))
@@ -186,27 +232,31 @@ def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
       axis.set_xlabel(x)
       if axis.get_subplotspec().is_first_col():
         axis.set_ylabel(style.axis_name(column))
-  _save(figure, handles, colours, path, title)
+  save(figure, handles, colours, path, title, note)
 
 
 def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
-         y: Sequence[str], reference: float | None = None, note: str = ''):
+         y: Sequence[str], reference: float | None = None, suffix: str = '',
+         note: str = ''):
   """Draws bars with errors, a group of lines for each text 'x'.
 
   They lie, so that long names stand beside them.
 
   Args:
     rows: each with 'panel', 'line', 'x' (text), and for each column `<y>` and
-      `<y>_se`; NaN is left out.
+      `<y>_se`; NaN is left out. A 'colour' that is not None is that of its
+      bar, where there is one line.
     path: of the PNG, written whole or not at all.
     title: above the panels.
     y: columns, a row of panels each.
     reference: value of a line across, such as that of chance.
-    note: added to the names of the columns.
+    suffix: added to the names of the columns.
+    note: see `save`.
   """
   panels, at = _unique(rows, 'panel'), _unique(rows, 'x')
   colours = style.colours(_unique(rows, 'line'))
-  styled = len(colours) == 1 and set(at) <= set(style.METHODS)
+  own = lambda row: row.get('colour') or style.METHODS.get(row['x'])
+  styled = len(colours) == 1 and all(map(own, rows))
   width = 0.8 / len(colours)
   figure, axes = _canvas(
       len(y), panels, sharex='row', sharey=True,
@@ -226,15 +276,15 @@ def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
             where + width * (i - (len(colours) - 1) / 2), mean, width,
             xerr=np.nan_to_num(error), capsize=2.5,
             error_kw={'elinewidth': 1.0},
-            color=[style.METHODS[r['x']] for r in part] if styled else colour)
+            color=[*map(own, part)] if styled else colour)
       axis.axvline(0.0, color='0.2', linewidth=0.8)
       if reference is not None:
         axis.axvline(reference, color='0.2', linewidth=1.0, linestyle=':')
       axis.set_yticks(range(len(at)), at, fontsize=9)
-      axis.set_xlabel(style.axis_name(column) + note)
+      axis.set_xlabel(style.axis_name(column) + suffix)
       axis.tick_params(labelbottom=True)
   axes[0, 0].set_ylim(len(at) - 0.5, -0.5)  # the first on top
-  _save(figure, handles, colours, path, title)
+  save(figure, handles, colours, path, title, note)
 
 
 def violins(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *,
@@ -264,7 +314,7 @@ def violins(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *,
     axis.set_xlabel(x_name)
     axis.tick_params(labelbottom=True)
   axes[0, 0].set_ylim(len(at) - 0.4, -0.6)  # the first on top
-  _save(figure, {}, (), path, title)
+  save(figure, {}, (), path, title)
 
 
 def _violin(axis, where: float, values: np.ndarray, colour):

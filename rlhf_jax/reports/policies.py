@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
+from rlhf_jax.reports import equal_kl
 from rlhf_jax.reports import figures
 from rlhf_jax.reports import panels
 from rlhf_jax.reports import results
@@ -164,22 +165,42 @@ def _places(groups: Groups, rows: Sequence[Mapping], figure: Mapping
 
 
 def _points(groups: Groups, places: Sequence[Mapping], figure: Mapping
-            ) -> list[dict]:
-  """The points of all curves, those of `everywhere` in every panel."""
+            ) -> tuple[list[dict], list[dict]]:
+  """The points of all curves, and the lines of single seeds.
+
+  Those of `everywhere` are in every panel.
+  """
   everywhere = [bool(figure['everywhere']) and results.matches(
       group[0].labels, figure['everywhere']) for group in groups]
   all_panels = dict.fromkeys(
       place['panel'] for place, anywhere in zip(places, everywhere)
       if not anywhere)
-  rows = []
+  rows, seeds = [], []
   for group, place, anywhere in zip(groups, places, everywhere):
-    points = results.curve(
-        group, (figure['x'], *figure['y']), source=figure['source'],
-        limit_kl=figure['limit_kl'])
-    rows += [place | {'panel': panel} | dict(zip(points, values))
-             for panel in (all_panels if anywhere else (place['panel'],))
-             for values in zip(*points.values())]
-  return rows
+    names = figure['x'], *figure['y']
+    if figure['x'] in equal_kl.AXES:
+      points = equal_kl.along(group, names, limit_kl=figure['limit_kl'])
+    else:
+      points = results.curve(group, names, source=figure['source'],
+                             limit_kl=figure['limit_kl'])
+    lines = equal_kl.tracks(group, names, figure['source'])
+    for panel in all_panels if anywhere else (place['panel'],):
+      at = place | {'panel': panel}
+      rows += [at | dict(zip(points, values))
+               for values in zip(*points.values())]
+      seeds += [{**columns, **at, 'x': track} for track, columns in lines
+                if len(lines) > 1]
+  return rows, seeds
+
+
+def _note(rows: Sequence[Mapping], figure: Mapping) -> str:
+  """What the errors of a figure are over, and what its thin lines are."""
+  counts = sorted({row['seeds'] for row in rows})
+  if counts == [1]:
+    return 'one seed; +- one standard error over prompts, where it is known'
+  count = '-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+  thin = '; thin: single seeds' * (figure['kind'] == 'curves')
+  return f'mean of {count} seeds +- one standard error over them{thin}'
 
 
 def draw(groups: Groups, rows: Sequence[Mapping], figure: Mapping,
@@ -194,24 +215,44 @@ def draw(groups: Groups, rows: Sequence[Mapping], figure: Mapping,
     title: above the panels.
   """
   places = _places(groups, rows, figure)
+  order = sorted(range(len(groups)), key=lambda i: (
+      style.place(str(groups[i][0].labels.get('method')))))
+  groups, rows, places = ([x[i] for i in order]
+                          for x in (groups, rows, places))
   placed = [{**row, **place} for row, place in zip(rows, places)]
-  shared = {'path': path, 'title': title}
+  shared = {'path': path, 'title': title, 'note': _note(rows, figure)}
   if figure['kind'] == 'curves':
-    panels.curves(rows=_points(groups, places, figure), **shared,
-                  x=figure['x'], y=figure['y'], x_name=figure['x_name'])
+    points, seeds = _points(groups, places, figure)
+    panels.curves(rows=points, seeds=seeds, **shared, x=figure['x'],
+                  y=figure['y'], x_name=figure['x_name'])
   elif figure['kind'] == 'table':
-    panels.bars(rows=[row | {'x': row['run']} for row in placed], **shared,
-                y=figure['columns'][:1])
+    panels.bars(
+        rows=[row | {'x': _title(group[0], groups), 'colour': style.colour_of(
+            group[0].labels.get('method'))}
+              for group, row in zip(groups, placed)],
+        **shared, y=figure['columns'][:1])
   elif figure['kind'] == 'win_rates':
     panels.bars(
         rows=[row | {'x': row['line'], 'line': '',
                      'win_rate_se': row['win_rate_sd']}
               for group, row in zip(groups, placed)
               if not results.matches(group[0].labels, figure['against'])],
-        **shared, y=('win_rate',), reference=0.5, note=' against '
-        f'{style.name_of(figure["against"])}, mean and s.d.')
+        **shared | {'note': ''}, y=('win_rate',), reference=0.5,
+        suffix=f' against {style.name_of(figure["against"])}, mean and s.d.')
   else:
     _draw_final(groups, placed, figure, shared)
+
+
+def _title(policy: results.Policy, groups: Groups) -> str:
+  """What a table calls a run: its method, and what tells it from others."""
+  alike = [group[0].labels for group in groups if group[0] is not policy]
+  names = sorted(policy.labels, key=lambda name: name != 'method')
+  shown = {}
+  for name in names:
+    rest = [one for one in alike if one.get(name) == policy.labels[name]]
+    if name == 'method' or len(rest) < len(alike):
+      shown[name], alike = policy.labels[name], rest
+  return policy.run if alike or not shown else style.name_of(shown)
 
 
 def _draw_final(groups: Groups, rows: Sequence[dict], figure: Mapping,

@@ -17,6 +17,7 @@ import numpy as np
 from rlhf_jax import errors
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.reports import figures
+from rlhf_jax.storage import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,22 +77,30 @@ def smooth(x: np.ndarray, window: int) -> np.ndarray:
             / recent(np.cumsum(finite)))
 
 
-def read(context, policies: Sequence[Mapping], figure: Mapping
-         ) -> list[Policy]:
+def read(context, policies: Sequence[Mapping], figure: Mapping,
+         judged: str = '') -> list[Policy]:
   """What policies have measured.
 
   Args:
     context: of the stage that reads.
     policies: {'stage', 'seed', 'run', 'labels'} of each.
     figure: with its 'kind'; of source 'training' also 'y' and 'window'.
+    judged: stage of `win_rates`, whose verdict each policy's last evaluation
+      gets as 'win_rate'; '' for none.
 
   Raises:
     CheckpointError: a stage is not complete, or its files are damaged.
   """
-  trained = []
+  trained, rates = [], {}
+  if judged:
+    rates = {(row['run'], row['seed']): float(row['win_rate'])
+             for row in files.read_csv(
+                 context.directory_of(judged) / 'win_rates.csv')}
   for one in policies:
     directory = context.directory_of(one['stage'])
     rows = read_rows(directory / 'evaluation.jsonl')
+    if (one['run'], str(one['seed'])) in rates:
+      rows[-1]['win_rate'] = rates[one['run'], str(one['seed'])]
     training, final = {}, []
     if figure.get('source') == 'training':
       training = _columns(read_rows(directory / 'metrics.jsonl'),

@@ -65,6 +65,8 @@ OPTIONAL = {
             'out, or let a component, a condition or the judge use one',
     'rule': 'the data of this study has no rule; leave it out, or train on '
             'the reviews of config.data.world, which have one',
+    'win_rate': 'no judge compares the policies of this study; leave it out, '
+                'or give config.judge.against',
 }
 
 

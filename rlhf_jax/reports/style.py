@@ -16,6 +16,23 @@ STYLE = {
     'worst_case': ('#009E73', 'worst-case (WCO)'),
     'uncertainty_weighted': ('#CC79A7', 'uncertainty-weighted (UWO)'),
 }
+# Every other method, likewise, in the order in which figures list them: what is
+# one method's with another number has a lighter or a darker colour of it.
+_OTHERS = {
+    'reference': '#BBBBBB', 'NLL': '#7F7F7F',
+    'REINFORCE': '#E69F00', 'Vanilla PG': '#56B4E9', 'actor-critic': '#56B4E9',
+    'PPO': '#0072B2', 'PPO, adaptive': '#0072B2', 'PPO, no KL': '#66AAD2',
+    'PPO, KL penalty': '#66AAD2',
+    'RLOO': '#009E73', 'RLOO, k=2': '#66C5AB', 'RLOO, k=4': '#009E73',
+    'RAFT': '#D55E00', 'RAFT, k=2': '#E69E66', 'RAFT, k=4': '#D55E00',
+    'PRO': '#999933', 'DPO': '#000000', 'DPO, ref. free': '#4D4D4D',
+    'wBC': '#DDCC77', 'R-GOLD': '#B59A2D', 'R-LOL': '#7A651A',
+    'A-LOL, ref. free': '#E3B5CE', 'A-LOL': '#CC79A7', 'A-LOL, seq': '#9C3F74',
+    'A-LOL, KL': '#661F49',
+    'ILQL, shift 1': '#66AAD2', 'ILQL, shift 4': '#0072B2',
+    'AWR': '#D55E00', 'AWR, lambda .1': '#E69E66', 'AWR, lambda 1': '#D55E00',
+    'APA, lambda 1': '#66C5AB', 'APA': '#009E73', 'APA, lambda 0.1': '#009E73',
+}
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
            '#000000')
 # What an axis says of a column of an evaluation, with its unit.
@@ -41,6 +58,7 @@ AXES = {
     'epoch': 'epochs',  # these of reward models
     'loss': 'loss on held-out pairs, nats',
     'accuracy': 'accuracy on held-out pairs',
+    'win_rate': 'win rate',  # by the judge of the study
 }
 # The same of columns that have a name, or number, in them.
 _OPEN = {
@@ -53,6 +71,8 @@ _DERIVED = {
     'peak': 'peak of the gold score, s.d. of SFT samples',
     'peak_step': 'rollouts at the peak',
     'drop': 'gold score, peak less last, s.d.',
+    'rollout/score': 'score of rollouts',
+    'policy/clip_fraction': 'share of tokens clipped',
 }
 _LABELS = {
     'kl_coef': 'KL coefficient',
@@ -60,9 +80,20 @@ _LABELS = {
     'num_members': 'ensemble members',
 }
 _MEMBERS = ' (mean of members)'
-# The colour of each name of STYLE.
+# The colour of each method by its name, in order.
 METHODS = {name.removesuffix(_MEMBERS): colour
-           for colour, name in STYLE.values()}
+           for colour, name in STYLE.values()} | _OTHERS
+_PLACES = {name: i for i, name in enumerate(METHODS)}
+
+
+def colour_of(method: Any) -> str | None:
+  """The colour of a method by its label; None where it has none."""
+  return METHODS.get(name_of({'method': method})) if method else None
+
+
+def place(name: str) -> int:
+  """Where a figure lists a method; what has no place comes last."""
+  return _PLACES.get(name.removesuffix(_MEMBERS), len(_PLACES))
 
 
 def label_name(label: str) -> str:
@@ -109,7 +140,7 @@ def axis_name(column: str) -> str:
 
 
 def colours(names: Sequence[str]) -> dict[str, Any]:
-  """A colour for each; the methods of STYLE look alike in every figure."""
+  """A colour for each; methods look alike in every figure."""
   import matplotlib
   fixed = {name: METHODS.get(name.removesuffix(_MEMBERS)) for name in names}
   rest = [name for name in names if fixed[name] is None]
@@ -132,6 +163,8 @@ def colours_apart(rows: Sequence[files.Row]) -> dict[str, Any] | None:
   lines = list(dict.fromkeys(row['line'] for row in rows))
   if len(lines) <= len(PALETTE):
     return None
+  if {*lines} <= {*METHODS}:
+    return {line: METHODS[line] for line in lines}
   pairs = dict.fromkeys((row['panel'], row['line']) for row in rows)
   chosen = {}
   for line in lines:

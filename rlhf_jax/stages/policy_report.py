@@ -11,7 +11,8 @@ from rlhf_jax.storage import files
 
 def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
         title: str, figure: Mapping,
-        logs: Mapping[str, Sequence[Mapping]] | None = None) -> dict:
+        logs: Mapping[str, Sequence[Mapping]] | None = None,
+        judged: str = '') -> dict:
   """Writes results.csv and .jsonl, summary.csv and .md, stages.jsonl and
   figure.png.
 
@@ -31,6 +32,8 @@ def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
       what comes from them, are left out of it.
     logs: {'stage', 'seed'} of each log by name, as `stages.logged` writes
       them; read for 'distributions' only.
+    judged: stage of `win_rates` whose verdicts are a column of last rows; ''
+      where nobody judges.
 
   Raises:
     ConfigError: the figure cannot be drawn from these runs.
@@ -39,7 +42,7 @@ def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
   logs, directory = logs or {}, context.directory
   labels = {one['run']: one['labels'] for one in policies}
   figure = spec.check(figure, list(labels.values()), logs=list(logs))
-  trained = results.read(context, policies, figure)
+  trained = results.read(context, policies, figure, judged)
   figure = spec.restrict(figure, results.measured(trained))
   groups = results.groups(trained, spec.apart(figure))
   summary = policies_lib.summary(groups, trained, figure)

@@ -280,6 +280,19 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Row]):
   write_text(path, text.getvalue())
 
 
+def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
+  """The rows of a file with a header.
+
+  Raises:
+    CheckpointError: it is missing or no text.
+  """
+  try:
+    return list(csv.DictReader(io.StringIO(_read(path).decode(), newline='')))
+  except (OSError, ValueError, csv.Error) as error:
+    raise errors.CheckpointError(
+        f'cannot read {path}: {errors.first_line(error)}') from error
+
+
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Row]):
   """Writes one JSON object a line; whole or not at all; NaN is null."""
   lines = [json.dumps(jsonable(row)) + '\n' for row in rows]

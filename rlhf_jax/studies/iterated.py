@@ -86,7 +86,7 @@ def _check(config: dict, data: dict, proxy: Mapping):
   run_checks.check_online('online', run, {'proxy': proxy},
                           config['data']['num_eval_prompts'])
   spec.check(config['figure'], [_labels(*run) for run in _runs(config)],
-             columns=online.columns(data, reads_pairs=True))
+             columns=online.columns(config, data, reads_pairs=True))
 
 
 def _seed_stages(config: dict, seed: seed_lib.Seed, proxy: Mapping

@@ -77,7 +77,7 @@ def describe(config: dict) -> plan.Study:
       check=lambda data: offline_checks.check(
           config, data, conditions, logs, runs,
           online.columns(
-              data, config['pairs'] != 'judge' and reads_pairs,
+              config, data, config['pairs'] != 'judge' and reads_pairs,
               rewards=all(log['components'] for log in logs.values()))),
       proxies=labels.trained(used), reads_gold=reads_gold, of_seed=of_seed,
       judge=lambda shown: online.judge_stages(config, shown, runs),

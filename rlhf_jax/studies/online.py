@@ -74,19 +74,22 @@ def _check(config, data, conditions, runs, reads_pairs):
     checks.check_samples(config)
   spec.check(config['figure'], [run['labels'] for run in runs.values()],
              columns=columns(
-                 data, reads_pairs and config['pairs'] != 'judge'))
+                 config, data, reads_pairs and config['pairs'] != 'judge'))
 
 
-def columns(data: dict, reads_pairs: bool, rewards: bool = True) -> set[str]:
+def columns(config: Mapping, data: dict, reads_pairs: bool,
+            rewards: bool = True) -> set[str]:
   """The columns that evaluations have beside those that all have.
 
   Args:
+    config: of the study, for its judge.
     data: of `nodes.data_config`.
     reads_pairs: whether pairs are planned, in whose unit gold scores are.
     rewards: whether a reward measures all policies.
   """
   there = {'proxy': rewards, 'gold': reads_pairs,
-           'rule': reads_pairs and nodes.has_rule(data)}
+           'rule': reads_pairs and nodes.has_rule(data),
+           'win_rate': nodes.judge(config)['against'] is not None}
   return {name for name, is_there in there.items() if is_there}
 
 

@@ -86,10 +86,12 @@ def plan(config: dict, num_devices: int | None = None) -> list[run_lib.Stage]:
     seed = seed_lib.Seed(config, data, number)
     shown += [{**line, 'seed': number} for line in study.of_seed(seed)]
     stages += seed.stages
-  stages += study.judge(shown)
+  judges = study.judge(shown)
+  stages += judges
+  told = study.arguments(shown) | {'judged': judge.name for judge in judges}
   return [*stages, run_lib.Stage(final(config), functools.partial(
       study.report.run, stages=[stage.name for stage in stages],
-      title=config['title'], **study.arguments(shown)), alone=True, quick=True)]
+      title=config['title'], **told), alone=True, quick=True)]
 
 
 def with_inputs(config: dict, stages: Iterable[run_lib.Stage]

@@ -119,16 +119,16 @@ class RuleTest(parameterized.TestCase):
 
   def test_agrees_with_a_slow_reading(self):
     world = self.world
-    prompts, texts = world.write(500, 7)
+    prompts, texts = world.write(120, 7)
     rows = world.tokenizer.encode_rows(
         prompts, texts, max_prompt_length=8, max_response_length=24)
     tokens, mask = rows.tokens, rows.mask
     damaged, damaged_mask = grammar.corrupt(world.tokenizer, tokens, mask, 3)
-    tokens = np.concatenate([tokens[:100], damaged[100:]])
-    mask = np.concatenate([mask[:100], damaged_mask[100:]])
+    tokens = np.concatenate([tokens[:24], damaged[24:]])
+    mask = np.concatenate([mask[:24], damaged_mask[24:]])
     rng = np.random.default_rng(0)  # and words at random, EOS among them
-    tokens[400:] = np.where(mask[400:], rng.integers(
-        2, world.tokenizer.vocab_size, tokens[400:].shape), tokens[400:])
+    tokens[96:] = np.where(mask[96:], rng.integers(
+        2, world.tokenizer.vocab_size, tokens[96:].shape), tokens[96:])
     typos = set(world._typos.values()) - set(world._typos)
     expected = [_slow_rule(world, typos, *row) for row in zip(tokens, mask)]
     self.assertGreater(np.std(expected), 1)

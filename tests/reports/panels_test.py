@@ -37,7 +37,7 @@ class PanelsTest(parameterized.TestCase):
 
   def drawn(self, function, given, **kwargs):
     """The figure, not yet saved, and the handles of its legend."""
-    with mock.patch.object(panels, '_save') as save:
+    with mock.patch.object(panels, 'save') as save:
       function(given, self.path, title='', **kwargs)
     return save.call_args.args[:2]
 
@@ -67,6 +67,44 @@ class PanelsTest(parameterized.TestCase):
         band[band[:, 0] == 10., 1])), [2.5, 3.5])
     np.testing.assert_allclose(band[band[:, 0] == 0., 1], 1.)
     self.assertEqual(right.get_ylim(), figure.axes[5].get_ylim())
+
+  def test_zeros_are_at_one_height(self):
+    figure, _ = self.drawn(
+        panels.curves, [row | {'gold': row['gold'] - 3.} for row in rows()],
+        x='step', y=('gold', 'proxy'))
+    ends = [axis.get_ylim() for axis in figure.axes]
+    shares = [-low / (high - low) for low, high in ends]
+    np.testing.assert_allclose(shares, shares[0])
+    self.assertGreater(shares[0], 0)
+    self.assertEqual(ends[0], ends[1])  # of gold in either panel
+    self.assertEqual(ends[2], ends[3])
+
+  def test_lines_of_seeds_are_thin_and_of_their_panel(self):
+    thin = {'panel': 'noise 0', 'line': 'ensemble mean', 'x': np.arange(3.),
+            'gold': np.arange(3.) - 1, 'proxy': np.arange(3.)}
+    figure, handles = self.drawn(panels.curves, rows(), x='step',
+                                 y=('gold', 'proxy'), seeds=[thin])
+    left, other, right, _ = figure.axes
+    line, *lines = left.get_lines()
+    self.assertLess(line.get_linewidth(), lines[0].get_linewidth())
+    self.assertEqual(line.get_color(), style.STYLE['mean'][0])
+    np.testing.assert_array_equal(line.get_ydata(), [-1, 0, 1])
+    self.assertLen(other.get_lines(), len(LINES))
+    self.assertLen(right.get_lines(), len(LINES))
+    self.assertCountEqual(handles, LINES)
+
+  def test_a_note_stands_below_the_legend(self):
+    panels.points([{'panel': '', 'line': 'a', 'x': 1., 'gold': 1.,
+                    'gold_se': .5}], self.path, title='', x='', y=('gold',))
+    without = matplotlib.image.imread(self.path)
+    panels.points([{'panel': '', 'line': 'a', 'x': 1., 'gold': 1.,
+                    'gold_se': .5}], self.path, title='', x='', y=('gold',),
+                  note='mean of 3 seeds')
+    noted = matplotlib.image.imread(self.path)
+    self.assertGreater(noted.shape[0], without.shape[0])
+    foot = noted[-30:, :, :3] < .9
+    self.assertTrue(foot.any())
+    self.assertFalse((without[-5:, :, :3] < .9).any())
 
   def test_gold_alone_has_no_twin(self):
     figure, _ = self.drawn(panels.curves, rows(), x='step', y=('gold',))
@@ -108,7 +146,7 @@ class PanelsTest(parameterized.TestCase):
                                 ('a', 'single model', .5), ('b', 'x', NAN),
                                 ('b', 'ensemble mean', .4))]
     figure, handles = self.drawn(
-        panels.bars, given, y=('win_rate',), reference=.5, note=' of all')
+        panels.bars, given, y=('win_rate',), reference=.5, suffix=' of all')
     axis, = figure.axes
     self.assertEqual(axis.get_xlabel(), 'win rate of all')
     self.assertEqual([t.get_text() for t in axis.get_yticklabels()],
@@ -129,6 +167,22 @@ class PanelsTest(parameterized.TestCase):
         [matplotlib.colors.to_hex(bar.get_facecolor()).upper()
          for bar in handles['']],
         [style.STYLE[name][0] for name in ('mean', 'single')])
+
+  def test_a_bar_may_have_a_colour_of_its_own(self):
+    given = [{'panel': '', 'line': '', 'x': x, 'gold': 1., 'gold_se': NAN,
+              'colour': colour}
+             for x, colour in (('PPO, up', '#112233'), ('PPO', None))]
+    _, handles = self.drawn(panels.bars, given, y=('gold',))
+    self.assertEqual(
+        [matplotlib.colors.to_hex(bar.get_facecolor()).upper()
+         for bar in handles['']], ['#112233', style.METHODS['PPO']])
+
+  def test_methods_keep_their_colours_however_many(self):
+    names = list(style.METHODS)[4:14]
+    figure, _ = self.drawn(panels.curves, rows(names), x='step',
+                           y=('length',))
+    self.assertEqual([line.get_color() for line in figure.axes[0].get_lines()],
+                     [style.METHODS[name] for name in names])
 
   def test_colours_differ_within_panels(self):
     given = [row | {'panel': panel} for panel, lines in (

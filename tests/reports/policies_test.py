@@ -4,7 +4,10 @@ import json
 import math
 
 from absl.testing import absltest
+import numpy as np
 from reports import written
+
+from rlhf_jax.reports import style
 
 
 class PoliciesTest(written.ReportTestCase):
@@ -36,12 +39,61 @@ class PoliciesTest(written.ReportTestCase):
   def test_curves(self):
     given = self.drawn('curves', kind='curves', limit_kl=150.)
     self.assertEqual((given['x'], given['y']), ('sqrt_kl', ('gold', 'proxy')))
+    # At equal KL, up to 150 nats; of seeds that are 3, 2 and 1, 6 at the end.
+    end = 150**.5
+    share = (end - 8) / 8
+    for line, (at_8, last) in {
+        'single model (mean of members)': (2, (4 + 4 * share) / 2),
+        'ensemble mean': (3.5, (7 + 5 * share) / 2)}.items():
+      x, gold = zip(*[(row['sqrt_kl'], row['gold']) for row in given['rows']
+                      if row['line'] == line])
+      self.assertEqual((x[0], gold[0]), (0, 0))
+      self.assertAlmostEqual(np.interp(8, x, gold), at_8, delta=.05)
+      self.assertAlmostEqual(x[-1], end)
+      self.assertAlmostEqual(gold[-1], last)
     self.assertEqual(
-        [(row['line'], row['sqrt_kl'], row['gold'], row['gold_se'])
-         for row in given['rows']],
-        [('single model (mean of members)', 0, 0, 0),
-         ('single model (mean of members)', 8, 2, 1),
-         ('ensemble mean', 0, 0, 0), ('ensemble mean', 8, 3.5, .5)])
+        [(row['line'], *row['gold']) for row in given['seeds']],
+        [('single model (mean of members)', 0, 3, 2),
+         ('single model (mean of members)', 0, 1, 6),
+         ('ensemble mean', 0, 3, 5), ('ensemble mean', 0, 4, 7)])
+    self.assertEqual(given['note'], 'mean of 2 seeds +- one standard error '
+                     'over them; thin: single seeds')
+
+  def test_one_seed_has_no_thin_lines(self):
+    given = self.drawn(
+        'curves', [one for one in self.policies if one['seed'] == 0],
+        kind='curves', x='step')
+    self.assertEmpty(given['seeds'])
+    self.assertIn('one seed', given['note'])
+
+  def test_a_table_is_drawn_in_the_order_of_methods(self):
+    for policy in self.policies:
+      policy['labels'] = {
+          'single_0': {'method': 'RLOO, k=4', 'data': 'up'},
+          'single_1': {'method': 'PPO'},
+          'mean': {'method': 'RLOO, k=4', 'data': 'down'}}[policy['run']]
+    given = self.drawn('bars', kind='table')
+    self.assertEqual(
+        [(row['x'], row['colour']) for row in given['rows']],
+        [('PPO', style.METHODS['PPO']),
+         ('RLOO, k=4, up', style.METHODS['RLOO, k=4']),
+         ('RLOO, k=4, down', style.METHODS['RLOO, k=4'])])
+
+  def test_the_judge_has_the_last_word(self):
+    directory = self.context.directory_of('win_rates')
+    directory.mkdir()
+    (directory / 'win_rates.csv').write_text('run,seed,win_rate\n' + ''.join(
+        f'{policy["run"]},{policy["seed"]},{.5 + .1 * i}\n'
+        for i, policy in enumerate(self.policies)))
+    given = self.drawn('bars', judged='win_rates', kind='table',
+                       columns=('win_rate',), baseline={'method': 'single'})
+    self.assertEqual(given['y'], ('win_rate',))
+    for row, value in zip(given['rows'], (.65, .95), strict=True):
+      self.assertAlmostEqual(row['win_rate'], value)
+    self.assertEqual([row['win_rate'] for row in self.rows('results')[:3]],
+                     ['', '', '0.5'])
+    self.assertAlmostEqual(
+        float(self.rows('summary')[1]['win_rate_above']), .3)
 
   def test_everywhere(self):
     for policy in self.policies:
@@ -122,8 +174,8 @@ class PoliciesTest(written.ReportTestCase):
     self.ungold()
     given = self.drawn('curves', kind='curves', baseline={'method': 'single'})
     self.assertEqual(given['y'], ('proxy',))
-    self.assertEqual([row['proxy'] for row in given['rows']],
-                     [.5, 1.5, 2.5] * 2)
+    self.assertEqual([tuple(row['proxy']) for row in given['seeds']],
+                     [(.5, 1.5, 2.5)] * 4)
     single, _ = self.rows('summary')
     columns = ('proxy', 'kl_k1', 'length')
     self.assertEqual(

@@ -63,10 +63,10 @@ class ReportTestCase(parameterized.TestCase):
     (directory / f'{name}.jsonl').write_text(
         ''.join(json.dumps(row) + '\n' for row in rows))
 
-  def report(self, policies=None, **figure):
+  def report(self, policies=None, judged='', **figure):
     """Runs the stage."""
     return policy_report.run(
-        self.context, policies=policies or self.policies,
+        self.context, policies=policies or self.policies, judged=judged,
         stages=['seed_0/sft'], title='A title', figure=figure)
 
   def rows(self, name):
@@ -74,9 +74,9 @@ class ReportTestCase(parameterized.TestCase):
     with open(self.context.directory / f'{name}.csv', newline='') as stream:
       return list(csv.DictReader(stream))
 
-  def drawn(self, what, policies=None, **figure):
+  def drawn(self, what, policies=None, judged='', **figure):
     """What a function of `panels` is asked to draw."""
     with mock.patch.object(panels, what) as draw:
-      self.report(policies, **figure)
+      self.report(policies, judged, **figure)
     draw.assert_called_once()
     return draw.call_args.kwargs

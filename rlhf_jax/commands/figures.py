@@ -1,0 +1,68 @@
+"""Draws the figures of the experiments again, from the results beside them.
+
+  rlhf-jax figures [word ...] [--directory=experiments]
+
+Words select those whose path has all of them. Nothing is run: the numbers are
+those of results.csv, the title and the kind of figure those of the config.
+"""
+
+import json
+import pathlib
+import re
+
+from absl import flags
+
+from rlhf_jax import errors
+from rlhf_jax.commands import arguments
+from rlhf_jax.commands import config_files
+from rlhf_jax.commands import verdicts
+from rlhf_jax.reports import redraw
+from rlhf_jax.storage import files
+
+
+def configs(paper: pathlib.Path) -> dict[str, str]:
+  """The config of each directory of results, as --config takes it.
+
+  Args:
+    paper: directory of its configs, with results and contrasts.
+  """
+  named = {path.stem: f'{path}:laptop' for path in paper.glob('*.py')}
+  for line in files.read_jsonl(paper / verdicts.CONTRASTS):
+    match = re.search(r'--config=\S*/([\w.]+\.py:\S+)', line['command'])
+    if match and line['figure'] not in named:
+      named[line['figure']] = str(paper / match[1])
+  return named
+
+
+def run(argv: list[str]):
+  """Parses and draws.
+
+  Args:
+    argv: name of the command, words and flags.
+
+  Raises:
+    UserError: of whatever kind.
+  """
+  values = flags.FlagValues()
+  flags.DEFINE_string('directory', 'experiments', 'with the experiments',
+                      flag_values=values)
+  words = arguments.parse(values, argv, __doc__, most=9)
+  root = pathlib.Path(values.directory)
+  papers = verdicts.papers(root)
+  if not papers:
+    raise errors.DataError(
+        f'--directory={root}: there is no */{verdicts.CONTRASTS} in it; '
+        'experiments stand in the repository, not in the package: clone it')
+  for paper in papers:
+    named = configs(paper)
+    for path in sorted(paper.glob('results/*/figure.png')):
+      if not all(word in str(path) for word in words):
+        continue
+      name = path.parent.name
+      config = named.get(name) and config_files.parse(
+          flags.FlagValues(), [argv[0], f'--config={named[name]}'], __doc__)
+      if config and redraw.draw(path.parent, json.loads(json.dumps(config))):
+        print(path)
+      else:
+        arguments.progress(f'{path} is left as it is: results.csv does not '
+                           'hold what it shows')

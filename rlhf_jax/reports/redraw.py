@@ -1,0 +1,126 @@
+"""Figures drawn again from results.csv, without the policies that it is of.
+
+So that all figures look alike, whenever their studies were run.
+"""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax import errors
+from rlhf_jax.reports import figures
+from rlhf_jax.reports import policies as policies_lib
+from rlhf_jax.reports import results
+from rlhf_jax.reports import spec
+from rlhf_jax.storage import files
+
+LEFT = ('distributions', 'win_rates')  # drawn of what results.csv has not
+_FIRST = ('step', 'epoch')  # columns of evaluations, after those of labels
+
+
+def draw(directory: pathlib.Path, config: Mapping[str, Any]) -> bool:
+  """Draws figure.png of a directory of results; False where it cannot.
+
+  Args:
+    directory: with results.csv, and training.csv or win_rates.csv where the
+      study writes them.
+    config: of the study, for its title and its figure.
+
+  Raises:
+    UserError: a file is damaged, or the figure is not of these runs.
+  """
+  rows = files.read_csv(directory / 'results.csv')
+  path, title = directory / 'figure.png', config['title']
+  if config['study'] == 'best_of_n':
+    figures.best_of_n([_values(row) for row in rows], path, title=title)
+    return True
+  if config['figure']['kind'] in LEFT:
+    return False
+  trained = policies(directory, rows)
+  figure = spec.check(config['figure'], [
+      labels for _, labels in {p.run: (p, p.labels) for p in trained}.values()])
+  figure = spec.restrict(figure, results.measured(trained))
+  groups = results.groups(trained, spec.apart(figure))
+  summary = policies_lib.summary(groups, trained, figure)
+  policies_lib.draw(groups, summary, figure, path, title=title)
+  return True
+
+
+def policies(directory: pathlib.Path, rows: Sequence[Mapping[str, str]]
+             ) -> list[results.Policy]:
+  """The policies of a table, with all that it says of them.
+
+  Args:
+    directory: of the results.
+    rows: of results.csv.
+
+  Raises:
+    DataError: a column is missing.
+  """
+  names = list(rows[0]) if rows else []
+  first = next((name for name in _FIRST if name in names), None)
+  if first is None or not {'seed', 'run'} <= {*names}:
+    raise errors.DataError(
+        f'{directory / "results.csv"} has no columns seed, run and '
+        f'{" or ".join(_FIRST)}; copy it from a report again')
+  labels = names[names.index('run') + 1:names.index(first)]
+  training = _by_policy(directory / 'training.csv')
+  rates = _by_policy(directory / 'win_rates.csv')
+  trained = []
+  for (seed, run), part in _grouped(rows).items():
+    columns = _columns(part, names[names.index(first):])
+    last = rates.get((seed, run))
+    if last and 'win_rate' in last[0] and 'win_rate' not in columns:
+      rate = np.full(len(part), np.nan)
+      rate[-1] = float(last[0]['win_rate'])
+      columns['win_rate'] = rate
+    own = training.get((seed, run), [])
+    trained.append(results.Policy(
+        directory, int(seed), run,
+        {name: _value(part[0][name]) for name in labels if part[0][name]}, [],
+        columns, _columns(own, [
+            name for name in (own[0] if own else ())
+            if name not in ('seed', 'run', *labels)]), [], np.zeros(0)))
+  return trained
+
+
+def _by_policy(path: pathlib.Path) -> dict[tuple[str, str], list[dict]]:
+  return _grouped(files.read_csv(path)) if path.exists() else {}
+
+
+def _grouped(rows) -> dict[tuple[str, str], list[dict]]:
+  """Rows by seed and run, in order."""
+  parts = {}
+  for row in rows:
+    parts.setdefault((row['seed'], row['run']), []).append(row)
+  return parts
+
+
+def _columns(rows, names) -> dict[str, np.ndarray]:
+  """f64[rows] of each name whose values are numbers; NaN where it is empty."""
+  columns = {}
+  for name in names:
+    try:
+      columns[name] = np.array([float(row[name] or 'nan') for row in rows])
+    except ValueError:
+      continue  # a text
+  return columns
+
+
+def _value(text: str) -> Any:
+  """A number or a truth value where it is one."""
+  if text in ('True', 'False'):
+    return text == 'True'
+  for kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      continue
+  return text
+
+
+def _values(row: Mapping[str, str]) -> dict[str, Any]:
+  return {name: _value(text) if text else float('nan')
+          for name, text in row.items()}

@@ -1,0 +1,45 @@
+"""Tests for rlhf_jax.commands.figures."""
+
+import shutil
+
+from absl.testing import absltest
+import own_data
+import worlds
+
+from rlhf_jax.commands import figures
+from rlhf_jax.commands import verdicts
+
+
+class FiguresTest(absltest.TestCase):
+
+  def test_all_results_have_a_config(self):
+    """But for those of files that are not here."""
+    for paper in verdicts.papers(worlds.ROOT / 'experiments'):
+      named = figures.configs(paper)
+      for path in paper.glob('results/*/figure.png'):
+        if not path.parent.name.endswith('_real'):
+          self.assertIn(path.parent.name, named)
+    coste = worlds.ROOT / worlds.COSTE
+    self.assertEndsWith(figures.configs(coste)['fig3_long_tail'],
+                        'fig3_best_of_n.py:laptop,world=long_tail')
+
+  def test_one_is_drawn_again(self):
+    folder = worlds.folder() / 'experiments'
+    paper = 'zhu2023_advantage_induced_policy_alignment'
+    shutil.copytree(worlds.ROOT / 'experiments' / paper, folder / paper)
+    shutil.copy(worlds.ROOT / 'experiments/zhu2023.py', folder)
+    kept = folder / paper / 'results/fig7_apa_lambda/figure.png'
+    drawn = kept.read_bytes()
+    kept.write_bytes(b'')
+    printed = own_data.succeed('figures', 'fig7', f'--directory={folder}')
+    self.assertEqual(printed.strip(), str(kept))
+    self.assertEqual(kept.read_bytes(), drawn)
+
+  def test_no_experiments(self):
+    code, _, err = own_data.run('figures', f'--directory={worlds.folder()}')
+    self.assertEqual(code, 3)
+    self.assertIn('contrasts.jsonl in it; experiments stand in the', err)
+
+
+if __name__ == '__main__':
+  absltest.main()

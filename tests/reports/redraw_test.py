@@ -1,0 +1,72 @@
+"""Tests for rlhf_jax.reports.redraw: the figure of a report, without it."""
+
+import pathlib
+import shutil
+
+from absl.testing import absltest
+import numpy as np
+from reports import written
+
+from rlhf_jax import errors
+from rlhf_jax.reports import redraw
+from rlhf_jax.storage import files
+
+FIGURE = dict(kind='curves', x='sqrt_kl', y=('gold', 'proxy'),
+              line=('method',))
+
+
+class RedrawTest(written.ReportTestCase):
+
+  def results(self):
+    """What is kept beside a config, without the figure."""
+    folder = self.context.directory.parent / 'kept'
+    folder.mkdir()
+    shutil.copy(self.context.directory / 'results.csv', folder)
+    return folder
+
+  def config(self, **figure):
+    return dict(study='online', title='A title', figure=figure)
+
+  def test_it_is_the_same_picture(self):
+    for figure in (FIGURE, dict(kind='table', columns=('gold',)),
+                   dict(kind='final', x='method', line=())):
+      self.report(**figure)
+      drawn = (self.context.directory / 'figure.png').read_bytes()
+      folder = self.results()
+      self.assertTrue(redraw.draw(folder, self.config(**figure)))
+      self.assertEqual((folder / 'figure.png').read_bytes(), drawn)
+      shutil.rmtree(folder)
+
+  def test_training_curves_and_what_a_judge_says(self):
+    figure = dict(kind='curves', source='training', x='step',
+                  y=('rollout/score',), window=2, line=('method', 'member'))
+    self.report(**figure)
+    folder = self.results()
+    shutil.copy(self.context.directory / 'training.csv', folder)
+    (folder / 'win_rates.csv').write_text('run,seed,win_rate\nmean,1,0.75\n')
+    policies = redraw.policies(
+        folder, files.read_csv(folder / 'results.csv'))
+    self.assertLen(policies, 6)
+    mean = policies[-1]
+    self.assertEqual((mean.run, mean.seed, mean.labels),
+                     ('mean', 1, {'method': 'mean'}))
+    self.assertEqual(policies[0].labels, {'method': 'single', 'member': 0})
+    np.testing.assert_array_equal(mean.evaluation['gold'], [0, 4, 7])
+    np.testing.assert_array_equal(
+        mean.evaluation['win_rate'], [np.nan, np.nan, .75])
+    self.assertTrue(np.isnan(mean.evaluation['rule']).all())
+    np.testing.assert_array_equal(mean.training['rollout/score'], [0, 2, 5.5])
+    self.assertTrue(redraw.draw(folder, self.config(**figure)))
+
+  def test_what_it_cannot(self):
+    folder = self.context.directory
+    self.report(kind='table')
+    figure = dict(kind='win_rates', against={'method': 'single'})
+    self.assertFalse(redraw.draw(folder, self.config(**figure)))
+    pathlib.Path(folder, 'results.csv').write_text('a,b\n1,2\n')
+    with self.assertRaisesRegex(errors.DataError, 'no columns seed, run and'):
+      redraw.draw(folder, self.config(kind='table'))
+
+
+if __name__ == '__main__':
+  absltest.main()
