@@ -28,6 +28,7 @@ def get_config(size: str = 'laptop'):
     baheti2024.add(config, method)
   config.judge.update(
       against='reference', num_prompts=config.offline.evaluation.num_prompts)
-  config.figure = dict(kind='table', columns=('win_rate', 'gold', 'proxy', 'words'),
-                       baseline=baheti2024.NLL)
+  config.figure = dict(
+      kind='table', columns=('win_rate', 'gold', 'proxy', 'words'),
+      baseline=baheti2024.NLL)
   return base.finish(config, smoke=('initial', 'nll', 'a_lol'))

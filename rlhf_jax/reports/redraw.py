@@ -34,7 +34,7 @@ def draw(directory: pathlib.Path, config: Mapping[str, Any]) -> bool:
   rows = files.read_csv(directory / 'results.csv')
   path, title = directory / 'figure.png', config['title']
   if config['study'] == 'best_of_n':
-    figures.best_of_n([_values(row) for row in rows], path, title=title)
+    figures.best_of_n([_numbers(row) for row in rows], path, title=title)
     return True
   if config['figure']['kind'] in LEFT:
     return False
@@ -121,6 +121,6 @@ def _value(text: str) -> Any:
   return text
 
 
-def _values(row: Mapping[str, str]) -> dict[str, Any]:
+def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
   return {name: _value(text) if text else float('nan')
           for name, text in row.items()}

@@ -88,7 +88,9 @@ def plan(config: dict, num_devices: int | None = None) -> list[run_lib.Stage]:
     stages += seed.stages
   judges = study.judge(shown)
   stages += judges
-  told = study.arguments(shown) | {'judged': judge.name for judge in judges}
+  told = study.arguments(shown)
+  if judges:
+    told |= {'judged': judges[-1].name}
   return [*stages, run_lib.Stage(final(config), functools.partial(
       study.report.run, stages=[stage.name for stage in stages],
       title=config['title'], **told), alone=True, quick=True)]
