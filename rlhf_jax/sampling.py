@@ -23,6 +23,7 @@ from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
 from rlhf_jax.parallel import meshes
+from rlhf_jax.parallel import processes
 
 # Rows that a CPU decodes at once: as fast as more of them, and their cache
 # stays in the processor's; measured with 127 thousand and 7 million parameters.
@@ -187,8 +188,9 @@ def _sample(config, policies, prompts, prompt_lengths, key, row_ids, stops, *,
   tokens, logprobs, count = decode(
       config, models, rules, prompts, prompt_lengths)
   repeat = lambda x: jnp.repeat(x, num_samples, axis=0)
-  return _contiguous(tokens, repeat(prompts), repeat(prompt_lengths), logprobs,
+  rows = _contiguous(tokens, repeat(prompts), repeat(prompt_lengths), logprobs,
                      count, pad_id)
+  return tuple(x.reshape(-1, num_samples, x.shape[-1]) for x in rows)
 
 
 def _check_shift(params, value_shift):
@@ -301,7 +303,8 @@ def sample(
       raise ValueError(f'{name} must be in [0, {config.vocab_size}), the '
                        f'vocabulary, got {token}.')
   if not isinstance(prompt_lengths, jax.core.Tracer):
-    low, high = int(prompt_lengths.min()), int(prompt_lengths.max())
+    lengths = processes.whole(prompt_lengths)
+    low, high = int(lengths.min()), int(lengths.max())
     if low < 1 or high > prompts.shape[1]:
       raise ValueError(f'prompt_lengths must be in [1, {prompts.shape[1]}], '
                        f'got {low if low < 1 else high}.')
@@ -322,7 +325,7 @@ def sample(
   if num_slots >= len(prompts) * num_samples or meshes.row_parts() > 1:
     num_slots = 0
   policies = (params,) if guide is None else (params, guide.params)
-  rows = _sample(
+  tokens, mask, logprobs = _sample(
       config, policies, prompts, prompt_lengths, key, jnp.asarray(row_ids),
       stops, num_samples=num_samples, max_new_tokens=max_new_tokens,
       temperature=float(temperature), top_k=top_k, top_p=float(top_p),
@@ -331,6 +334,4 @@ def sample(
       value_shift=None if value_shift is None else float(value_shift),
       guide_top_p=None if guide is None else float(guide.top_p),
       num_slots=num_slots)
-  tokens, mask, logprobs = (
-      x.reshape(len(prompts), num_samples, -1) for x in rows)
   return types.Batch(tokens=tokens, mask=mask, old_logprobs=logprobs)

@@ -19,6 +19,7 @@ from rlhf_jax import errors
 from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.ops import kl
+from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
 
 Forward = Callable[..., types.PolicyOutput]  # (params, batch[, targets])
@@ -45,8 +46,7 @@ def optimizer(*, learning_rate: float, num_steps: int, warmup_steps: int = 0,
         [optax.linear_schedule(0.0, learning_rate, warmup_steps),
          optax.constant_schedule(learning_rate)], [warmup_steps])
   else:
-    raise ValueError(f"schedule must be 'cosine' or 'constant', "
-                     f'got {schedule!r}.')
+    raise ValueError(f"schedule is {schedule!r}, not 'cosine' or 'constant'.")
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   return optax.chain(
       clip, optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
@@ -71,18 +71,21 @@ def place_state(params: types.Params, tx: optax.GradientTransformation,
 
   Args:
     params: leaves [E, ...] of an ensemble; given away, to be donated.
-    tx: the optimizer.
-    key: key[], or key[E].
+    tx, key: of `init_state`; key[E] of an ensemble.
     targets: of `init_state`.
     members: E; 0: one model.
   """
-  init = lambda params, key, targets: init_state(params, tx, key, targets)
   # Of parameters that lie there already the optimizer's are born beside them.
   placed = sharding.shard_params(
       {'params': params, 'targets': targets}, members=members)
   return sharding.born(
-      sharding.vmap_members(init, members) if members else init,
-      placed['params'], key, placed['targets'], members=members)
+      _init_states, placed['params'], key, placed['targets'],
+      static=(tx, members), members=members)
+
+
+def _init_states(tx, members, *args):
+  init = lambda params, *rest: init_state(params, tx, *rest)
+  return (sharding.vmap_members(init, members) if members else init)(*args)
 
 
 def _split(batch: types.Batch, parts: int) -> types.Batch:
@@ -269,9 +272,7 @@ def make_updates(
 
   Args:
     step: of `make_train_step`.
-    num_epochs: of `minibatch_order`.
-    num_minibatches: of `minibatch_order`.
-    repeats: of `minibatch_order`.
+    num_epochs, num_minibatches, repeats: of `minibatch_order`.
     penalty_target: in nats per token. After the updates the state's
       'kl_penalty_coef' is halved or doubled by `ops.kl.doubling_coef` on the
       mean 'policy/approx_kl' of the last epoch. None leaves it.
@@ -338,7 +339,7 @@ def train(
     if step < num_steps:
       state, current = step_fn(state, source(step, state, frozen), *extra)
     if previous is not None:
-      worst = float(jnp.max(previous['train/skipped']))
+      worst = processes.whole(previous['train/skipped']).max()
       skipped = skipped + 1 if worst else 0
       if skipped >= MAX_SKIPPED:
         raise errors.NumericsError(

@@ -210,6 +210,13 @@ class SmokesTest(parameterized.TestCase):
     self.assertNotIn('Warning', stderr)
     self.assertNotIn('Traceback', stderr)
 
+  @parameterized.parameters(worlds.FIGURE_3, f'{COSTE}/fig4_ppo.py')
+  def test_it_compiles_few_programs(self, config):
+    """Each costs a twentieth of a second, however small, cached or not."""
+    names = [line['name'] for line in files.read_jsonl(
+        worlds.smoke(config)[0].with_name('programs.jsonl'))]
+    self.assertBetween(len(names), 3, 40, str(sorted(names)))
+
   @parameterized.parameters(
       *(config for config in worlds.SMOKES
         if worlds.REUSED.get(config, (worlds.FIGURE_3,))))

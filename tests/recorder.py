@@ -2,11 +2,16 @@
 
   python tests/recorder.py streams.jsonl --config=... --workdir=...
 
-A line of the file is {'stage', 'seed', 'names'}, once for each of them.
+A line of the file is {'stage', 'seed', 'names'}, once for each of them. Beside
+it, `programs.jsonl` has the name of each program that was compiled, or read
+from the cache.
 """
 
 import json
+import pathlib
 import sys
+
+import jax
 
 from rlhf_jax import main
 from rlhf_jax import streams
@@ -31,6 +36,13 @@ def record(path: str):
     return complete(context, stage, *args, **kwargs)
 
   streams.number, run_lib._complete = recorded, completed
+  programs = open(pathlib.Path(path).with_name('programs.jsonl'), 'a')
+
+  def compiled(event, unused_seconds, fun_name='', **unused):
+    if event == '/jax/core/compile/backend_compile_duration':
+      print(json.dumps({'name': fun_name}), file=programs, flush=True)
+
+  jax.monitoring.register_event_duration_secs_listener(compiled)
 
 
 if __name__ == '__main__':

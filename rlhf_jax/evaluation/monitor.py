@@ -217,10 +217,11 @@ class Monitor:
           pad_id=coder.pad_id, num_tokens=coder.vocab_size, stops=coder.stops,
           row_ids=row_ids,
           value_shift=setting.value_shift, **setting.sampler)
-      return batch.tokens[:, 0], batch.mask[:, 0], batch.old_logprobs[:, 0]
+      return batch.tokens, batch.mask, batch.old_logprobs
 
     at, prompts = np.arange(setting.num_prompts), corpus.eval_prompts
-    return self._map(draw, prompts.tokens[at], prompts.lengths[at], at)
+    return tuple(x[:, 0] for x in self._map(
+        draw, prompts.tokens[at], prompts.lengths[at], at))
 
   def _score(self, scorer: Scorer | None, source, tokens, mask, what
              ) -> np.ndarray | None:
@@ -243,8 +244,8 @@ class Monitor:
   def _logprobs(self, params, tokens, mask, temperature) -> np.ndarray:
     """f32[B, T] of each token, in nats."""
     compute = lambda tokens, mask: token_logprobs(
-        self._config, params, tokens[:, None], mask[:, None], temperature)
-    return self._map(compute, tokens, mask)[:, 0]
+        self._config, params, tokens, mask, temperature)
+    return self._map(compute, tokens[:, None], mask[:, None])[:, 0]
 
   @property
   def _chosen(self) -> tuple[np.ndarray, np.ndarray] | None:

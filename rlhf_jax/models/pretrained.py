@@ -204,12 +204,12 @@ def init(node: dict[str, Any], vocab_size: int, key: jax.Array) -> Model:
   shape, training = config(node, vocab_size), _split(node)[2]
   path = source(node)
   if path is None:
-    params = sharding.born(lambda key: transformer.init(shape, key), key)
+    params = sharding.born(transformer.init, key, static=(shape,))
   else:
     params = sharding.shard_params(
         _reader(path).load(path, dtype='float32')[1])
   try:
-    model = _partition(shape, params, training, jax.random.fold_in(key, 1))
+    model = _partition(shape, params, training, key)
   except (TypeError, ValueError) as error:
     raise errors.ConfigError(f'a model: {error}') from None
   # What is made of a loaded model, such as its 4 bits, has no place yet.
@@ -218,7 +218,8 @@ def init(node: dict[str, Any], vocab_size: int, key: jax.Array) -> Model:
 
 def _partition(config, params, training, key) -> Model:
   if 'lora' in training:
-    config, adapter = lora.init(config, params, key, **training['lora'])
+    config, adapter = lora.init(
+        config, params, jax.random.fold_in(key, 1), **training['lora'])
     if 'quantize' in training:
       params = quantize.quantize_params(params)
     return Model(config, {'adapter': adapter}, params)

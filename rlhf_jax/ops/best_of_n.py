@@ -29,8 +29,15 @@ def kl(n: jax.Array | int) -> jax.Array:
   Raises:
     ValueError: if `n` < 1.
   """
-  if not isinstance(n, jax.core.Tracer) and np.any(np.asarray(n) < 1):
-    raise ValueError(f'n must be >= 1, got {n}.')
+  if not isinstance(n, jax.core.Tracer):
+    if np.any(np.asarray(n) < 1):
+      raise ValueError(f'n must be >= 1, got {n}.')
+    n = np.asarray(n, np.float32)
+  return _kl(n)
+
+
+@jax.jit
+def _kl(n):
   n = jnp.asarray(n, jnp.float32)
   return jnp.log(n) - (n - 1) / n
 
@@ -55,19 +62,19 @@ def select(scores: jax.Array) -> jax.Array:
   return jnp.argmax(scores, axis=1).astype(jnp.int32)
 
 
-def _weights(count: int, sizes: Sequence[int]) -> jax.Array:
+def _weights(count: int, sizes: Sequence[int]) -> np.ndarray:
   """f32[len(sizes), count]: P(i-th lowest of `count` is the best of n drawn).
 
-  C(i - 1, n - 1) / C(count, n) as n / count * prod_{j > i} (j - n) / (j - 1).
-  float32 lgamma would be off by 1 % at count = 12600, n = 512; sums of log1p
-  are not. The factor at j = n is 0, which clears all ranks below n.
+  C(i - 1, n - 1) / C(count, n) as n / count * prod_{j > i} (j - n) / (j - 1),
+  in float64 on the host. The factor at j = n is 0, which clears all ranks
+  below n.
   """
-  n = jnp.asarray(sizes, jnp.float32)[:, None]
-  j = jnp.arange(2, count + 1, dtype=jnp.float32)[None]
-  # Compared, since a compiled (n - 1) / (n - 1) need not be 1.
-  ratio = jnp.where(j > n, (n - 1) / (j - 1), 1)
-  tail = jnp.cumsum(jnp.log1p(-ratio)[:, ::-1], axis=1)[:, ::-1]
-  return n / count * jnp.exp(jnp.pad(tail, ((0, 0), (0, 1))))
+  n = np.asarray(sizes, float)[:, None]
+  ratio = np.minimum((n - 1) / np.arange(1, count), 1)
+  with np.errstate(divide='ignore'):  # log 0 where the product is to be 0
+    tail = np.cumsum(np.log1p(-ratio)[:, ::-1], axis=1)[:, ::-1]
+  weights = n / count * np.exp(np.pad(tail, ((0, 0), (0, 1))))
+  return weights.astype(np.float32)
 
 
 def _average_ties(proxy: jax.Array, gold: jax.Array) -> jax.Array:
@@ -155,7 +162,7 @@ def curves(proxy: np.ndarray, golds: Mapping[str, np.ndarray],
     starts = np.flatnonzero(np.pad(starts, ((0, 0), (1, 0)),
                                    constant_values=True))
     sizes = np.diff(starts, append=rows * count)
-  weights = np.asarray(_weights(count, ns)).T
+  weights = _weights(count, ns).T
 
   def one(gold):
     gold = np.take_along_axis(np.asarray(gold, np.float32), order, axis=1)

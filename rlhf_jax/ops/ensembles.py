@@ -8,6 +8,7 @@ ddof = 1, a penalty 1.25 times larger with five members.
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 KINDS = ('mean', 'worst_case', 'uncertainty_weighted', 'single')
 
@@ -81,4 +82,7 @@ def aggregate(member_scores: jax.Array, *, kind: str = 'mean',
     return scores.min(axis=0)
   if kind == 'single':
     return scores[member]
-  return scores.mean(axis=0) - uncertainty_coef * variance(scores, ddof=ddof)
+  spread = variance(scores, ddof=ddof)
+  if isinstance(scores, np.ndarray):  # on the host, without more programs
+    spread = np.asarray(spread)
+  return scores.mean(axis=0) - uncertainty_coef * spread

@@ -1,5 +1,7 @@
 """Labels of preference pairs: soft, voted and noisy; scores from upvotes."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -44,11 +46,18 @@ def flip(key: jax.Array, labels: jax.Array, *, rate: float,
   if labels.dtype != bool:
     chex.assert_type(labels, int)
     check_share('labels', labels)
+  share = round(rate * labels.shape[0]) if exact else rate
+  return _flipped(key, labels, share, exact)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _flipped(key, labels, share, exact):
+  """Labels with `share` of them flipped: a number of them if `exact`."""
   size = labels.shape[0]
   if exact:
-    chosen = jax.random.permutation(key, size) < round(rate * size)
+    chosen = jax.random.permutation(key, size) < share
   else:
-    chosen = jax.random.bernoulli(key, rate, (size,))
+    chosen = jax.random.bernoulli(key, share, (size,))
   other = ~labels if labels.dtype == bool else 1 - labels
   return jnp.where(chosen, other, labels)
 

@@ -12,6 +12,7 @@ import chex
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.ops import masked
 
@@ -94,8 +95,12 @@ def normalize(x: jax.Array, mean: jax.Array | float,
     ValueError: if a deviation is negative; not checked under jit.
     AssertionError: if the rank of `mean` or `std` is another.
   """
-  mean, std = (jnp.asarray(y, jnp.float32) for y in (mean, std))
+  # On the host by NumPy: the same numbers, and no programs to compile.
+  host = not any(isinstance(y, jax.Array) for y in (x, mean, std))
+  xp = np if host else jnp
+  mean, std = (xp.asarray(y, jnp.float32) for y in (mean, std))
   if not isinstance(std, jax.core.Tracer) and (std < 0).any():
     raise ValueError(f'std must be >= 0, got {std.min()}.')
   chex.assert_rank([mean, std], {0, x.ndim})
-  return (x.astype(jnp.float32) - mean) / jnp.where(std == 0, 1, std)
+  return (x.astype(jnp.float32) - mean) / xp.where(
+      std == 0, xp.float32(1), std)

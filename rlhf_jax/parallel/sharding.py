@@ -26,9 +26,8 @@ from rlhf_jax.parallel import processes
 # layers or members, are in no rule, so that one serves layers/q/kernel
 # [L, in, out], the same in an ensemble [E, L, in, out], in 'top_layers', in a
 # value trunk and in the moments of an optimizer. The first match wins; a leaf
-# that none matches is an error: a tensor that is silently replicated is a
-# tensor that silently fills a device. The vocabulary is never split, since
-# then looking up tokens would move activations.
+# that none matches is an error: what is silently replicated silently fills a
+# device. The vocabulary is never split: looking up would move activations.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
     (r'(^|/)(un)?embed$|(^|/)positions$', (None, 'fsdp')),  # [V, D], [P, D]
@@ -152,18 +151,21 @@ def abstract(tree: Any, *, members: int = 0,
       tree, shardings(tree, mesh, members=members))
 
 
-def born(make: Callable[..., Any], *args, members: int = 0) -> Any:
-  """`make(*args)`, of which no device ever holds more than its part.
+def born(make: Callable[..., Any], *args, static: tuple = (),
+         members: int = 0) -> Any:
+  """`make(*static, *args)`, of which no device holds more than its part.
 
   Args:
-    make: traceable; returns parameters or a state of them.
+    make: traceable, of a module: what it makes again is not compiled again.
     *args: pytrees of arrays.
+    static: first arguments, hashable.
     members: of `shardings`.
   """
-  mesh = meshes.devices_in_use()
+  mesh, args, at = meshes.devices_in_use(), (*static, *args), len(static)
+  compiled = lambda **how: jax.jit(make, static_argnums=range(at), **how)
   where = mesh and shardings(
-      jax.eval_shape(make, *args), mesh, members=members)
-  return jax.jit(make, out_shardings=where)(*args)
+      compiled().eval_shape(*args), mesh, members=members)
+  return compiled(out_shardings=where)(*args)
 
 
 def keep(tree: Any) -> Any:
@@ -184,8 +186,7 @@ def keep(tree: Any) -> Any:
 def keep_rows(x: jax.Array, *axes: str | None) -> jax.Array:
   """An activation [B, ...] inside a program, its rows split over the mesh.
 
-  Without it the compiler follows the parameters: it splits features and moves
-  activations between all devices.
+  Else the compiler splits features, and moves activations between devices.
 
   Args:
     x: [B, ...].

@@ -164,15 +164,12 @@ def restore_rewards(directory: pathlib.Path) -> reward_models.RewardModels:
   """The reward models of a stage, leaves [E, ...], with the members' scale."""
   model = read_model(directory, 'reward')
   config = pretrained.config(model['model'], model['vocab_size'])
-  one = lambda: reward_models.init(config, jax.random.key(0))
-  many = lambda: reward_models.init_members(
-      config, jax.random.split(jax.random.key(0), model['num_members']))
   members = model['num_members'] or 0
   params = checkpoint.restore_params(
       directory / 'checkpoints', sharding.abstract(
-          jax.eval_shape(many if members else one), members=members))
+          reward_models.abstract(config, members), members=members))
   if not members:
-    params = jax.tree.map(lambda x: x[None], params)
+    params = reward_models.alone(params)
   path = directory / 'scale.npz'
   return reward_models.RewardModels(
       config, params, files.load_arrays(path) if path.exists() else None)

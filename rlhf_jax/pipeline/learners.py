@@ -44,6 +44,22 @@ def learner(forward: Callable[..., Any], config: transformer.Config,
       optimizer, num_steps=num_steps), num_microbatches, members)
 
 
+def of_rollouts(updates: Callable[..., Any]) -> Callable[..., Any]:
+  """`train.make_updates`, jitted: one program whatever the rewards are.
+
+  What only some of them have, scores of members and metrics, goes around it.
+  It donates the state.
+  """
+  compiled = jax.jit(updates, donate_argnums=0)
+
+  def around(state, rollout, base=None):
+    state, metrics = compiled(state, rollout.replace(
+        batch=rollout.batch.replace(member_scores=None), metrics={}), base)
+    return state, {**rollout.metrics, **metrics}
+
+  return around
+
+
 @functools.lru_cache(maxsize=8)
 def _learner(forward, config, objective, optimizer, num_microbatches, members
              ) -> Learner:

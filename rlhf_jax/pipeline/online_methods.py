@@ -25,6 +25,7 @@ from rlhf_jax.annotators import running
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
 from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import learners
 from rlhf_jax.pipeline import methods
 from rlhf_jax.pipeline import online_models
 from rlhf_jax.pipeline import rewarding
@@ -225,6 +226,16 @@ class Programs(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def programs(method: Method) -> Programs:
   """Compiles what a method describes; the same for the same method."""
+  annotators = chain_lib.chain(method.nodes, online_models.annotators(method))
+  sampler, *learning = _of_policy(dataclasses.replace(
+      method, nodes=(), reward_configs=FrozenDict()))
+  return Programs(sampler, jax.jit(sources.rollout(annotators)),
+                  jax.jit(sources.varied(annotators)), *learning)
+
+
+@functools.lru_cache(maxsize=8)
+def _of_policy(method: Method) -> tuple[Any, ...]:
+  """What draws, what learns and its optimizer, whatever the rewards are."""
   drawn, tokens, config = method.rollout, method.tokens, method.config
   temperature, mask = drawn['temperature'], online_models.mask(method.row)
 
@@ -239,8 +250,7 @@ def programs(method: Method) -> Programs:
         num_samples=drawn['samples'], temperature=temperature,
         top_k=drawn['top_k'], top_p=drawn['top_p'], **tokens._asdict())
 
-  tx = train.optimizer(**method.optimizer)
-  updates = dict(method.updates)
+  tx, updates = train.optimizer(**method.optimizer), dict(method.updates)
   forward = functools.partial(
       policy_lib.forward, config, temperature=temperature,
       value_config=method.value_config)
@@ -249,15 +259,11 @@ def programs(method: Method) -> Programs:
       method.row.bind(), tx, num_microbatches=updates.pop('num_microbatches'),
       coefficients=method.coefficients(),
       dropout=bool(config.dropout or config.adapter_dropout))
-  annotators = chain_lib.chain(method.nodes, online_models.annotators(method))
   learn = train.make_updates(step, **updates)
   if mask:
     learn = online_models.renewing(
         learn, mask['every'] * updates_per_rollout({'updates': method.updates}))
-  return Programs(
-      sampler, jax.jit(sources.rollout(annotators)),
-      jax.jit(sources.varied(annotators)),
-      jax.jit(learn, donate_argnums=0), tx)
+  return sampler, learners.of_rollouts(learn), tx
 
 
 def statistics(run: Mapping[str, Any], nodes: list[Mapping]) -> dict[str, Any]:

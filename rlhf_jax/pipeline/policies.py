@@ -12,6 +12,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import processes
+from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import rewarding
@@ -46,14 +47,19 @@ def add_value_head(world: artifacts.World, trainable: types.Params,
     first = jax.tree.map(lambda x: x[0], world.unfrozen('proxies').params)
     return {**trainable, 'value_head': first['head'],
             'value_trunk': first['trunk']}
-  head = heads.init_scalar(key, world.reference.config.hidden_size,
-                           scale=value['scale'], mlp=value['mlp'])
-  trainable = {**trainable, 'value_head': head}
+  head = sharding.born(_head, key, static=(
+      world.reference.config.hidden_size, value['scale'], value['mlp']))
+  trainable = trainable | head
   if value['trunk'] == 'shared':
     return trainable
   # Its own arrays: the train step donates its state.
   whole = world.unfrozen('reference')
   return {**trainable, 'value_trunk': heads.trunk(whole.params)}
+
+
+def _head(hidden_size, scale, mlp, key):
+  return {'value_head': heads.init_scalar(
+      key, hidden_size, scale=scale, mlp=mlp)}
 
 
 def save_policy(context: Any, step: int, params: types.Params):

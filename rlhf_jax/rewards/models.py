@@ -52,6 +52,46 @@ def init_members(config: transformer.Config, keys: jax.Array, *,
   return jax.vmap(make)(keys)
 
 
+@functools.lru_cache(maxsize=64)
+def abstract(config: transformer.Config, members: int = 0) -> types.Params:
+  """The shapes of what `init` makes; of an ensemble with `members`."""
+  key = lambda: jax.random.key(0)
+  if members:
+    return jax.eval_shape(lambda: init_members(
+        config, jax.random.split(key(), members)))
+  return jax.eval_shape(lambda: init(config, key()))
+
+
+def born(config: transformer.Config, key: jax.Array,
+         trunk: types.Params | None = None, *, head_scale: float = 1.0,
+         members: int = 0) -> types.Params:
+  """The same as `init` makes, of which each device holds its part alone.
+
+  Args:
+    config: of `init`.
+    key: of `init`; key[E] of `init_members`.
+    trunk: of either.
+    head_scale: of either.
+    members: E; 0: one model.
+  """
+  return sharding.born(_of_members if members else _of_one, key, trunk,
+                       static=(config, head_scale), members=members)
+
+
+def _of_one(config, head_scale, key, trunk):
+  return init(config, key, trunk=trunk, head_scale=head_scale)
+
+
+def _of_members(config, head_scale, keys, trunk):
+  return init_members(config, keys, trunk=trunk, head_scale=head_scale)
+
+
+@jax.jit
+def alone(params: types.Params) -> types.Params:
+  """One reward model as an ensemble of one, leaves [1, ...]."""
+  return jax.tree.map(lambda x: x[None], params)
+
+
 def num_members(params: types.Params) -> int:
   """E of an ensemble, leaves [E, ...]."""
   return jax.tree.leaves(params)[0].shape[0]

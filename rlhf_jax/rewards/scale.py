@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.ops import moments
@@ -28,11 +27,10 @@ def standardize(member_scores: jax.Array,
   Raises:
     AssertionError: if `scale` is not of E members.
   """
-  mean, std = (jnp.asarray(scale[name]) for name in ('mean', 'std'))
+  mean, std = scale['mean'], scale['std']
   chex.assert_shape([mean, std], member_scores.shape[:1])
   align = lambda x: x.reshape(-1, *[1] * (member_scores.ndim - 1))
-  return moments.normalize(
-      jnp.asarray(member_scores), align(mean), align(std))
+  return moments.normalize(member_scores, align(mean), align(std))
 
 
 def of_members(member_scores: np.ndarray) -> dict[str, np.ndarray]:

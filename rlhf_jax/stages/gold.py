@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from rlhf_jax import errors
@@ -20,7 +19,6 @@ from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.models import pretrained
-from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import gold_rows
@@ -71,9 +69,9 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       num_steps=num_steps, optimizer=node['optimizer'],
       num_microbatches=node['num_microbatches'])
   state, last = fit_lib.fit(
-      context, train.place_state(sharding.born(
-          lambda key, trunk: reward_models.init(config, key, trunk=trunk),
-          key('weights'), trunk), learner.tx, key('state')),
+      context, train.place_state(
+          reward_models.born(config, key('weights'), trunk), learner.tx,
+          key('state')),
       sources.offline(split.training, batch_size=batch_size,
                       seed=streams.number(seed, 'gold', 'order')),
       learner.step,
@@ -89,9 +87,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
 
 def _quality(config, params, rows: types.Batch) -> dict[str, float]:
   """Correlation with the target, or accuracy on pairs, on held-out rows."""
-  alone = jax.jit(lambda params: jax.tree.map(lambda x: x[None], params))
   scores = reward_models.score_rows(
-      config, alone(params), rows.tokens, rows.mask)[0]
+      config, reward_models.alone(params), rows.tokens, rows.mask)[0]
   if rows.targets is None:
     return {'accuracy': float(statistics.pair_accuracy(scores))}
   correlation = np.corrcoef(scores[:, 0], rows.targets[:, 0])[0, 1]

@@ -99,6 +99,11 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
           'epochs': epochs(steps)}
 
 
+def _q_heads(config, mlp, scale, key):
+  return {'q_heads': heads.init_q(
+      key, config.hidden_size, config.vocab_size, mlp=mlp, scale=scale)}
+
+
 def _with_heads(world, trainable, row, run, key):
   """The trained parameters with their heads; a value trunk; Q targets."""
   if not methods.has_values(row):
@@ -109,7 +114,6 @@ def _with_heads(world, trainable, row, run, key):
   if not methods.is_ilql(row):
     return trainable, value_config, None
   config, q = world.reference.config, run['q']
-  targets = sharding.born(lambda key: {'q_heads': heads.init_q(
-      key, config.hidden_size, config.vocab_size, mlp=q['mlp'],
-      scale=q['scale'])}, key('q_heads'))['q_heads']
+  targets = sharding.born(_q_heads, key('q_heads'), static=(
+      config, q['mlp'], q['scale']))['q_heads']
   return {**trainable, 'q_heads': targets}, value_config, targets

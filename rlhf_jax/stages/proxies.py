@@ -104,19 +104,18 @@ def _init(context, config, keys, trunks, head_scale):
   load = lambda name: artifacts.restore_policy(
       context.directory_of(name)).params
   if len(trunks) == 1:
-    return sharding.born(
-        lambda keys, trunk: reward_models.init_members(
-            config, keys, trunk=trunk, head_scale=head_scale),
-        keys, load(trunks[0]), members=len(keys))
+    return reward_models.born(
+        config, keys, load(trunks[0]), head_scale=head_scale,
+        members=len(keys))
+  return sharding.born(_stacked, keys, list(map(load, trunks)),
+                       static=(config, head_scale), members=len(keys))
 
-  def stack(keys, trunks):
-    members = [
-        reward_models.init(config, k, trunk=trunk, head_scale=head_scale)
-        for k, trunk in zip(keys, trunks, strict=True)]
-    return jax.tree.map(lambda *x: jnp.stack(x), *members)
 
-  return sharding.born(
-      stack, keys, list(map(load, trunks)), members=len(keys))
+def _stacked(config, head_scale, keys, trunks):
+  members = [
+      reward_models.init(config, k, trunk=trunk, head_scale=head_scale)
+      for k, trunk in zip(keys, trunks, strict=True)]
+  return jax.tree.map(lambda *x: jnp.stack(x), *members)
 
 
 def _quality(config, params, validation: types.Batch

@@ -50,8 +50,7 @@ class Shapes:
   def rewards(self, model: Model) -> tuple[transformer.Config, types.Params]:
     """Config and parameters, leaves [E, ...], of reward models."""
     config = pretrained.config(model.node, self._vocab_size)
-    return config, jax.eval_shape(lambda: reward_models.init_members(
-        config, jax.random.split(jax.random.key(0), model.members)))
+    return config, reward_models.abstract(config, model.members)
 
   def value_head(self, config: transformer.Config, value: Mapping[str, Any],
                  proxies: Model | None = None

@@ -173,6 +173,18 @@ class PlacesTest(parameterized.TestCase):
       jax.tree.map(lambda x, s: self.assertTrue(
           x.sharding.is_equivalent_to(s, x.ndim)), kept, where)
 
+  @parameterized.parameters(1, 8)
+  def test_what_is_born_again_is_not_traced_again(self, num_devices):
+    sizes = []
+    def make(size, x):
+      sizes.append(size)
+      return {'norm/scale': x * size}
+    with worlds.devices(num_devices):
+      for size in (3, 3, 5):
+        out = sharding.born(make, np.ones(8), static=(size,))
+        np.testing.assert_array_equal(out['norm/scale'], np.full(8, size))
+    self.assertEqual(sizes, [3, 5])
+
   @parameterized.parameters(0, 2)
   def test_rows_of_a_batch(self, members):
     lead = (members,) * bool(members)

@@ -391,8 +391,9 @@ class ProgramsTest(absltest.TestCase):
     worlds.copy(worlds.untrained(), workdir)
     worlds.save(workdir, 'sft_1', {'corpus': worlds.corpus_of(1).fingerprint()},
                 kind='policy', params=sft())
-    online_methods.programs.cache_clear()
-    self.addCleanup(online_methods.programs.cache_clear)
+    for function in (online_methods.programs, online_methods._of_policy):
+      function.cache_clear()
+      self.addCleanup(function.cache_clear)
     traced = []
     sampler = mock.Mock(wraps=sampling)  # that of evaluations is another
     with (mock.patch.object(online_methods, 'sampling', sampler),
