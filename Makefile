@@ -2,6 +2,8 @@
 # make test: environment, install, lint, suite.
 # make test-peers: the same, against torch, transformers, peft and trl.
 # make test-pods: programs for TPU slices and H100, by their compilers (1.2 GB).
+# make test-faults: the fault matrix, from the tests that are about it.
+# make chaos: a study that is killed and damaged; make sweep: every file of one.
 # make mutants: small faults in a copy, and which of them the tests notice.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,9 +12,12 @@ WORKDIR ?= runs/demo
 # Processes of the suite, of up to 3 GB each; 0 runs it in one, in order.
 WORKERS ?= 2
 PODS ?= .pods
+MINUTES ?= 2
+SEED ?= 0
+SWEEP ?= runs/sweep
 CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
-.PHONY: demo test test-peers test-pods lint mutants clean
+.PHONY: demo test test-faults test-peers test-pods chaos sweep lint mutants clean
 
 demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
@@ -20,11 +25,22 @@ demo: $(VENV)/demo
 test: $(VENV)/test lint
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 tests
 
+test-faults: $(VENV)/test
+	$(RUN) tests/fault_matrix.py -n $(WORKERS) --dist loadfile
+
 test-peers: $(VENV)/peers
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=10 tests/peers
 
 test-pods: $(PODS)/complete
 	RLHF_JAX_PODS=$(PODS) $(RUN) -m pytest -q -rP -n $(WORKERS) tests/pods
+
+chaos: $(VENV)/test
+	$(RUN) tools/chaos.py --minutes=$(MINUTES) --seed=$(SEED)
+
+sweep: $(VENV)/test
+	for seed in 0 1; do $(RUN) -m rlhf_jax.main --config=$(CONFIG):smoke \
+	  --workdir=$(SWEEP)/$$seed --config.seeds="($$seed,)" || exit; done
+	$(RUN) tools/sweep.py --workdir=$(SWEEP)/0 --other=$(SWEEP)/1
 
 mutants: $(VENV)/test
 	$(RUN) tests/mutants.py

@@ -37,6 +37,7 @@ if threading.current_thread() is threading.main_thread():
     if signal.getsignal(number) is signal.SIG_IGN:
       signal.signal(number, handler)
 
+import fault_matrix
 import jax
 import pytest
 
@@ -51,6 +52,7 @@ WORLDS = 'RLHF_JAX_TEST_WORLDS'  # of worlds.py
 
 def pytest_configure(config):
   """One directory of worlds, told to the workers before they start."""
+  config.pluginmanager.register(fault_matrix.Recorder(), 'fault_matrix')
   if not hasattr(config, 'workerinput') and WORLDS not in os.environ:
     os.environ[WORLDS] = config.rlhf_jax_worlds = tempfile.mkdtemp(
         prefix='rlhf_jax_worlds_')

@@ -33,6 +33,7 @@ LONG = {
 WIDE = {
     'sampling.sample': 'the promised surface',
     'sampling._sample': 'its jitted body, static arguments by name',
+    'runner.run.run_study': 'what a command may be told',
     'sources.online': 'what a rollout is made of',
     'models.transformer.Block.__call__': 'a Linen module',
     'models.transformer.extend': 'what one step of a cache needs',

@@ -285,7 +285,8 @@ class Context:
     self.directory = pathlib.Path(directory or folder())
     self.stop = stop or Stop()
     self.devices = functools.partial(devices, num_devices)
-    self.shown, self.key = [], None
+    self.shown, self.key, self.strict = [], None, False
+    self.name = self.directory.name
     self.show = self.log = self.shown.append
 
   def directory_of(self, name: str) -> pathlib.Path:

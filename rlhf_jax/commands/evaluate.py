@@ -25,6 +25,7 @@ from rlhf_jax import errors
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import models
+from rlhf_jax.commands import studies
 from rlhf_jax.configs import base
 from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
@@ -142,12 +143,11 @@ def _prompts(values, one: models.Policy) -> np.ndarray:
 
 def _held_out(values):
   """The evaluation prompts of the workdir's study."""
-  path = pathlib.Path(values.workdir) / workdirs.CONFIG
   seed = re.match(r'seed_(\d+)/', values.stage)
   if seed is None:
     raise errors.ConfigError(f'--stage={values.stage} is of no seed, whose '
                              'prompts could be taken; give --data')
-  config = files.read_object(path, 'data', 'policy')
+  config = studies.config_of(pathlib.Path(values.workdir))
   return load_lib.load(nodes.data_config(config), int(seed[1])).eval_prompts
 
 

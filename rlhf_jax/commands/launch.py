@@ -13,6 +13,8 @@ from absl import flags
 
 from rlhf_jax.commands import arguments
 
+SAFE_KEYS = ('seeds', 'title', 'training.*', 'mesh.*')  # of a config
+
 
 def define(values: flags.FlagValues):
   """Adds the flags of whatever runs a study."""
@@ -33,6 +35,9 @@ def define(values: flags.FlagValues):
       'accept_code_change', False, 'whether stages count that were made by '
       'other code than they would be now, this package, a library or a module '
       'of yours; their results then say so', flag_values=values)
+  flags.DEFINE_boolean(
+      'strict_resume', False, 'end with an error where a checkpoint is '
+      'damaged, and not go on from the one before it', flag_values=values)
   arguments.define_texts(
       values,
       workdir='where everything is written',
@@ -91,7 +96,8 @@ def launch(config: dict, values: flags.FlagValues):
       plan.with_inputs(config, stages), values.workdir, config=config,
       only=values.stages, reuse=values.reuse, redo=values.redo,
       accept_code_change=values.accept_code_change,
-      safe_keys=('seeds', 'title', 'training.*', 'mesh.*'))
+      strict_resume=values.strict_resume,
+      safe_keys=SAFE_KEYS)
   _show_figure(config, values.workdir)
 
 

@@ -10,7 +10,6 @@ from rlhf_jax.commands import config_files
 from rlhf_jax.commands import launch
 from rlhf_jax.commands import train
 from rlhf_jax.runner import workdirs
-from rlhf_jax.storage import files
 
 
 def configure(argv: list[str], doc: str) -> tuple[
@@ -37,7 +36,7 @@ def configure(argv: list[str], doc: str) -> tuple[
     train.define(values)  # those flags are taken as well
   arguments.parse(values, argv, doc)
   if values.workdir and pathlib.Path(values.workdir, workdirs.CONFIG).exists():
-    return _read(pathlib.Path(values.workdir)), [], values
+    return config_of(pathlib.Path(values.workdir)), [], values
   if values.workdir:
     raise errors.DataError(
         f'--workdir={values.workdir}: there is no study in it (no '
@@ -48,9 +47,16 @@ def configure(argv: list[str], doc: str) -> tuple[
       f'a study; see {argv[0]} --help')
 
 
-def _read(workdir: pathlib.Path) -> dict:
-  """The config that a study was run with."""
-  workdirs.check_layout(workdir)
-  config = files.read_object(workdir / workdirs.CONFIG, 'study')
+def config_of(workdir: pathlib.Path) -> dict:
+  """The config that a study was run with.
+
+  Raises:
+    CheckpointError: it is damaged.
+    ConfigError: an older version has made the study.
+  """
+  config = workdirs.read_config(workdir)
+  if 'study' not in config:
+    raise errors.CheckpointError(
+        f'{workdir / workdirs.CONFIG} is damaged: it has no study; restore it')
   del config['layout']  # of the workdir, no field
   return config

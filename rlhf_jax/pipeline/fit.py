@@ -1,6 +1,6 @@
 """Training of a stage that goes on where it was left, over all devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import pathlib
@@ -15,7 +15,6 @@ from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.storage import checkpoint
-from rlhf_jax.storage import files
 from rlhf_jax.storage import metrics
 
 
@@ -82,30 +81,36 @@ class _Log:
             step, {'update': update} | {k: v[update] for k, v in each.items()})
     return means
 
-  def check(self, steps: Sequence[int]):
-    """Raises CheckpointError unless these steps have been evaluated."""
-    writer = self._writers['evaluation']
-    evaluated = {line['step'] for line in files.read_jsonl(writer.path)}
-    missing = [step for step in steps if step not in evaluated]
-    if missing:
-      raise errors.CheckpointError(
-          f'{writer.path} lacks step {missing[0]}; delete '
-          f'{writer.path.parent} to train again')
+  def digests(self, num_steps: int) -> dict[str, str]:
+    """Of what is written, by file, but of the evaluation at the end.
+
+    That one is made again where a training is found to have ended.
+    """
+    return processes.from_owner(lambda: {
+        name: writer.digest(num_steps if name == 'evaluation' else None)
+        for name, writer in self._writers.items()})
 
   def evaluation(self, step: int, state: types.TrainState):
     if self._watch is not None:
       self._writers['evaluation'].write(
           step, self._watch.evaluate(step, state))
 
-  def resume(self, start: int, num_steps: int, state: types.TrainState):
-    """What a training that goes on at `start` finds, and what it lacks."""
+  def resume(self, start: int, num_steps: int, state: types.TrainState,
+             digests: Mapping[str, str]):
+    """What a training that goes on at `start` finds, and what it lacks.
+
+    Raises:
+      CheckpointError: a file has lost, or has another, of the lines before.
+    """
     self.truncate(start)
-    if self._watch is None:
-      return
-    processes.from_owner(
-        lambda: self.check(range(0, start, self._watch.every)))
-    if start == num_steps:  # what else it wrote may have been lost
-      self.truncate(start, start - 1)
+    today = self.digests(num_steps)
+    changed = [name for name in digests if digests[name] != today.get(name)]
+    if changed:
+      raise errors.CheckpointError(
+          f'{self._directory / changed[0]}.jsonl is not as step {start} has '
+          f'left it; --redo={self._directory.name} makes the stage again')
+    if self._watch is not None and start == num_steps:
+      self.truncate(start, start - 1)  # what else it wrote may be lost
       self.evaluation(start, state)
 
   def due(self, step: int, num_steps: int) -> bool:
@@ -166,6 +171,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
   Raises:
     Interrupted: after saving, when asked to stop.
     NumericsError: see `train.train`.
+    CheckpointError: what it has logged before is damaged.
   """
   frozen = frozen or types.Frozen()
   members = len(state.step) if state.step.ndim else 0
@@ -174,7 +180,8 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
   last, before, start, name = {}, 0.0, 0, context.directory.name
   with (checkpoint.Checkpointer(context.directory / loop.folder) as saver,
         _Log(context.directory, watch) as log):
-    restored = saver.restore_latest(state.params, _training(state))
+    restored = saver.restore_latest(state.params, _training(state),
+                                    strict=context.strict)
     began = time.monotonic()
     if restored:
       start, params, training, meta = restored
@@ -182,7 +189,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
       last, before = meta['last'], meta['seconds']
       state = types.TrainState(params=params, **training)
       context.log(f'goes on at step {start} of {loop.num_steps}')
-      log.resume(start, loop.num_steps, state)
+      log.resume(start, loop.num_steps, state, meta.get('logs', {}))
     else:
       log.truncate(-1)
       log.evaluation(0, state)
@@ -200,7 +207,8 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
         if step % loop.save_every == 0 or last_step or stopping:
           spent = before + time.monotonic() - began
           saver.save(step, state.params, _training(state),
-                     {'last': last, 'seconds': spent, 'recipe': context.key})
+                     {'last': last, 'seconds': spent, 'recipe': context.key,
+                      'logs': log.digests(loop.num_steps)})
           if stopping and not last_step:
             context.stop.stop(f'step {step} of {name}')
     seconds = before + time.monotonic() - began

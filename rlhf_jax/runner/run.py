@@ -52,7 +52,9 @@ class StageContext:
                stop: stop_lib.StopSignal,
                mesh: Callable[[], jax.sharding.Mesh] = meshes.make,
                recipe: recipes.Recipe | None = None,
-               intact: dict[str, dict] | None = None):
+               intact: dict[str, dict] | None = None,
+               strict: bool = False):
+    self.strict = strict  # whether a damaged checkpoint is an error
     self.directory = workdir / name
     self.stop = stop
     self.recipe = recipe
@@ -113,6 +115,7 @@ def run_study(
     reuse: Sequence[str | os.PathLike] = (),
     redo: Sequence[str] = (),
     accept_code_change: bool = False,
+    strict_resume: bool = False,
     safe_keys: Sequence[str] = ('*log_every', '*save_every', '*description'),
 ):
   """Runs the stages that are not complete, in order.
@@ -132,6 +135,8 @@ def run_study(
     redo: patterns likewise, of stages to make again with all that are made
       from them; what there was is set aside.
     accept_code_change: whether stages count that were made by other code.
+    strict_resume: whether a damaged checkpoint is an error; else a stage goes
+      on from the one before it.
     safe_keys: fnmatch patterns of dotted config keys that may change.
 
   Raises:
@@ -166,7 +171,7 @@ def run_study(
       for stage in selected:
         status.write(stage=stage.name)
         context = StageContext(workdir, stage.name, stop, mesh,
-                               made_of[stage.name], intact)
+                               made_of[stage.name], intact, strict_resume)
         _complete(context, stage, offers,
                   accept_code_change=accept_code_change)
 

@@ -30,6 +30,7 @@ RESULT, BEGUN = 'result.json', 'begun.json'
 LAYOUT = 4
 _ARRAYS = 'd'  # what Orbax calls the directory of a checkpoint's arrays
 _ABSENT = '(absent)'
+_DIGEST = 'sha256'
 
 
 @contextlib.contextmanager
@@ -126,10 +127,9 @@ def check_config(
   """
   path, config = workdir / CONFIG, config | {'layout': LAYOUT}
   if not path.exists():
-    files.write_json(path, config)
+    _write_config(path, config)
     return []
-  check_layout(workdir)
-  old, new = _flatten(files.read_json(path)), _flatten(config)
+  old, new = _flatten(read_config(workdir)), _flatten(config)
   changed = {
       key: f'{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}'
       for key in sorted(old.keys() | new.keys())
@@ -143,8 +143,31 @@ def check_config(
         f'the config differs from {path}: {", ".join(unsafe[:8])}{more}; '
         'undo the change or choose another --workdir')
   if changed:
-    files.write_json(path, config)
+    _write_config(path, config)
   return list(changed.values())
+
+
+def _write_config(path: pathlib.Path, config: dict):
+  config = files.jsonable(config)
+  files.write_json(path, config | {_DIGEST: files.digest(config)})
+
+
+def read_config(workdir: pathlib.Path) -> dict:
+  """The config of a study, with the layout of its workdir.
+
+  Raises:
+    CheckpointError: it is missing or damaged, or somebody has edited it.
+    ConfigError: an older version has made the study.
+  """
+  check_layout(workdir)
+  config = files.read_json(workdir / CONFIG)
+  expected = config.pop(_DIGEST, None)  # none of an earlier commit
+  if expected is not None and files.digest(config) != expected:
+    raise errors.CheckpointError(
+        f'{workdir / CONFIG} is damaged, or was edited; delete it and give '
+        'the command that made the study again, which refuses what does not '
+        'fit')
+  return config
 
 
 def check_layout(workdir: pathlib.Path):
@@ -190,7 +213,7 @@ def write_record(directory: pathlib.Path, record: dict):
     record: JSON values: 'result', 'seconds' and what it was made from.
   """
   record = files.jsonable(record | {'files': _digests(directory)})
-  record['sha256'] = files.digest(record)
+  record[_DIGEST] = files.digest(record)
   files.write_json(directory / RESULT, record)
   (directory / BEGUN).unlink(missing_ok=True)
 
@@ -206,7 +229,7 @@ def read_record(directory: pathlib.Path) -> dict | None:
     return None
   record = files.read_json(path)
   try:
-    expected = record.pop('sha256')
+    expected = record.pop(_DIGEST)
     if (files.digest(record) == expected
         and {'result', 'seconds', 'files'} <= record.keys()):
       return record

@@ -68,10 +68,10 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       if not processes.from_owner(path.exists):
         context.stop.check(f'shard {number} of {len(starts)}')
         arrays = shard(start)
-        files.save_arrays(path, **arrays)
+        files.save_arrays(path, owner=context.key, **arrays)
         fresh += int(arrays['mask'].sum())
       else:
-        arrays = files.load_arrays(path)
+        arrays = files.load_arrays(path, owner=context.key)
       unfinished.append(arrays['unfinished'].mean())
       lengths.append(arrays['mask'].sum(axis=-1).mean())
       bar.update(1)

@@ -151,6 +151,8 @@ class Checkpointer:
       self,
       abstract_params: types.Params,
       abstract_training: Any = None,
+      *,
+      strict: bool = False,
   ) -> Restored | None:
     """Restores the newest step that verifies, onto the abstract's shardings.
 
@@ -160,6 +162,7 @@ class Checkpointer:
     Args:
       abstract_params: arrays or `jax.ShapeDtypeStruct`s.
       abstract_training: likewise; None leaves the training state alone.
+      strict: whether a damaged step is an error, though an older one verifies.
 
     Returns:
       (step, params, training or None, meta); None if there is no step.
@@ -172,7 +175,7 @@ class Checkpointer:
     if abstract_training is not None:
       abstract['training'] = abstract_training
       self._check_space(abstract)
-    found = _restore_newest(self.directory, abstract)
+    found = _restore_newest(self.directory, abstract, strict)
     if found is None:
       return None
     step, trees, record = found
@@ -216,19 +219,24 @@ class Checkpointer:
 def restore_params(
     directory: str | os.PathLike, abstract_params: types.Params
 ) -> types.Params:
-  """Restores only the params of the newest step that verifies; read-only.
+  """Restores only the params of the newest step; read-only.
+
+  Of a training that is complete an older one would be another model.
 
   Raises:
-    CheckpointError: there is no such step, or it does not fit.
+    CheckpointError: there is no step, or the newest is damaged or does not fit.
   """
   directory = pathlib.Path(directory).absolute()
-  found = _restore_newest(directory, {'params': abstract_params})
-  if found is None:
+  steps = _steps(directory)
+  again = f'make it again with --redo={directory.parent.name}'
+  if not steps:
+    raise errors.CheckpointError(f'no checkpoint in {directory}; {again}')
+  path = directory / str(steps[-1])
+  try:
+    return _read_step(path, {'params': abstract_params})[0]['params']
+  except _DamagedError as error:
     raise errors.CheckpointError(
-        f'no checkpoint in {directory}; make it again with '
-        f'--redo={directory.parent.name}'
-    )
-  return found[1]['params']
+        f'{path} is damaged ({error}); {again}') from error
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -240,13 +248,18 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 
 def _restore_newest(
-    directory: pathlib.Path, abstract: dict[str, Any]
+    directory: pathlib.Path, abstract: dict[str, Any], strict: bool
 ) -> tuple[int, dict[str, Any], dict] | None:
   steps = _steps(directory)
   for step in reversed(steps):
     try:
       return step, *_read_step(directory / str(step), abstract)
     except _DamagedError as error:
+      if strict:
+        raise errors.CheckpointError(
+            f'{directory / str(step)} is damaged ({error}); without '
+            '--strict_resume training goes on from the step before it'
+        ) from error
       _logger.warning(
           'checkpoint step %d in %s is damaged (%s); trying the previous one',
           step, directory, error)

@@ -24,7 +24,7 @@ import numpy as np
 from rlhf_jax import errors
 from rlhf_jax.parallel import processes
 
-_DIGEST = '__sha256__'
+_DIGEST, _OWNER = '__sha256__', '__owner__'
 
 
 def jsonable(obj: Any) -> Any:
@@ -180,17 +180,21 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
   raise OSError(errno.EINVAL, 'no regular file', os.fspath(path))
 
 
-def save_arrays(path: str | os.PathLike, **arrays: Any):
+def save_arrays(path: str | os.PathLike, *, owner: str | None = None,
+                **arrays: Any):
   """Writes an uncompressed npz atomically, with a SHA-256 of its content.
 
   Args:
     path: should end in .npz; its directory exists.
+    owner: what it is part of, such as the key of a stage's recipe.
     **arrays: of bool, integer, float, complex or string dtype.
 
   Raises:
     ValueError: an array has another dtype; npz would pickle or forget it.
     CheckpointError: the file cannot be written.
   """
+  if owner is not None:
+    arrays[_OWNER] = f'{owner} {pathlib.Path(path).name}'
   arrays = {name: np.asarray(array) for name, array in arrays.items()}
   for name, array in arrays.items():
     if array.dtype.kind not in 'biufcUS':
@@ -200,8 +204,13 @@ def save_arrays(path: str | os.PathLike, **arrays: Any):
     np.savez(stream, **arrays, **{_DIGEST: check})
 
 
-def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_arrays(path: str | os.PathLike, *, owner: str | None = None
+                ) -> dict[str, np.ndarray]:
   """Reads what `save_arrays` wrote.
+
+  Args:
+    path: of the file.
+    owner: as it was written, under this name; None: whosever it is.
 
   Raises:
     CheckpointError: the file is missing, truncated, damaged or foreign.
@@ -212,6 +221,9 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
       arrays = {name: stream[name] for name in stream.files}
     if _arrays_digest(arrays) != str(arrays.pop(_DIGEST)):
       raise ValueError('SHA-256 differs')
+    told = str(arrays.pop(_OWNER, ''))
+    if owner is not None and told != f'{owner} {pathlib.Path(path).name}':
+      raise ValueError('it belongs to another stage, or has another name')
   except Exception as error:  # zip, npy and zlib raise many kinds
     raise errors.CheckpointError(
         f'cannot read {path}: {errors.first_line(error)}; restore it, or '

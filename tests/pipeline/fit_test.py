@@ -213,15 +213,26 @@ class WatchTest(absltest.TestCase):
     self.assertEqual([row['step'] for row in context.lines('evaluation')],
                      [0, 2, 4, 5])
 
-  def test_an_evaluation_that_is_gone_is_named(self):
-    context = context_of('gone')
-    context.stop = worlds.Stop(2)
-    with self.assertRaises(errors.Interrupted):
-      fit(context, num_steps=5, watch=self.watch)
-    (context.directory / 'evaluation.jsonl').write_text('')
-    context.stop = worlds.Stop()
-    with self.assertRaisesRegex(errors.CheckpointError,
-                                'evaluation.jsonl lacks step 0; delete .*gone'):
+  def test_a_log_that_is_not_as_it_was_is_named(self):
+    """Lines that are gone, or say something else, are missed for ever."""
+    for number, change in enumerate((
+        lambda lines: [], lambda lines: lines[:-1],
+        lambda lines: [lines[0].replace('"gold": 0', '"gold": 1'), *lines[1:]],
+        lambda lines: [lines[0][:9], *lines[1:]])):
+      context = context_of(f'gone_{number}')
+      context.stop = worlds.Stop(2)
+      with self.assertRaises(errors.Interrupted):
+        fit(context, num_steps=5, watch=self.watch)
+      path = context.directory / 'evaluation.jsonl'
+      before = path.read_text()
+      path.write_text('\n'.join(change(before.splitlines())))
+      context.stop = worlds.Stop()
+      with self.assertRaisesRegex(errors.CheckpointError, (
+          f'evaluation.jsonl is not as step 3 has left it; --redo=gone_{number}'
+      )):
+        fit(context, num_steps=5, watch=self.watch)
+      # What a clock has said is no concern of anybody.
+      path.write_text(before.replace('"time": 1', '"time": 2'))
       fit(context, num_steps=5, watch=self.watch)
 
   def test_updates_of_a_rollout_survive_a_resumption_once(self):

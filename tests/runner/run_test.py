@@ -54,7 +54,7 @@ def test_runs_in_order_and_then_not_again(tmp_path, capsys):
   record = files.read_json(tmp_path / 'seed_0/rl/result.json')
   assert record['result'] == {'loss': 0.25, 'nan': None, 'stage': 'rl'}
   assert record['seconds'] >= 0
-  assert files.read_json(tmp_path / 'config.json') == CONFIG | LAYOUT
+  assert workdirs.read_config(tmp_path) == CONFIG | LAYOUT
   status = status_of(tmp_path)
   assert (status['state'], status['code'], status['exit_code']) == (
       'complete', 'OK', 0)
@@ -169,7 +169,7 @@ def test_a_safe_change_is_logged_and_kept(tmp_path, capsys):
   safe = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 5}}
   run_lib.run_study([], tmp_path, config=safe)
   assert 'sft.log_every: 10 -> 5' in capsys.readouterr().out
-  assert files.read_json(tmp_path / 'config.json') == safe | LAYOUT
+  assert workdirs.read_config(tmp_path) == safe | LAYOUT
   with pytest.raises(errors.ConfigError, match='log_every'):
     run_lib.run_study([], tmp_path, config=CONFIG, safe_keys=())
 

@@ -108,9 +108,31 @@ def test_a_safe_change_is_returned_and_written(tmp_path):
   safe = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 5}}
   changes = workdirs.check_config(tmp_path, safe, ('sft.log_*',))
   assert changes == ['sft.log_every: 10 -> 5']
-  assert files.read_json(tmp_path / 'config.json') == safe | {
-      'layout': workdirs.LAYOUT}
+  assert workdirs.read_config(tmp_path) == safe | {'layout': workdirs.LAYOUT}
   assert workdirs.check_config(tmp_path, safe, ()) == []
+
+
+@pytest.mark.parametrize('old, new', [('0.1', '0.3'), ('"seed"', '"need"')])
+def test_a_damaged_config_is_refused(tmp_path, old, new):
+  """Also where a command reads no other, and where it says what it should."""
+  workdirs.check_config(tmp_path, CONFIG, ())
+  path = tmp_path / 'config.json'
+  path.write_text(path.read_text().replace(old, new))
+  for refuse in (lambda: workdirs.check_config(tmp_path, CONFIG, ()),
+                 lambda: workdirs.check_config(tmp_path, CONFIG, ('*',)),
+                 lambda: workdirs.read_config(tmp_path)):
+    with pytest.raises(errors.CheckpointError, match=(
+        r'config\.json is damaged, or was edited; delete it and give')):
+      refuse()
+  path.unlink()
+  assert workdirs.check_config(tmp_path, CONFIG, ()) == []
+
+
+def test_a_config_of_an_earlier_commit_has_no_digest(tmp_path):
+  config = CONFIG | {'layout': workdirs.LAYOUT}
+  files.write_json(tmp_path / 'config.json', config)
+  assert workdirs.read_config(tmp_path) == config
+  assert workdirs.check_config(tmp_path, CONFIG, ()) == []
 
 
 @pytest.mark.parametrize('config, layout', [

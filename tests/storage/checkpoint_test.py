@@ -177,6 +177,29 @@ def test_fall_back_warns_once_and_training_goes_on(tmp_path, caplog):
   assert (tmp_path / '2.damaged').is_dir()
 
 
+def test_damage_is_an_error_where_somebody_says_so(tmp_path):
+  save_steps(tmp_path, 1, 2)
+  flip_kernel(tmp_path, 2)
+  with checkpoint.Checkpointer(tmp_path) as checkpointer:
+    with pytest.raises(errors.CheckpointError, match=(
+        r'2 is damaged \(leaf params/.*; without --strict_resume')):
+      checkpointer.restore_latest(*abstract_state(), strict=True)
+    assert checkpoint._steps(tmp_path) == [1, 2]
+    assert checkpointer.restore_latest(*abstract_state())[0] == 1
+    assert checkpointer.restore_latest(
+        *abstract_state(), strict=True)[0] == 1
+
+
+def test_of_what_is_complete_no_older_step_is_read(tmp_path):
+  """It would be another model, under the name of the last one."""
+  directory = tmp_path / 'sft/checkpoints'
+  save_steps(directory, 1, 2)
+  flip_kernel(directory, 2)
+  with pytest.raises(errors.CheckpointError, match=(
+      r'2 is damaged \(leaf params/.*make it again with --redo=sft')):
+    checkpoint.restore_params(directory, abstract_state()[0])
+
+
 def test_all_damaged_is_an_error_and_stays(tmp_path):
   save_steps(tmp_path, 1, 2)
   flip_kernel(tmp_path, 1)

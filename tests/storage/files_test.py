@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,20 @@ def test_arrays_round_trip(tmp_path):
   loaded = files.load_arrays(path)
   assert_same(loaded, arrays | {'device': np.arange(2, dtype=np.int32)})
   assert os.listdir(tmp_path) == ['a.npz']
+
+
+def test_arrays_of_another_owner_are_refused(tmp_path):
+  """A shard of another seed, or another shard, in the place of one."""
+  path = tmp_path / 'a.npz'
+  files.save_arrays(path, owner='seed 0', x=np.arange(3))
+  assert list(files.load_arrays(path)) == ['x']
+  assert list(files.load_arrays(path, owner='seed 0')) == ['x']
+  shutil.copy(path, tmp_path / 'b.npz')
+  files.save_arrays(tmp_path / 'c.npz', x=np.arange(3))
+  for name, owner in (('a', 'seed 1'), ('b', 'seed 0'), ('c', 'seed 0')):
+    with pytest.raises(errors.CheckpointError, match='to another stage, or'):
+      files.load_arrays(tmp_path / f'{name}.npz', owner=owner)
+
 
 
 def test_damaged_arrays_are_refused_or_unharmed(tmp_path):

@@ -1,0 +1,1 @@
+"""Programs that try the package, and are no part of it."""
