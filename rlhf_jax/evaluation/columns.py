@@ -68,6 +68,17 @@ def divergence(logprobs, reference, mask) -> dict[str, float]:
   return row | {'sqrt_kl': math.sqrt(row['kl_k2'])}
 
 
+def log_ratio(logprobs, reference, mask) -> np.ndarray:
+  """f64[B], of each response log(policy / reference), in nats; mean is kl_k1.
+
+  Args:
+    logprobs: f32[B, T] of the policy.
+    reference: likewise.
+    mask: bool[B, T], true on response tokens.
+  """
+  return np.asarray(_divergences(logprobs, reference, mask)['k1'], np.float64)
+
+
 def disagreement(members: np.ndarray) -> dict[str, float]:
   """Each member's mean, and the variance over members, from [E, B]."""
   row = {f'member_{i}': float(x.mean()) for i, x in enumerate(members)}

@@ -25,6 +25,7 @@ from rlhf_jax.evaluation import columns
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.evaluation import texts as texts_lib
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import ensembles
 from rlhf_jax.parallel import sharding
 from rlhf_jax.rewards import components as components_lib
 from rlhf_jax.rewards import finite as finite_lib
@@ -46,6 +47,8 @@ class Evaluation:
   components: dict[str, np.ndarray]  # f32[B] by name
   gold: np.ndarray | None  # f64[B], where there is a gold model
   rule: np.ndarray | None  # f64[B], where there is a rule
+  log_ratio: np.ndarray  # f64[B], policy over reference, in nats
+  members: np.ndarray | None  # f32[E, B] of an ensemble, where there is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,9 @@ class Monitor:
     if scored.values:
       proxy = self._rewards.total(scored.values).astype(np.float64)
     row = columns.of_scores(proxy, scored, self._splits, gold=gold, rule=rule)
-    row |= self._divergence(params, tokens, mask, old_logprobs)
+    divergence, log_ratio = self._divergence(
+        params, tokens, mask, old_logprobs)
+    row |= divergence
     row |= columns.of_texts(
         tokens, mask, responses, coder.eos_id, coder.stops)
     chosen = self._chosen
@@ -148,7 +153,8 @@ class Monitor:
           self._logprobs(params, *chosen, 1.0), chosen[1])
     if proxy is not None:
       row['reward_variance'] = statistics.reward_variance(proxy)
-    return Evaluation(row, tokens, mask, proxy, scored.values, gold, rule)
+    return Evaluation(row, tokens, mask, proxy, scored.values, gold, rule,
+                      log_ratio, scored.members)
 
   def texts(self, evaluation: Evaluation, count: int) -> list[dict[str, Any]]:
     """The first responses, to be read: prompt, response, gold, proxy.
@@ -176,8 +182,9 @@ class Monitor:
     Returns:
       For each prompt: prompt, response, reference (the chosen completion),
       gold, reference_gold (the gold score of the reference, on the same
-      scale), proxy, rule, length in tokens, component_<name> of each, and
-      split; None where there is none.
+      scale), proxy, rule, length in tokens, kl_k1 (of this response alone, so
+      that it may be negative), ensemble_variance, component_<name> of each,
+      and split; None where there is none.
 
     Raises:
       RewardError: the gold reward model's score of a reference is not finite.
@@ -192,7 +199,11 @@ class Monitor:
         'rule': _or_absent(evaluation.rule, count),
         'length': statistics.response_lengths(
             evaluation.tokens, evaluation.mask,
-            eos_id=self._setting.corpus.tokenizer.eos_id)}
+            eos_id=self._setting.corpus.tokenizer.eos_id),
+        'kl_k1': evaluation.log_ratio,
+        'ensemble_variance': _or_absent(
+            None if evaluation.members is None
+            else ensembles.variance(evaluation.members), count)}
     fields |= {f'component_{name}': values
                for name, values in evaluation.components.items()}
     fields['split'] = _or_absent(self._splits, count)
@@ -231,15 +242,19 @@ class Monitor:
     return finite_lib.finite(scorer(tokens, mask), len(tokens), source, what)
 
   def _divergence(self, params, tokens, mask, old_logprobs
-                  ) -> dict[str, float]:
-    """KL from the reference, of the distribution that has sampled."""
+                  ) -> tuple[dict[str, float], np.ndarray]:
+    """KL from the reference, of the distribution that has sampled.
+
+    Its estimates, and the log-ratio of each response, f64[B].
+    """
     setting = self._setting
     temperature = float(setting.sampler.get('temperature', 1.0) or 1.0)
     logprobs = (
         old_logprobs if setting.value_shift is not None
         else self._logprobs(params, tokens, mask, temperature))
     reference = self._logprobs(self._reference, tokens, mask, temperature)
-    return columns.divergence(logprobs, reference, mask)
+    return (columns.divergence(logprobs, reference, mask),
+            columns.log_ratio(logprobs, reference, mask))
 
   def _logprobs(self, params, tokens, mask, temperature) -> np.ndarray:
     """f32[B, T] of each token, in nats."""

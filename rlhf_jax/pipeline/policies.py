@@ -103,8 +103,8 @@ def watch(world: artifacts.World, measure: Mapping[str, Any],
           ) -> Iterator[fit_lib.Watch]:
   """Evaluates a policy on the way.
 
-  `texts/<step>.json` holds the first responses of an evaluation, and
-  `final.jsonl` those of the last one, all of them.
+  `texts/<step>.json` holds the first responses of an evaluation, `first.jsonl`
+  all of those before training, and `final.jsonl` all of the last ones.
 
   Args:
     world: of the stage.
@@ -130,9 +130,10 @@ def watch(world: artifacts.World, measure: Mapping[str, Any],
       result = monitor(view.params(state), step=step)
       files.write_json(folder / f'{step:06d}.json',
                        monitor.texts(result, evaluation['texts']))
-      if step == view.last_step:
-        files.write_jsonl(world.context.directory / 'final.jsonl',
-                          monitor.final_rows(result))
+      for name, at in (('first', 0), ('final', view.last_step)):
+        if step == at:
+          files.write_jsonl(world.context.directory / f'{name}.jsonl',
+                            monitor.final_rows(result))
       return {**view.counts(step), **result.row}
 
     yield fit_lib.Watch(evaluate, evaluation['every'])

@@ -86,6 +86,8 @@ class DivergenceTest(absltest.TestCase):
         ('kl_k3', np.mean(k3)), ('sqrt_kl', 3.5**.5)):
       self.assertAlmostEqual(row[name], expected, 5)
     self.assertEqual(list(row), ['kl_k1', 'kl_k2', 'kl_k3', 'sqrt_kl'])
+    np.testing.assert_allclose(
+        columns.log_ratio(logprobs, reference, mask), (-1, 3), rtol=1e-6)
 
 
 class TextsTest(absltest.TestCase):

@@ -473,10 +473,15 @@ class ReadTest(parameterized.TestCase):
       self.assertEqual(row['rule'], out.rule[i])
       self.assertEqual(row['component_long'], out.components['long'][i])
       self.assertIsNone(row['split'])
+      self.assertAlmostEqual(
+          row['ensemble_variance'], out.members[:, i].var(), 5)
       self.assertLessEqual(
           set(watch.texts(out, B)[i].items()), set(row.items()))
     self.assertAlmostEqual(
         np.mean([row['length'] for row in rows]), out.row['length'])
+    for name in ('kl_k1', 'ensemble_variance'):
+      self.assertAlmostEqual(
+          np.mean([row[name] for row in rows]), out.row[name], 5)
 
   @parameterized.parameters(
       (dict(gold=None), ('gold', 'reference_gold'), ('gold', 'gold_se')),

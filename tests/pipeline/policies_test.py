@@ -180,12 +180,21 @@ class WatchTest(absltest.TestCase):
     self.assertEqual(self.read('texts/000006.json'), [{'response': '206'}] * 2)
     self.assertEqual(
         [row['gold'] for row in self.context.lines('final')], [206, -1])
+    self.assertFalse((self.context.directory / 'first.jsonl').exists())
+
+  def test_what_it_begins_with(self):
+    with self.watch() as watch:
+      watch.evaluate(0, self.state(5))
+    self.assertEqual(
+        [row['gold'] for row in self.context.lines('first')], [5, -1])
+    self.assertFalse((self.context.directory / 'final.jsonl').exists())
 
   def test_of_a_run_that_goes_on(self):
     for _ in range(2):
       with self.watch(last_step=0) as watch:
         watch.evaluate(0, self.state(1.))
     self.assertLen(self.context.lines('final'), 2)
+    self.assertLen(self.context.lines('first'), 2)
 
   def test_setting_and_scorers_are_those_of_the_world(self):
     with self.watch():
