@@ -4,6 +4,7 @@
 # make test-pods: programs for TPU slices and H100, by their compilers (1.2 GB).
 # make test-faults: the fault matrix, from the tests that are about it.
 # make chaos: a study that is killed and damaged; make sweep: every file of one.
+# make test-report: the page of a study in a headless Chromium, if there is one.
 # make mutants: small faults in a copy, and which of them the tests notice.
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +18,8 @@ SEED ?= 0
 SWEEP ?= runs/sweep
 CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
-.PHONY: demo test test-faults test-peers test-pods chaos sweep lint mutants clean
+.PHONY: demo test test-faults test-peers test-pods test-report chaos sweep lint \
+  mutants clean
 
 demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
@@ -41,6 +43,9 @@ sweep: $(VENV)/test
 	for seed in 0 1; do $(RUN) -m rlhf_jax.main --config=$(CONFIG):smoke \
 	  --workdir=$(SWEEP)/$$seed --config.seeds="($$seed,)" || exit; done
 	$(RUN) tools/sweep.py --workdir=$(SWEEP)/0 --other=$(SWEEP)/1
+
+test-report: $(VENV)/test
+	RLHF_JAX_BROWSER=1 $(RUN) -m pytest -q -rs tests/reports/page_browser_test.py
 
 mutants: $(VENV)/test
 	$(RUN) tests/mutants.py

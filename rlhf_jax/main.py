@@ -27,6 +27,7 @@ COMMANDS = {
     'score': 'responses by reward models',
     'evaluate': 'a policy on held-out prompts, against another',
     'compare': 'the curves of several workdirs',
+    'report': 'a page of workdirs: figures, samples, config, recipe',
     'export': 'a trained model, for transformers',
     'doctor': 'checks of your model, data and config',
     'figures': 'draws those of the experiments again, from their results',

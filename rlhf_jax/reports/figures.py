@@ -55,7 +55,7 @@ def over_seeds(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
   return float(means.mean()), float(statistics.standard_error(means))
 
 
-def _lines(rows: Sequence[files.Row], method: str, what: str):
+def lines(rows: Sequence[files.Row], method: str, what: str):
   """x, mean and error over seeds of one method in one panel, by n."""
   chosen = [r for r in rows if r['method'] == method]
   ns = sorted({r['n'] for r in chosen})
@@ -77,11 +77,11 @@ def _panel(axis, rows: Sequence[files.Row], title: str):
               color=colour, linewidth=0.6, alpha=0.3)
   for method in methods:
     colour, label = style.STYLE[method]
-    x, mean, error = _lines(rows, method, 'gold')
+    x, mean, error = lines(rows, method, 'gold')
     axis.plot(x, mean, color=colour, linewidth=1.8, label=label)
     axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15,
                       linewidth=0)
-    x, mean, error = _lines(rows, method, 'proxy')
+    x, mean, error = lines(rows, method, 'proxy')
     right.plot(x, mean, color=colour, linewidth=1.0, linestyle='--')
     right.fill_between(x, mean - error, mean + error, color=colour, alpha=0.08,
                        linewidth=0)
@@ -107,7 +107,7 @@ def _thin(rows: Sequence[files.Row], methods: Sequence[str]):
                     if r['method'].startswith('single_')})
   return [(style.STYLE['single'][0],
            [dict(zip(('sqrt_kl', 'gold'), point)) for point in zip(
-               *_lines(rows, name, 'gold')[:2])]) for name in members]
+               *lines(rows, name, 'gold')[:2])]) for name in members]
 
 
 def _note(rows: Sequence[files.Row]) -> str:

@@ -203,16 +203,14 @@ def _note(rows: Sequence[Mapping], figure: Mapping) -> str:
   return f'mean of {count} seeds +- one standard error over them{thin}'
 
 
-def draw(groups: Groups, rows: Sequence[Mapping], figure: Mapping,
-         path: str | os.PathLike, *, title: str):
-  """Draws the figure of any kind but 'distributions'.
+def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
+            ) -> tuple[str, dict[str, Any]]:
+  """Which function of `panels` draws a figure, and what it is told.
 
   Args:
     groups: policies that are averaged.
     rows: of `summary`, one for each group.
-    figure: as for `summary`.
-    path: of the PNG, written whole or not at all.
-    title: above the panels.
+    figure: of any kind but 'distributions', as for `summary`.
   """
   places = _places(groups, rows, figure)
   order = sorted(range(len(groups)), key=lambda i: (
@@ -220,27 +218,27 @@ def draw(groups: Groups, rows: Sequence[Mapping], figure: Mapping,
   groups, rows, places = ([x[i] for i in order]
                           for x in (groups, rows, places))
   placed = [{**row, **place} for row, place in zip(rows, places)]
-  shared = {'path': path, 'title': title, 'note': _note(rows, figure)}
+  note = {'note': _note(rows, figure)}
   if figure['kind'] == 'curves':
     points, seeds = _points(groups, places, figure)
-    panels.curves(rows=points, seeds=seeds, **shared, x=figure['x'],
-                  y=figure['y'], x_name=figure['x_name'])
-  elif figure['kind'] == 'table':
-    panels.bars(
+    return 'curves', dict(rows=points, seeds=seeds, x=figure['x'],
+                          y=figure['y'], x_name=figure['x_name'], **note)
+  if figure['kind'] == 'table':
+    return 'bars', dict(
         rows=[row | {'x': _title(group[0], groups), 'colour': style.colour_of(
             group[0].labels.get('method'))}
               for group, row in zip(groups, placed)],
-        **shared, y=figure['columns'][:1])
-  elif figure['kind'] == 'win_rates':
-    panels.bars(
+        y=figure['columns'][:1], **note)
+  if figure['kind'] == 'win_rates':
+    return 'bars', dict(
         rows=[row | {'x': row['line'], 'line': '',
                      'win_rate_se': row['win_rate_sd']}
               for group, row in zip(groups, placed)
               if not results.matches(group[0].labels, figure['against'])],
-        **shared | {'note': ''}, y=('win_rate',), reference=0.5,
-        suffix=f' against {style.name_of(figure["against"])}, mean and s.d.')
-  else:
-    _draw_final(groups, placed, figure, shared)
+        y=('win_rate',), reference=0.5, suffix=' against '
+        f'{style.name_of(figure["against"])}, mean and s.d.')
+  name, told = _final(groups, placed, figure)
+  return name, told | note
 
 
 def _title(policy: results.Policy, groups: Groups) -> str:
@@ -255,15 +253,30 @@ def _title(policy: results.Policy, groups: Groups) -> str:
   return policy.run if alike or not shown else style.name_of(shown)
 
 
-def _draw_final(groups: Groups, rows: Sequence[dict], figure: Mapping,
-                shared: Mapping[str, Any]):
+def _final(groups: Groups, rows: Sequence[dict], figure: Mapping
+           ) -> tuple[str, dict[str, Any]]:
   """Lines over a label where it is a number, else bars."""
   values = [group[0].labels.get(figure['x']) for group in groups]
   if all(isinstance(x, int | float | None) and not isinstance(x, bool)
          for x in values):
-    panels.points(rows=[row | {'x': x} for row, x in zip(rows, values)],
-                  **shared, x=style.label_name(figure['x']), y=figure['y'])
-  else:
-    panels.bars(rows=[row | {'x': style.name_of({figure['x']: x})}
-                      for row, x in zip(rows, values)],
-                **shared, y=figure['y'])
+    return 'points', dict(
+        rows=[row | {'x': x} for row, x in zip(rows, values)],
+        x=style.label_name(figure['x']), y=figure['y'])
+  return 'bars', dict(
+      rows=[row | {'x': style.name_of({figure['x']: x})}
+            for row, x in zip(rows, values)], y=figure['y'])
+
+
+def draw(groups: Groups, rows: Sequence[Mapping], figure: Mapping,
+         path: str | os.PathLike, *, title: str):
+  """Draws what `drawing` says.
+
+  Args:
+    groups: see there.
+    rows: likewise.
+    figure: likewise.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+  """
+  name, told = drawing(groups, rows, figure)
+  getattr(panels, name)(path=path, title=title, **told)

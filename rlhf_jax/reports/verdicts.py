@@ -225,17 +225,19 @@ def _statistic(rows: list[Mapping[str, str]], contrast: Contrast) -> float:
   return float(np.interp(grid, along, column).mean())
 
 
-def row(contrast: Contrast, results: pathlib.Path) -> dict[str, Any]:
+def row(contrast: Contrast, results: pathlib.Path, *,
+        own: pathlib.Path | None = None) -> dict[str, Any]:
   """A line of verdicts.csv.
 
   Args:
     contrast: see there.
     results: directory of the results of a paper.
+    own: directory of the tables of its figure, where they are elsewhere.
 
   Raises:
     DataError: the results have no such rows or columns.
   """
-  path = results / contrast.figure / f'{contrast.table}.csv'
+  path = (own or results / contrast.figure) / f'{contrast.table}.csv'
   numbers, run = {}, path.exists()
   try:
     if run:

@@ -56,12 +56,12 @@ class TableTest(parameterized.TestCase):
   def test_lines_average_over_seeds(self):
     rows = [r for r in _rows() if (r['force_eos'], r['label_noise']) == (
         True, .25)]
-    x, mean, error = figures._lines(rows, 'mean', 'gold')
+    x, mean, error = figures.lines(rows, 'mean', 'gold')
     np.testing.assert_allclose(x, [0, .5, 1, 1.5])
     # i * (3 - i) + 2, and .05 from the second seed's .1.
     np.testing.assert_allclose(mean, [2.05, 4.05, 4.05, 2.05])
     np.testing.assert_allclose(error, .05)  # .1 / root 2 / root 2
-    _, _, error = figures._lines(
+    _, _, error = figures.lines(
         [r for r in rows if r['seed'] == 0], 'mean', 'proxy')
     np.testing.assert_array_equal(error, 0)  # unknown: no band
 

@@ -1,0 +1,121 @@
+"""What a paper claims of an experiment, and what a workdir says of it.
+
+A workdir does not know which config it is of; the experiment is found by the
+title of its figure, which stands in the config file, or is named.
+"""
+
+import ast
+from collections.abc import Sequence
+import pathlib
+import re
+from typing import Any
+
+from rlhf_jax import errors
+from rlhf_jax.reports import page_study
+from rlhf_jax.reports import verdicts
+from rlhf_jax.storage import files
+
+CONTRASTS = 'contrasts.jsonl'
+
+
+def experiment(study: page_study.Study, root: pathlib.Path
+               ) -> list[pathlib.Path]:
+  """The config files below `root` that a study may be of.
+
+  Results are of the file that their directory is named after.
+  """
+  if not study.config:
+    path = study.directory.absolute()
+    own = path.parent.parent / f'{path.name}.py'
+    return [own] if path.parent.name == 'results' and own.is_file() else []
+  paths = sorted(root.glob('*/*.py'))
+  return [path for path in paths if study.config.get('title') in _texts(path)]
+
+
+def _texts(path: pathlib.Path) -> set[str]:
+  """All strings of a config file; its docstring apart."""
+  try:
+    tree = ast.parse(path.read_bytes())
+  except (OSError, SyntaxError, ValueError):
+    return set()
+  return {node.value for node in ast.walk(tree)
+          if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def paragraphs(path: pathlib.Path) -> dict[str, str]:
+  """What the docstring of a config says, by the words before its colons.
+
+  Its title by 'Title'.
+
+  Raises:
+    DataError: the file cannot be read.
+  """
+  try:
+    doc = ast.get_docstring(ast.parse(path.read_bytes())) or ''
+  except (OSError, SyntaxError, ValueError) as error:
+    raise errors.DataError(
+        f'{path}: cannot be read: {errors.first_line(error)}') from None
+  parts = {'Title': ' '.join(doc.partition('\n\n')[0].split())}
+  for name, text in re.findall(
+      r'^([A-Z]\w+):\s+(.*?)(?=^[A-Z]\w+:\s|^\s*$|\Z)', doc,
+      re.MULTILINE | re.DOTALL):
+    parts[name] = ' '.join(text.split())
+  return parts
+
+
+def rows(study: page_study.Study, path: pathlib.Path) -> list[dict[str, Any]]:
+  """The contrasts of an experiment: a line of `verdicts.row` for each.
+
+  With 'told', the word that the results beside the config have, and without
+  interval or word of the study's own where it has no such results yet.
+
+  Args:
+    study: whose results are read.
+    path: of the config file.
+
+  Raises:
+    UserError: the contrasts are damaged.
+  """
+  contrasts = path.parent / CONTRASTS
+  if not contrasts.is_file():
+    return []
+  lines = []
+  for fields in files.read_jsonl(contrasts):
+    contrast = verdicts.Contrast(**fields)
+    if not _is_of(contrast.figure, path, study):
+      continue
+    theirs = verdicts.row(contrast, path.parent / 'results')
+    try:
+      own = verdicts.row(contrast, path.parent / 'results',
+                         own=study.report or study.directory)
+    except errors.DataError:  # without these runs, as at size smoke
+      own = theirs | {'mean': '', 'low': '', 'high': '', 'seeds': 0,
+                      'word': 'not in this study'}
+    lines.append(own | {'told': theirs['word'], 'margin': contrast.margin})
+  return lines
+
+
+def _is_of(figure: str, path: pathlib.Path, study: page_study.Study) -> bool:
+  """Whether a contrast is of these results: fig3_content is of fig3 too."""
+  if not study.config:
+    return figure == study.directory.absolute().name
+  return figure == path.stem
+
+
+def differences(studies: Sequence[page_study.Study]) -> list[tuple]:
+  """(field, value in each study) of the configs, where they differ."""
+  flat = [_flat(study.config) for study in studies if study.config]
+  if len(flat) < 2:
+    return []
+  return [(key, *(repr(one.get(key)) if key in one else '' for one in flat))
+          for key in sorted({key for one in flat for key in one})
+          if len({repr(one.get(key)) for one in flat}) > 1]
+
+
+def _flat(node: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(node, dict) or not node:
+    return {prefix.removesuffix('.'): node}
+  flat = {}
+  for key, value in node.items():
+    flat |= _flat(value, f'{prefix}{key}.')
+  return flat
