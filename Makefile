@@ -5,6 +5,10 @@
 # make test-faults: the fault matrix, from the tests that are about it.
 # make chaos: a study that is killed and damaged; make sweep: every file of one.
 # make test-report: the page of a study in a headless Chromium, if there is one.
+# make docs: the documentation in docs/build/html, its worked numbers computed.
+# make notebooks: runs each of notebooks/, in copies.
+# make types: the type hints of what others import.
+# make wheel: builds it, and runs it from an environment of its own.
 # make mutants: small faults in a copy, and which of them the tests notice.
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,10 +20,12 @@ PODS ?= .pods
 MINUTES ?= 2
 SEED ?= 0
 SWEEP ?= runs/sweep
+# Warnings are errors; pages are read once for both builders.
+SPHINX = $(RUN) -m sphinx -q -W --keep-going -d docs/build/doctrees
 CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
 .PHONY: demo test test-faults test-peers test-pods test-report chaos sweep lint \
-  mutants clean
+  types docs notebooks wheel mutants clean
 
 demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
@@ -47,11 +53,24 @@ sweep: $(VENV)/test
 test-report: $(VENV)/test
 	RLHF_JAX_BROWSER=1 $(RUN) -m pytest -q -rs tests/reports/page_browser_test.py
 
+docs: $(VENV)/docs
+	$(SPHINX) -b doctest docs docs/build/doctest
+	$(SPHINX) -b html docs docs/build/html
+
+notebooks: $(VENV)/notebooks
+	$(RUN) notebooks/execute.py
+
+wheel: $(VENV)/bin/python
+	$(RUN) tests/wheel.py
+
 mutants: $(VENV)/test
 	$(RUN) tests/mutants.py
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
+
+types: $(VENV)/test
+	$(VENV)/bin/mypy
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -66,6 +85,14 @@ $(VENV)/demo: $(VENV)/bin/python setup.cfg
 
 $(VENV)/test: $(VENV)/bin/python setup.cfg
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/docs: $(VENV)/bin/python setup.cfg
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+$(VENV)/notebooks: $(VENV)/bin/python setup.cfg
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[notebooks]'
 	@touch $@
 
 $(VENV)/peers: $(VENV)/test
@@ -83,4 +110,4 @@ $(PODS)/complete: $(VENV)/test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PODS) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(PODS) docs/build docs/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -2,7 +2,7 @@
 
 A row holds what makes an algorithm what it is. A number in it is the paper's,
 or stands for one that the paper leaves open; `Algorithm.replace` changes it.
-The README's table is printed from here.
+The table of docs/guide/algorithms.md is printed from here.
 """
 
 from collections.abc import Callable, Mapping
@@ -285,7 +285,7 @@ def _text(node: Node) -> str:
 
 
 def table() -> str:
-  """`ALGORITHMS` as a Markdown table, the one of the README."""
+  """`ALGORITHMS` as a Markdown table, the one of docs/guide/algorithms.md."""
   lines = ['| algorithm | data | K | annotators | objective | unit |',
            '|---|---|---|---|---|---|']
   for row in ALGORITHMS.values():

@@ -1,4 +1,4 @@
-"""Tests for rlhf_jax.algorithms: the rows are sound and the README has them."""
+"""Tests for rlhf_jax.algorithms: the rows are sound and the docs have them."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ from rlhf_jax import types
 from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import running
 
-README = pathlib.Path(__file__).parents[1] / 'README.md'
+PAGE = pathlib.Path(__file__).parents[1] / 'docs/guide/algorithms.md'
 ROWS = algorithms.ALGORITHMS
 UNITS = {'token': 3, 'sequence': 2, 'pair': 1, 'prompt': 1}
 
@@ -55,7 +55,7 @@ def _annotated(nodes, example, row):
 class AlgorithmsTest(parameterized.TestCase):
 
   def test_readme_has_the_table(self):
-    self.assertTrue(f'\n{algorithms.table()}\n' in README.read_text(),
+    self.assertTrue(f'\n{algorithms.table()}\n' in PAGE.read_text(),
                     'put what rlhf_jax.algorithms.table() prints there')
 
   def test_objectives_are_known(self):

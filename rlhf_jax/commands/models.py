@@ -151,7 +151,8 @@ def write(format_: str, prompt: str, response: str = '',
     return formats.get(format_)(prompt, response)
   except (TypeError, ValueError) as error:
     raise errors.ConfigError(
-        f'--format={format_}: {error}; see the README for formats') from None
+        f'--format={format_}: {error}; see docs/how-to/real_models.md'
+        ) from None
 
 
 def rows_in(format_: str, coder: tokenizer_lib.Tokenizer,

@@ -7,7 +7,7 @@
   rlhf-jax train --algorithm=reward --data=pairs.jsonl --members=5 \\
       --workdir=runs/rewards
 
---algorithm is `reward` or a row of the README's table that trains a policy,
+--algorithm is `reward` or a row of the algorithm table that trains a policy,
 by its name: sft, dpo, simpo, a_lol, rloo, ppo, ... The kind of a file is found
 by its columns. Only the stages that are needed are made. What no flag says is
 filled in and printed; --print_config prints all of it, and every field of it is
@@ -65,7 +65,8 @@ _HELP = {
     'kind': 'of the data, where its columns do not tell',
     'columns': 'what columns are called: prompt=question,chosen=better',
     'split': 'of data that has several',
-    'format': "of prompts, see the README; a loaded model's own if absent",
+    'format': "of prompts, by name, see data.formats; a loaded model's own if "
+              'absent',
     'allow_checkpoint_template': "whether --format=chat_template may run the "
                                  'template that came with the model, a program '
                                  'by somebody else, in a sandbox',
