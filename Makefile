@@ -61,7 +61,7 @@ notebooks: $(VENV)/notebooks
 	$(RUN) notebooks/execute.py
 
 wheel: $(VENV)/bin/python
-	$(RUN) tests/wheel.py
+	$(RUN) tests/wheels.py --install
 
 mutants: $(VENV)/test
 	$(RUN) tests/mutants.py

@@ -41,7 +41,7 @@ def key(seed: int, *names: str | int) -> jax.Array:
   """A typed JAX key; arguments and errors are those of `number`."""
   bits = number(seed, *names)
   return jax.random.wrap_key_data(
-      np.array([bits >> 32, bits & 0xffffffff], np.uint32),
+      np.array([bits >> 32, bits & 0xffffffff], np.uint32),  # type: ignore
       impl='threefry2x32')
 
 

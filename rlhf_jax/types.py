@@ -9,7 +9,7 @@ gaps. Every array with a T axis is target-aligned: x[..., t] is about
 hold anything, NaN included. Boolean arrays are bool, never 0/1 floats.
 """
 
-from typing import Any
+from typing import Any, Self, TYPE_CHECKING
 
 import flax
 import jax
@@ -18,8 +18,15 @@ import jax.numpy as jnp
 Params = Any  # a pytree of arrays
 
 
+class _Node:
+  """What flax adds to each class below, for whoever checks types."""
+
+  if TYPE_CHECKING:
+    def replace(self, **changes: Any) -> Self: ...
+
+
 @flax.struct.dataclass
-class Batch:
+class Batch(_Node):
   """B prompts x K responses; optional fields are filled by annotators."""
 
   tokens: jax.Array  # i32[B, K, T], prompt then response then padding
@@ -41,7 +48,7 @@ class Batch:
 
 
 @flax.struct.dataclass
-class PolicyOutput:
+class PolicyOutput(_Node):
   """What one forward pass offers; under jit, unread fields cost nothing."""
 
   logprobs: jax.Array | None = None  # f32[B, K, T], nats, <= 0
@@ -57,7 +64,7 @@ class PolicyOutput:
 
 
 @flax.struct.dataclass
-class LossOutput:
+class LossOutput(_Node):
   """Unreduced loss; the train step takes sum(loss * weight) / sum(weight).
 
   All arrays share one unit shape: token, sequence, pair or prompt.
@@ -69,7 +76,7 @@ class LossOutput:
 
 
 @flax.struct.dataclass
-class TrainState:
+class TrainState(_Node):
   """Everything that changes during training, as one pytree of arrays."""
 
   step: jax.Array  # i32[], optimizer steps taken
@@ -82,7 +89,7 @@ class TrainState:
 
 
 @flax.struct.dataclass
-class Frozen:
+class Frozen(_Node):
   """Parameters that training reads and never writes."""
 
   reference: Params | None = None  # the initial policy
@@ -94,7 +101,7 @@ class Frozen:
 
 
 @flax.struct.dataclass
-class Rollout:
+class Rollout(_Node):
   """What an online source gives: the batch, and what was seen in making it."""
 
   batch: Batch

@@ -19,6 +19,7 @@ of that penalty knows no reference: it turns max(A, 0) into max(A, 0) - kl_coef
 and pushes down what has less advantage. It is not that of KL(pi | pi_ref).
 """
 
+from collections.abc import Callable
 import functools
 import numbers
 
@@ -176,6 +177,7 @@ def objective(out, batch, *, variant: str = 'a_lol',
 
   `variant` is one of `alol_loss`, or 'r_lol', 'gold' or 'wbc'.
   """
+  losses: dict[str, Callable[..., types.LossOutput]]
   losses = {x: functools.partial(alol_loss, variant=x) for x in VARIANTS}
   losses |= {'r_lol': r_lol_loss, 'gold': gold_loss, 'wbc': wbc_loss}
   if variant not in losses:

@@ -15,6 +15,8 @@ Log-ratios are sums over tokens, EOS included. TRL's IPO takes means instead:
 length_normalize=True. Reference-free DPO (Baheti et al. 2024) drops pi_ref.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 from jax import nn
@@ -144,6 +146,7 @@ def ipo_loss(
 
 def objective(out, batch, *, kind: str = 'dpo', **kwargs) -> types.LossOutput:
   """Binds `dpo_loss` or, for kind='ipo', `ipo_loss` to a batch (K = 2)."""
+  losses: dict[str, Callable[..., types.LossOutput]]
   losses = {'dpo': dpo_loss, 'ipo': ipo_loss}
   if kind not in losses:
     raise ValueError(f"kind must be 'dpo' or 'ipo', got {kind!r}.")

@@ -16,6 +16,8 @@ token. Only the language model has the gradient of `awac`. The targets move in
 `ops.q_learning.polyak_every`, which shifts the sampler's logits too.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -96,7 +98,7 @@ def ilql_loss(
   gap = jax.lax.stop_gradient(smallest) - values  # u
   slope = jnp.where(gap < 0, 1 - expectile, expectile)
   weight = jax.lax.stop_gradient(ratios.ratio(beta * gap))
-  terms = {
+  terms: dict[str, Any] = {
       'ilql/q': sum((q - target)**2 for q in q_values),
       'ilql/value': slope * gap**2,
       'ilql/cql': -sum(q_logprobs),

@@ -25,6 +25,7 @@ directions, the penalty is the PPO paper's KL(old || current).
 """
 
 import numbers
+from typing import Any
 
 import chex
 import jax
@@ -78,6 +79,8 @@ def ppo_loss(
   current, advantages = masked.clean(
       mask, logprobs=logprobs, advantages=advantages)
   advantages = jax.lax.stop_gradient(advantages)
+  metrics: dict[str, jax.Array]
+  log_ratio: Any
   loss, metrics, log_ratio = -advantages * current, {}, None
   penalized = not fixed or kl_penalty_coef > 0
   if ratio == 'token' or penalized:

@@ -55,7 +55,7 @@ def _check(ratio, clip_ratio, aggregate, kl_coef, kl_kind, constant_length):
   ratios.interval(clip_ratio)  # raises where it is out of range
   if clip_ratio is not None and ratio == 'none':
     raise ValueError(f"clip_ratio={clip_ratio} needs a ratio, got 'none'.")
-  if isinstance(kl_coef, numbers.Real) and not kl_coef >= 0:
+  if isinstance(kl_coef, numbers.Real) and not float(kl_coef) >= 0:
     raise ValueError(f'kl_coef must be >= 0, got {kl_coef}.')
   if constant_length is not None and aggregate != 'constant':
     raise ValueError(f'constant_length={constant_length} needs '
@@ -135,6 +135,7 @@ def reinforce_loss(
   per_token = jnp.where(mask, advantages[..., None], 0)
   penalty, ref_kl = kl.ref_penalty(
       current, ref_logprobs, mask, kl_coef=kl_coef, kind=kl_kind)
+  metrics: dict[str, jax.Array]
   terms, metrics = per_token * current, {}
   if ratio != 'none':
     old, = masked.clean(mask, old_logprobs=old_logprobs)

@@ -194,7 +194,7 @@ def moving_average(
 
 def _penalty(scores, logprobs, ref_logprobs, mask, kl_coef):
   """kl_coef * k1, padding at 0, after the checks both callers share."""
-  if isinstance(kl_coef, numbers.Real) and not kl_coef >= 0:
+  if isinstance(kl_coef, numbers.Real) and not float(kl_coef) >= 0:
     raise ValueError(f'kl_coef must be >= 0, got {kl_coef}.')
   chex.assert_rank([scores, mask], [2, 3])
   chex.assert_equal_shape([logprobs, ref_logprobs, mask])

@@ -42,7 +42,7 @@ def _kl(n):
   return jnp.log(n) - (n - 1) / n
 
 
-def _refuse_nan(**arrays: jax.Array) -> None:
+def _refuse_nan(**arrays: jax.Array | np.ndarray) -> None:
   for name, x in arrays.items():
     if not isinstance(x, jax.core.Tracer) and np.isnan(x).any():
       raise ValueError(f'{name} must not be NaN, got {int(np.isnan(x).sum())} '
@@ -149,7 +149,7 @@ def curves(proxy: np.ndarray, golds: Mapping[str, np.ndarray],
   Raises:
     ValueError: a score is NaN, or an n outside [1, N].
   """
-  _refuse_nan(**golds | {'proxy': proxy})
+  _refuse_nan(**{**golds, 'proxy': proxy})
   rows, count = proxy.shape
   if not ns or min(ns) < 1 or max(ns) > count:
     raise ValueError(f'ns must be in [1, {count}], got {list(ns)}.')

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ def finished(tokens: jax.Array | np.ndarray, mask: jax.Array | np.ndarray,
     bool[...]; False of a missing response. Of NumPy arrays a NumPy array.
   """
   eos_ids = (eos_id,) if isinstance(eos_id, int) else eos_id
-  ends = functools.reduce(operator.or_, [tokens == x for x in eos_ids])
+  ends: Any = functools.reduce(operator.or_, [tokens == x for x in eos_ids])
   ends = (mask & ends).any(axis=-1)
   if stops is None:
     return ends

@@ -12,8 +12,8 @@ def check_share(name: str, x: jax.Array) -> None:
   """Refuses values outside [0, 1], NaN too, where they are known."""
   if isinstance(x, jax.core.Tracer):
     return
-  x = np.asarray(x)
-  wrong = x[~((x >= 0) & (x <= 1))]
+  shares = np.asarray(x)
+  wrong = shares[~((shares >= 0) & (shares <= 1))]
   if wrong.size:
     raise ValueError(f'{name} must be in [0, 1], got {wrong[0]}.')
 

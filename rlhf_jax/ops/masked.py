@@ -33,13 +33,15 @@ def clean(mask: jax.Array, **arrays: jax.Array | None) -> list[jax.Array]:
     AssertionError: if shapes or dtypes disagree.
   """
   chex.assert_type(mask, bool, custom_message='The mask is to be bool.')
+  present: list[jax.Array] = []
   for name, x in arrays.items():
     if x is None:
       raise ValueError(f'{name} is None: no model or annotator filled it.')
     chex.assert_equal_shape(
         [x, mask], custom_message=f'{name} is to have the shape of its mask.')
     chex.assert_type(x, float, custom_message=f'{name} is to be floating.')
-  return [jnp.where(mask, x, 0).astype(jnp.float32) for x in arrays.values()]
+    present.append(x)
+  return [jnp.where(mask, x, 0).astype(jnp.float32) for x in present]
 
 
 def masked_sum(x: jax.Array, mask: jax.Array, axis=None) -> jax.Array:

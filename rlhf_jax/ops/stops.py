@@ -89,8 +89,8 @@ def table(strings: Sequence[str], first: Sequence[bytes],
       [begun, 1 + _run(moves, np.arange(len(moves)), later)]).astype(np.int32)
 
 
-def completed(stops: jax.Array | np.ndarray, tokens: jax.Array,
-              mask: jax.Array) -> jax.Array:
+def completed(stops: jax.Array | np.ndarray, tokens: jax.Array | np.ndarray,
+              mask: jax.Array | np.ndarray) -> jax.Array:
   """Whether each response has completed a string, bool[...].
 
   Args:

@@ -48,14 +48,15 @@ def example(*, responses: int = 2, token_advantages: bool = False,
   position = np.arange(T)
   mask = jnp.asarray((position >= start) & (position < start + lengths))
   heads = lambda make: (make(), make())
+  logprobs = logp()
   out = types.PolicyOutput(
-      logprobs=logp(), entropy=-logp(), values=f(B, K, T),
+      logprobs=logprobs, entropy=-logp(), values=f(B, K, T),
       step_rewards=f(B, K, T), scores=f(B, K),
       q_values=heads(lambda: f(B, K, T)), q_logprobs=heads(logp),
       target_q_values=heads(lambda: f(B, K, T)))
   batch = types.Batch(
       tokens=jnp.asarray(rng.integers(0, 9, size=(B, K, T))), mask=mask,
-      scores=f(B, K), old_logprobs=out.logprobs + .3 * f(B, K, T),
+      scores=f(B, K), old_logprobs=logprobs + .3 * f(B, K, T),
       ref_logprobs=logp(), old_values=f(B, K, T), prompt_values=f(B),
       rewards=f(B, K, T),
       advantages=f(B, K, T) if token_advantages else f(B, K),
@@ -170,7 +171,7 @@ def _empty(objective: Objective, inputs: Example):
   out, batch = inputs
   weight = np.asarray(objective(out, batch).weight)
   np.testing.assert_array_equal(weight[1], 0)
-  np.testing.assert_array_equal(weight.reshape(B, -1).any(axis=1)[3:], 1)
+  np.testing.assert_array_equal(weight.reshape(B, -1).max(axis=1)[3:], 1)
   empty = batch.replace(mask=jnp.zeros_like(batch.mask))
   value, grads = value_and_grad(
       objective, jax.tree.map(lambda x: x * jnp.nan, out), empty)
