@@ -60,7 +60,7 @@ def plan(out, configs):
     out['seeds'][size] = list(config.seeds)
     config = config.to_dict()
     log = config['data']['logged']  # whose texts of a grammar take longest
-    log['num_rows'] = log['num_rows'] and min(log['num_rows'], 6_000)
+    log['num_rows'] = log['num_rows'] and min(log['num_rows'], 2_000)
     stages = plan.plan(config)
     out['names'][size] = [stage.name for stage in stages]
     out['final'][size] = plan.final(config)
