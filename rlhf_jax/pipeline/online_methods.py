@@ -19,7 +19,6 @@ from rlhf_jax import policy as policy_lib
 from rlhf_jax import sampling
 from rlhf_jax import sources
 from rlhf_jax import train
-from rlhf_jax import types
 from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import running
 from rlhf_jax.models import transformer
@@ -281,70 +280,3 @@ def statistics(run: Mapping[str, Any], nodes: list[Mapping]) -> dict[str, Any]:
   if run['updates']['penalty_target'] is not None:
     start['kl_penalty_coef'] = jnp.float32(row.objective['kl_penalty_coef'])
   return start
-
-
-def check(run: Mapping[str, Any]):
-  """Traces annotators and objective of a run on shapes; touches no device.
-
-  Args:
-    run: node `online` of the config.
-
-  Raises:
-    ValueError: an argument is unknown, missing or out of range.
-  """
-  kl, updates = run['kl'], run['updates']
-  row = of_run(run, kl)
-  _check_run(row, run)
-  nodes = make_nodes(row, run['reward'], kl, 0)
-  shape = (2, run['rollout']['samples'], 4)
-  chain = chain_lib.chain(nodes, {
-      'scores': lambda batch, *unused, **kwargs: batch.replace(
-          scores=jnp.zeros(shape[:2]),
-          member_scores=jnp.zeros((2, *shape[:2]))),
-      'ref_logprobs': lambda batch, *unused: batch.replace(
-          ref_logprobs=jnp.zeros(shape)),
-      online_models.MASK: online_models.check_mask,
-      'old_values': lambda batch, *unused: batch.replace(
-          old_values=jnp.zeros(shape))})
-
-  def trace():
-    zeros = jnp.zeros(shape)
-    batch = types.Batch(tokens=jnp.zeros(shape, jnp.int32), old_logprobs=zeros,
-                        mask=jnp.ones(shape, bool), scores=zeros[..., 0])
-    state = types.TrainState(
-        step=jnp.int32(0), params={}, opt_state=(), key=jax.random.key(0),
-        statistics=statistics(run, nodes))
-    batch, state = chain(batch, state, None)
-    out = types.PolicyOutput(logprobs=zeros, entropy=zeros, values=zeros)
-    loss = row.bind()(out, batch, **{
-        name: state.statistics[name]
-        for name in coefficients(row, updates['penalty_target'])})
-    types.check_units(loss, batch)
-    return loss
-
-  methods.try_out(trace, run.get('objective'))
-
-
-def _check_run(row: algorithms.Algorithm, run: Mapping[str, Any]):
-  """ValueError for fields that do not fit each other."""
-  updates, samples = run['updates'], run['rollout']['samples']
-  if run['kl']['target'] is not None and not initial_kl_coef(row) > 0:
-    raise ValueError('kl.target adapts a coefficient, which must begin above '
-                     '0; set kl.coef')
-  if not row.takes(samples):
-    raise ValueError(f'{row.title} takes rollout.samples {row.samples}'
-                     f'{" or more" * row.more}, got {samples}')
-  if run['rollout']['resample'] and (samples < 2 or run['reward']['noise']):
-    raise ValueError(
-        'rollout.resample replaces prompts whose samples have equal scores; '
-        f'set rollout.samples >= 2, got {samples}, and reward.noise=0.0, got '
-        f"{run['reward']['noise']}.")
-  target = updates['penalty_target']
-  if target is None:
-    return
-  if not target > 0 or not row.objective.get('kl_penalty_coef'):
-    raise ValueError('updates.penalty_target must be > 0 and needs the '
-                     f'KL-penalty form of PPO, got {target} and {row.title}.')
-  if updates['num_epochs'] * updates['repeats'] < 2:
-    raise ValueError('updates.penalty_target sees how far a second update on '
-                     'a minibatch has come; set updates.num_epochs >= 2.')

@@ -10,7 +10,7 @@ from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.pipeline import offline_data
 from rlhf_jax.pipeline import offline_methods
-from rlhf_jax.pipeline import online_methods
+from rlhf_jax.pipeline import online_checks
 from rlhf_jax.pipeline import policies
 from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.pipeline import unpaired
@@ -171,7 +171,7 @@ def check_online(where: str, run: Mapping, conditions: Mapping[str, Mapping],
     return _check_best_of_n(where, run, require)
   _check_numbers(where, run, require)
   _check_evaluation(where, run, num_eval_prompts, require)
-  checks.try_to_make(where, lambda: online_methods.check(run), {})
+  checks.try_to_make(where, lambda: online_checks.check(run), {})
   checks.try_to_make(f'{where}.optimizer', functools.partial(
       train.optimizer, num_steps=1), run['optimizer'])
 

@@ -122,36 +122,6 @@ class NodesTest(parameterized.TestCase):
     self.assertEqual(names(nodes)[0], 'ref_logprobs')
 
 
-class CheckTest(parameterized.TestCase):
-
-  @parameterized.parameters(*online_methods.names())
-  def test_every_row_traces(self, name):
-    row = algorithms.ALGORITHMS[name]
-    online_methods.check(run(algorithm=name, rollout=dict(
-        samples=max(2, row.samples) if row.more else row.samples)))
-
-  @parameterized.parameters(
-      (dict(algorithm='rloo'), 'RLOO takes rollout.samples 2 or more, got 1'),
-      (dict(rollout=dict(samples=2)), 'PPO takes rollout.samples 1, got 2'),
-      (dict(algorithm='dapo', rollout=dict(resample=2)),
-       'set rollout.samples >= 2, got 1'),
-      (dict(algorithm='dapo', rollout=dict(resample=2, samples=4),
-            reward=dict(noise=1.)), 'reward.noise=0.0, got 1.0'),
-      (dict(kl=dict(coef=0., target=6.)), 'kl.target adapts a coefficient'),
-      (dict(updates=dict(penalty_target=.1)), 'needs the KL-penalty form'),
-      (dict(algorithm='ppo_kl_penalty', updates=dict(
-          penalty_target=.1, num_epochs=1)), 'set updates.num_epochs >= 2'),
-      (dict(arguments=dict(gae=dict(lam=.9))), 'annotator gae.*lam'),
-      (dict(algorithm='nlpo', arguments=dict(nucleus=dict(top_p=2.))),
-       r'top_p must be in \(0, 1\], got 2.0'),
-      (dict(algorithm='nlpo', arguments=dict(nucleus=dict(mu=2))), 'mu'),
-      (dict(arguments=dict(ppo=dict(clip=.9))), 'clip'))
-  def test_mistakes_are_one_line(self, changes, message):
-    with self.assertRaisesRegex(ValueError, message) as caught:
-      online_methods.check(run(**changes))
-    self.assertNotIn('\n', str(caught.exception))
-
-
 class StatisticsTest(absltest.TestCase):
 
   def test_what_a_state_begins_with(self):
