@@ -25,6 +25,9 @@ def run(path: pathlib.Path) -> str:
     client = nbclient.NotebookClient(
         notebook, timeout=LIMIT, kernel_name='python3',
         resources={'metadata': {'path': folder}})
+    # By files, not by ports, where others on the machine could listen.
+    manager = client.create_kernel_manager()
+    manager.transport, manager.ip = 'ipc', os.path.join(folder, 'kernel')
     try:
       client.execute()
     except (nbclient.exceptions.CellExecutionError,

@@ -78,11 +78,23 @@ def curve(rows: Sequence[dict[str, str]], x: str, y: str
   return mean[:, 0], mean[:, 1], half
 
 
-def draw(axis, rows: Sequence[dict[str, str]], x: str, y: str, line: str,
-         **style):
-  """A curve with its interval for each value of the column `line`."""
+def draw(axis, rows: Sequence[dict[str, str]], x: str, y: str, line: str, *,
+         label: str = '{}', band: bool = True, **style):
+  """A curve with its interval for each value of the column `line`.
+
+  Args:
+    axis: of matplotlib.
+    rows: of `results`.
+    x: column of the abscissa.
+    y: column of the ordinate.
+    line: column that names a curve.
+    label: what the legend says, with {} for the name.
+    band: whether the interval is shown.
+    **style: of the curves.
+  """
   for i, name in enumerate(dict.fromkeys(row[line] for row in rows)):
     at, mean, half = curve([r for r in rows if r[line] == name], x, y)
-    axis.plot(at, mean, color=f'C{i}', label=name, **style)
-    axis.fill_between(at, mean - half, mean + half, color=f'C{i}', alpha=.12)
+    axis.plot(at, mean, color=f'C{i}', label=label.format(name), **style)
+    if band:
+      axis.fill_between(at, mean - half, mean + half, color=f'C{i}', alpha=.12)
   axis.set(xlabel=x, ylabel=y)
