@@ -8,7 +8,8 @@ modules, and the pages of the experiments with their figures. Directives:
              of it they notice
   house      the packages
   laws       of all objectives
-  faults     how many there are, by package
+  faults     how many small ones the tests must notice, by package
+  matrix     kinds of faults of a run, and what is not tested of them
 """
 
 import ast
@@ -146,6 +147,21 @@ class Faults(_Markdown):
     return '\n'.join(rows)
 
 
+class Matrix(_Markdown):
+  """The fault matrix: kinds of faults, and what is not tested of them."""
+
+  def text(self) -> str:
+    tree = ast.parse((ROOT / 'tests' / 'fault_matrix.py').read_text())
+    table, = (node.value for node in tree.body
+              if isinstance(node, ast.Assign) and node.targets[0].id == 'ROWS')
+    rows = ['| | fault | groups of tests | not tested |', '|---|---|---|---|']
+    for key, row in zip(table.keys, table.values):
+      fault, tests, *lacking = map(ast.literal_eval, row.args)
+      rows.append(f'| {key.value} | {fault} | {len(tests)} | '
+                  f'{"".join(lacking)} |')
+    return '\n'.join(rows)
+
+
 class Between(_Markdown):
 
   def text(self, command: str) -> str:
@@ -200,6 +216,6 @@ def _symbols(path: pathlib.Path) -> list[str]:
 def setup(app):
   app.connect('builder-inited', generate)
   for name, directive in dict(between=Between, faults=Faults, house=House,
-                              laws=Laws, tests=Tests).items():
+                              laws=Laws, matrix=Matrix, tests=Tests).items():
     app.add_directive(name, directive, override=True)
   return {'parallel_read_safe': True, 'parallel_write_safe': True}
