@@ -74,7 +74,8 @@ ROWS = {
         'runner/trust_test.py::',
         'runner/workdirs_test.py::test_a_damaged',
         'runner/run_test.py::test_a_damaged',
-        'runner/reuse_test.py::test_a_damaged')),
+        'runner/reuse_test.py::test_a_damaged',
+        'chaos_test.py::')),
     'F7': Row('other devices than before', (
         'pipeline/fit_test.py::ResumeTest::test_goes_on_over_another_mesh',
         'storage/checkpoint_test.py::test_other_environment',
@@ -219,6 +220,7 @@ ROWS = {
         'data/tables_test.py::DirectoryTest::test_readme_that_would',
         'evaluation/http_judge_test.py::ConfigTest',
         'evaluation/http_judge_test.py::HttpJudgeTest::test_no_redirects',
+        'evaluation/http_judge_test.py::HttpJudgeTest::test_no_byte_of',
         'evaluation/http_judge_test.py::HttpJudgeTest::test_too_long',
         'models/directory_test.py::CheckTest::test_code_of_its_own',
         'models/directory_test.py::PickleTest')),

@@ -17,6 +17,7 @@ says no way on. The directory of one is kept.
 import argparse
 import collections
 import contextlib
+import math
 import os
 import pathlib
 import random
@@ -244,10 +245,17 @@ class Chaos:
     self.diverge(name, f'{event}: no way on: {end.line}', end.output)
     return False
 
-  def round(self, name: str):
-    """One study from its beginning to its end, or to its divergence."""
-    before = len(self.divergences)
-    while not self.disturb(name):
+  def round(self, name: str, until: float = math.inf):
+    """One study from its beginning to its end, or to its divergence.
+
+    Args:
+      name: of its workdir.
+      until: of `time.monotonic`; from then on it is left alone.
+    """
+    before, complete = len(self.divergences), False
+    while not complete:
+      complete = (self.disturb(name) if time.monotonic() < until else
+                  self.judge(name, self.run(name).end(), 'the end'))
       if len(self.divergences) > before:
         return
     for _ in range(9):
@@ -288,7 +296,7 @@ def main(argv: list[str]) -> int:
   chaos.peace()
   until, number = time.monotonic() + 60 * known.minutes, 0
   while time.monotonic() < until:
-    chaos.round(f'round_{number}')
+    chaos.round(f'round_{number}', until)
     number += 1
   print(', '.join(f'{count} {event}'
                   for event, count in sorted(chaos.events.items())))

@@ -94,7 +94,8 @@ def http_judge(endpoint: str, model: str, *,
             'messages': _messages(instructions, query)}
     for attempt in range(max_retries + 1):
       try:
-        return _choice(_post(url, body, key_variable, timeout))
+        return _choice(_post(url, body, key_variable, timeout),
+                       _hider(_key(key_variable)))
       except _TransientError as error:
         reason, wait = error.args
       if attempt < max_retries:
@@ -169,6 +170,14 @@ def _key(variable: str | None) -> str | None:
   return key
 
 
+def _hider(key: str | None) -> Callable[[str], str]:
+  """Takes the key out of a text: a server may say what it was sent.
+
+  To be called again on what JSON has held, which may have spelled it otherwise.
+  """
+  return lambda text: text if key is None else text.replace(key, '[key]')
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
   """A redirect would take the key and the texts to another place."""
 
@@ -226,8 +235,7 @@ def _post(url: str, body: Mapping[str, Any], key_variable: str | None,
     headers['Authorization'] = f'Bearer {key}'
   request = _Request(time.monotonic() + timeout, url,
                      json.dumps(body).encode(), headers, method='POST')
-  # A server may say what it was sent.
-  hide = lambda text: text if key is None else text.replace(key, '[key]')
+  hide = _hider(key)
   answers = queue.SimpleQueue()
   # A time-out of a socket is for one read of it: a line that drips in has as
   # many as it has bytes, and the look-up of a host has none.
@@ -291,7 +299,7 @@ def _refusal(url: str, error: urllib.error.HTTPError,
     text = json.loads(text)['error']['message']
   except (ValueError, LookupError, TypeError):
     pass
-  text = ' '.join(str(text).split())
+  text = ' '.join(hide(str(text)).split())
   reason = f'HTTP {error.code} {text[:200]}'.strip()
   if error.code in (408, 409, 425, 429) or error.code >= 500:
     return _TransientError(reason, _retry_after(error.headers))
@@ -313,7 +321,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _choice(answer: str) -> str:
+def _choice(answer: str, hide: Callable[[str], str]) -> str:
   """The choice in the JSON of a completion, else _TransientError."""
   try:
     text = json.loads(answer)['choices'][0]['message']['content']
@@ -323,5 +331,5 @@ def _choice(answer: str) -> str:
                           None) from None
   if choice is None:
     raise _TransientError(
-        f'{text[-80:]!r} does not end in A, B, tie or neither', None)
+        f'{hide(text)[-80:]!r} does not end in A, B, tie or neither', None)
   return choice

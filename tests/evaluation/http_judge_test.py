@@ -3,9 +3,12 @@
 import contextlib
 import email.utils
 import http.server
+import io
 import json
 import os
+import pathlib
 import socket
+import tempfile
 import threading
 import time
 from unittest import mock
@@ -16,6 +19,7 @@ from absl.testing import parameterized
 from rlhf_jax import errors
 from rlhf_jax.evaluation import http_judge
 from rlhf_jax.evaluation import judging
+from rlhf_jax.runner import run as run_lib
 
 KEY = 'canary-0123456789'
 
@@ -104,6 +108,29 @@ class HttpJudgeTest(parameterized.TestCase):
         'prompt': 'Why "so"?', 'A': 'x\n\u2028', 'B': '\U0001f600'})
     self.assertEqual(json.loads(again['messages'][1]['content']), {
         'prompt': 'p', 'A': 'x', 'B': 'y', 'reference': 'z'})
+
+  @parameterized.parameters(
+      f'bad key {KEY}', json.dumps({'error': {'message': f'no {KEY}'}}),
+      json.dumps({'error': {'message': KEY}}).replace('-', '\\u002d'),
+      completion(KEY).replace('-', '\\u002d'), f'{KEY * 400}')
+  def test_no_byte_of_the_key_anywhere(self, text):
+    """Whatever a server makes of it, and whether it refuses, fails or lies."""
+    for status in (200, 401, 500):
+      judge = self.judge(*[(status, text)] * 2, key_variable='JUDGE_KEY',
+                         max_retries=1)
+      workdir = pathlib.Path(
+          self.enter_context(tempfile.TemporaryDirectory()))
+      output = io.StringIO()
+      stage = run_lib.Stage('ask', lambda context: {'x': judge('p', 'x', 'y')})
+      with (contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(output),
+            self.assertRaises(errors.UserError) as caught):
+        run_lib.run_study([stage], workdir, config={'key': 'JUDGE_KEY'})
+      written = [p.read_bytes() for p in workdir.rglob('*') if p.is_file()]
+      self.assertGreater(len(written), 3)
+      for told in (*written, output.getvalue().encode(),
+                   str(caught.exception).encode()):
+        self.assertNotIn(KEY.encode(), told)
 
   def test_no_key(self):
     self.assertEqual(self.judge((200, completion('A')))('p', 'x', 'y'), 'A')
