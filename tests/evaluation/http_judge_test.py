@@ -121,7 +121,8 @@ class HttpJudgeTest(parameterized.TestCase):
       workdir = pathlib.Path(
           self.enter_context(tempfile.TemporaryDirectory()))
       output = io.StringIO()
-      stage = run_lib.Stage('ask', lambda context: {'x': judge('p', 'x', 'y')})
+      stage = run_lib.Stage(
+          'ask', lambda context, judge=judge: {'x': judge('p', 'x', 'y')})
       with (contextlib.redirect_stdout(output),
             contextlib.redirect_stderr(output),
             self.assertRaises(errors.UserError) as caught):
