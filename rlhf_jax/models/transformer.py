@@ -8,7 +8,8 @@ https://arxiv.org/abs/2302.13971), Mistral, Qwen2, Qwen3.
 
 Parameters are an explicit pytree with the layers stacked on a leading axis:
 training scans over it (one layer is compiled), sampling unrolls it (faster on
-small models). Both run the same `Block`. Beside the decoder's own entries
+small models). Both run the same `Block`; on one CPU training unrolls too, see
+`_on_one_cpu`. Beside the decoder's own entries
 
   embed [V, D], positions [P, D], layers [L, ...], norm, unembed [V, D],
   unembed_bias [V]
@@ -31,6 +32,7 @@ from rlhf_jax import types
 from rlhf_jax.models import config as config_lib
 from rlhf_jax.models import quantize
 from rlhf_jax.ops import attention
+from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
 
 Config = config_lib.Config
@@ -41,6 +43,7 @@ _ACTIVATIONS = {
     'silu': nn.silu, 'relu': nn.relu,
     'gelu': functools.partial(nn.gelu, approximate=False),
     'gelu_new': functools.partial(nn.gelu, approximate=True)}
+_UNROLLED = 8  # layers at most, so that compiling stays short
 _REMATS = {
     'full': None,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -94,6 +97,17 @@ def _drop(module: nn.Module, rate: float, x: jax.Array) -> jax.Array:
   return nn.Dropout(rate, deterministic=False)(x)
 
 
+def _on_one_cpu() -> bool:
+  """Whether a program runs on one CPU alone, where other forms are faster.
+
+  Matrices [N, D], or else activations are transposed for each gradient of a
+  weight; heads before tokens, and layers without a loop, which would copy all
+  that it keeps. Over several devices these forms would move activations.
+  """
+  mesh = meshes.in_use()
+  return jax.default_backend() == 'cpu' and (mesh is None or mesh.size == 1)
+
+
 def _written(old: jax.Array, new: jax.Array, slot) -> jax.Array:
   """A cache [B, K, S, h] with entries [B, K, T, h] from a slot on.
 
@@ -111,15 +125,18 @@ class Block(nn.Module):
 
   def _dense(self, x, features: int, name: str, use_bias: bool):
     """A linear map, with its low-rank adapter if there is one."""
-    config = self.config
+    config, shape = self.config, (*x.shape[:-1], features)
+    if x.shape[1] > 1 and _on_one_cpu():
+      x = x.reshape(-1, x.shape[-1])
     y = nn.Dense(features, use_bias=use_bias, name=name,
                  dtype=config.dtype)(x)
     adapter = self.get_variable('adapter', name)
     if adapter is None:
-      return y
+      return y.reshape(shape)
     x = _drop(self, config.adapter_dropout, x)
     a, b = (adapter[k].astype(y.dtype) for k in 'ab')
-    return y + config.adapter_scale * ((x.astype(y.dtype) @ a) @ b)
+    y += config.adapter_scale * ((x.astype(y.dtype) @ a) @ b)
+    return y.reshape(shape)
 
   def _heads(self, x, count: int, name: str):
     config = self.config
@@ -142,7 +159,10 @@ class Block(nn.Module):
     q = turn(self._heads(x, config.num_heads, 'q'), positions)
     if config.scale_by_depth:
       q = q / (depth + 1).astype(q.dtype)
-    if cache is None:
+    if cache is None and config.attention is None and _on_one_cpu():
+      out = attention.cached(q, key.swapaxes(1, 2), value.swapaxes(1, 2), mask,
+                             scale=config.attention_scale)
+    elif cache is None:
       out = jax.nn.dot_product_attention(
           q, key.astype(q.dtype), value.astype(q.dtype), mask=mask[:, None],
           scale=config.attention_scale, implementation=config.attention)
@@ -425,10 +445,12 @@ def hidden_states(
   if query is not None:
     last = jax.tree.map(lambda p: p[-1], stacks[-1])
     stacks[-1] = jax.tree.map(lambda p: p[:-1], stacks[-1])
-  layer = _rematerialized(config, params, layer)
+  run = _rematerialized(config, params, layer)
+  # What is computed again needs the loop, or the compiler computes it once.
+  most = _UNROLLED if run is layer and _on_one_cpu() else 1
   for stack in stacks:
-    if stack['depth'].size:
-      x, _ = jax.lax.scan(layer, x, stack)
+    if size := stack['depth'].size:
+      x, _ = jax.lax.scan(run, x, stack, unroll=min(size, most))
   if query is not None:
     row = _pick(jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:])), query)
     x, _ = _apply(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
 
 B, T, V = 3, 7, 13
 # Every family, and every flag at least once.
@@ -138,6 +139,31 @@ class ForwardTest(parameterized.TestCase):
     exact = _logits(config, _params(config), tokens, mask)
     self.assertLess(np.abs(logits - exact).max(), .05 * np.abs(exact).max())
     self.assertGreater(np.abs(logits - exact).max(), 0)
+
+  @parameterized.parameters('qwen2', 'gpt_neo', 'gptj', 'mixed')
+  def test_forms_of_one_cpu_change_no_gradient(self, name):
+    config, tokens = _config(name), np.arange(B * T).reshape(B, T) % V
+
+    def gradients(one_cpu):
+      with mock.patch.object(transformer, '_on_one_cpu', lambda: one_cpu):
+        return jax.jit(jax.grad(lambda p: jnp.mean(jax.nn.log_softmax(
+            transformer.logits(config, p, tokens))[:, :, 3])))(_params(config))
+
+    jax.tree.map(functools.partial(
+        np.testing.assert_allclose, rtol=1e-6, atol=1e-6),
+                 gradients(True), gradients(False))
+
+  @parameterized.parameters(
+      (dict(data=1), 'none'), (dict(data=1), 'full'), (dict(fsdp=8), 'none'),
+      (dict(tensor=2), 'none'))
+  def test_forms_by_devices(self, axes, remat):
+    config, number = _config('qwen2', remat=remat), math.prod(axes.values())
+    with jax.set_mesh(meshes.make(axes, jax.devices()[:number])):
+      text = jax.jit(functools.partial(transformer.logits, config)).lower(
+          transformer.abstract(config), jax.ShapeDtypeStruct(
+              (8, T), jnp.int32)).as_text()
+    self.assertEqual('stablehlo.while' in text, number > 1 or remat != 'none')
+    self.assertEqual(f'tensor<{8 * T}x16xf32>' in text, number == 1)
 
   def test_remat_recomputes_and_changes_nothing(self):
     config, tokens = _config('llama'), _tokens()
