@@ -233,8 +233,9 @@ def lines(study: page_study.Study) -> list[dict]:
   """The curves of each run, by seed, members averaged.
 
   Returns:
-    {'name', 'seeds': [{'seed', 'columns': {name: [...]}}]} of each line;
-    `name` has the labels in which runs differ.
+    {'name', 'colour', 'seeds': [{'seed', 'columns': {name: [...]}}]} of each
+    line; `name` has the labels in which runs differ, and `colour` is that of
+    a method, None of anything else.
   """
   groups = results.groups(study.policies, ())
   labels = [group[0].labels for group in groups]
@@ -253,7 +254,8 @@ def lines(study: page_study.Study) -> list[dict]:
       seeds.append({'seed': members[0].seed, 'columns': {
           n: numbers(columns[n]) for n in names
           if np.isfinite(columns[n]).any()}})
-    shown.append({'name': plain(name), 'seeds': seeds})
+    shown.append({'name': plain(name), 'colour': style.METHODS.get(name),
+                  'seeds': seeds})
   if not shown and study.rows and 'force_eos' in study.rows[0]:
     return _best_of_n_lines(study.rows)
   return shown
@@ -269,7 +271,7 @@ def _best_of_n_lines(rows: Sequence[Mapping]) -> list[dict]:
               + ', EOS forced' * bool(row['force_eos']))
       parts.setdefault(name, {}).setdefault(row['seed'], []).append(row)
   names = ('n', 'kl', 'sqrt_kl', *best_of_n.WATCHED)
-  return [{'name': name, 'seeds': [
+  return [{'name': name, 'colour': None, 'seeds': [
       {'seed': seed, 'columns': {
           what: numbers([row[what] for row in part]) for what in names
           if part[0][what] is not None}}

@@ -138,7 +138,7 @@ def _of_shards(study: page_study.Study, stage: page_study.Stage, seed: str
   shards = [files.load_arrays(path)
             for path in sorted(stage.directory.glob('shard_*.npz'))]
   columns = {'gold': np.concatenate([x['gold_scores'] for x in shards])}
-  path = next(iter(sorted((study.directory / seed).glob(
+  path = next(iter(sorted(stage.directory.parent.glob(
       '*/scores/scores.npz'))), None)
   if path is not None:
     scores = files.load_arrays(path)

@@ -136,9 +136,10 @@ class FiguresTest(parameterized.TestCase):
     gold = {one['name']: one for one in chart['series'] if not one['right']}
     proxy = {one['name']: one for one in chart['series'] if one['right']}
     self.assertEqual(gold['worst-case (WCO)']['y'], [0, 2, 3, 4])
-    np.testing.assert_allclose(
-        gold['worst-case (WCO)']['high'],
-        np.array([0, 2, 3, 4]) + np.array([0, 1, 1, 1]) / 3**.5, rtol=1e-3)
+    for end, sign in (('low', -1), ('high', 1)):
+      np.testing.assert_allclose(
+          gold['worst-case (WCO)'][end], np.array([0, 2, 3, 4])
+          + sign * np.array([0, 1, 1, 1]) / 3**.5, rtol=1e-3)
     np.testing.assert_allclose(
         proxy['single model']['y'], np.arange(4) + .1, rtol=1e-4)
 
@@ -224,6 +225,35 @@ class SamplesTest(parameterized.TestCase):
     self.assertEqual(page_samples._shares([2, 100, 100], 50), [2, 24, 24])
     self.assertEqual(page_samples._shares([3, 4], 50), [3, 4])
     self.assertEqual(page_samples._shares([], 50), [])
+
+  def test_best_of_n(self):
+    """Its samples as texts, each with what is thought of it."""
+    path = written()
+    home, there = path / 'seed_0/sft', path / 'seed_0/samples'
+    home.mkdir()
+    rows, coder = worlds.corpus().demonstrations, worlds.corpus().tokenizer
+    coder.save(home / 'tokenizer.json')
+    files.write_json(home / 'model.json', {'tokenizer': dict(
+        coder.roles, control=list(coder.control))})
+    tokens, mask = (x[:4].reshape(2, 2, -1) for x in (rows.tokens, rows.mask))
+    there.mkdir()
+    files.save_arrays(there / 'shard_0000.npz', tokens=tokens, mask=mask,
+                      gold_scores=np.arange(4.).reshape(2, 2))
+    workdirs.begin(there, {})
+    scores = path / 'seed_0/clean/scores'
+    scores.mkdir(parents=True)
+    files.save_arrays(
+        scores / 'scores.npz', length=np.full((2, 2), 7.), members=np.stack(
+            [np.full((2, 2), x) for x in (1., 3.)]))
+    study, = written_study.read(path)
+    samples = page_samples.of_studies([study], 999)
+    at = [i for i, x in enumerate(samples['phase']) if x == 'sampled']
+    self.assertEqual([samples['numbers']['gold'][i] for i in at], [0, 1, 2, 3])
+    for name, value in (('proxy', 2), ('ensemble_variance', 1), ('length', 7)):
+      self.assertEqual({samples['numbers'][name][i] for i in at}, {value})
+    self.assertEqual([samples['texts']['response'][i] for i in at], [
+        coder.decode(t[m]) for t, m in zip(
+            tokens.reshape(4, -1), mask.reshape(4, -1))])
 
   def test_where_a_run_has_not_come_to_its_end(self):
     path = written(complete=False)

@@ -209,8 +209,8 @@ function option(select, value, text) {
 
 const OVER = ['sqrt_kl', 'kl_k1', 'kl', 'step', 'updates', 'samples', 'epoch',
               'n'];
-const FIRST = ['gold', 'proxy', 'rule', 'kl_k1', 'ensemble_variance', 'loss',
-               'accuracy', 'length'];
+const FIRST = ['gold', 'proxy', 'rule', 'kl_k1', 'ensemble_variance',
+               'perplexity', 'loss', 'accuracy', 'length'];
 
 function showCurves() {
   const where = document.getElementById('curve-charts');

@@ -32,13 +32,18 @@ const PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00',
                  '#56B4E9', '#000000'];
 const DASHES = ['solid', 'dash', 'dot', 'dashdot'];
 
+// Methods look alike in every figure of a study that has nothing else.
+const alike = DATA.lines.length === 1 &&
+  DATA.lines[0].every((line) => line.colour);
+const own = (colour) => alike ? colour : undefined;
+
 // All lines of all studies, each with a name, a colour and a dash of its own.
 const LINES = DATA.lines.flatMap((lines, i) => lines.map((line) => ({
   ...line, study: i,
   name: DATA.lines.length > 1 ?
     `${DATA.studies[i].name}: ${line.name}` : line.name,
 }))).map((line, i) => ({
-  ...line, colour: PALETTE[i % PALETTE.length],
+  ...line, colour: own(line.colour) ?? PALETTE[i % PALETTE.length],
   dash: DASHES[Math.floor(i / PALETTE.length) % DASHES.length],
 }));
 
