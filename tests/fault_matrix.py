@@ -54,7 +54,13 @@ ROWS = {
         'storage/files_test.py::test_whole_or_not_at_all',
         'storage/metrics_test.py::test_a_killed_process',
         'models/tensors_test.py::WriteTest::test_killed')),
-    'F3': Row('SIGKILL in each phase of RL', (), 'no hooks yet'),
+    'F3': Row('stopped in a phase of RL', (
+        'stages/online_policy_test.py::LearningTest::test_interrupted',
+        'stages/online_policy_test.py::MaskPolicyTest::test_interrupted',
+        'stages/samples_test.py::SamplesTest::test_an_interrupted',
+        'pipeline/fit_test.py::WatchTest::test_nothing_is_evaluated_twice'),
+        'SIGKILL within a rollout or an epoch, by a hook: at random times it '
+        'is that of F1, and state is kept between steps alone'),
     'F4': Row('SIGTERM, SIGINT, SIGHUP, once and twice', (
         'runner/run_test.py::test_a_signal',
         'runner/run_test.py::test_a_second_signal',
@@ -189,10 +195,11 @@ ROWS = {
         'storage/metrics_test.py::test_an_unusable_path'),
         'no fall-back directory: a save that fails ends the run, and the '
         'steps before it are intact'),
-    'F26': Row('deleted logs, closed stdout', (
+    'F26': Row('clock that jumps, deleted logs, closed stdout', (
         'storage/metrics_test.py::test_a_deleted_file',
         'storage/metrics_test.py::test_progress_survives',
         'runner/run_test.py::test_stdout_may_be_closed',
+        'runner/run_test.py::test_a_clock_that_jumps',
         'main_test.py::FrontDoorTest::test_output_that'),
         'a dead endpoint: there is no logger over a network'),
     'F27': Row('memory', (

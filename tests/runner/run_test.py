@@ -1,5 +1,6 @@
 """Studies under real signals: nothing half-written, nothing run twice."""
 
+import itertools
 import os
 import re
 import select
@@ -19,6 +20,7 @@ from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import status as status_lib
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
+from rlhf_jax.storage import metrics
 
 CONFIG = {'seed': 0, 'sft': {'lr': 0.1, 'log_every': 10}}
 LAYOUT = {'layout': workdirs.LAYOUT}
@@ -406,6 +408,28 @@ def test_two_processes_one_workdir(tmp_path):
   _, log = third.communicate(timeout=60)
   assert third.returncode == 0, log
   assert status_of(tmp_path)['state'] == 'complete'
+
+
+def test_a_clock_that_jumps(tmp_path, monkeypatch):
+  """Back by days between two steps; nothing is lost or done twice."""
+  clock = itertools.count(2e9, -1e5)
+  monkeypatch.setattr(time, 'time', lambda: next(clock))
+
+  def train(context):
+    with metrics.MetricsWriter(context.directory / 'metrics.jsonl') as writer:
+      writer.truncate(0)
+      for step in range(1, 6):
+        writer.write(step, {'loss': 1 / step})
+    return {'loss': .2}
+
+  stages = [run_lib.Stage('train', train)]
+  for _ in range(2):
+    run_lib.run_study(stages, tmp_path, config=CONFIG)
+  lines = files.read_jsonl(tmp_path / 'train/metrics.jsonl')
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 5]
+  assert lines[0]['time'] > lines[-1]['time']
+  assert status_of(tmp_path)['state'] == 'complete'
+  assert workdirs.read_record(tmp_path / 'train')['seconds'] >= 0
 
 
 def test_stdout_may_be_closed(tmp_path):
