@@ -1,13 +1,15 @@
 """Lists the experiments: what each claims, and whether it was run.
 
-  rlhf-jax list [word ...] [--directory=experiments]
+  rlhf-jax list [word ...] [--directory=experiments] [--check]
 
 Words select those whose name or claim has all of them. The minutes are those
 of the results beside the configs, all seeds together, on the machine that is
-said there.
+said there. --check plans each of them, and says which results are stale: of
+which stages that would be made otherwise now.
 """
 
 import ast
+from collections.abc import Iterator
 import pathlib
 import re
 from typing import NamedTuple
@@ -16,6 +18,8 @@ from absl import flags
 
 from rlhf_jax import errors
 from rlhf_jax.commands import arguments
+from rlhf_jax.commands import config_files
+from rlhf_jax.commands import figures
 from rlhf_jax.storage import files
 
 
@@ -66,6 +70,47 @@ def _minutes(path: pathlib.Path) -> float | None:
   return sum(line['stage_seconds'] for line in files.read_jsonl(stages)) / 60
 
 
+def states(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """The results that a config is to have: name, and what they are.
+
+  Args:
+    path: of the config.
+
+  Raises:
+    UserError: a config cannot be planned, or results cannot be read.
+  """
+  for name, config in figures.configs(path.parent).items():
+    if pathlib.Path(config.partition(':')[0]).name != path.name:
+      continue
+    stages = path.parent / 'results' / name / 'stages.jsonl'
+    if stages.exists():
+      yield name, _state(config, files.read_jsonl(stages))
+    else:
+      yield name, f'not yet run: {config.partition(":")[2]}'
+
+
+def _state(config: str, rows: list[dict]) -> str:
+  """Whether stages with these rows would be made so again."""
+  from rlhf_jax.runner import recipes
+  from rlhf_jax.studies import plan
+
+  kept = {row['stage']: row['recipe'] for row in rows if row.get('recipe')}
+  seeds = sorted({int(match[1]) for row in rows if (
+      match := re.match(r'seed_(\d+)/', row['stage']))})
+  said = f'{len(seeds)} seeds, '
+  if not kept:
+    return said + 'made before recipes were kept beside results'
+  planned = config_files.parse(flags.FlagValues(), [
+      'list', f'--config={config}', f'--config.seeds={tuple(seeds)}'], __doc__)
+  stages = plan.with_inputs(planned, plan.plan(planned))
+  now = {name: recipe.key for name, recipe in recipes.of_stages(stages).items()
+         if recipe is not None}
+  other = [name for name, key in kept.items() if now.get(name) != key]
+  return said + (f'stale: {len(other)} of {len(kept)} stages would be made '
+                 f'otherwise, {other[0]} first' if other else
+                 'as they would be made now')
+
+
 def run(argv: list[str]):
   """Parses and lists.
 
@@ -78,17 +123,21 @@ def run(argv: list[str]):
   values = flags.FlagValues()
   flags.DEFINE_string('directory', 'experiments', 'with the experiments',
                       flag_values=values)
+  flags.DEFINE_boolean('check', False, 'whether to look for stale results',
+                       flag_values=values)
   words = arguments.parse(values, argv, __doc__, most=9)
   directory = pathlib.Path(values.directory)
   if not directory.is_dir():
     raise errors.DataError(
         f'--directory={directory}: there is no such directory; experiments '
         'stand in the repository, not in the package: clone it')
-  pages = [one.page() for one in read(directory)]
+  pages = {one.page(): one.path for one in read(directory)}
   matches = [page for page in pages
              if all(word.lower() in page.lower() for word in words)]
   for page in matches:
     print(page)
+    for name, state in states(pages[page]) if values.check else ():
+      print(f'  {name}: {state}', flush=True)
   if not matches:
     arguments.progress(f'none of {len(pages)} experiments has all of the words '
                        f'{", ".join(words)}')

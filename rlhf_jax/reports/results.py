@@ -123,9 +123,10 @@ def measured(policies: Iterable[Policy]) -> set[str]:
 
 
 def stage_rows(context, stages: Iterable[str]) -> list[dict]:
-  """Wall time in seconds and every number that each stage reports."""
+  """Wall time in seconds, recipe and every number that each stage reports."""
   return [{'stage': name, 'stage_seconds': context.seconds_of(name),
-           **context.result_of(name)} for name in stages]
+           'recipe': context.recipe_of(name), **context.result_of(name)}
+          for name in stages]
 
 
 def matches(labels: Mapping, wanted: Mapping) -> bool:

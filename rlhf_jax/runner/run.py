@@ -87,6 +87,10 @@ class StageContext:
     """Wall time of the call that completed a stage; errors as above."""
     return self._record_of(name)['seconds']
 
+  def recipe_of(self, name: str) -> str | None:
+    """Key of the recipe of a complete stage, if it has one; errors as above."""
+    return self._record_of(name).get('recipe')
+
   def _record_of(self, name: str) -> dict:
     record = self.intact.get(name) or workdirs.read_intact(
         self._workdir / name)

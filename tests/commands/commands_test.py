@@ -24,7 +24,9 @@ from rlhf_jax.ops import ensembles
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.runner import code as code_lib
+from rlhf_jax.runner import recipes
 from rlhf_jax.storage import files
+from rlhf_jax.studies import plan
 
 succeed, world = own_data.succeed, own_data.trained
 
@@ -315,6 +317,32 @@ class FrontDoorTest(parameterized.TestCase):
                              worlds.ROOT / 'experiments'))
     self.assertEqual(page.count('.py  ['), len(list(
         (worlds.ROOT / 'experiments').glob('*/*.py'))))
+
+  def test_list_knows_what_is_stale(self):
+    paper = 'zhu2023_advantage_induced_policy_alignment'
+    folder = worlds.folder() / 'experiments'
+    shutil.copytree(worlds.ROOT / 'experiments' / paper, folder / paper)
+    shutil.copy(worlds.ROOT / 'experiments/zhu2023.py', folder)
+    config = worlds.get_config(
+        f'experiments/{paper}/fig7_apa_lambda.py') | {'seeds': (4,)}
+    keys = {name: recipe.key for name, recipe in recipes.of_stages(
+        plan.with_inputs(config, plan.plan(config))).items()
+            if name.startswith('seed_')}
+    rows = [{'stage': name, 'stage_seconds': 1., 'recipe': key}
+            for name, key in keys.items()]
+    stages = folder / paper / 'results/fig7_apa_lambda/stages.jsonl'
+    listed = lambda: succeed('list', 'figure 7', '--check',
+                             f'--directory={folder}')
+    self.assertIn('made before recipes were kept', listed())
+    files.write_jsonl(stages, rows)
+    self.assertIn('fig7_apa_lambda: 1 seeds, as they would be made now',
+                  listed())
+    rows[-1]['recipe'] = 'another'
+    files.write_jsonl(stages, rows)
+    self.assertIn(f'stale: 1 of {len(rows)} stages would be made otherwise, '
+                  f'{rows[-1]["stage"]} first', listed())
+    stages.unlink()
+    self.assertIn('fig7_apa_lambda: not yet run: laptop', listed())
 
   def test_show(self):
     words = ('--algorithm=dpo', f'--data={own_data.folder()}/pairs.jsonl',

@@ -28,6 +28,7 @@ class Context:
     self.directory_of = lambda name: pathlib.Path(workdir, name)
     self.result_of = lambda name: {'accuracy': .5, 'stage_of': name}
     self.seconds_of = lambda name: 2.5
+    self.recipe_of = lambda name: f'recipe of {name}'
     self.shown = ''
 
   def show(self, text):

@@ -33,6 +33,7 @@ class ReportTest(written.ReportTestCase):
                      [value or 'None' for value in rows[4].values()])
     self.assertEqual(json.loads((directory / 'stages.jsonl').read_text()),
                      {'stage': 'seed_0/sft', 'stage_seconds': 2.5,
+                      'recipe': 'recipe of seed_0/sft',
                       'accuracy': .5, 'stage_of': 'seed_0/sft'})
     image = matplotlib.image.imread(directory / 'figure.png')
     self.assertGreater((image[..., :3] < .9).any(axis=-1).mean(), .01)

@@ -85,11 +85,14 @@ class ReportTest(absltest.TestCase):
     image = matplotlib.image.imread(result['figure'])
     self.assertGreater(image[..., :3].std(), .01)
     # The numbers of all stages before it, once each.
-    names = [line['stage'] for line in files.read_jsonl(
-        self.directory / 'stages.jsonl')]
+    lines = files.read_jsonl(self.directory / 'stages.jsonl')
+    names = [line['stage'] for line in lines]
     self.assertCountEqual(names, set(names))
     self.assertContainsSubset(
         [f'{name}/best_of_n' for name in figure_3.CONDITIONS], names)
+    for line in lines:  # by which stale ones are known
+      self.assertEqual(line['recipe'], files.read_json(
+          self.directory.parent / line['stage'] / 'result.json')['recipe'])
 
 
 if __name__ == '__main__':
