@@ -119,11 +119,13 @@ class BrowserTest(absltest.TestCase):
     self.assertAlmostEqual(high, ends[1], 3)
 
   def test_values_show_under_the_pointer(self):
-    said = self.page.run(
-        '(() => {const node = document.querySelector(".plot"); Plotly.Fx.hover('
-        'node, [{curveNumber: 1, pointNumber: 2}]); return node.querySelector('
-        '".hoverlayer").textContent})()')
-    self.assertIn('2.000 at 4.000', said)  # (3 + 1 + 2) / 3 at sqrt 16
+    said, x, y = self.page.run(
+        '(() => {const node = document.querySelector(".plot"), i = node.data.'
+        'findIndex((x) => x.line.width > 2); Plotly.Fx.hover(node, [{'
+        'curveNumber: i, pointNumber: 2}]); return [node.querySelector('
+        '".hoverlayer").textContent, node.data[i].x[2], node.data[i].y[2]]})()')
+    self.assertGreater(x, 0)
+    self.assertIn(f'{y:#.4g} at {x:#.4g}', said)
 
   def test_a_name_of_the_legend_hides_its_lines(self):
     lines = 'document.querySelectorAll("#curve-charts .js-line").length'
