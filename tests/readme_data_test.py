@@ -14,7 +14,7 @@ import worlds
 PAGES = ('README.md', 'docs/tutorial.md', 'docs/how-to/own_data.md',
          'docs/how-to/own_reward.md', 'docs/how-to/sweep.md',
          'docs/how-to/own_objective.md', 'docs/how-to/pod.md')
-BLOCK = re.compile(r'^ *```(\w*)\n(.*?)^ *```', re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r'^ *```(\S*)\n(.*?)^ *```', re.DOTALL | re.MULTILINE)
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
