@@ -32,7 +32,7 @@ def kl(n: jax.Array | int) -> jax.Array:
   if not isinstance(n, jax.core.Tracer):
     if np.any(np.asarray(n) < 1):
       raise ValueError(f'n must be >= 1, got {n}.')
-    n = np.asarray(n, np.float32)
+    return _kl(np.asarray(n, np.float32))
   return _kl(n)
 
 

@@ -8,6 +8,8 @@ ensemble are standardised on held-out samples before they are combined; trlX
 divides rewards by a running deviation without centring them.
 """
 
+from typing import Any
+
 import chex
 import flax
 import jax
@@ -97,10 +99,10 @@ def normalize(x: jax.Array, mean: jax.Array | float,
   """
   # On the host by NumPy: the same numbers, and no programs to compile.
   host = not any(isinstance(y, jax.Array) for y in (x, mean, std))
-  xp = np if host else jnp
+  xp: Any = np if host else jnp
   mean, std = (xp.asarray(y, jnp.float32) for y in (mean, std))
-  if not isinstance(std, jax.core.Tracer) and (std < 0).any():
-    raise ValueError(f'std must be >= 0, got {std.min()}.')
+  if not isinstance(std, jax.core.Tracer) and np.any(np.less(std, 0)):
+    raise ValueError(f'std must be >= 0, got {np.min(np.asarray(std))}.')
   chex.assert_rank([mean, std], {0, x.ndim})
   return (x.astype(jnp.float32) - mean) / xp.where(
       std == 0, xp.float32(1), std)
