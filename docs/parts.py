@@ -31,7 +31,8 @@ def order() -> tuple[str, ...]:
   """The packages, lowest first, as the test of the imports has them."""
   tree = ast.parse((ROOT / 'tests' / 'layering_test.py').read_text())
   for node in tree.body:
-    if isinstance(node, ast.Assign) and node.targets[0].id == 'ORDER':
+    if isinstance(node, ast.Assign) and (
+        ast.unparse(node.targets[0]) == 'ORDER'):
       return ast.literal_eval(node.value)
   raise LookupError('tests/layering_test.py has no ORDER')
 
@@ -152,8 +153,8 @@ class Matrix(_Markdown):
 
   def text(self) -> str:
     tree = ast.parse((ROOT / 'tests' / 'fault_matrix.py').read_text())
-    table, = (node.value for node in tree.body
-              if isinstance(node, ast.Assign) and node.targets[0].id == 'ROWS')
+    table, = (node.value for node in tree.body if isinstance(node, ast.Assign)
+              and ast.unparse(node.targets[0]) == 'ROWS')
     rows = ['| | fault | groups of tests | not tested |', '|---|---|---|---|']
     for key, row in zip(table.keys, table.values):
       fault, tests, *lacking = map(ast.literal_eval, row.args)
