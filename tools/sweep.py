@@ -70,10 +70,9 @@ def read(workdir: pathlib.Path, path: pathlib.Path, config: dict) -> object:
 
 
 def outcome(workdir: pathlib.Path, case: Case, rng: random.Random,
-            config: dict) -> str:
+            config: dict, whole: object) -> str:
   """'refused', 'again', 'unharmed', 'same' or 'silent'; all is put back."""
   path, kind, twin = case
-  whole = read(workdir, path, config)
   with tempfile.TemporaryDirectory() as folder:
     kept = shutil.copy2(path, folder)
     try:
@@ -102,14 +101,16 @@ def run(workdir: pathlib.Path, other: pathlib.Path, *, seed: int, flips: int,
     most: so many cases, drawn from all.
   """
   config = studies.config_of(workdir)
-  rng, counts = random.Random(seed), collections.defaultdict(
+  whole, rng, counts = {}, random.Random(seed), collections.defaultdict(
       collections.Counter)
   every = [case for case in cases(workdir, other)
            for _ in range(flips if case[1] == 'flip' else 1)]
   if most is not None:
     every = rng.sample(every, min(most, len(every)))
   for case in every:
-    what = outcome(workdir, case, rng, config)
+    if case[0] not in whole:  # which takes longer than all else
+      whole[case[0]] = read(workdir, case[0], config)
+    what = outcome(workdir, case, rng, config, whole[case[0]])
     counts[case[1]][what] += 1
     if what == 'silent':
       print(f'SILENT {case[1]:<8} {case[0].relative_to(workdir)}', flush=True)
