@@ -93,7 +93,7 @@ print(json.dumps({path: out for path, (out, _) in outs.items()}))
 def _loaded() -> dict:
   done = subprocess.run(
       [sys.executable, '-c', LOAD, *CONFIGS], cwd=worlds.ROOT,
-      env=worlds.environment(), capture_output=True, text=True, timeout=300)
+      env=worlds.environment(), capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
 
