@@ -93,6 +93,12 @@ def test_the_way_on(line, expected):
   assert chaos.way_on(chaos.End(4, f'noise\nrlhf_jax: {line}\n')) == expected
 
 
+@pytest.fixture(autouse=True)
+def _unforked(monkeypatch):
+  """A study is read in the process of the test."""
+  monkeypatch.setattr(chaos, 'contents', damage.contents)
+
+
 class Scripted(chaos.Chaos):
   """Commands that need no process: they do what they are told and end."""
 
@@ -145,18 +151,23 @@ def test_divergences_are_seen_and_kept(tmp_path, ends, what):
 
 
 FORKS = """
-import signal
+import functools, pathlib, signal, sys
 from tools import chaos
-end = chaos.Command(['rlhf-jax', 'run', '--nothing']).end()
+command = lambda *words: chaos.Command(functools.partial(
+    chaos.front_door, ['rlhf-jax', *words]))
+end = command('run', '--nothing').end()
 print(end.code, end.line)
-print(chaos.Command(['rlhf-jax', 'list']).end(number=signal.SIGKILL).code)
+print(command('list').end(number=signal.SIGKILL).code)
+print(*chaos.contents(pathlib.Path(sys.argv[1])))
 """
 
 
-def test_a_process_is_told_apart():
-  """Of the front door: a mistake, and one that a signal has ended."""
-  done = subprocess.run([sys.executable, '-c', FORKS], cwd=chaos.ROOT,
-                        capture_output=True, text=True, timeout=300)
-  refused, killed = done.stdout.splitlines()
+def test_a_process_is_told_apart(tmp_path):
+  """A mistake, one that a signal has ended, and one that reads a study."""
+  done = subprocess.run(
+      [sys.executable, '-c', FORKS, study(tmp_path, 0)], cwd=chaos.ROOT,
+      capture_output=True, text=True, timeout=300)
+  refused, killed, names = done.stdout.splitlines()
   assert refused.startswith('2 rlhf_jax: CONFIG: Unknown'), done.stderr
   assert killed == '-9'
+  assert 'seed_0/draw/a.npz' in names.split()

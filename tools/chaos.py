@@ -16,7 +16,10 @@ says no way on. The directory of one is kept.
 
 import argparse
 import collections
+from collections.abc import Callable
 import contextlib
+import functools
+import json
 import math
 import os
 import pathlib
@@ -61,16 +64,14 @@ class End(NamedTuple):
 
 
 class Command:
-  """A process that runs a command, forked from this one."""
+  """A process, forked from this one, that does something and ends."""
 
-  def __init__(self, argv: list[str], *, most: int | None = None,
-               clock: random.Random | None = None):
+  def __init__(self, action: Callable[[], int]):
     """It runs.
 
     Args:
-      argv: name of the program, command and flags.
-      most: bytes of a file, as if the disk were full.
-      clock: says how the time of day jumps; None: it does not.
+      action: gives the exit code. This process itself must not use jax, whose
+        threads would be missing in the next one.
     """
     self._output = bytearray()
     reader, writer = os.pipe()  # to which no limit of files applies
@@ -78,7 +79,7 @@ class Command:
     if not self._pid:
       os.dup2(writer, 1)
       os.dup2(writer, 2)
-      _run(argv, most, clock)
+      _do(action)
     os.close(writer)
     self._thread = threading.Thread(target=self._listen, args=[reader])
     self._thread.start()
@@ -112,19 +113,11 @@ class Command:
     return End(code, self._output.decode(errors='replace'))
 
 
-def _run(argv: list[str], most: int | None, clock: random.Random | None):
-  """The front door, in a forked process, which ends with it."""
+def _do(action: Callable[[], int]):
+  """Of a forked process, which ends with it."""
   code = 1
   try:
-    if most is not None:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    if clock is not None:
-      now = time.time
-      time.time = lambda: now() + clock.uniform(-1e6, 1e6)
-    from rlhf_jax import main
-
-    sys.argv = argv
-    main.main()
+    code = action()
   except SystemExit as end:
     code = end.code or 0
   except BaseException:
@@ -132,6 +125,47 @@ def _run(argv: list[str], most: int | None, clock: random.Random | None):
   with contextlib.suppress(OSError):
     sys.stdout.flush()
   os._exit(code)
+
+
+def front_door(argv: list[str], most: int | None = None,
+               clock: random.Random | None = None) -> int:
+  """A command, as it is typed.
+
+  Args:
+    argv: name of the program, command and flags.
+    most: bytes of a file, as if the disk were full.
+    clock: says how the time of day jumps; None: it does not.
+  """
+  if most is not None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+  if clock is not None:
+    now = time.time
+    time.time = lambda: now() + clock.uniform(-1e6, 1e6)
+  from rlhf_jax import main
+
+  sys.argv = argv
+  main.main()
+  return 0
+
+
+def _tell(workdir: pathlib.Path) -> int:
+  """Prints what a study has made, or what is wrong with it."""
+  try:
+    print(json.dumps(damage.contents(workdir)))
+    return 0
+  except errors.UserError as error:
+    print(str(error))
+    return error.exit_code
+
+
+def contents(workdir: pathlib.Path) -> dict:
+  """`damage.contents`; CheckpointError where a file is damaged."""
+  end = Command(functools.partial(_tell, workdir)).end()
+  if end.code in REFUSED:
+    raise errors.CheckpointError(end.line)
+  if end.code:
+    raise RuntimeError(end.output)
+  return json.loads(end.line)
 
 
 def way_on(end: End) -> tuple[list[str], pathlib.Path | None] | None:
@@ -162,8 +196,9 @@ class Chaos:
 
   def run(self, name: str, *more: str, seeds: str = '(0,)', **kwargs
           ) -> Command:
-    return Command([*self._argv, f'--workdir={self.folder / name}',
-                    f'--config.seeds={seeds}', *more], **kwargs)
+    return Command(functools.partial(front_door, [
+        *self._argv, f'--workdir={self.folder / name}',
+        f'--config.seeds={seeds}', *more], **kwargs))
 
   def peace(self):
     """The two studies that nobody disturbs, and the first again."""
@@ -175,7 +210,7 @@ class Chaos:
         raise RuntimeError(f'the undisturbed study failed: {end.output}')
       self._seconds = time.monotonic() - began
       print(f'{name}: {self._seconds:.0f} s', flush=True)
-    self._reference = damage.contents(self.folder / 'peace')
+    self._reference = contents(self.folder / 'peace')
     self.compare('again')
 
   def diverge(self, name: str, what: str, output: str = ''):
@@ -189,7 +224,7 @@ class Chaos:
   def compare(self, name: str):
     """Of a study that is complete; UserError where a file is damaged."""
     names = damage.differences(
-        damage.contents(self.folder / name), self._reference)
+        contents(self.folder / name), self._reference)
     if names:
       self.diverge(name, f'another end: {", ".join(names[:5])}')
 
