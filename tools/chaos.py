@@ -49,6 +49,8 @@ FILES = {'corrupt': ('flip', 'truncate', 'empty', 'delete'),
          'swap': ('swap',), 'link': ('link',)}
 EVENTS = (*SIGNALS, *FILES, 'disk', 'clock')
 REFUSED = (2, 3, 4)  # exit codes: config, data, checkpoint
+# Complete, stopped, or killed; other signals kill until a study listens.
+ENDED = (0, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 
 
 class End(NamedTuple):
@@ -217,7 +219,10 @@ class Chaos:
     """Keeps what has gone wrong."""
     self.divergences.append(what)
     kept = self.folder / f'divergence_{len(self.divergences)}'
-    shutil.copytree(self.folder / name, kept, symlinks=True)
+    kept.mkdir()
+    if (self.folder / name).exists():
+      shutil.copytree(self.folder / name, kept, symlinks=True,
+                      dirs_exist_ok=True)
     (kept / 'output.txt').write_text(output)
     print(f'DIVERGENCE ({kept}): {what}', flush=True)
 
@@ -262,7 +267,7 @@ class Chaos:
   def judge(self, name: str, end: End, event: str) -> bool:
     """Whether the study is complete, after what a refusal asks for."""
     for _ in range(9):  # of one file after the other
-      if end.code in (0, -9, 75) and 'Traceback' not in end.output:
+      if end.code in ENDED and 'Traceback' not in end.output:
         return end.code == 0
       if 'Traceback' in end.output or end.code not in REFUSED:
         self.diverge(name, f'{event} ended with {end.code}: {end.line}',
