@@ -6,7 +6,6 @@ those under `experiments/`, counts as a study of which only that is left.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import csv
 import dataclasses
 import json
 import os
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax.reports import redraw
 from rlhf_jax.reports import results
 from rlhf_jax.runner import status as status_lib
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
 RESULTS = 'results.csv'
-_FIRST = ('step', 'epoch', 'n')  # the first column of a table after the labels
 _SHOWN = 4  # numbers of a stage in its line
 
 
@@ -95,9 +94,9 @@ def _study(directory: pathlib.Path, name: str) -> Study:
   if (directory / workdirs.CONFIG).is_file():
     return _of_workdir(directory, name)
   if (directory / RESULTS).is_file():
-    rows = _table(directory / RESULTS)
+    rows = redraw.table(directory / RESULTS)
     return Study(directory, name, {}, {}, _logged_stages(directory),
-                 _of_rows(rows, directory), rows, directory, [
+                 _of_table(directory, rows), rows, directory, [
                      'Results alone: there is no config, no sample and no '
                      'recipe beside them.'])
   if directory.is_dir() and not any(directory.iterdir()):
@@ -121,10 +120,9 @@ def _of_workdir(directory: pathlib.Path, name: str) -> Study:
   report = next((stage.directory for stage in reversed(stages)
                  if (stage.directory / RESULTS).is_file()
                  and stage.state == 'complete'), None)
-  rows = [] if report is None else _table(report / RESULTS)
+  rows = [] if report is None else redraw.table(report / RESULTS)
   policies = _policies(directory, config, stages, notes)
-  if not policies and rows:
-    policies = _of_rows(rows, directory)
+  policies = policies or _of_table(directory, rows)
   if not stages:
     notes.append('No stage has begun yet.')
   elif report is None:
@@ -210,6 +208,14 @@ def _policies(workdir: pathlib.Path, config: Mapping, stages: Sequence[Stage],
   return policies
 
 
+def _of_table(directory: pathlib.Path, rows: Sequence[Mapping]
+              ) -> list[results.Policy]:
+  """The policies of results.csv; none of best-of-n, which has no runs."""
+  if not redraw.has_policies(rows):
+    return []
+  return redraw.policies(directory, rows)
+
+
 def _whole_rows(path: pathlib.Path) -> list[dict]:
   """JSON lines; the last one may be half written."""
   lines = path.read_text().splitlines(keepends=True)
@@ -223,40 +229,3 @@ def _policy(directory, seed, run, labels, rows) -> results.Policy:
       directory, seed, run, dict(labels), rows, {
           name: np.array([row.get(name) for row in rows], np.float64)
           for name in names}, {}, [], np.zeros(0))
-
-
-def _table(path: pathlib.Path) -> list[dict]:
-  """The rows of a CSV file, numbers as numbers and nothing as None."""
-  with open(path, newline='') as stream:
-    return [{name: _value(text) for name, text in row.items()}
-            for row in csv.DictReader(stream)]
-
-
-def _value(text: str | None) -> Any:
-  if not text:
-    return None
-  if text in ('True', 'False'):
-    return text == 'True'
-  for kind in (int, float):
-    try:
-      return kind(text)
-    except ValueError:
-      pass
-  return text
-
-
-def _of_rows(rows: Sequence[Mapping], directory: pathlib.Path
-             ) -> list[results.Policy]:
-  """The policies of a table; none of best-of-n, which has no runs."""
-  if not rows or 'run' not in rows[0] or not {*_FIRST} & rows[0].keys():
-    return []
-  names = list(rows[0])
-  first = next(i for i, name in enumerate(names) if name in _FIRST)
-  labelled = names[names.index('run') + 1:first]
-  parts: dict[tuple, list[Mapping]] = {}
-  for row in rows:
-    parts.setdefault((row['seed'], row['run']), []).append(row)
-  return [_policy(directory, seed, run, {
-      name: part[0][name] for name in labelled if part[0][name] is not None},
-      [{k: v for k, v in row.items() if k not in ('seed', 'run', *labelled)}
-       for row in part]) for (seed, run), part in parts.items()]

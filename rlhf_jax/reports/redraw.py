@@ -4,6 +4,7 @@ So that all figures look alike, whenever their studies were run.
 """
 
 from collections.abc import Mapping, Sequence
+import math
 import pathlib
 from typing import Any
 
@@ -31,16 +32,18 @@ def draw(directory: pathlib.Path, config: Mapping[str, Any]) -> bool:
   Raises:
     UserError: a file is damaged, or the figure is not of these runs.
   """
-  rows = files.read_csv(directory / 'results.csv')
+  rows = table(directory / 'results.csv')
   path, title = directory / 'figure.png', config['title']
   if config['study'] == 'best_of_n':
-    figures.best_of_n([_numbers(row) for row in rows], path, title=title)
+    figures.best_of_n([
+        {name: math.nan if x is None else x for name, x in row.items()}
+        for row in rows], path, title=title)
     return True
   if config['figure']['kind'] in LEFT:
     return False
   trained = policies(directory, rows)
   figure = spec.check(config['figure'], [
-      labels for _, labels in {p.run: (p, p.labels) for p in trained}.values()])
+      *{policy.run: policy.labels for policy in trained}.values()])
   figure = spec.restrict(figure, results.measured(trained))
   groups = results.groups(trained, spec.apart(figure))
   summary = policies_lib.summary(groups, trained, figure)
@@ -48,49 +51,66 @@ def draw(directory: pathlib.Path, config: Mapping[str, Any]) -> bool:
   return True
 
 
-def policies(directory: pathlib.Path, rows: Sequence[Mapping[str, str]]
+def table(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a CSV file, numbers as numbers and nothing as None.
+
+  Raises:
+    CheckpointError: it is missing or no text.
+  """
+  return [{name: _value(text) for name, text in row.items()}
+          for row in files.read_csv(path)]
+
+
+def has_policies(rows: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether a table is one of policies; that of best-of-n has no runs."""
+  return bool(rows) and {'seed', 'run'} <= rows[0].keys() and any(
+      name in rows[0] for name in _FIRST)
+
+
+def policies(directory: pathlib.Path, rows: Sequence[Mapping[str, Any]]
              ) -> list[results.Policy]:
   """The policies of a table, with all that it says of them.
 
   Args:
     directory: of the results.
-    rows: of results.csv.
+    rows: of results.csv, by `table`.
 
   Raises:
     DataError: a column is missing.
   """
-  names = list(rows[0]) if rows else []
-  first = next((name for name in _FIRST if name in names), None)
-  if first is None or not {'seed', 'run'} <= {*names}:
+  if not has_policies(rows):
     raise errors.DataError(
         f'{directory / "results.csv"} has no columns seed, run and '
         f'{" or ".join(_FIRST)}; copy it from a report again')
-  labels = names[names.index('run') + 1:names.index(first)]
+  names = list(rows[0])
+  first = min(names.index(name) for name in _FIRST if name in names)
+  labels = names[names.index('run') + 1:first]
   training = _by_policy(directory / 'training.csv')
   rates = _by_policy(directory / 'win_rates.csv')
   trained = []
   for (seed, run), part in _grouped(rows).items():
-    columns = _columns(part, names[names.index(first):])
+    columns = _columns(part, names[first:])
     last = rates.get((seed, run))
     if last and 'win_rate' in last[0] and 'win_rate' not in columns:
       rate = np.full(len(part), np.nan)
-      rate[-1] = float(last[0]['win_rate'])
+      rate[-1] = last[0]['win_rate']
       columns['win_rate'] = rate
     own = training.get((seed, run), [])
     trained.append(results.Policy(
-        directory, int(seed), run,
-        {name: _value(part[0][name]) for name in labels if part[0][name]}, [],
+        directory, seed, run, {name: part[0][name] for name in labels
+                               if part[0][name] is not None},
+        [{name: row[name] for name in names[first:]} for row in part],
         columns, _columns(own, [
             name for name in (own[0] if own else ())
             if name not in ('seed', 'run', *labels)]), [], np.zeros(0)))
   return trained
 
 
-def _by_policy(path: pathlib.Path) -> dict[tuple[str, str], list[dict]]:
-  return _grouped(files.read_csv(path)) if path.exists() else {}
+def _by_policy(path: pathlib.Path) -> dict[tuple[int, str], list[dict]]:
+  return _grouped(table(path)) if path.exists() else {}
 
 
-def _grouped(rows) -> dict[tuple[str, str], list[dict]]:
+def _grouped(rows) -> dict[tuple[int, str], list[dict]]:
   """Rows by seed and run, in order."""
   parts = {}
   for row in rows:
@@ -100,17 +120,15 @@ def _grouped(rows) -> dict[tuple[str, str], list[dict]]:
 
 def _columns(rows, names) -> dict[str, np.ndarray]:
   """f64[rows] of each name whose values are numbers; NaN where it is empty."""
-  columns = {}
-  for name in names:
-    try:
-      columns[name] = np.array([float(row[name] or 'nan') for row in rows])
-    except ValueError:
-      continue  # a text
-  return columns
+  return {name: np.array([row[name] for row in rows], np.float64)
+          for name in names
+          if not any(isinstance(row[name], str) for row in rows)}
 
 
-def _value(text: str) -> Any:
+def _value(text: str | None) -> Any:
   """A number or a truth value where it is one."""
+  if not text:
+    return None
   if text in ('True', 'False'):
     return text == 'True'
   for kind in (int, float):
@@ -119,8 +137,3 @@ def _value(text: str) -> Any:
     except ValueError:
       continue
   return text
-
-
-def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
-  return {name: _value(text) if text else float('nan')
-          for name, text in row.items()}

@@ -9,7 +9,6 @@ from reports import written
 
 from rlhf_jax import errors
 from rlhf_jax.reports import redraw
-from rlhf_jax.storage import files
 
 FIGURE = dict(kind='curves', x='sqrt_kl', y=('gold', 'proxy'),
               line=('method',))
@@ -44,8 +43,7 @@ class RedrawTest(written.ReportTestCase):
     folder = self.results()
     shutil.copy(self.context.directory / 'training.csv', folder)
     (folder / 'win_rates.csv').write_text('run,seed,win_rate\nmean,1,0.75\n')
-    policies = redraw.policies(
-        folder, files.read_csv(folder / 'results.csv'))
+    policies = redraw.policies(folder, redraw.table(folder / 'results.csv'))
     self.assertLen(policies, 6)
     mean = policies[-1]
     self.assertEqual((mean.run, mean.seed, mean.labels),
