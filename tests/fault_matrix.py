@@ -146,6 +146,7 @@ ROWS = {
         'data/tokenizer_test.py::CheckVocabularyTest',
         'data/tokenizer_test.py::FileTest::test_pad_and_bos',
         'data/tokenizer_test.py::FileTest::test_missing_special',
+        'data/backends_test.py::DirectoryTest::test_padding_without',
         'models/pretrained_test.py::NodeTest::test_more_tokens',
         'rewards/models_test.py::ChunkTest::test_foreign_tokens',
         'stages/sft_test.py::StageTest::test_a_tokenizer_that_does')),

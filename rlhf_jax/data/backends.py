@@ -47,7 +47,8 @@ class Loaded(NamedTuple):
   adds_bos: bool | None = None  # whether texts begin with BOS; None: unsaid
 
 
-def from_directory(path: str | os.PathLike) -> Loaded:
+def from_directory(path: str | os.PathLike,
+                   pad: str | None = None) -> Loaded:
   """Reads a Hugging Face directory, offline and without its Python code.
 
   How texts are split is said by tokenizer.json where there is one; names of
@@ -55,6 +56,8 @@ def from_directory(path: str | os.PathLike) -> Loaded:
 
   Args:
     path: with tokenizer.json, or files that transformers can convert.
+    pad: name of another padding token; that of the directory is then left out
+      where only its settings know it, for no model has a row for it.
 
   Raises:
     CheckpointError: `models.directory.check` refuses it.
@@ -70,7 +73,9 @@ def from_directory(path: str | os.PathLike) -> Loaded:
       backend = tokenizers.Tokenizer.from_str(
           loaded.backend_tokenizer.to_str())
       if (path / 'tokenizer.json').exists():
-        backend = _as_in_file(path, backend)
+        unused = loaded.pad_token if pad not in (
+            None, loaded.pad_token) else None
+        backend = _as_in_file(path, backend, unused)
   except Exception as error:  # no fast backend, no files, malformed files
     raise errors.ConfigError(
         f'{path}: transformers cannot make a fast tokenizer of it '
@@ -95,7 +100,7 @@ def adds_bos(backend: tokenizers.Tokenizer, bos: str | None) -> bool:
 
 
 def _as_in_file(
-    path: pathlib.Path, backend: tokenizers.Tokenizer
+    path: pathlib.Path, backend: tokenizers.Tokenizer, unused: str | None
 ) -> tokenizers.Tokenizer:
   """The tokenizer of tokenizer.json, and what the files beside it add.
 
@@ -106,6 +111,7 @@ def _as_in_file(
   Args:
     path: of the directory.
     backend: what transformers made of it.
+    unused: a token that is left out where no other comes after it.
   """
   own = tokenizers.Tokenizer.from_file(str(path / 'tokenizer.json'))
   todo = [directory_lib.read_json(path, name) for name in _DECLARATIONS
@@ -118,7 +124,10 @@ def _as_in_file(
     elif isinstance(item, list | dict):
       todo.extend(item)  # keys too: added_tokens.json has tokens there
       todo.extend(item.values() if isinstance(item, dict) else ())
-  for id_, token in sorted(backend.get_added_tokens_decoder().items()):
+  added = sorted(backend.get_added_tokens_decoder().items())
+  if added and added[-1][1].content == unused:
+    del added[-1]
+  for id_, token in added:
     if token.content in declared and own.token_to_id(token.content) is None:
       (own.add_special_tokens if token.special else own.add_tokens)([token])
       if own.token_to_id(token.content) != id_:

@@ -244,7 +244,7 @@ class Tokenizer:
       CheckpointError: see `models.directory.check`.
       ConfigError: there is no tokenizer that can be used, or no EOS.
     """
-    return cls._from(path, backends.from_directory(path), pad, bos, eos,
+    return cls._from(path, backends.from_directory(path, pad), pad, bos, eos,
                      control)
 
   @classmethod
@@ -603,8 +603,9 @@ def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int):
     raise errors.ConfigError(
         f'the tokenizer has ids up to {tokenizer.vocab_size - 1}, a '
         f'vocabulary of {tokenizer.vocab_size}, but the model has only '
-        f'{model_vocab_size}; use the tokenizer that the model came with, or '
-        'make its embeddings larger')
+        f'{model_vocab_size}; use the tokenizer that the model came with, '
+        'make its embeddings larger, or where padding alone is beyond them, '
+        'name another token as pad, such as its EOS')
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int) -> None:

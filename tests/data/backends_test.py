@@ -294,6 +294,27 @@ class DirectoryTest(parameterized.TestCase):
     self.assertEqual(tok.control['<|x|>'], size + 1)
     self.assertNotIn(size + 1, tok.encode(['<|x|>'])[0])
 
+  def test_padding_without_a_row_in_the_model(self):
+    """Only the settings know it; another token may pad in its place."""
+    size = len(_merges()[0]) + 1
+    tok = self.load({'eos_token': '</s>', 'pad_token': '[PAD]'},
+                    special=['</s>'])
+    with self.assertRaisesRegex(errors.ConfigError, 'name another token as pa'):
+      tokenizer.check_vocabulary(tok, size)
+    tok = tokenizer.Tokenizer.from_directory(self.path, pad='</s>')
+    tokenizer.check_vocabulary(tok, size)
+    self.assertEqual((tok.pad_id, tok.eos_id), (size - 1, size - 1))
+    self.assertNotIn('[PAD]', tok.control)
+    self.assertEqual(tokenizer.Tokenizer.from_directory(
+        self.path, pad='[PAD]').pad_id, size)
+    with self.assertRaisesRegex(errors.ConfigError, r'\[P\]'):
+      tokenizer.Tokenizer.from_directory(self.path, pad='[P]')
+    # One of tokenizer.json itself stays, for it may have a row.
+    tok = self.load({'eos_token': '</s>', 'pad_token': '[P]'},
+                    special=['</s>', '[P]'])
+    named = tokenizer.Tokenizer.from_directory(self.path, pad='</s>')
+    self.assertEqual(named.vocab_size, tok.vocab_size)
+
   def test_no_network(self):
     _write(self.path, {'eos_token': '</s>'}, special=['</s>'])
     with absltest.mock.patch('socket.socket.connect') as connect:
