@@ -248,18 +248,21 @@ class Chaos:
   def disturb(self, name: str) -> bool:
     """One event; whether the study says that it is complete."""
     event, kwargs, what = self.rng.choice(EVENTS), {}, ''
-    number = SIGNALS.get(event)
     if event in FILES:
       what = self.harm(name, event)
+      event = event if what else 'kill'  # there is no file yet
     elif event == 'disk':
       kwargs['most'] = int(2 ** self.rng.uniform(8, 17))
     elif event == 'clock':
       kwargs['clock'] = random.Random(self.rng.random())
+    number = SIGNALS.get(event)
     if number is None and self.rng.random() < .5:
       number = signal.SIGKILL  # so that a study is not complete at once
     delay = self.rng.uniform(0, .6 * self._seconds)
-    self.events[event] += 1
     end = self.run(name, **kwargs).end(number=number, delay=delay)
+    # A signal that has come too late is no interruption.
+    self.events[event] += event not in SIGNALS or end.code != 0
+    self.events['kill'] += event not in SIGNALS and end.code == -9
     print(f'{event:<10} {what or "-"} {delay:.1f} s: {end.code} '
           f'{end.line[:160] if end.code in REFUSED else ""}', flush=True)
     return self.judge(name, end, event)
