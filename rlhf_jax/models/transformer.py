@@ -102,10 +102,12 @@ def _on_one_cpu() -> bool:
 
   Matrices [N, D], or else activations are transposed for each gradient of a
   weight; heads before tokens, and layers without a loop, which would copy all
-  that it keeps. Over several devices these forms would move activations.
+  that it keeps. Over several devices these forms would move activations. A
+  plan, which has no mesh in use, must not start a backend.
   """
   mesh = meshes.in_use()
-  return jax.default_backend() == 'cpu' and (mesh is None or mesh.size == 1)
+  return (mesh is not None and mesh.size == 1
+          and jax.default_backend() == 'cpu')
 
 
 def _written(old: jax.Array, new: jax.Array, slot) -> jax.Array:
