@@ -361,7 +361,7 @@ class OptimizerTest(parameterized.TestCase):
       self.assertAlmostEqual(rates[step], rate, delta=1e-5, msg=str(step))
 
   def test_unknown_schedule(self):
-    with self.assertRaisesRegex(ValueError, "'cosine' or .* got 'linear'"):
+    with self.assertRaisesRegex(ValueError, "is 'linear', not 'cosine' or"):
       train.optimizer(learning_rate=.1, num_steps=1, schedule='linear')
 
   def test_clip_and_weight_decay(self):

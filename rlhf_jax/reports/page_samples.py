@@ -131,7 +131,7 @@ def _with_response(rows: Sequence[Mapping]) -> list[dict]:
 def _of_shards(study: page_study.Study, stage: page_study.Stage, seed: str
                ) -> list[dict]:
   """Samples of best-of-n; scores of the first condition that has them."""
-  home = study.directory / seed / 'sft'
+  home = study.directory.joinpath(seed, 'sft')
   coder = tokenizer_lib.Tokenizer.from_file(
       home / 'tokenizer.json', **files.read_json(home / 'model.json')[
           'tokenizer'])
