@@ -175,7 +175,7 @@ def _points(groups: Groups, places: Sequence[Mapping], figure: Mapping
   all_panels = dict.fromkeys(
       place['panel'] for place, anywhere in zip(places, everywhere)
       if not anywhere)
-  rows, seeds = [], []
+  rows, thin = [], []
   for group, place, anywhere in zip(groups, places, everywhere):
     names = figure['x'], *figure['y']
     if figure['x'] in equal_kl.AXES:
@@ -188,9 +188,9 @@ def _points(groups: Groups, places: Sequence[Mapping], figure: Mapping
       at = place | {'panel': panel}
       rows += [at | dict(zip(points, values))
                for values in zip(*points.values())]
-      seeds += [{**columns, **at, 'x': track} for track, columns in lines
-                if len(lines) > 1]
-  return rows, seeds
+      thin += [{**columns, **at, 'x': track} for track, columns in lines
+               if len(lines) > 1]
+  return rows, thin
 
 
 def _note(rows: Sequence[Mapping], figure: Mapping) -> str:
