@@ -6,13 +6,11 @@ Words select those whose path has all of them. Nothing is run: the numbers are
 those of results.csv, the title and the kind of figure those of the config.
 """
 
-import json
 import pathlib
 import re
 
 from absl import flags
 
-from rlhf_jax import errors
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import config_files
 from rlhf_jax.commands import verdicts
@@ -47,13 +45,7 @@ def run(argv: list[str]):
   flags.DEFINE_string('directory', 'experiments', 'with the experiments',
                       flag_values=values)
   words = arguments.parse(values, argv, __doc__, most=9)
-  root = pathlib.Path(values.directory)
-  papers = verdicts.papers(root)
-  if not papers:
-    raise errors.DataError(
-        f'--directory={root}: there is no */{verdicts.CONTRASTS} in it; '
-        'experiments stand in the repository, not in the package: clone it')
-  for paper in papers:
+  for paper in verdicts.papers(pathlib.Path(values.directory)):
     named = configs(paper)
     for path in sorted(paper.glob('results/*/figure.png')):
       if not all(word in str(path) for word in words):
@@ -61,7 +53,7 @@ def run(argv: list[str]):
       name = path.parent.name
       config = named.get(name) and config_files.parse(
           flags.FlagValues(), [argv[0], f'--config={named[name]}'], __doc__)
-      if config and redraw.draw(path.parent, json.loads(json.dumps(config))):
+      if config and redraw.draw(path.parent, config):
         print(path)
       else:
         arguments.progress(f'{path} is left as it is: results.csv does not '

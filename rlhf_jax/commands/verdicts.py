@@ -39,8 +39,13 @@ _WORDS = ('holds', 'equivalent', 'excluded', 'unresolved', 'not comparable',
 
 
 def papers(root: pathlib.Path) -> list[pathlib.Path]:
-  """Directories of the papers that have contrasts."""
-  return sorted(path.parent for path in root.glob(f'*/{CONTRASTS}'))
+  """Directories of the papers that have contrasts; DataError for none."""
+  paths = sorted(path.parent for path in root.glob(f'*/{CONTRASTS}'))
+  if not paths:
+    raise errors.DataError(
+        f'--directory={root}: there is no */{CONTRASTS} in it; experiments '
+        'stand in the repository, not in the package: clone it')
+  return paths
 
 
 def rows(paper: pathlib.Path) -> list[dict]:
@@ -116,11 +121,9 @@ def run(argv: list[str]):
   flags.DEFINE_string('directory', 'experiments', 'with the experiments',
                       flag_values=values)
   arguments.parse(values, argv, __doc__)
-  root = pathlib.Path(values.directory).absolute()
-  if not papers(root):
-    raise errors.DataError(
-        f'--directory={values.directory}: there is no */{CONTRASTS} in it; '
-        'experiments stand in the repository, not in the package: clone it')
+  root = pathlib.Path(values.directory)
+  papers(root)  # whose error names the directory as it was typed
+  root = root.absolute()
   for path, text in texts(root).items():
     files.write_text(path, text)
     print(path)
