@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 
@@ -28,6 +29,11 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] = ' '.join((
       os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false'))
+
+# Where Python is told to keep no bytecode, each of some hundred programs would
+# compile the sources again, which takes as long as importing jax.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+sys.dont_write_bytecode = False
 
 # A suite in the background, or under nohup, would hand the signals that it
 # ignores to every program that it starts.

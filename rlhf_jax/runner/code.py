@@ -6,7 +6,9 @@ counts is what Python runs: comments, docstrings and white space do not.
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -91,18 +93,32 @@ def _file(name: str, roots: dict[str, pathlib.Path]) -> pathlib.Path | None:
   return _file(name, roots)
 
 
+@contextlib.contextmanager
+def _without_collection():
+  """For syntax trees, whose nodes have no cycles: collecting takes longest."""
+  was_enabled = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if was_enabled:
+      gc.enable()
+
+
 @functools.cache
+@_without_collection()
 def _read(path: pathlib.Path, name: str) -> _Module:
   source = path.read_bytes()
   try:
     tree = ast.parse(source)
   except (SyntaxError, ValueError):  # importing it will say so
     return _Module(hashlib.sha256(source).hexdigest()[:16], ())
-  imports = [*_imports(tree, name, path.stem == '__init__')]
+  statements = [tree, *_statements(tree)]
+  imports = [*_imports(statements, name, path.stem == '__init__')]
   if path.stem == '__init__' and b'import_module' in source:
     # A registry: which of its modules is imported is known only when it runs.
     imports += [f'{name}.{other.stem}' for other in path.parent.glob('*.py')]
-  for node in ast.walk(tree):
+  for node in statements:
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, False):
       node.body.pop(0)
   text = ast.dump(tree)
@@ -110,9 +126,19 @@ def _read(path: pathlib.Path, name: str) -> _Module:
                  tuple(imports))
 
 
-def _imports(tree: ast.Module, name: str, is_package: bool) -> Iterator[str]:
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+  """Those below a node, at any depth, without the expressions in them."""
+  for child in ast.iter_child_nodes(node):
+    if not isinstance(child, ast.expr):
+      yield child
+      yield from _statements(child)
+
+
+def _imports(
+    statements: Iterable[ast.AST], name: str, is_package: bool
+) -> Iterator[str]:
   """What a module imports, wherever it does so."""
-  for node in ast.walk(tree):
+  for node in statements:
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
