@@ -214,7 +214,7 @@ def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
   """
   places = _places(groups, rows, figure)
   order = sorted(range(len(groups)), key=lambda i: (
-      style.place(str(groups[i][0].labels.get('method')))))
+      style.place(groups[i][0].labels.get('method'))))
   groups, rows, places = ([x[i] for i in order]
                           for x in (groups, rows, places))
   placed = [{**row, **place} for row, place in zip(rows, places)]

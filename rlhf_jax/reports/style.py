@@ -91,9 +91,9 @@ def colour_of(method: Any) -> str | None:
   return METHODS.get(name_of({'method': method})) if method else None
 
 
-def place(name: str) -> int:
-  """Where a figure lists a method; what has no place comes last."""
-  return _PLACES.get(name.removesuffix(_MEMBERS), len(_PLACES))
+def place(method: Any) -> int:
+  """Where a figure lists a method by its label; without a place, last."""
+  return _PLACES.get(name_of({'method': method}), len(_PLACES))
 
 
 def label_name(label: str) -> str:

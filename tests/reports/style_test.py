@@ -18,6 +18,13 @@ class StyleTest(parameterized.TestCase):
     self.assertLen({matplotlib.colors.to_hex(c) for c in colours.values()},
                    count)
 
+  def test_place(self):
+    """By label; ways to combine reward models come before other methods."""
+    labels = ['RLOO', 'nobody', 'worst_case', None, 'single', 'reference', 'PPO']
+    self.assertEqual(
+        sorted(labels, key=style.place),
+        ['single', 'worst_case', 'reference', 'PPO', 'RLOO', 'nobody', None])
+
   @parameterized.parameters(
       ({'method': 'single'}, 'single model'),
       ({'method': 'raft', 'kl_coef': .10}, 'raft, KL coefficient 0.1'),
