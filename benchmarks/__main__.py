@@ -29,7 +29,10 @@ import jax
 from benchmarks import arrays
 from benchmarks import libraries
 from benchmarks import measure
+from benchmarks import members
+from benchmarks import online
 from rlhf_jax import errors
+from rlhf_jax.parallel import meshes
 from rlhf_jax.reports import pages
 from rlhf_jax.storage import files
 
@@ -53,6 +56,9 @@ ROWS = {
     'sft': (libraries.sft, _TRL),
     'dpo': (libraries.dpo, _TRL),
     'reward_model': (libraries.reward_model, _TRL),
+    'members_trained': (members.trained, _TRL),
+    'members_scored': (members.scored, _GENERATE),
+    'rloo': (online.rloo, _TRL),
 }
 _NAMES = [*LIMITS, *ROWS]
 
@@ -162,7 +168,8 @@ def run(argv: Sequence[str]) -> list[dict[str, Any]]:
   limits, rows = {}, []
   for name in [*LIMITS, *(x for x in names if x not in LIMITS)]:
     make = LIMITS[name] if name in LIMITS else ROWS[name][0]
-    rows.append(line(name, make(args.quick), args.repeats, limits))
+    with jax.set_mesh(meshes.make()):  # as stages run, of all devices
+      rows.append(line(name, make(args.quick), args.repeats, limits))
     if name in LIMITS:  # the best turn of whichever library
       limits[name] = 1e9 * max(
           rows[-1]['ours_range'][1], rows[-1]['peer_range'][1])

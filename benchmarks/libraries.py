@@ -20,12 +20,14 @@ from rlhf_jax.models import transformer
 from rlhf_jax.rewards import models as reward_models
 
 PAD, EOS, FIRST = 0, 2, 3  # and the first token of a text
-_RATE = 1e-5
+RATE = 1e-5
 
 
-def _config(quick: bool) -> transformer.Config:
+def llama(quick: bool, *, width: int = 256, layers: int = 8,
+          vocabulary: int = 8192) -> transformer.Config:
   """A LLaMA of 8M parameters, or of a hundredth of them."""
-  width, layers, vocabulary = (32, 2, 512) if quick else (256, 8, 8192)
+  if quick:
+    width, layers, vocabulary = 32, 2, 512
   return transformer.make_config(
       'llama', vocab_size=vocabulary, hidden_size=width, num_layers=layers,
       num_heads=4, num_kv_heads=4, intermediate_size=8 * width // 3,
@@ -33,12 +35,12 @@ def _config(quick: bool) -> transformer.Config:
 
 
 @functools.cache
-def _params(config):
+def params_of(config):
   return jax.jit(functools.partial(transformer.init, config))(
       jax.random.key(0))
 
 
-def _load(config, params, *, reward: bool = False):
+def load(config, params, *, reward: bool = False):
   """The model of transformers with the same float32 weights."""
   import torch
   import transformers
@@ -51,7 +53,7 @@ def _load(config, params, *, reward: bool = False):
     return kind.from_pretrained(directory, dtype=torch.float32)
 
 
-def _tokens(config, *shape):
+def tokens_of(config, *shape):
   return np.random.default_rng(0).integers(
       FIRST, config.vocab_size, shape).astype(np.int32)
 
@@ -60,10 +62,10 @@ def generate(quick: bool, *, batch: int = 1, samples: int = 1,
              ragged: bool = False) -> measure.Case:
   """Sampling at temperature 1; with `ragged`, one token in 32 is an EOS."""
   import torch
-  config = _config(quick)
-  params, width = _params(config), 8 if quick else 64
-  model = _load(config, params).eval()
-  rows = _tokens(config, batch, width)
+  config = llama(quick)
+  params, width = params_of(config), 8 if quick else 64
+  model = load(config, params).eval()
+  rows = tokens_of(config, batch, width)
   ends = tuple(range(FIRST, FIRST + config.vocab_size // 32)) if ragged else (
       EOS,)
   prompts = torch.tensor(rows.astype(np.int64)), np.full(
@@ -97,7 +99,7 @@ def generate(quick: bool, *, batch: int = 1, samples: int = 1,
 
 def _step(forward, objective, params, data, annotate=lambda x, _: x):
   """A function that trains one step of ours."""
-  tx = train.optimizer(learning_rate=_RATE, num_steps=1000)
+  tx = train.optimizer(learning_rate=RATE, num_steps=1000)
   inner = train.make_train_step(forward, objective, tx)
   step = jax.jit(lambda state, data, frozen: inner(
       state, annotate(data, frozen)), donate_argnums=0)
@@ -115,53 +117,65 @@ def _step(forward, objective, params, data, annotate=lambda x, _: x):
   return run
 
 
-def _trl(name, model, columns, examples, **kwargs):
-  """A function that trains one step of TRL's: loss, gradient, clip, AdamW.
+def trainer(name, model, columns, settings, words=('<pad>', 'a', '<eos>'),
+            **kwargs):
+  """One of TRL's, without its loop, its logs and its collation of texts.
 
   Args:
     name: of the trainer, without 'Trainer'.
     model: to be trained.
-    columns: {column: [B texts or lists of ids]}, which the trainer is made
-      with.
-    examples: B dicts of ids, of which its collator makes the batch.
+    columns: {column: [N texts or lists of ids]}.
+    settings: of its config.
+    words: of its tokenizer, in the order of their ids.
     **kwargs: of the trainer.
   """
   import datasets
   import tokenizers
-  import torch
   import transformers
   import trl
   datasets.disable_progress_bars()
-  words = {'<pad>': PAD, 'a': 1, '<eos>': EOS}
+  words = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+      {word: i for i, word in enumerate(words)}, unk_token='a'))
+  words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   tokenizer = transformers.PreTrainedTokenizerFast(
-      tokenizer_object=tokenizers.Tokenizer(
-          tokenizers.models.WordLevel(words, unk_token='a')),
-      pad_token='<pad>', eos_token='<eos>', unk_token='a')
+      tokenizer_object=words, pad_token='<pad>', eos_token='<eos>',
+      unk_token='a')
   with tempfile.TemporaryDirectory() as directory:
-    trainer = getattr(trl, f'{name}Trainer')(
+    return getattr(trl, f'{name}Trainer')(
         model, args=getattr(trl, f'{name}Config')(
-            output_dir=directory, per_device_train_batch_size=len(examples),
-            learning_rate=_RATE, max_steps=1000, bf16=False, use_cpu=True,
-            gradient_checkpointing=False, report_to='none', disable_tqdm=True,
-            max_length=None),
+            output_dir=directory, learning_rate=RATE, max_steps=1000,
+            bf16=False, use_cpu=True, gradient_checkpointing=False,
+            report_to='none', disable_tqdm=True, **settings),
         train_dataset=datasets.Dataset.from_dict(columns),
         processing_class=tokenizer, **kwargs)
-  optimizer = trainer.create_optimizer()
-  batch = trainer.data_collator(examples)
+
+
+def update(teacher, optimizer, batch):
+  """Loss, gradient, clip and AdamW of a trainer of TRL's."""
+  import torch
+  loss = teacher.compute_loss(teacher.model, dict(batch))
+  loss.backward()
+  torch.nn.utils.clip_grad_norm_(teacher.model.parameters(), 1.0)
+  optimizer.step()
+  optimizer.zero_grad()
+
+
+def steps(name, model, columns, examples, **kwargs):
+  """A function that trains one step of TRL's on B examples: dicts of ids."""
+  teacher = trainer(name, model, columns, dict(
+      per_device_train_batch_size=len(examples), max_length=None), **kwargs)
+  optimizer = teacher.create_optimizer()
+  batch = teacher.data_collator(examples)
   model.train()
 
   def run():
-    loss = trainer.compute_loss(model, dict(batch))
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    update(teacher, optimizer, batch)
     return batch['input_ids'].numel()
 
   return run
 
 
-def _shape(quick: bool) -> tuple[int, int]:
+def rows_and_width(quick: bool) -> tuple[int, int]:
   return (2, 16) if quick else (8, 128)
 
 
@@ -170,14 +184,14 @@ def _case(ours, peer, params, quick, *, passes=3, rows=1):
 
   Args:
     ours: of `_step`.
-    peer: of `_trl`.
+    peer: of `steps`.
     params: that a token goes through.
-    quick: see `_shape`.
+    quick: see `rows_and_width`.
     passes: forward, and twice as much backward; 4 with a reference.
     rows: 2 of pairs.
   """
   size = sum(x.size for x in jax.tree.leaves(params))
-  count, width = _shape(quick)
+  count, width = rows_and_width(quick)
   return measure.Case(
       ours=ours, peer=peer, unit='tokens/s', flops=2 * passes * size,
       note=f'TRL, from loss to AdamW without its loop; {size / 1e6:.2g}M '
@@ -186,23 +200,23 @@ def _case(ours, peer, params, quick, *, passes=3, rows=1):
 
 def sft(quick: bool) -> measure.Case:
   """A step of supervised fine-tuning, all tokens in the loss."""
-  config = _config(quick)
-  rows = _tokens(config, *_shape(quick))
+  config = llama(quick)
+  rows = tokens_of(config, *rows_and_width(quick))
   mask = np.ones_like(rows, bool)
   mask[:, 0] = False  # no state is before it
   ours = _step(
       functools.partial(policy.forward, config), objectives.get('sft'),
-      _params(config), types.Batch(tokens=rows[:, None], mask=mask[:, None]))
+      params_of(config), types.Batch(tokens=rows[:, None], mask=mask[:, None]))
   columns = {'input_ids': rows.tolist(), 'labels': rows.tolist()}
-  peer = _trl('SFT', _load(config, _params(config)), columns,
+  peer = steps('SFT', load(config, params_of(config)), columns,
               [dict(zip(columns, x)) for x in zip(*columns.values())])
-  return _case(ours, peer, _params(config), quick)
+  return _case(ours, peer, params_of(config), quick)
 
 
-def _pairs(config, quick):
+def pairs(config, quick):
   """Batch [B, 2, T], whose second half is the response."""
-  count, width = _shape(quick)
-  rows = _tokens(config, count, 2, width)
+  count, width = rows_and_width(quick)
+  rows = tokens_of(config, count, 2, width)
   rows[:, 1, :width // 2] = rows[:, 0, :width // 2]
   mask = np.broadcast_to(np.arange(width) >= width // 2, rows.shape)
   texts = {'prompt': ['a'] * count, 'chosen': ['a'] * count,
@@ -212,33 +226,33 @@ def _pairs(config, quick):
 
 def dpo(quick: bool) -> measure.Case:
   """A step of DPO, with the log-probabilities of its reference."""
-  config = _config(quick)
-  params = _params(config)
-  data, texts = _pairs(config, quick)
+  config = llama(quick)
+  params = params_of(config)
+  data, texts = pairs(config, quick)
   ours = _step(
       functools.partial(policy.forward, config),
       algorithms.ALGORITHMS['dpo'].bind(), params, data,
       lambda batch, frozen: from_models.ref_logprobs(batch, config, frozen))
   half = data.tokens.shape[-1] // 2
-  peer = _trl(
-      'DPO', _load(config, params), texts,
+  peer = steps(
+      'DPO', load(config, params), texts,
       [{'prompt_ids': one[0, :half].tolist(),
         'chosen_ids': one[0, half:].tolist(),
         'rejected_ids': one[1, half:].tolist()} for one in data.tokens],
-      ref_model=_load(config, params).eval())
+      ref_model=load(config, params).eval())
   return _case(ours, peer, params, quick, passes=4, rows=2)
 
 
 def reward_model(quick: bool) -> measure.Case:
   """A step of a reward model on pairs."""
-  config = _config(quick)
+  config = llama(quick)
   params = reward_models.init(
-      config, jax.random.key(1), trunk=_params(config))
-  data, texts = _pairs(config, quick)
+      config, jax.random.key(1), trunk=params_of(config))
+  data, texts = pairs(config, quick)
   ours = _step(functools.partial(reward_models.forward, config),
                objectives.get('bradley_terry'), params, data)
-  peer = _trl(
-      'Reward', _load(config, params, reward=True), texts,
+  peer = steps(
+      'Reward', load(config, params, reward=True), texts,
       [dict(zip(('chosen_ids', 'rejected_ids'), one.tolist()))
        for one in data.tokens])
   products = {k: v for k, v in params['trunk'].items() if k != 'embed'}

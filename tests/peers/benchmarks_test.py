@@ -12,7 +12,12 @@ pytest.importorskip('torch', reason='benchmarks against torch, see [peers]')
 trl = pytest.importorskip('trl', reason='benchmarks against TRL, see [peers]')
 
 from benchmarks import libraries  # noqa: E402 - after the skips
+from benchmarks import members  # noqa: E402
+from benchmarks import online  # noqa: E402
+from rlhf_jax import policy  # noqa: E402
 from rlhf_jax import train  # noqa: E402
+from rlhf_jax import types  # noqa: E402
+from rlhf_jax.models import transformer  # noqa: E402
 
 
 class StepsTest(parameterized.TestCase):
@@ -53,6 +58,71 @@ class StepsTest(parameterized.TestCase):
     self.assertLen(ours, 3)
     self.assertGreater(ours[0] - ours[2], 1e-3)  # it learns
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+  def test_members(self):
+    """The mean loss of ours is that of the models of the loop."""
+    ours, theirs = [], []
+    make_step, compute = train.make_train_step, trl.RewardTrainer.compute_loss
+
+    def recorded(*args, **kwargs):
+      step = make_step(*args, **kwargs)
+
+      def run(state, batch):
+        state, metrics = step(state, batch)
+        jax.debug.callback(
+            lambda x: ours.append(float(x)), metrics['train/loss'])
+        return state, metrics
+
+      return run
+
+    def computed(self, *args, **kwargs):
+      loss = compute(self, *args, **kwargs)
+      theirs.append(loss.item())
+      return loss
+
+    with mock.patch.object(train, 'make_train_step', recorded), (
+        mock.patch.object(trl.RewardTrainer, 'compute_loss', computed)):
+      case = members.trained(True)
+      for _ in range(2):
+        self.assertEqual((case.ours(), case.peer()), (320, 320))
+    jax.effects_barrier()
+    for step in (0, 1):  # callbacks of members come in any order
+      np.testing.assert_allclose(sorted(ours[5 * step:][:5]),
+                                 sorted(theirs[5 * step:][:5]), rtol=1e-5)
+
+  def test_scores_of_members(self):
+    case = members.scored(True)
+    self.assertEqual((case.ours(), case.peer()), (320, 320))
+
+  def test_rloo(self):
+    """Of TRL's own rollout, ours finds TRL's advantages; it learns by them."""
+    config = libraries.llama(True)
+    rows = libraries.tokens_of(config, 3, 8)
+    params, other = (transformer.init(config, jax.random.key(i))
+                     for i in (0, 1))
+    teacher, examples = online.trainer(config, params, other, rows, 6)
+    theirs = {k: v.numpy() for k, v in
+              teacher._generate_and_score_completions(examples).items()}
+    fold = lambda x: x.reshape(3, online.SAMPLES, -1)
+    tokens = fold(np.concatenate(
+        [theirs['prompt_ids'], theirs['completion_ids']], -1)).astype(np.int32)
+    mask = fold(np.concatenate(
+        [0 * theirs['prompt_mask'], theirs['completion_mask']], -1)) > 0
+    batch = types.Batch(tokens=tokens, mask=mask)
+    batch = batch.replace(
+        old_logprobs=policy.forward(config, params, batch).logprobs)
+    np.testing.assert_array_equal(tokens[:, 0, :8], rows)
+    state = train.place_state(
+        params, train.optimizer(learning_rate=1., num_steps=1),
+        jax.random.key(0)).replace(statistics={})
+    ours = online.annotations(config)(
+        batch, state, types.Frozen(reference=other)).batch.advantages
+    self.assertGreater(np.abs(theirs['advantages']).max(), .05)
+    np.testing.assert_allclose(
+        np.asarray(ours).reshape(-1), theirs['advantages'], atol=1e-5)
+    case = online.rloo(True)
+    self.assertEqual(case.peer(), 64)
+    self.assertBetween(case.ours(), 48, 64)
 
   def test_ragged_rows_count_tokens_alone(self):
     """Both draw rows that end, of at most 8 tokens each."""

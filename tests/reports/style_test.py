@@ -20,7 +20,8 @@ class StyleTest(parameterized.TestCase):
 
   def test_place(self):
     """By label; ways to combine reward models come before other methods."""
-    labels = ['RLOO', 'nobody', 'worst_case', None, 'single', 'reference', 'PPO']
+    labels = ['RLOO', 'nobody', 'worst_case', None, 'single', 'reference',
+              'PPO']
     self.assertEqual(
         sorted(labels, key=style.place),
         ['single', 'worst_case', 'reference', 'PPO', 'RLOO', 'nobody', None])
