@@ -33,8 +33,10 @@ from rlhf_jax.models import transformer
 from rlhf_jax.parallel import meshes
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.runner import bars
 from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
+from rlhf_jax.storage import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COSTE = 'experiments/coste2024_reward_model_ensembles'
@@ -288,6 +290,10 @@ class Context:
     self.shown, self.key, self.strict = [], None, False
     self.name = self.directory.name
     self.show = self.log = self.shown.append
+    self.progress = bars.Bar
+
+  def writer(self, name: str) -> metrics.MetricsWriter:
+    return metrics.MetricsWriter(self.directory / f'{name}.jsonl')
 
   def directory_of(self, name: str) -> pathlib.Path:
     self.result_of(name)

@@ -115,17 +115,17 @@ def prepare():
 
 def _show_memory(config: Mapping, stages: list, name: str):
   """Prints what a plan needs; TopologyError if it does not fit."""
-  from rlhf_jax.runner import run as run_lib
+  from rlhf_jax.runner import voice
   from rlhf_jax.studies import memory
   from rlhf_jax.studies import programs
 
   machine = memory.machine(name)
   uses = memory.uses(config, stages, machine.count)
-  run_lib.say(memory.page(uses, machine))
+  voice.say(memory.page(uses, machine))
   memory.check(uses, machine)
   if machine.is_slice and programs.has_tpu_compiler():
     for line in memory.compiled(uses, machine, config['mesh']):
-      run_lib.say(line)
+      voice.say(line)
 
 
 def _num_devices(name: str | None) -> int:
@@ -144,6 +144,7 @@ def _show_figure(config: Mapping, workdir: str):
   from rlhf_jax.parallel import processes
   from rlhf_jax.runner import cluster
   from rlhf_jax.runner import run as run_lib
+  from rlhf_jax.runner import voice
   from rlhf_jax.studies import plan
 
   final = plan.final(config)
@@ -154,4 +155,4 @@ def _show_figure(config: Mapping, workdir: str):
     # Not the recorded directory: the workdir may have been moved.
     figure = (pathlib.Path(workdir).absolute() / final
               / pathlib.Path(result['figure']).name)
-    run_lib.say(str(figure))
+    voice.say(str(figure))

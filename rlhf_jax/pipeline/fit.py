@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
-import pathlib
 import time
 from typing import Any
 
@@ -40,8 +39,9 @@ class Watch:
 class _Log:
   """The metrics of a training; with a watch also updates and evaluations."""
 
-  def __init__(self, directory: pathlib.Path, watch: Watch | None):
-    self._directory, self._watch = directory, watch
+  def __init__(self, context: Any, watch: Watch | None):
+    self._context, self._watch = context, watch
+    self._directory = directory = context.directory
     self._stack = contextlib.ExitStack()
     self._writers = {}
     self._open('metrics')
@@ -59,7 +59,7 @@ class _Log:
   def _open(self, name: str) -> metrics.MetricsWriter:
     if name not in self._writers:
       self._writers[name] = self._stack.enter_context(
-          metrics.open_writer(self._directory / f'{name}.jsonl'))
+          self._context.writer(name))
     return self._writers[name]
 
   def truncate(self, step: int, evaluated: int | None = None):
@@ -179,7 +179,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
       members=members or 1))
   last, before, start, name = {}, 0.0, 0, context.directory.name
   with (checkpoint.Checkpointer(context.directory / loop.folder) as saver,
-        _Log(context.directory, watch) as log):
+        _Log(context, watch) as log):
     restored = saver.restore_latest(state.params, _training(state),
                                     strict=context.strict)
     began = time.monotonic()
@@ -193,7 +193,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
     else:
       log.truncate(-1)
       log.evaluation(0, state)
-    with metrics.progress(loop.num_steps, start, name) as bar:
+    with context.progress(loop.num_steps, start, name) as bar:
       for step, state, current in train.train(  # noqa: B020
           state, frozen, source, step_fn, start=start,
           num_steps=loop.num_steps, base=frozen.base):

@@ -22,11 +22,14 @@ from rlhf_jax import errors
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import processes
 from rlhf_jax.runner import cluster
+from rlhf_jax.runner import context as context_lib
+from rlhf_jax.runner import progress as progress_lib
 from rlhf_jax.runner import recipes
 from rlhf_jax.runner import reuse as reuse_lib
 from rlhf_jax.runner import status as status_lib
 from rlhf_jax.runner import stop as stop_lib
 from rlhf_jax.runner import trust
+from rlhf_jax.runner import voice
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
@@ -36,78 +39,14 @@ class Stage:
   """One step of a study; `run` may be called again after an interruption."""
 
   name: str  # such as 'seed_0/sft': a directory below the workdir
-  run: Callable[['StageContext'], dict]  # returns JSON values
+  # Returns JSON values.
+  run: Callable[[context_lib.StageContext], dict]
   alone: bool = False  # only reads and writes files: of one process
   quick: bool = False  # made again, without a word, where anything has changed
   # SHA-256 of what it reads from outside by name, and the modules of users
   # whose functions it is told of.
   inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
   modules: tuple[str, ...] = ()
-
-
-class StageContext:
-  """What a running stage may use of its study."""
-
-  def __init__(self, workdir: pathlib.Path, name: str,
-               stop: stop_lib.StopSignal,
-               mesh: Callable[[], jax.sharding.Mesh] = meshes.make,
-               recipe: recipes.Recipe | None = None,
-               intact: dict[str, dict] | None = None,
-               strict: bool = False):
-    self.strict = strict  # whether a damaged checkpoint is an error
-    self.directory = workdir / name
-    self.stop = stop
-    self.recipe = recipe
-    # Records by stage, whose files need not be read again in this run.
-    self.intact = {} if intact is None else intact
-    self._workdir = workdir
-    self.name = name
-    self._mesh = mesh
-
-  @property
-  def mesh(self) -> jax.sharding.Mesh:
-    """The mesh of the study; TopologyError if it does not fit the devices."""
-    return self._mesh()
-
-  @property
-  def key(self) -> str | None:
-    """What a checkpoint of the stage says that it belongs to."""
-    return self.recipe and self.recipe.key
-
-  def directory_of(self, name: str) -> pathlib.Path:
-    """The directory of a complete stage; CheckpointError if it is not."""
-    self.result_of(name)
-    return self._workdir / name
-
-  def result_of(self, name: str) -> dict:
-    """The result of a complete stage; CheckpointError if it is not."""
-    return self._record_of(name)['result']
-
-  def seconds_of(self, name: str) -> float:
-    """Wall time of the call that completed a stage; errors as above."""
-    return self._record_of(name)['seconds']
-
-  def recipe_of(self, name: str) -> str | None:
-    """Key of the recipe of a complete stage, if it has one; errors as above."""
-    return self._record_of(name).get('recipe')
-
-  def _record_of(self, name: str) -> dict:
-    record = self.intact.get(name) or workdirs.read_intact(
-        self._workdir / name)
-    if record is None:
-      raise errors.CheckpointError(
-          f'stage {self.name} needs {name}, which is not complete in '
-          f'{self._workdir}; run it first, with --stages={name}')
-    self.intact[name] = record
-    return record
-
-  def show(self, text: str):
-    """Prints lines as they are, and appends them to the log."""
-    _say(self._workdir, text)
-
-  def log(self, message: str):
-    """Prints one line and appends it to the log."""
-    _say(self._workdir, f'{self.name}: {message}')
 
 
 def run_study(
@@ -161,30 +100,42 @@ def run_study(
   mesh = functools.cache(lambda: meshes.make(config.get('mesh')))
   _check_alike({'config': config, 'stages': [s.name for s in selected],
                 'recipes': made_of})
+  progress = progress_lib.Progress(
+      workdir, stages, selected,
+      is_ready=lambda name: made_of[name] and made_of[name].key in offers)
   with contextlib.ExitStack() as stack:
     lock = workdirs.locked(workdir)
     processes.from_owner(lambda: stack.enter_context(lock))
     # Before the status: a refused command leaves that of the last one.
     for change in processes.from_owner(
         lambda: workdirs.check_config(workdir, config, safe_keys)):
-      _say(workdir, f'config changed, safely: {change}')
+      voice.tell(workdir, f'config changed, safely: {change}')
     with _telling(workdir) as status, stop_lib.StopSignal(
         status.at_once).installed() as stop, cluster.losing():
+      progress.tell = lambda: _update(status, progress)
       processes.from_owner(lambda: _clear(workdir, again))
       intact = {}
-      for stage in selected:
-        status.write(stage=stage.name)
-        context = StageContext(workdir, stage.name, stop, mesh,
-                               made_of[stage.name], intact, strict_resume)
+      for number, stage in enumerate(selected, 1):
+        progress.begin(number)
+        status.write(**progress.status())
+        context = context_lib.StageContext(
+            workdir, stage.name, stop, mesh, made_of[stage.name], intact,
+            strict_resume, progress)
         _complete(context, stage, offers,
                   accept_code_change=accept_code_change)
+
+
+def _update(status: status_lib.Status, progress: progress_lib.Progress):
+  """Writes how far a stage is; what cannot be written stops no training."""
+  with contextlib.suppress(errors.CheckpointError):
+    status.write(**progress.status())
 
 
 @contextlib.contextmanager
 def _telling(workdir: pathlib.Path) -> Iterator[status_lib.Status]:
   """Writes how a command begins and how it ends, and what the last one left."""
   if before := processes.from_owner(lambda: status_lib.killed(workdir)):
-    _say(workdir, f'the last command was killed ({before}); going on')
+    voice.tell(workdir, f'the last command was killed ({before}); going on')
   status, end = status_lib.Status(workdir), None
   status.write()
   try:
@@ -192,14 +143,14 @@ def _telling(workdir: pathlib.Path) -> Iterator[status_lib.Status]:
   except BaseException as error:
     end = error
     if not isinstance(error, errors.Interrupted):
-      _log(workdir, traceback.format_exc())
+      voice.log(workdir, traceback.format_exc())
     raise
   finally:
     try:
       status.ended(end)
     except errors.CheckpointError as error:
       # Must not hide the error on its way out, which often has one cause.
-      _say(workdir, f'status.json: {error}')
+      voice.tell(workdir, f'status.json: {error}')
 
 
 def _check_alike(told: dict):
@@ -244,11 +195,12 @@ def _clear(workdir: pathlib.Path, names: Sequence[str]):
   for name in names:
     if (workdir / name).exists():
       aside = workdirs.set_aside(workdir / name)
-      _say(workdir, f'{name:<38} made again; what there was is in {aside}')
+      voice.tell(
+          workdir, f'{name:<38} made again; what there was is in {aside}')
 
 
-def _complete(context: StageContext, stage: Stage, offers: reuse_lib.Offers,
-              *, accept_code_change: bool):
+def _complete(context: context_lib.StageContext, stage: Stage,
+              offers: reuse_lib.Offers, *, accept_code_change: bool):
   """Sees to it that a stage is complete, and offers it to later ones."""
   def is_complete() -> bool:
     """Whether it is without running."""
@@ -282,7 +234,7 @@ def _complete(context: StageContext, stage: Stage, offers: reuse_lib.Offers,
   processes.from_owner(offer)
 
 
-def _run_stage(context: StageContext, stage: Stage):
+def _run_stage(context: context_lib.StageContext, stage: Stage):
   """Runs a stage; its result is written last."""
   made_of = {'stage': stage.name}
   if context.recipe is not None:
@@ -317,25 +269,3 @@ def read_result(workdir: str | os.PathLike, name: str) -> dict | None:
   """The verified result of a stage, or None if it is not complete."""
   record = workdirs.read_intact(pathlib.Path(workdir, name))
   return None if record is None else record['result']
-
-
-def _say(workdir: pathlib.Path, message: str):
-  """Prints to stdout and to the log."""
-  _log(workdir, message)
-  say(message)
-
-
-def say(message: str):
-  """Prints to stdout, which may be closed; of several processes, one."""
-  if processes.index():
-    return
-  with contextlib.suppress(OSError, ValueError):
-    print(message, flush=True)
-
-
-def _log(workdir: pathlib.Path, message: str):
-  if processes.index():
-    return
-  with contextlib.suppress(OSError):
-    with files.open_appending(workdir / workdirs.LOG) as stream:
-      stream.write(f'{status_lib.now()} {message}\n'.encode(errors='replace'))

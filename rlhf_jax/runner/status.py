@@ -4,6 +4,7 @@ import os
 import pathlib
 import socket
 import time
+from typing import Any
 
 from rlhf_jax import errors
 from rlhf_jax.runner import workdirs
@@ -25,19 +26,21 @@ class Status:
     self._told = {'state': 'running', 'pid': os.getpid(),
                   'host': socket.gethostname(), 'started': now()}
 
-  def write(self, **news):
+  def write(self, **news: Any):
     """Writes it, with what is new."""
-    self._told |= news
+    self._told |= news | {'updated': now()}
     files.write_json(self._path, self._told)
 
   def at_once(self, code: int):
     """Of a second signal, which ends the process."""
     self.write(state='killed', exit_code=code, finished=now(),
+               seconds_left=None,
                message='stopped at once, by a second signal')
 
   def ended(self, error: BaseException | None):
     """The last word; of an error, or of none."""
-    end = {'state': 'complete', 'code': 'OK', 'exit_code': 0}
+    end = {'state': 'complete', 'code': 'OK', 'exit_code': 0,
+           'seconds_left': 0.0}
     if error is not None:
       user = isinstance(error, errors.UserError)
       end = {
@@ -46,6 +49,7 @@ class Status:
           'code': error.code if user else 'BUG',
           'exit_code': error.exit_code if user else 1,
           'message': str(error) or type(error).__name__,
+          'seconds_left': None,
       }
     self.write(**end, finished=now())
 

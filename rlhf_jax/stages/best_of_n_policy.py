@@ -16,7 +16,6 @@ from rlhf_jax.ops import ensembles
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import picks
 from rlhf_jax.storage import files
-from rlhf_jax.storage import metrics
 
 NEEDS, READS = ('reference', 'gold', 'pairs', 'scores', 'proxies'), ()
 
@@ -47,7 +46,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   ns = picks.grid(score.shape[1])
   curves = {name: x.astype(np.float64) for name, x in best_of_n.curves(
       score, _watched(world, scores, score), ns).items()}
-  with metrics.open_writer(context.directory / 'evaluation.jsonl') as writer:
+  with context.writer('evaluation') as writer:
     writer.truncate(-1)  # what an interrupted run has left
     for i, n in enumerate(ns):
       row = _row(n, {name: curve[:, i] for name, curve in curves.items()})

@@ -16,7 +16,6 @@ from rlhf_jax.parallel import processes
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import rows as rows_lib
 from rlhf_jax.storage import files
-from rlhf_jax.storage import metrics
 
 NEEDS, READS = ('reference', 'gold'), ('policy',)
 
@@ -62,7 +61,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
 
   starts = range(0, len(prompts.tokens), size)
   unfinished, lengths, fresh = [], [], 0
-  with metrics.progress(len(starts), 0, 'samples') as bar:
+  with context.progress(len(starts), 0, 'samples') as bar:
     for number, start in enumerate(starts):
       path = context.directory / f'shard_{number:04d}.npz'
       if not processes.from_owner(path.exists):

@@ -1,23 +1,20 @@
-"""Metrics as JSON lines, and a progress bar. Neither ever stops training."""
+"""Metrics as JSON lines, which never stop training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import json
 import logging
 import math
 import os
 import pathlib
-import sys
 import time
 from typing import Any
-
-import tqdm
 
 from rlhf_jax.parallel import processes
 from rlhf_jax.storage import files
 
+Follower = Callable[[Mapping[str, Any]], None]
 _logger = logging.getLogger(__name__)
-_PLAIN_INTERVAL = 30.0  # seconds between lines when there is no terminal
 
 
 class MetricsWriter:
@@ -29,9 +26,16 @@ class MetricsWriter:
   A failing disk costs a warning and the line, never an exception.
   """
 
-  def __init__(self, path: str | os.PathLike):
-    """Opens `path` for appending and drops a line that a crash cut short."""
+  def __init__(self, path: str | os.PathLike,
+               followers: Sequence[Follower] = ()):
+    """Opens `path` for appending and drops a line that a crash cut short.
+
+    Args:
+      path: of the file.
+      followers: called with each row that is written; must not raise.
+    """
     self.path = pathlib.Path(path)
+    self._followers = followers
     self._warned = False
     self._file = None
     with self._surviving():
@@ -71,6 +75,8 @@ class MetricsWriter:
       except OSError:
         os.ftruncate(descriptor, size)  # no half line for readers
         raise
+    for follow in self._followers:
+      follow(row)
 
   def truncate(self, last_step: int):
     """Drops everything from the first line whose step is after `last_step`."""
@@ -161,42 +167,6 @@ def _number(value: Any) -> int | float | None:
   return float(f'{value:.6g}') if math.isfinite(value) else None
 
 
-class _QuietStream:
-  """Stderr that may be closed; what cannot be shown is dropped."""
-
-  def __init__(self, stream):
-    self._stream = stream
-
-  def write(self, text: str):
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-      self._stream.write(text)
-
-  def flush(self):
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-      self._stream.flush()
-
-  def isatty(self) -> bool:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-      return self._stream.isatty()
-    return False
-
-
-class _Lines(tqdm.tqdm):
-  """A bar for log files: whole lines, seldom, no carriage returns."""
-
-  def display(self, msg=None, pos=None):
-    del pos
-    self.fp.write((msg or str(self)).strip() + '\n')
-    self.fp.flush()
-
-  def close(self):
-    if not self.disable:
-      self.leave = False  # tqdm would end with a blanked line
-      self.display()
-      self.disable = True
-      self._decr_instances(self)
-
-
 class _Nowhere(MetricsWriter):
   """Of a process that does not own the workdir: nothing is written."""
 
@@ -213,36 +183,8 @@ class _Nowhere(MetricsWriter):
     del last_step
 
 
-def open_writer(path: str | os.PathLike) -> MetricsWriter:
+def open_writer(path: str | os.PathLike, followers: Sequence[Follower] = ()
+                ) -> MetricsWriter:
   """A writer of the process that owns the workdir; elsewhere one of nothing."""
-  return _Nowhere(path) if processes.index() else MetricsWriter(path)
-
-
-def progress(
-    total: int, initial: int = 0, description: str = ''
-) -> tqdm.tqdm:
-  """A bar on stderr with rate and time left; plain lines if not a terminal.
-
-  Args:
-    total: where the count ends.
-    initial: where it starts, after a resume.
-    description: shown first.
-
-  Returns:
-    A tqdm bar: `update(n)`, `set_postfix(...)`, `close()`, context manager.
-  """
-  stream = _QuietStream(sys.stderr)
-  terminal = stream.isatty()
-  return (tqdm.tqdm if terminal else _Lines)(
-      total=total,
-      initial=initial,
-      desc=description,
-      file=stream,
-      mininterval=0.1 if terminal else _PLAIN_INTERVAL,
-      maxinterval=10.0 if terminal else 10 * _PLAIN_INTERVAL,
-      ncols=None if terminal else 80,
-      ascii=not terminal,
-      disable=processes.index() > 0,
-      leave=True,
-      dynamic_ncols=terminal,
-  )
+  return (_Nowhere(path) if processes.index()
+          else MetricsWriter(path, followers))

@@ -240,7 +240,7 @@ class WatchTest(absltest.TestCase):
     metrics = lambda: {'train/loss': np.float32([1, 2]), 'x': np.float32(5)}
     context = context_of('online')
     for start, stop in ((1, 5), (3, 6)):  # restored at step 2
-      with fit_lib._Log(context.directory, self.watch) as log:
+      with fit_lib._Log(context, self.watch) as log:
         log.truncate(start - 1)
         for step in range(start, stop):
           self.assertEqual(log.step(step, metrics()),

@@ -14,6 +14,7 @@ import pytest
 
 from rlhf_jax import errors
 from rlhf_jax.runner import code
+from rlhf_jax.runner import context
 from rlhf_jax.runner import reuse as reuse_lib
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import stop
@@ -116,7 +117,7 @@ def test_arrays_are_links_and_what_grows_is_a_copy(source, tmp_path):
   with metrics.MetricsWriter(workdir / 'base/metrics.jsonl') as writer:
     writer.truncate(0)
   (workdir / 'base/result.json').write_text('{}')
-  draw(run_lib.StageContext(workdir, 'base', stop.StopSignal()), seed=9)
+  draw(context.StageContext(workdir, 'base', stop.StopSignal()), seed=9)
   assert files.load_arrays(workdir / leaf)['x'].tolist() == [9, 10, 11]
   assert tree(source) == before
 

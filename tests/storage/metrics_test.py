@@ -1,10 +1,7 @@
 """Metrics: every step exactly once, whatever happens to the files."""
 
-import io
 import json
 import logging
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -141,55 +138,8 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
   assert steps(path) == [1, 3]
 
 
-class Terminal(io.StringIO):
-
-  def isatty(self):
-    return True
-
-
-def test_progress_on_a_terminal_is_a_bar(monkeypatch):
-  monkeypatch.setattr(sys, 'stderr', Terminal())
-  with metrics.progress(10, 4, 'sft') as bar:
-    bar.update(6)
-  text = sys.stderr.getvalue()
-  assert '\r' in text
-  assert 'sft' in text and '10/10' in text
-
-
-def test_progress_in_a_log_is_lines(monkeypatch):
-  monkeypatch.setattr(sys, 'stderr', io.StringIO())
-  with metrics.progress(1000, 4, 'sft') as bar:
-    for _ in range(996):
-      bar.update()
-  text = sys.stderr.getvalue()
-  assert '\r' not in text
-  lines = text.splitlines()
-  assert 1 <= len(lines) <= 2
-  assert re.search(r'sft.*1000/1000.*<.*it/s', lines[-1])
-
-
-def test_progress_repeats_lines_after_the_interval(monkeypatch):
-  monkeypatch.setattr(sys, 'stderr', io.StringIO())
-  monkeypatch.setattr(metrics, '_PLAIN_INTERVAL', 0.0)
-  with metrics.progress(3) as bar:
-    for _ in range(3):
-      bar.update()
-  assert len(sys.stderr.getvalue().splitlines()) >= 3
-
-
-@pytest.mark.parametrize('stream', [None, 'closed', 'pipe'])
-def test_progress_survives_a_stderr_that_is_gone(monkeypatch, stream):
-  if stream == 'closed':
-    stream = io.StringIO()
-    stream.close()
-  elif stream == 'pipe':
-    reader, writer = os.pipe()
-    os.close(reader)
-    stream = os.fdopen(writer, 'w', buffering=1)
-  monkeypatch.setattr(sys, 'stderr', stream)
-  with metrics.progress(2) as bar:
-    bar.update(2)
-  monkeypatch.undo()
-  if stream is not None and not stream.closed:
-    with pytest.raises(BrokenPipeError):
-      stream.close()
+def test_followers_have_the_rows_that_are_written(tmp_path):
+  path, rows = tmp_path / 'metrics.jsonl', []
+  with metrics.MetricsWriter(path, [rows.append]) as writer:
+    writer.write(3, {'loss': jnp.float32(0.5)})
+  assert rows == read(path) and rows[0]['loss'] == 0.5

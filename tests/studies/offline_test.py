@@ -16,6 +16,7 @@ from rlhf_jax.configs import base
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.parallel import meshes
 from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.runner import context as context_lib
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.runner import stop
 from rlhf_jax.storage import files
@@ -471,7 +472,7 @@ class StudyTest(parameterized.TestCase):
                        lines(finished() / f'policies/a_lol/{name}.jsonl'))
 
   def test_online_is_evaluated_by_the_rewards_of_the_log(self):
-    context = run_lib.StageContext(
+    context = context_lib.StageContext(
         finished().parent, 'seed_0/policies/ppo', stop.StopSignal(),
         worlds.mesh)
     context.directory.mkdir()
