@@ -26,6 +26,7 @@ from rlhf_jax.runner import context as context_lib
 from rlhf_jax.runner import progress as progress_lib
 from rlhf_jax.runner import recipes
 from rlhf_jax.runner import reuse as reuse_lib
+from rlhf_jax.runner import screen as screen_lib
 from rlhf_jax.runner import status as status_lib
 from rlhf_jax.runner import stop as stop_lib
 from rlhf_jax.runner import trust
@@ -110,8 +111,14 @@ def run_study(
     for change in processes.from_owner(
         lambda: workdirs.check_config(workdir, config, safe_keys)):
       voice.tell(workdir, f'config changed, safely: {change}')
+    screen = screen_lib.Screen(progress)
+
+    def at_once(code):
+      screen.leave()
+      status.at_once(code)
+
     with _telling(workdir) as status, stop_lib.StopSignal(
-        status.at_once).installed() as stop, cluster.losing():
+        at_once).installed() as stop, cluster.losing(), screen:
       progress.tell = lambda: _update(status, progress)
       processes.from_owner(lambda: _clear(workdir, again))
       intact = {}
