@@ -38,6 +38,10 @@ def define(values: flags.FlagValues):
   flags.DEFINE_boolean(
       'strict_resume', False, 'end with an error where a checkpoint is '
       'damaged, and not go on from the one before it', flag_values=values)
+  flags.DEFINE_list(
+      'log_to', [], 'who else is told the metrics while they are written: '
+      'tensorboard, by event files in <workdir>/tensorboard',
+      flag_values=values)
   arguments.define_texts(
       values,
       workdir='where everything is written',
@@ -96,7 +100,7 @@ def launch(config: dict, values: flags.FlagValues):
       plan.with_inputs(config, stages), values.workdir, config=config,
       only=values.stages, reuse=values.reuse, redo=values.redo,
       accept_code_change=values.accept_code_change,
-      strict_resume=values.strict_resume,
+      strict_resume=values.strict_resume, log_to=values.log_to,
       safe_keys=SAFE_KEYS)
   _show_figure(config, values.workdir)
 

@@ -29,6 +29,7 @@ from rlhf_jax.runner import reuse as reuse_lib
 from rlhf_jax.runner import screen as screen_lib
 from rlhf_jax.runner import status as status_lib
 from rlhf_jax.runner import stop as stop_lib
+from rlhf_jax.runner import trackers
 from rlhf_jax.runner import trust
 from rlhf_jax.runner import voice
 from rlhf_jax.runner import workdirs
@@ -60,6 +61,7 @@ def run_study(
     redo: Sequence[str] = (),
     accept_code_change: bool = False,
     strict_resume: bool = False,
+    log_to: Sequence[str] = (),
     safe_keys: Sequence[str] = ('*log_every', '*save_every', '*description'),
 ):
   """Runs the stages that are not complete, in order.
@@ -81,11 +83,13 @@ def run_study(
     accept_code_change: whether stages count that were made by other code.
     strict_resume: whether a damaged checkpoint is an error; else a stage goes
       on from the one before it.
+    log_to: who else follows the metrics, see `trackers`.
     safe_keys: fnmatch patterns of dotted config keys that may change.
 
   Raises:
     ConfigError: the config changed, or what a stage was made from, a pattern
-      matches no stage, or a workdir of `reuse` holds no study.
+      matches no stage, a workdir of `reuse` holds no study, or there is no
+      such tracker.
     WorkdirLockedError: another process owns the workdir.
     CheckpointError: the workdir is unusable or a result is damaged.
     Interrupted: after SIGTERM or SIGINT, with everything saved.
@@ -102,7 +106,7 @@ def run_study(
   _check_alike({'config': config, 'stages': [s.name for s in selected],
                 'recipes': made_of})
   progress = progress_lib.Progress(
-      workdir, stages, selected,
+      workdir, stages, selected, follow=trackers.of_study(workdir, log_to),
       is_ready=lambda name: made_of[name] and made_of[name].key in offers)
   with contextlib.ExitStack() as stack:
     lock = workdirs.locked(workdir)

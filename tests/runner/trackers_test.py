@@ -1,0 +1,105 @@
+"""Event files, read back as TensorBoard does."""
+
+import errno
+import functools
+import struct
+import sys
+
+import pytest
+from tensorboardX import event_file_writer
+from tensorboardX import record_writer
+from tensorboardX.proto import event_pb2
+
+from rlhf_jax import errors
+from rlhf_jax.runner import run as run_lib
+from rlhf_jax.runner import trackers
+from rlhf_jax.storage import files
+
+
+def events(directory):
+  """Of the event files of a directory, in the order in which they are read."""
+  for path in sorted(directory.iterdir()):
+    data = path.read_bytes()
+    while data:
+      size, crc = struct.unpack('<QI', data[:12])
+      assert crc == record_writer.masked_crc32c(data[:8])
+      yield event_pb2.Event.FromString(data[12:12 + size])
+      data = data[16 + size:]
+
+
+def scalars(directory):
+  """(step, tag, value) that TensorBoard shows."""
+  shown = []
+  for event in events(directory):
+    if event.session_log.status == event_pb2.SessionLog.START:
+      shown = [x for x in shown if x[0] < event.step]
+    shown += [(event.step, value.tag, value.simple_value)
+              for value in event.summary.value]
+  return shown
+
+
+def train(steps, context):
+  with context.writer('metrics') as writer, context.writer('updates') as other:
+    for step in steps:
+      writer.write(step, {'train/loss': 1 / step, 'nan': float('nan')})
+      other.write(step, {'update': 0})
+  return {}
+
+
+def study(*steps):
+  return [run_lib.Stage('seed_0/sft', functools.partial(train, steps))]
+
+
+def test_the_events_are_the_metrics(tmp_path):
+  run_lib.run_study(study(1, 2), tmp_path, config={}, log_to=['tensorboard'])
+  assert scalars(tmp_path / 'tensorboard/seed_0/sft/metrics') == [
+      (1, 'train/loss', 1), (2, 'train/loss', .5)]
+  first = next(events(tmp_path / 'tensorboard/seed_0/sft/metrics'))
+  assert first.file_version == 'brain.Event:2'
+  times = [row['time'] for row in files.read_jsonl(
+      tmp_path / 'seed_0/sft/metrics.jsonl')]
+  assert [x.wall_time for x in events(
+      tmp_path / 'tensorboard/seed_0/sft/metrics')][-2:] == times
+  assert not (tmp_path / 'tensorboard/seed_0/sft/updates').exists()
+  # The stage has no file more, so it is complete with and without.
+  run_lib.run_study(study(1, 2), tmp_path, config={})
+
+
+def test_a_stage_that_is_made_again_takes_the_place_of_the_first(tmp_path):
+  for number, steps in enumerate(((1, 2, 3), (2, 4))):
+    follow, = trackers.of_study(tmp_path, ['tensorboard'])('a', 'metrics')
+    for step in steps:
+      follow({'step': step, 'time': number, 'loss': 10 * number})
+    follow._events.close()
+    for path in (tmp_path / 'tensorboard/a/metrics').iterdir():
+      path.rename(path.with_name(f'{path.name}.{number}'))
+  assert scalars(tmp_path / 'tensorboard/a/metrics') == [
+      (1, 'loss', 0), (2, 'loss', 10), (4, 'loss', 10)]
+
+
+def test_nothing_is_written_unless_asked_for(tmp_path):
+  run_lib.run_study(study(1), tmp_path, config={})
+  assert not (tmp_path / 'tensorboard').exists()
+
+
+def test_a_full_disk_stops_nothing(tmp_path, monkeypatch, caplog):
+  def full(*unused):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(event_file_writer.EventsWriter, 'flush', full)
+  run_lib.run_study(study(1, 2, 3), tmp_path, config={},
+                    log_to=['tensorboard'])
+  assert [r.getMessage().partition(':')[0] for r in caplog.records] == [
+      'events are being lost']
+  assert len(files.read_jsonl(tmp_path / 'seed_0/sft/metrics.jsonl')) == 3
+
+
+def test_what_is_not_there_is_refused_before_anything_runs(
+    tmp_path, monkeypatch):
+  workdir = tmp_path / 'new'
+  with pytest.raises(errors.ConfigError, match='only tensorboard'):
+    run_lib.run_study(study(1), workdir, config={}, log_to=['mlflow'])
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  with pytest.raises(errors.ConfigError, match=r'rlhf_jax\[tensorboard\]'):
+    run_lib.run_study(study(1), workdir, config={}, log_to=['tensorboard'])
+  assert not workdir.exists()
