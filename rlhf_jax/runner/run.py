@@ -118,8 +118,8 @@ def run_study(
     screen = screen_lib.Screen(progress)
 
     def at_once(code):
-      screen.leave()
       status.at_once(code)
+      screen.leave()
 
     with _telling(workdir) as status, stop_lib.StopSignal(
         at_once).installed() as stop, cluster.losing(), screen:

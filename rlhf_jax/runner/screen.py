@@ -69,9 +69,12 @@ class Screen:
       self._progress.is_shown = False
 
   def leave(self):
-    """Erases what is drawn, for good; waits for nobody."""
+    """Erases what is drawn, for good."""
     self._end.set()
+    is_ours = self._lock.acquire(timeout=0.2)  # a terminal may hang
     self._write(_ERASE)
+    if is_ours:
+      self._lock.release()
 
   @contextlib.contextmanager
   def _erasing(self) -> Iterator[None]:

@@ -145,6 +145,8 @@ def count(context):
   with context.progress(10**6, 0, 'count') as bar:
     for step in range(10**6):
       bar.update()
+      if step == 30:
+        print('a table', 'of rows', 'over rows', 'drawn', sep='\\n')
       if 'deaf' not in sys.argv:
         context.stop.check(f'step {step}')
       time.sleep(.01)
@@ -220,7 +222,10 @@ def test_ctrl_c_leaves_what_was_said_and_the_error_last(tmp_path):
   run = Run(tmp_path)
   run.wait_for('stage 2 of 2')
   run.wait_for('of Python')
-  run.wait_for('count  ')
+  run.wait_for('over rows')
+  while not run.terminal.rows[-1].endswith('left') and (
+      not run.terminal.rows[-1].endswith('unknown')):
+    run.read()
   bottom = run.terminal.rows[-3:]
   assert bottom[0].startswith('count, for 0:00:')
   assert bottom[2].startswith('count') and '/1000000' in bottom[2]
@@ -229,6 +234,7 @@ def test_ctrl_c_leaves_what_was_said_and_the_error_last(tmp_path):
   rows = run.terminal.rows
   text = '\n'.join(rows)
   assert all(word in text for word in SAID)
+  assert {'a table', 'of rows', 'over rows', 'drawn'} <= {*rows}
   assert 'stopping after the next save' in text
   last = ''.join(rows[-3:])  # it is wider than the terminal
   assert 'rlhf_jax: INTERRUPTED: saved at step' in last
