@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import errors
 from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.annotators import running
@@ -209,6 +210,32 @@ def _join(parts: Sequence[types.Batch], size: int, count: int) -> types.Batch:
   return batch.replace(mask=batch.mask & present[:, None, None])
 
 
+def _without_bad(scores: np.ndarray, step: int
+                 ) -> tuple[np.ndarray, np.ndarray]:
+  """Scores f32[B, K] without NaN, and bool[B]: whose samples all have one.
+
+  The others are left out whole: fewer samples than K would be another method
+  to some rows of the table, and a group of one has no baseline.
+
+  Raises:
+    RewardError: no prompt is left.
+  """
+  kept = ~np.isnan(scores).any(axis=1)
+  if not kept.any():
+    raise errors.RewardError(
+        f'rewards at step {step} leave none of {len(scores)} prompts: of each '
+        f"a sample's is None, NaN or infinite ({int(np.isnan(scores).sum())} "
+        f'of {scores.size}), and its prompt is dropped; mend the reward')
+  return np.where(kept[:, None], scores, np.float32(0)), kept
+
+
+@jax.jit
+def _scored(batch: types.Batch, scores: jax.Array, kept: jax.Array
+            ) -> types.Batch:
+  """With f32[B, K]; only of the prompts kept, bool[B], there are responses."""
+  return batch.replace(scores=scores, mask=batch.mask & kept[:, None, None])
+
+
 def online(
     prompts: corpus.Prompts,
     sampler: Callable[..., types.Batch],
@@ -239,7 +266,9 @@ def online(
     seed: of the order of the prompts.
     score: rewards of texts, (step, batch, places i64[B] of its prompts among
       all) -> f32[B, K] on the host, which come into `batch.scores` before the
-      annotators.
+      annotators. A prompt of whose samples one has NaN is left without a
+      response, and weighs nothing; 'rollout/bad_rewards' in the metrics counts
+      the NaN.
     chunk_size: prompts sampled at a time, a divisor of `batch_size`; None:
       all at once. Memory falls.
     multiple: parts, of equal size for each device, into which a rollout will
@@ -252,6 +281,7 @@ def online(
 
   Raises:
     ValueError: if `chunk_size` does not divide `batch_size`.
+    RewardError: when called, if rewards leave no prompt.
   """
   chunk_size = chunk_size or batch_size
   if chunk_size < 1 or batch_size % chunk_size:
@@ -260,9 +290,9 @@ def online(
 
   turns = 1 if resample is None else 1 + resample.rounds
 
-  def draw(step, turn, state, frozen):
-    at = order.indices(
-        seed, step * turns + turn, batch_size, len(prompts.tokens))
+  def draw(step, turn, state, frozen, metrics):
+    count = len(prompts.tokens)
+    at = order.indices(seed, step * turns + turn, batch_size, count)
     whole = lambda part: {**(frozen.base or {}), **part}
     params, guide = whole(state.params), {}
     if state.targets is not None:
@@ -275,27 +305,29 @@ def online(
           prompts.tokens[asked], prompts.lengths[asked],
           (rows + turn * batch_size).astype(np.int32)))
       parts.append(sampler(params, *chunk[:2], key, chunk[2], **guide))
-    batch = parts[0]
-    if len(parts) > 1 or size != batch_size:
-      batch = _join(parts, size, batch_size)
-    if score is not None:
-      scores = score(step, jax.tree.map(
-          lambda x: x[:batch_size], processes.whole(batch)), at)
-      batch = batch.replace(scores=sharding.shard_batch(
-          sharding.pad_rows(np.asarray(scores, np.float32), size)))
-    return batch
+    batch = (_join(parts, size, batch_size)
+             if len(parts) > 1 or size != batch_size else parts[0])
+    if score is None:
+      return batch
+    scores = np.asarray(score(step, jax.tree.map(
+        lambda x: x[:batch_size], processes.whole(batch)), at), np.float32)
+    metrics['rollout/bad_rewards'] += np.float32(np.isnan(scores).sum())
+    checked = sharding.pad_rows(_without_bad(scores, step), size)
+    return _scored(batch, *sharding.shard_batch(checked))
 
   def source(step, state, frozen):
-    drawn, metrics = lambda turn: draw(step, turn, state, frozen), {}
+    metrics = {} if score is None else {'rollout/bad_rewards': np.float32(0)}
+    drawn = lambda turn: draw(step, turn, state, frozen, metrics)
     if resample is None:
       batch = drawn(0)
     else:
-      batch, metrics = _fill(
+      batch, filled = _fill(
           drawn, lambda batch: resample.varied(batch, state, frozen),
           size=batch_size, rounds=turns)
       batch = sharding.shard_batch(sharding.pad_rows(
           batch, multiple * meshes.row_parts()))
+      metrics |= filled
     done = annotated(batch, state, frozen)
-    return done.replace(metrics={**done.metrics, **metrics})
+    return done.replace(metrics=done.metrics | metrics)
 
   return source

@@ -104,7 +104,11 @@ ROWS = {
     'F10': Row('reward that is no number, or all equal', (
         'rewards/finite_test.py::', 'rewards/scale_test.py::',
         'rewards/components_test.py::ValuesTest::test_a_member_without',
-        'rewards/components_test.py::TotalTest::test_finite_parts')),
+        'rewards/components_test.py::TotalTest::test_finite_parts',
+        'rewards/components_test.py::FunctionsTest::test_what_is_dropped',
+        'rewards/programmatic_test.py::DropTest',
+        'sources_test.py::BadRewardTest',
+        'stages/online_policy_test.py::FunctionsTest::test_bad_rewards')),
     'F11': Row('reward function that raises, hangs or lies', (
         'rewards/programmatic_test.py::FaultTest',
         'rewards/programmatic_test.py::ConfigTest',

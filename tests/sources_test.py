@@ -6,13 +6,18 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import worlds
 
+from rlhf_jax import algorithms
 from rlhf_jax import errors
 from rlhf_jax import sources
 from rlhf_jax import streams
+from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.annotators import arithmetic
+from rlhf_jax.annotators import chain as chain_lib
+from rlhf_jax.annotators import running
 from rlhf_jax.data import corpus
 from rlhf_jax.data import order
 from rlhf_jax.ops import priorities
@@ -345,6 +350,129 @@ class CutTest(parameterized.TestCase):
     self.assertIsNone(rollout.batch.sampled)
     self.assertEqual(rollout.metrics['rollout/score'], 2)  # of all three
     np.testing.assert_allclose(rollout.metrics['rollout/kl_k1'], 5 / 3)
+
+
+class BadRewardTest(parameterized.TestCase):
+  """A prompt with a reward that is NaN weighs nothing, whatever the method."""
+
+  TOKENS = 7
+  # Of prompts 1 and 4, of one sample and of all.
+  BAD = np.zeros((8, 4), bool)
+  BAD[1, 0] = BAD[4] = True
+  ROWS = tuple(name for name, row in algorithms.ALGORITHMS.items()
+               if row.source == 'prompts' and row.objective)
+
+  def _forward(self, params, batch):
+    pick = lambda table: table[batch.tokens]
+    return types.PolicyOutput(
+        logprobs=pick(jax.nn.log_softmax(params['policy'])),
+        entropy=pick(params['policy']**2), values=pick(params['value']))
+
+  def _chain(self, row):
+    filled = lambda **fields: lambda batch, state, frozen, **unused: (
+        batch.replace(**{name: field(state, batch)
+                         for name, field in fields.items()}))
+    nodes = [{'name': 'scale_scores'}, *(
+        node for node in row.annotators if node['name'] != 'scores')]
+    models = {
+        'ref_logprobs': filled(ref_logprobs=lambda state, batch:
+                               -jnp.cos(1. * batch.tokens) - 2),
+        'old_values': filled(old_values=lambda state, batch: self._forward(
+            state.params, batch).values),
+        'nucleus': filled()}
+    return chain_lib.chain(nodes, models), running.init(nodes)
+
+  def _rollout(self, row, bad, mesh=1, resample=None):
+    """(annotated, the batch that was scored, what is trained on, state)."""
+    samples = 4 if row.more else row.samples
+    annotators, statistics = self._chain(row)
+    table = jax.random.normal(jax.random.key(1), (2, self.TOKENS))
+    state = types.TrainState(
+        step=jnp.int32(0), params={'policy': table[0], 'value': table[1]},
+        opt_state=(), key=jax.random.key(0), statistics=statistics)
+    seen = []
+
+    @jax.jit
+    def sampler(params, prompts, lengths, key, row_ids):
+      def draw(i):
+        key_ = jax.random.fold_in(key, i)
+        return (jax.random.randint(key_, (samples, 5), 0, self.TOKENS),
+                jax.random.uniform(key_, (samples, 5)) - 2)
+      tokens, logprobs = jax.vmap(draw)(row_ids)
+      at = jnp.arange(5)[None, None]
+      return types.Batch(
+          tokens=tokens, old_logprobs=logprobs,
+          mask=(at > 0) & (at < 3 + (tokens[..., :1] > 3)))
+
+    def score(step, batch, places):
+      scores = np.sin(1. * batch.tokens.sum(-1)).astype(np.float32)
+      seen.append(batch.replace(scores=scores))
+      return np.where(bad[:, :samples], np.float32(np.nan), scores)
+
+    annotated = jax.jit(sources.rollout(annotators))
+    with worlds.devices(mesh):
+      rollout = sources.online(
+          PROMPTS, sampler, annotated, batch_size=8, seed=2, score=score,
+          resample=resample and sources.Resample(
+              resample, jax.jit(sources.varied(annotators))))(
+                  3, state, types.Frozen())
+    return annotated, seen, rollout, state
+
+  def _step(self, row, rollout, state):
+    """The gradient of a step, its metrics, and what is remembered."""
+    tx = optax.trace(0.)  # which is its state
+    step = jax.jit(train.make_train_step(self._forward, row.bind(), tx))
+    after, metrics = step(
+        state.replace(opt_state=tx.init(state.params)), rollout.batch)
+    return after.opt_state.trace, metrics, rollout.statistics
+
+  @parameterized.parameters(*ROWS)
+  def test_as_if_it_had_not_been_asked(self, name):
+    row = algorithms.ALGORITHMS[name]
+    annotated, (drawn,), rollout, state = self._rollout(row, self.BAD)
+    kept = ~self.BAD[:, :drawn.mask.shape[1]].any(axis=1)
+    self.assertEqual(int(rollout.metrics['rollout/bad_rewards']),
+                     int(self.BAD[:, :drawn.mask.shape[1]].sum()))
+    np.testing.assert_array_equal(
+        jax.device_get(rollout.batch.mask).any((1, 2)), kept)
+    without = annotated(jax.tree.map(lambda x: x[kept], drawn), state, None)
+    chex.assert_trees_all_close(
+        {k: v for k, v in rollout.metrics.items()
+         if k != 'rollout/bad_rewards'}, without.metrics, rtol=1e-5)
+    gradient, *told = self._step(row, rollout, state)
+    expected, *others = self._step(row, without, state)
+    largest = np.abs(expected['policy']).max()
+    self.assertGreater(largest, 1e-5)
+    chex.assert_trees_all_close(gradient, expected, atol=1e-5 * largest)
+    chex.assert_trees_all_close(told, others, rtol=1e-4, atol=1e-6)
+
+  def test_devices_change_nothing(self):
+    row = algorithms.ALGORITHMS['rloo']
+    *_, one, _ = self._rollout(row, self.BAD)
+    *_, three, _ = self._rollout(row, self.BAD, mesh=3)
+    chex.assert_trees_all_close(
+        jax.device_get(one.batch), jax.tree.map(
+            lambda x: x[:8], jax.device_get(three.batch)), rtol=1e-5)
+    self.assertEqual(*(float(x.metrics['rollout/bad_rewards'])
+                       for x in (one, three)))
+
+  def test_others_take_their_places(self):
+    """Where a row asks on; the bad ones of all rounds are counted."""
+    row = algorithms.ALGORITHMS['grpo']
+    _, drawn, rollout, _ = self._rollout(row, self.BAD, resample=2)
+    self.assertLen(drawn, 2)
+    self.assertEqual(rollout.metrics['rollout/bad_rewards'], 10)
+    self.assertTrue(rollout.batch.mask.any((1, 2)).all())
+    self.assertEqual(rollout.metrics['rollout/kept'], 12 / 16)
+
+  def test_none_is_left(self):
+    bad = np.zeros((8, 4), bool)
+    bad[:, 1] = True
+    row = algorithms.ALGORITHMS['rloo']
+    with self.assertRaisesRegex(
+        errors.RewardError, r'rewards at step 3 leave none of 8 prompts: .*\(8 '
+        r'of 32\)'):
+      self._rollout(row, bad)
 
 
 class ResampleTest(parameterized.TestCase):

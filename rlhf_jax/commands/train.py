@@ -44,6 +44,9 @@ _HELP = {
                  'rlhf_jax.testing.check_objective holds it to the laws',
     'reward_range': 'of a function, least,largest: values outside are an '
                     'error; A-LOL needs one, from 0 on',
+    'on_bad_reward': "of a function that gives None, NaN or infinity: 'error' "
+                     "(exit 6), or 'drop', which leaves the prompt out with "
+                     'all its samples; where the algorithm samples',
     'preferences': 'pairs that reward models learn from first, where the '
                    'algorithm samples',
     'size': "'smoke' (minutes, no meaning), 'laptop' or 'full': steps, batch "

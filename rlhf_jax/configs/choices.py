@@ -56,7 +56,8 @@ def reward(config, task: tasks.Task, scores) -> dict[str, dict]:
     return base.proxy(aggregate=dict(kind=task.aggregate))
   if ':' in reward:
     return {reward.rpartition(':')[2]: dict(
-        kind='function', function=reward, range=task.reward_range)}
+        kind='function', function=reward, range=task.reward_range,
+        on_bad_reward=task.on_bad_reward)}
   if reward in tasks.COMPONENTS:
     return {reward: dict(kind=reward)}
   raise errors.ConfigError(

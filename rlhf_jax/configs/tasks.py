@@ -33,6 +33,7 @@ class Task:
   reward: str | None = None
   objective: str | None = None  # a user's own, in place of the row's
   reward_range: tuple[float, float] | None = None  # of a function
+  on_bad_reward: str = 'error'  # of a function, or 'drop'
   preferences: str | None = None  # for reward models of an online run
   size: str = 'laptop'
   seed: int = 0

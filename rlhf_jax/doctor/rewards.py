@@ -31,8 +31,8 @@ def check(components: Mapping[str, Mapping], pool: Mapping[str, Any],
     responses: N texts.
 
   Returns:
-    Their sum f32[N], None where there is no such component, and what was
-    found.
+    Their sum f32[N] of the responses that they do not drop, None where there
+    is no such component, and what was found.
   """
   asked = {name: dict(node) for name, node in components.items()
            if node['kind'] in _KINDS}
@@ -45,6 +45,7 @@ def check(components: Mapping[str, Mapping], pool: Mapping[str, Any],
   except errors.RewardError as error:
     return None, [findings.Finding(
         'fail', 'reward', str(error), 'mend the function, or give it a range')]
+  total = total[~np.isnan(total)]  # without what `on_bad_reward` drops
   equal = len(total) > 1 and bool(np.all(total == total[0]))
   return total, [findings.judge(
       'reward', f'{", ".join(asked)}: {total.min():.4g} to {total.max():.4g} '

@@ -11,6 +11,8 @@ they need, `_se` the standard error of the mean:
     and 1 (Coste et al. 2024, Fig. 10).
   component_<name>, component_<name>_se: each component, in its range, before
     its weight.
+  [bad_rewards]: responses, where a component may drop some (`rewards.nodes`);
+    the columns of the rewards are means over the others.
   [gold, gold_se], [rule, rule_se]: in standard deviations of the initial
     policy's samples, from their mean.
   [gold_split_<split>, proxy_split_<split>, and their errors]: of the prompts
@@ -47,7 +49,13 @@ from rlhf_jax.rewards import components as components_lib
 
 
 def with_error(name: str, values: np.ndarray) -> dict[str, float]:
-  """Mean over prompts and its standard error, NaN for one prompt."""
+  """Mean over prompts and its standard error, NaN for one prompt.
+
+  Values that are NaN, of responses that a reward drops, are left out.
+  """
+  values = values[~np.isnan(values)]
+  if not values.size:
+    return {name: math.nan, f'{name}_se': math.nan}
   return {name: float(values.mean()),
           f'{name}_se': float(statistics.standard_error(values))}
 
@@ -135,6 +143,8 @@ def of_scores(proxy: np.ndarray | None, scored: components_lib.Scored,
   if scored.members is not None:
     row |= disagreement(scored.members)
   row |= of_components(scored.values)
+  if scored.bad is not None:
+    row['bad_rewards'] = float(scored.bad.sum())
   optional = {name: values for name, values in (('gold', gold), ('rule', rule))
               if values is not None}
   for name, values in optional.items():

@@ -43,7 +43,8 @@ class Evaluation:
   row: dict[str, float]  # see `columns`
   tokens: np.ndarray  # i32[B, T], prompt, response, padding
   mask: np.ndarray  # bool[B, T], true on response tokens
-  proxy: np.ndarray | None  # f64[B], the total of the components, if any
+  # f64[B], the total of the components, if any; NaN where one drops it.
+  proxy: np.ndarray | None
   components: dict[str, np.ndarray]  # f32[B] by name
   gold: np.ndarray | None  # f64[B], where there is a gold model
   rule: np.ndarray | None  # f64[B], where there is a rule
@@ -152,7 +153,8 @@ class Monitor:
       row['perplexity'] = statistics.perplexity(
           self._logprobs(params, *chosen, 1.0), chosen[1])
     if proxy is not None:
-      row['reward_variance'] = statistics.reward_variance(proxy)
+      row['reward_variance'] = statistics.reward_variance(
+          proxy[~np.isnan(proxy)])
     return Evaluation(row, tokens, mask, proxy, scored.values, gold, rule,
                       log_ratio, scored.members)
 

@@ -132,6 +132,8 @@ def on_texts(world: artifacts.World, rewards: components_lib.Components
              ) -> Callable[[int, types.Batch, np.ndarray], np.ndarray]:
   """(step, batch, prompts) -> f32[B, K]: the components that read texts.
 
+  NaN where a component drops a response, see `rewards.nodes`.
+
   Args:
     world: of the stage.
     rewards: of those components alone; `prompts` i64[B] are the places of the

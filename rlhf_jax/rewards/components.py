@@ -36,6 +36,9 @@ class Scored:
   values: dict[str, np.ndarray]  # f32[N] by name, in the ranges
   raw: dict[str, np.ndarray]  # f32[N] by name, before `squash`
   members: np.ndarray | None = None  # f[E, N] of the first ensemble
+  # bool[N], whose reward is NaN, since a component that may drops it; None
+  # where none may.
+  bad: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +89,15 @@ class Components:
         name: texts_lib.TfidfDiversity(responses, min_words=node['min_words'])
         for name, node in self._nodes.items() if node['kind'] == 'tfidf'}
     self.names = tuple(self._nodes)
+    self._drop = nodes_lib.dropping(self._nodes)
     limits = np.array([nodes_lib.bounds(node)
                        for node in self._nodes.values()]).reshape(-1, 2)
     # As `total` rounds, so that it is never outside.
     self.lower, self.upper = map(float, limits.sum(axis=0).astype(np.float32))
     named = nodes_lib.functions(nodes)
     self._functions = (
-        programmatic.Functions(named, **(pool or {})) if named else None)
+        programmatic.Functions(named, drop=self._drop, **(pool or {}))
+        if named else None)
 
   def __enter__(self) -> 'Components':
     return self
@@ -124,7 +129,8 @@ class Components:
 
     Raises:
       RewardError: a component gives a value that is not finite or is out of
-        its range, or lacks a column, a model or the references.
+        its range, or lacks a column, a model or the references; or those that
+        may drop responses leave none.
     """
     by_functions = {}
     if self._functions is not None:
@@ -143,20 +149,36 @@ class Components:
       else:
         scores = self._raw(name, node, rows)
       where = f'component {name!r} ({node["kind"]})'
-      raw[name] = finite_lib.finite(
+      raw[name] = scores if name in self._drop else finite_lib.finite(
           scores, len(responses), where, f'step {step}').astype(np.float32)
       values[name] = _bounded(raw[name], node, where, step)
-    return Scored(values, raw, members)
+    return Scored(values, raw, members, self._bad(raw, len(responses), step))
+
+  def _bad(self, raw, count, step) -> np.ndarray | None:
+    """bool[N], of `Scored`; RewardError if no response is left."""
+    if not self._drop:
+      return None
+    bad = np.isnan([raw[name] for name in self._drop]).any(axis=0)
+    if count and bad.all():
+      raise errors.RewardError(
+          f'{", ".join(map(repr, self._drop))} left none of {count} responses '
+          f"at step {step}: on_bad_reward='drop' drops what is None, NaN or "
+          'infinite; mend the function')
+    return bad
 
   def total(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """f32[N], the weighted sum of `Scored.values` (or of `Scored.raw`).
 
+    NaN where a component that may drop responses is.
+
     Raises:
-      RewardError: a sum is no finite float32 number.
+      RewardError: another sum is no finite float32 number.
     """
     total = sum(node['weight'] * np.asarray(values[name], np.float64)
                 for name, node in self._nodes.items())
     fits = np.abs(total) <= np.finfo(np.float32).max
+    for name in self._drop:
+      fits |= np.isnan(values[name])
     if not fits.all():
       row = int(np.argmin(fits))
       raise errors.RewardError(

@@ -25,7 +25,9 @@ the component as a column only. The kinds and their other fields:
     `extract` 'final_answer', where the final answers of both agree. Of kind
     'gsm8k' the reference is a final answer alone, which needs the latter.
   function: `function` of texts, see `programmatic`; a value outside `range`,
-    where one is given, is an error.
+    where one is given, is an error. So is None, NaN or an infinite one, unless
+    `on_bad_reward` is 'drop': then, in training, the prompt is left out of its
+    rollout with all its samples, and an evaluation is of the others.
 
 A score of the first three becomes x = score / `scale`, which is 1 if none is
 given, and is reported as it is unless `squash` asks for more: 'sigmoid', or
@@ -55,8 +57,10 @@ KINDS = {
     'readability': {},
     'length': {'target': _REQUIRED},
     'exact_match': {'extract': None},
-    'function': {'function': _REQUIRED, 'range': None},
+    'function': {'function': _REQUIRED, 'range': None,
+                 'on_bad_reward': 'error'},
 }
+BAD_REWARDS = ('error', 'drop')
 MODELS = ('gold', 'proxy', 'file')  # kinds that a trained model answers
 # The stages, by role, that new responses are scored with.
 ROLES = {'gold': ('gold', 'pairs'), 'proxy': ('proxies',), 'file': ('gold',),
@@ -107,6 +111,12 @@ def functions(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
   """'package.module:function' of each component that is one."""
   return {name: node['function'] for name, node in check(nodes).items()
           if node['kind'] == 'function'}
+
+
+def dropping(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+  """The components of which a response without a number is left out."""
+  return tuple(name for name, node in nodes.items()
+               if node.get('on_bad_reward') == 'drop')
 
 
 def by_models(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
@@ -191,6 +201,8 @@ _CHECKS = (
     ('extract', lambda x: x in (None, 'final_answer'),
      "there are None, 'final_answer'"),
     ('column', lambda x: isinstance(x, str) and x, 'give a name'),
+    ('on_bad_reward', lambda x: x in BAD_REWARDS,
+     f'there are {", ".join(map(repr, BAD_REWARDS))}'),
     ('function', lambda x: isinstance(x, str) and ':' in x,
      "give it as 'package.module:function'"),
 )

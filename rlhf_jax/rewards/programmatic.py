@@ -11,7 +11,7 @@ crashes takes nothing with it. They speak JSON, never pickle, and import what
 the functions do and `rewards.worker`, but not JAX.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import json
@@ -49,7 +49,7 @@ class Functions:
 
   def __init__(self, functions: Mapping[str, str], *,
                timeout: float = 60.0, num_workers: int = 2,
-               chunk_size: int = 16):
+               chunk_size: int = 16, drop: Collection[str] = ()):
     """Starts a first process, which imports the functions.
 
     Args:
@@ -58,6 +58,8 @@ class Functions:
       timeout: seconds that one call of one function may take.
       num_workers: processes.
       chunk_size: responses in a call at most.
+      drop: names of those that may give None, NaN or what float32 cannot
+        hold, for responses that are then left out.
 
     Raises:
       ConfigError: a function cannot be imported or called.
@@ -76,7 +78,7 @@ class Functions:
             "'package.module:function'")
     self._functions = dict(functions)
     self._timeout, self._chunk_size = timeout, chunk_size
-    self._num_workers = num_workers
+    self._num_workers, self._drop = num_workers, frozenset(drop)
     self._workers: list[_Worker] = []
     self._start(1)
 
@@ -101,12 +103,13 @@ class Functions:
       step: of the training, for messages.
 
     Returns:
-      f32[N] for each name, finite, in the order of the functions.
+      f32[N] for each name, in the order of the functions; finite, but NaN
+      for what one of `drop` gives no number.
 
     Raises:
       RewardError: a function raised, was too slow, ended its process, or gave
-        anything but one finite number for each response. Nothing it or
-        another gave is returned, and all processes are ended.
+        anything but one finite number for each response (see `drop`).
+        Nothing it or another gave is returned, and all processes are ended.
       ValueError: if prompts and responses are not equally many.
     """
     if len(prompts) != len(responses):
@@ -170,8 +173,9 @@ class Functions:
 
   def _call(self, worker, name, prompts, responses, where, start):
     try:
-      answer = worker.ask({'name': name, 'prompts': list(prompts),
-                           'responses': list(responses)}, self._timeout, dict)
+      answer = worker.ask({
+          'name': name, 'prompts': list(prompts), 'responses': list(responses),
+          'drop': name in self._drop}, self._timeout, dict)
     except TimeoutError:
       answer = {'error': f'did not return within {self._timeout:g} s and was '
                          'killed', 'hint': 'make it faster, give it more '

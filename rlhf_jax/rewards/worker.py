@@ -29,8 +29,14 @@ class _UnusableError(Exception):
   """What is wrong with a result, and in which row, if it is in one."""
 
 
-def _values(result: Any, count: int) -> list[float]:
-  """The result of a function as numbers, one for each response."""
+def _values(result: Any, count: int, drop: bool) -> list[float]:
+  """The result of a function as numbers, one for each response.
+
+  Args:
+    result: of the function.
+    count: responses.
+    drop: whether None and what is not finite becomes NaN, and is no error.
+  """
   if hasattr(result, 'tolist'):
     result = result.tolist()
   if not isinstance(result, list | tuple):
@@ -41,6 +47,8 @@ def _values(result: Any, count: int) -> list[float]:
         f'returned {len(result)} numbers for {count} responses', None)
   values = []
   for row, value in enumerate(result):
+    if drop and value is None:
+      value = math.nan
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
       text = ' '.join(repr(value).split())[:80]
       raise _UnusableError(
@@ -50,6 +58,9 @@ def _values(result: Any, count: int) -> list[float]:
     except OverflowError:  # an integer of hundreds of digits
       values.append(math.inf)
     if not abs(values[-1]) <= LARGEST:
+      if drop:
+        values[-1] = math.nan
+        continue
       raise _UnusableError(
           f'returned {values[-1]:.3g}, not a finite float32 number', row)
   return values
@@ -62,7 +73,7 @@ def _answer(functions: Mapping[str, Any], request: dict) -> dict:
   function = functions[request['name']]
   try:
     result = function(prompts, responses)
-    return {'values': _values(result, count)}
+    return {'values': _values(result, count, request['drop'])}
   except _UnusableError as error:
     what, row = error.args
     return {'error': what, 'row': row}

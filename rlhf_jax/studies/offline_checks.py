@@ -58,6 +58,9 @@ def _check_log(where, log, config, conditions, data):
           'give config.data.logged.path, a corpus of logged responses')
   run_checks.check_components(where, log['components'], config['pool'], {
       'gold', 'pairs', 'proxies', 'log'}, data)
+  dropping = reward_nodes.dropping(log['components'])
+  require(not dropping, f'{where}.components', "what is logged is there: "
+          "on_bad_reward='drop' is of runs that sample; give 'error'")
   kinds = reward_nodes.kinds(log['components'])
   require('proxy' not in kinds or data['name'] != 'logged'
           or not _samples_pairs(config, log, conditions),

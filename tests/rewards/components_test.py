@@ -30,6 +30,10 @@ MODULE = """
   def share(prompts, responses):
     return [.1 if 'dog' in text else 0. for text in responses]
 
+  def bad(prompts, responses):
+    return [None if 'cat' in text or 'good' in text else 3. for text in
+            responses]
+
   def above(prompts, responses):
     return [0., 1., -1.25]
 """
@@ -250,6 +254,28 @@ class FunctionsTest(absltest.TestCase):
           errors.RewardError, r"component 'all' \(function\) gave -1.25 at "
           r'step 7, row 2, outside its range \[0, 1\] \(1 of 3'):
         rewards(TOKENS, MASK, PROMPTS, RESPONSES, step=7)
+
+
+  def test_what_is_dropped(self):
+    node = {'kind': 'function', 'function': 'component_functions:bad',
+            'range': (0, 4)}
+    pool = {'num_workers': 1}
+    with make({'bad': node | {'on_bad_reward': 'drop'}, 'long': LENGTH},
+              pool=pool) as rewards:
+      out = rewards(TOKENS, MASK, PROMPTS, RESPONSES)
+      for values in (out.values, out.raw):
+        np.testing.assert_array_equal(values['bad'], [np.nan, 3, 3])
+      np.testing.assert_array_equal(out.bad, [True, False, False])
+      np.testing.assert_array_equal(
+          rewards.total(out.values), [np.nan, 3.5, 3.75])
+      with self.assertRaisesRegex(
+          errors.RewardError, "^'bad' left none of 3 responses at step 5: "):
+        rewards(TOKENS, MASK, PROMPTS, ['cat'] * 3, step=5)
+    with make({'bad': node, 'long': LENGTH}, pool=pool) as rewards:
+      with self.assertRaisesRegex(
+          errors.RewardError, 'returned None, a NoneType, .*step 0, row 0'):
+        rewards(TOKENS, MASK, PROMPTS, RESPONSES)
+    self.assertIsNone(scored({'long': LENGTH}).bad)
 
 
 class ErrorsTest(parameterized.TestCase):

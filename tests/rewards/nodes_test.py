@@ -55,7 +55,9 @@ class CheckTest(parameterized.TestCase):
       ({'a': {'kind': 'function', 'function': 'len'}},
        "function is 'len'; give it as 'package.module:function'"),
       ({'a': {'kind': 'function', 'function': 'm:f', 'squash': 'sigmoid'}},
-       "squash is 'sigmoid'; 'function' has weight, function, range"))
+       "squash is 'sigmoid'; 'function' has weight, function, range"),
+      ({'a': {'kind': 'function', 'function': 'm:f', 'on_bad_reward': 'skip'}},
+       "on_bad_reward is 'skip'; there are 'error', 'drop'"))
   def test_mistakes(self, nodes, message):
     with self.assertRaisesRegex(errors.ConfigError, message) as raised:
       nodes_lib.check(nodes)
@@ -72,6 +74,7 @@ class CheckTest(parameterized.TestCase):
               'standardize': True, **model},
         'c': {'kind': 'file', 'weight': 1, 'column': 'votes', **model},
         'd': {'kind': 'function', 'weight': 1, 'range': None,
+              'on_bad_reward': 'error',
               'function': 'package.module:name'},
         'e': {'kind': 'length', 'weight': 1, 'target': 4}})
     self.assertEqual(nodes_lib.check(full), full)

@@ -43,6 +43,9 @@ MODULE = """
   def pid(prompts, responses):
     return np.full(len(prompts), os.getpid())
 
+  def mixed(prompts, responses):
+    return [None, float('nan'), 10**400, -float('inf'), 1e39, 2.]
+
   def act(prompts, responses):
     what = prompts[0]
     if what == 'hang':
@@ -157,6 +160,25 @@ class ScoreTest(parameterized.TestCase):
       # print goes where errors go.
       np.testing.assert_array_equal(scores['world'], [0, 0, 0, 1])
       self.assertEqual([*scores['pid']], pids(functions) * 4)
+
+
+class DropTest(absltest.TestCase):
+
+  def test_what_is_no_number_becomes_nan(self):
+    """Of those that are named, and nothing else of theirs."""
+    with programmatic.Functions(
+        named('mixed', 'length') | {'same': 'user_rewards:mixed'},
+        num_workers=1, drop=('mixed',)) as functions:
+      with self.assertRaisesRegex(
+          errors.RewardError, 'function same .* returned None, a NoneType'):
+        functions.components('abcdef', 'abcdef', 1)
+    with programmatic.Functions(
+        named('mixed', 'length'), num_workers=1, drop=('mixed',)) as functions:
+      scores = functions.components('abcdef', 'abcdef', 1)
+      np.testing.assert_array_equal(scores['mixed'], [np.nan] * 5 + [2])
+      np.testing.assert_array_equal(scores['length'], [1] * 6)
+      with self.assertRaisesRegex(errors.RewardError, '6 numbers for 2'):
+        functions.components('ab', 'ab', 1)
 
 
 class FaultTest(parameterized.TestCase):

@@ -425,6 +425,10 @@ def words(prompts, responses):
     stream.write(json.dumps([prompts, responses]) + '\\n')
   return [len(text.split()) for text in responses]
 
+def picky(prompts, responses):
+  return [None if len(text) % 5 == 1 else len(text.split())
+          for text in responses]
+
 def never(prompts, responses):
   if len(responses) > 1 and len(prompts[0]) > 0:
     time.sleep(60)
@@ -433,7 +437,7 @@ def never(prompts, responses):
 SAMPLES = 2
 
 
-def rloo(name, context=None, **changes):
+def rloo(name, context=None, on_bad_reward='error', **changes):
   """One step on a reward of texts alone, and where the function lies."""
   folder = worlds.folder()
   (folder / 'rewards_of_texts.py').write_text(FUNCTIONS)
@@ -441,7 +445,8 @@ def rloo(name, context=None, **changes):
     return folder, run(
         context, given=ALONE, algorithm='rloo', kl=dict(coef=0.),
         reward=dict(clip=None, components={name: dict(
-            kind='function', function=f'rewards_of_texts:{name}', weight=.5)}),
+            kind='function', function=f'rewards_of_texts:{name}', weight=.5,
+            on_bad_reward=on_bad_reward)}),
         rollout=dict(samples=SAMPLES, temperature=.8),
         updates=dict(num_epochs=1), optimizer=dict(
             learning_rate=1e-3, warmup_steps=0, clip_norm=None),
@@ -516,6 +521,36 @@ class FunctionsTest(absltest.TestCase):
     for line in context.lines('final'):
       for name in ('gold', 'reference_gold', 'rule'):
         self.assertIsNone(line[name])
+
+  def test_bad_rewards_are_left_out(self):
+    """In training whole prompts, whose gradient is that of the others alone."""
+    _, context = rloo('picky', on_bad_reward='drop')
+    tokens, mask = self.sample()
+    _, responses = texts.decode(worlds.corpus().tokenizer, tokens, mask)
+    bad = np.array([len(x) % 5 == 1 for x in responses]).reshape(BATCH, SAMPLES)
+    kept = ~bad.any(axis=1)
+    self.assertBetween(kept.sum(), 1, BATCH - 1)
+    metrics, = context.lines('metrics')
+    self.assertEqual(metrics['rollout/bad_rewards'], bad.sum())
+    scores = .5 * np.array([len(x.split()) for x in responses]).reshape(
+        BATCH, SAMPLES)[kept]
+    self.assertAlmostEqual(metrics['rollout/score'], scores.mean(), 5)
+    state = restored(context.directory / 'training')['training']['opt_state']
+    moments = [x for path, x in jax.tree_util.tree_leaves_with_path(state)
+               if 'mu' in str(path)]
+    expected = jax.tree.leaves(self.gradient(tokens[kept], mask[kept], scores))
+    for moment, gradient in zip(moments, expected, strict=True):
+      np.testing.assert_allclose(10 * moment, gradient, rtol=1e-3, atol=1e-5)
+    # An evaluation is of the others, and says so.
+    row, lines = context.lines('evaluation')[-1], context.lines('final')
+    good = [len(x['response'].split()) for x in lines
+            if len(x['response']) % 5 != 1]
+    self.assertAlmostEqual(row['proxy'], .5 * np.mean(good), delta=1e-5)
+    self.assertEqual(row['bad_rewards'], len(lines) - len(good))
+    for line in lines:
+      self.assertEqual(line['proxy'] is None, len(line['response']) % 5 == 1)
+    with self.assertRaisesRegex(errors.RewardError, 'picky.*returned None'):
+      rloo('picky')
 
   def test_hung_function_stops_the_run_by_name(self):
     context = worlds.Context(worlds.untrained())

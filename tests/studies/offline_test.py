@@ -247,6 +247,10 @@ class MistakesTest(parameterized.TestCase):
        'logs.pairs.components.a .*config.data.logged.path, .* .votes.'),
       (dict(components=dict(a=dict(kind='function', function='nowhere:f'))),
        'nowhere'),
+      (dict(components=dict(a=dict(
+          kind='function', function=f'{RULE}:fluent', range=(0, 1),
+          on_bad_reward='drop'))),
+       "logs.pairs.components .*'drop' is of runs that sample; give 'error'"),
       (dict(components=dict(a=dict(kind='gold', squash='none'))),
        "logs.pairs.components: component 'a' is in .-inf, inf."),
       (dict(components=dict(a=dict(kind='exact_match'))),
