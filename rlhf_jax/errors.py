@@ -45,6 +45,11 @@ class NumericsError(UserError):
   code = 'NUMERICS'
   exit_code = 5
 
+  def __init__(self, message: str, skipped: range = range(0)):
+    """`skipped`: the steps, from 0, whose batches gave no update."""
+    super().__init__(message)
+    self.skipped = skipped
+
 
 class RewardError(UserError):
   """A reward function failed or returned something unusable."""

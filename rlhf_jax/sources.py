@@ -26,7 +26,17 @@ from rlhf_jax.parallel import sharding
 Source = Callable[[int, types.TrainState, types.Frozen], types.Batch]
 
 
-def offline(dataset: types.Batch, *, batch_size: int, seed: int) -> Source:
+class Numbered(NamedTuple):
+  """A source that says which rows a step has, without giving it."""
+
+  rows: Callable[[int], np.ndarray]  # (step) -> places in the data, from 0
+  source: Source
+
+  def __call__(self, *args) -> types.Batch:
+    return self.source(*args)
+
+
+def offline(dataset: types.Batch, *, batch_size: int, seed: int) -> Numbered:
   """Batches of a data set in an order that is a function of seed and step.
 
   Args:
@@ -35,18 +45,23 @@ def offline(dataset: types.Batch, *, batch_size: int, seed: int) -> Source:
     batch_size: prompts a step.
     seed: of the order; one permutation each epoch.
   """
-  rows = len(dataset.tokens)
+  count = len(dataset.tokens)
+  return _taken(dataset, lambda step: order.indices(
+      seed, step, batch_size, count))
 
+
+def _taken(dataset: types.Batch, rows: Callable[[int], np.ndarray]
+           ) -> Numbered:
   def source(step, state, frozen):
     del state, frozen
-    at = order.indices(seed, step, batch_size, rows)
+    at = rows(step)
     return jax.tree.map(lambda x: x[at], dataset)
 
-  return source
+  return Numbered(rows, source)
 
 
 def prioritized(dataset: types.Batch, weights: np.ndarray, *, batch_size: int,
-                seed: int) -> Source:
+                seed: int) -> Numbered:
   """Batches of rows that are drawn in proportion to their weights.
 
   Baheti et al. 2024, https://arxiv.org/abs/2305.14718, section 2.2;
@@ -79,15 +94,13 @@ def prioritized(dataset: types.Batch, weights: np.ndarray, *, batch_size: int,
       raise ValueError(f'{name} must be >= {least}, got {value}.')
   mass = np.cumsum(weights / weights.max())
 
-  def source(step, state, frozen):
-    del state, frozen
+  def drawn(step):
     uniform = _uniforms(seed, step * batch_size, batch_size)
     # The first row whose mass exceeds the point: one of weight 0 has no more
     # than the row before it.
-    at = np.searchsorted(mass, uniform * mass[-1], side='right')
-    return jax.tree.map(lambda x: x[at], dataset)
+    return np.searchsorted(mass, uniform * mass[-1], side='right')
 
-  return source
+  return _taken(dataset, drawn)
 
 
 def _uniforms(seed: int, start: int, count: int) -> np.ndarray:
@@ -102,7 +115,7 @@ def _uniforms(seed: int, start: int, count: int) -> np.ndarray:
 
 
 def offline_members(dataset: types.Batch, *, batch_size: int,
-                    seeds: Sequence[int]) -> Source:
+                    seeds: Sequence[int]) -> Numbered:
   """The same data in an order of its own for each member: leaves [E, B, ...].
 
   Coste et al. 2024, section 4.3: members share the data and differ in the
@@ -114,7 +127,8 @@ def offline_members(dataset: types.Batch, *, batch_size: int,
     parts = [member(step, state, frozen) for member in members]
     return jax.tree.map(lambda *x: np.stack(x), *parts)
 
-  return source
+  return Numbered(
+      lambda step: np.stack([member.rows(step) for member in members]), source)
 
 
 def _remembered(batch: types.Batch) -> types.Batch:
@@ -247,7 +261,7 @@ def online(
     chunk_size: int | None = None,
     multiple: int = 1,
     resample: Resample | None = None,
-) -> Callable[[int, types.TrainState, types.Frozen], types.Rollout]:
+) -> Numbered:
   """Samples responses with the current policy and annotates them.
 
   The order of the prompts is a function of seed and step, the noise of the
@@ -289,14 +303,14 @@ def online(
                      f'got {chunk_size}.')
 
   turns = 1 if resample is None else 1 + resample.rounds
+  rows_of = lambda step: order.indices(
+      seed, step, turns * batch_size, len(prompts.tokens))
 
   def draw(step, turn, state, frozen, metrics):
-    count = len(prompts.tokens)
-    at = order.indices(seed, step * turns + turn, batch_size, count)
+    at = rows_of(step)[turn * batch_size:][:batch_size]
     whole = lambda part: {**(frozen.base or {}), **part}
-    params, guide = whole(state.params), {}
-    if state.targets is not None:
-      guide['guide'] = whole(state.targets)
+    params = whole(state.params)
+    guide = {} if state.targets is None else {'guide': whole(state.targets)}
     key, shards = streams.child(state.key, 'sampler'), meshes.row_parts()
     size, parts = -(-batch_size // (shards * multiple)) * shards * multiple, []
     for rows, _ in sharding.chunks(size, chunk_size, shards):
@@ -330,4 +344,4 @@ def online(
     done = annotated(batch, state, frozen)
     return done.replace(metrics=done.metrics | metrics)
 
-  return source
+  return Numbered(rows_of, source)

@@ -4,8 +4,7 @@ An objective returns unreduced losses and weights of one unit shape. Here, and
 only here, they become a number: sum(loss * weight) / sum(weight), summed over
 micro-batches before the division. (The mean of micro-batch means is another
 number as soon as masks are ragged.) Under jit over a mesh the compiler sums
-over devices; under `jax.pmap` and `jax.shard_map` the step does, by the name
-of their axis.
+over devices; under `jax.pmap` and `jax.shard_map` the step does, by axis name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -328,9 +327,9 @@ def train(
   as it is, see `make_train_step`.
 
   Raises:
-    NumericsError: after `MAX_SKIPPED` steps in a row whose loss or gradient
-      was not finite; the state is then the last finite one. A step is checked
-      when the next has been dispatched.
+    NumericsError: with `skipped`, after `MAX_SKIPPED` steps in a row whose loss
+      or gradient was not finite; the state is the last that was. A step is
+      checked when the next has been dispatched.
   """
   skipped, previous = 0, None
   extra = () if base is None else (base,)
@@ -344,7 +343,8 @@ def train(
       if skipped >= MAX_SKIPPED:
         raise errors.NumericsError(
             f'loss or gradient not finite for {skipped} steps in a row, up to '
-            f'step {step}; lower the learning rate or check the data')
+            f'step {step}; lower the learning rate or check the data',
+            skipped=range(step - skipped, step))
     if current is not None:
       yield step + 1, state, current
     previous = current

@@ -98,6 +98,7 @@ ROWS = {
         'main_test.py::FrontDoorTest::test_a_changed_config')),
     'F9': Row('loss or gradient that is not finite', (
         'train_test.py::LoopTest', 'train_test.py::StepTest::test_step_that',
+        'pipeline/fit_test.py::SkippedTest',
         'train_test.py::StepTest::test_finite_loss',
         'train_test.py::StepTest::test_one_bad',
         'storage/checkpoint_test.py::test_non_finite')),

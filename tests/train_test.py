@@ -399,8 +399,10 @@ class LoopTest(absltest.TestCase):
     self.steps = []
 
   def test_stops_after_five_in_a_row(self):
-    with self.assertRaisesRegex(errors.NumericsError, '5 steps in a row'):
+    with self.assertRaisesRegex(
+        errors.NumericsError, '5 steps in a row') as raised:
       self._run([0, 0] + [1] * 20)
+    self.assertEqual([*raised.exception.skipped], [2, 3, 4, 5, 6])
     self.assertEqual(self.steps, [1, 2, 3, 4, 5, 6, 7])
 
   def test_at_the_last_step_as_well(self):

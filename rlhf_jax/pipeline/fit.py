@@ -14,7 +14,10 @@ from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.storage import checkpoint
+from rlhf_jax.storage import files
 from rlhf_jax.storage import metrics
+
+SKIPPED = 'skipped.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,21 @@ def _placed(source: sources.Source, members: int, parts: int
   return place
 
 
+def _steps(context: Any, source: sources.Source, *args, **kwargs):
+  """Those of `train.train`; where it gives up, a file says on which rows."""
+  path = context.directory / SKIPPED
+  if not processes.index():
+    path.unlink(missing_ok=True)  # of a training that has gone on
+  try:
+    yield from train.train(*args, **kwargs)
+  except errors.NumericsError as error:
+    rows = getattr(source, 'rows', lambda step: None)
+    files.write_json(path, [{'step': step + 1, 'rows': rows(step)}
+                            for step in error.skipped])
+    raise errors.NumericsError(
+        f'{error}; their rows are in {path}') from error
+
+
 def fit(context: Any, state: types.TrainState, source: sources.Source,
         step_fn: Callable, *, loop: Loop, frozen: types.Frozen | None = None,
         watch: Watch | None = None
@@ -170,12 +188,14 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
 
   Raises:
     Interrupted: after saving, when asked to stop.
-    NumericsError: see `train.train`.
+    NumericsError: see `train.train`; skipped.json has the steps and their
+      rows, by place among those that the stage trains on, from 0 (of several
+      rounds of prompts, all that may have been asked).
     CheckpointError: what it has logged before is damaged.
   """
   frozen = frozen or types.Frozen()
   members = len(state.step) if state.step.ndim else 0
-  source = _placed(source, members, loop.num_microbatches * meshes.row_parts(
+  placed = _placed(source, members, loop.num_microbatches * meshes.row_parts(
       members=members or 1))
   last, before, start, name = {}, 0.0, 0, context.directory.name
   with (checkpoint.Checkpointer(context.directory / loop.folder) as saver,
@@ -194,8 +214,8 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
       log.truncate(-1)
       log.evaluation(0, state)
     with context.progress(loop.num_steps, start, name) as bar:
-      for step, state, current in train.train(  # noqa: B020
-          state, frozen, source, step_fn, start=start,
+      for step, state, current in _steps(  # noqa: B020
+          context, source, state, frozen, placed, step_fn, start=start,
           num_steps=loop.num_steps, base=frozen.base):
         bar.update(1)
         stopping = context.stop.requested(step)

@@ -17,10 +17,13 @@ from rlhf_jax import policy
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
+from rlhf_jax.data import corpus
+from rlhf_jax.data import order
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.storage import files
 
 CONFIG = transformer.make_config(
     'llama', vocab_size=19, hidden_size=8, num_layers=1, num_heads=2)
@@ -105,6 +108,52 @@ class DevicesTest(absltest.TestCase):
       results.append(jax.device_get(state.params))
     for other in results[1:]:
       chex.assert_trees_all_close(results[0], other, atol=1e-6)
+
+
+class SkippedTest(absltest.TestCase):
+
+  def test_rows_without_an_update_are_in_a_file(self):
+    context = context_of('skipped')
+    path = context.directory / 'skipped.json'
+
+    def train_with(source, bad):
+      def step_fn(state, batch):
+        step = int(state.step)
+        return state.replace(step=state.step + 1), {
+            'train/skipped': np.float32(step in bad),
+            'train/loss': np.float32(0)}
+
+      state = types.TrainState(
+          step=np.zeros((), np.int32), params={'w': np.zeros(())},
+          opt_state={}, key=jax.random.key(0))
+      fit_lib.fit(context, state, source, step_fn, loop=fit_lib.Loop(9))
+
+    data = rows()
+    for source in (
+        sources.offline(data, batch_size=6, seed=3),
+        sources.prioritized(data, np.arange(64), batch_size=6, seed=3)):
+      with self.assertRaisesRegex(
+          errors.NumericsError,
+          f'5 steps in a row, up to step 7; .*; their rows are in {path}$'):
+        train_with(source, {0, 2, 3, 4, 5, 6})
+      told = files.read_json(path)
+      self.assertEqual([line['step'] for line in told], [3, 4, 5, 6, 7])
+      for line in told:
+        batch = source(line['step'] - 1, None, None)
+        np.testing.assert_array_equal(data.tokens[line['rows']], batch.tokens)
+    train_with(source, {2})
+    self.assertFalse(path.exists())
+
+  def test_rows_of_members_and_of_rounds(self):
+    prompts = corpus.Prompts(np.zeros((9, 2), np.int32), np.ones(9, np.int32))
+    online = sources.online(
+        prompts, None, None, batch_size=4, seed=5,
+        resample=sources.Resample(1, None))
+    np.testing.assert_array_equal(online.rows(3), np.concatenate(
+        [order.indices(5, 6, 4, 9), order.indices(5, 7, 4, 9)]))
+    members = sources.offline_members(rows(), batch_size=4, seeds=[7, 8])
+    np.testing.assert_array_equal(
+        members.rows(2), [order.indices(x, 2, 4, 64) for x in (7, 8)])
 
 
 class ResumeTest(absltest.TestCase):
