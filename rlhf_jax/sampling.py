@@ -125,12 +125,15 @@ def _shift(params, hidden, logits, beta):
       jnp.zeros(len(logits)), beta=beta)
 
 
-def _known(logits, num_tokens):
-  """Logits [B, V] without the rows beyond the tokenizer's."""
-  if num_tokens == logits.shape[-1]:
-    return logits
-  real = jnp.arange(logits.shape[-1])[None] < num_tokens
-  return jnp.where(real, logits, -jnp.inf)
+def _possible(logits, early, *, num_tokens, eos_ids):
+  """Logits [B, V] without rows beyond the tokenizer's, and EOS where early."""
+  at = jnp.arange(logits.shape[-1])[None]
+  if num_tokens < logits.shape[-1]:
+    logits = jnp.where(at < num_tokens, logits, -jnp.inf)
+  if early is not None:  # bool[] or bool[B]
+    ends = jnp.isin(at, jnp.array(eos_ids)) & early.reshape(-1, 1)
+    logits = jnp.where(ends, -jnp.inf, logits)
+  return logits
 
 
 def _inside(params, hidden, temperature, top_p):
@@ -149,37 +152,39 @@ def _ends(token, seen, *, eos_ids, stops):
 
 
 @functools.partial(jax.jit, static_argnames=(
-    'config', 'num_samples', 'max_new_tokens', 'temperature', 'top_k', 'top_p',
-    'eos_ids', 'pad_id', 'force_eos', 'num_tokens', 'value_shift',
-    'guide_top_p', 'num_slots'))
+    'config', 'num_samples', 'min_new_tokens', 'max_new_tokens', 'temperature',
+    'top_k', 'top_p', 'eos_ids', 'pad_id', 'force_eos', 'num_tokens',
+    'value_shift', 'guide_top_p', 'num_slots'))
 def _sample(config, policies, prompts, prompt_lengths, key, row_ids, stops, *,
-            num_samples, max_new_tokens, temperature, top_k, top_p, eos_ids,
-            pad_id, force_eos, num_tokens, value_shift, guide_top_p, num_slots):
+            num_samples, min_new_tokens, max_new_tokens, temperature, top_k,
+            top_p, eos_ids, pad_id, force_eos, num_tokens, value_shift,
+            guide_top_p, num_slots):
   models = [cached.prepare(config, params) for params in policies]
   uniforms = _uniforms(key, row_ids, num_samples, max_new_tokens)
 
-  def choose(states, uniform, last):
-    """Tokens of rows, by a number each; of the `last`, perhaps an EOS."""
+  def choose(states, uniform, t):
+    """Token number t of rows, by a number each; the last perhaps an EOS."""
     hidden, *guide = cached.finish(config, models, states)
     logits = transformer.project(models[0].params, hidden)
     if value_shift is not None:
       logits = _shift(models[0].params, hidden, logits, value_shift)
     scaled = logits / (temperature or 1.0)
-    allowed = _known(scaled, num_tokens)
+    allowed = _possible(
+        scaled, t < min_new_tokens if min_new_tokens else None,
+        num_tokens=num_tokens, eos_ids=eos_ids)
     if guide:
       inside = _inside(models[1].params, *guide, temperature, guide_top_p)
       allowed = nucleus.restrict(allowed, inside & (allowed > -jnp.inf))
     token = _choose(allowed, uniform, temperature, top_k, top_p)
     if force_eos:
-      token = jnp.where(last, eos_ids[0], token)
+      token = jnp.where(t == max_new_tokens - 1, eos_ids[0], token)
     if guide:
       scaled = nucleus.restrict(scaled, nucleus.include(inside, token))
     return token, _logprob(scaled, token)
 
   rules = decoding.Rules(
       lambda states, rows, t: choose(
-          states, uniforms.at[rows, t].get(mode='clip'),
-          t == max_new_tokens - 1),
+          states, uniforms.at[rows, t].get(mode='clip'), t),
       functools.partial(_ends, eos_ids=eos_ids, stops=stops),
       lambda count: () if stops is None else jnp.zeros(count, jnp.int32),
       num_samples, max_new_tokens, pad_id)
@@ -212,6 +217,7 @@ def sample(
     *,
     num_samples: int,
     max_new_tokens: int,
+    min_new_tokens: int = 0,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -236,6 +242,8 @@ def sample(
     key: the only source of randomness; the same key gives the same rows.
     num_samples: K.
     max_new_tokens: N; a longer response ends without an EOS.
+    min_new_tokens: as many tokens come before any of `eos_id`, as in
+      transformers; a stop string or a forced EOS ends a response all the same.
     temperature: divides the logits; 0 is greedy.
     top_k: see `filter_logits`.
     top_p: see `filter_logits`.
@@ -267,9 +275,9 @@ def sample(
   Returns:
     Batch [B, K, P + N] with `tokens`, `mask` and `old_logprobs`: the log
     probability of each sampled token, in nats, under the softmax of
-    logits / temperature (of the logits where it is 0), before top-k and
-    top-p, renormalised within the nucleus of `guide` and that token; 0 off
-    the mask. With `value_shift` these are the shifted logits,
+    logits / temperature (of the logits where it is 0), before the EOS is held
+    back, top-k and top-p, renormalised within the nucleus of `guide` and that
+    token; 0 off the mask. With `value_shift` these are the shifted logits,
     which `policy.forward` does not give; without, at the same temperature, it
     gives the same numbers to 1e-5 in float32. In bfloat16 it does not: 0.012
     off (rms; 0.045 at most of 1,450 tokens, 4 layers of 128 features, CPU),
@@ -282,6 +290,9 @@ def sample(
   if num_samples < 1 or max_new_tokens < 1:
     raise ValueError('num_samples and max_new_tokens must be >= 1, got '
                      f'{num_samples} and {max_new_tokens}.')
+  if not 0 <= min_new_tokens <= max_new_tokens:
+    raise ValueError(f'min_new_tokens must be in [0, {max_new_tokens}], got '
+                     f'{min_new_tokens}.')
   if temperature < 0:
     raise ValueError(f'temperature must be >= 0, got {temperature}.')
   if top_k < 0:
@@ -328,6 +339,7 @@ def sample(
   tokens, mask, logprobs = _sample(
       config, policies, prompts, prompt_lengths, key, jnp.asarray(row_ids),
       stops, num_samples=num_samples, max_new_tokens=max_new_tokens,
+      min_new_tokens=min_new_tokens,
       temperature=float(temperature), top_k=top_k, top_p=float(top_p),
       eos_ids=eos_ids, pad_id=pad_id, force_eos=force_eos,
       num_tokens=num_tokens,

@@ -133,7 +133,7 @@ class SampleTest(parameterized.TestCase):
 
   @parameterized.parameters(
       {}, dict(temperature=.5), dict(top_k=3), dict(temperature=.5, top_p=.7),
-      dict(temperature=0), dict(force_eos=True))
+      dict(temperature=0), dict(force_eos=True), dict(min_new_tokens=3))
   def test_logprobs_are_those_of_training(self, **kwargs):
     self._check_logprobs(LLAMA, **kwargs)
 
@@ -658,6 +658,81 @@ class EndTest(parameterized.TestCase):
         _sample(**kwargs)
     with self.assertRaises(AssertionError):
       _sample(stops=np.zeros((3, V - 1), np.int32))
+
+
+class LeastTest(parameterized.TestCase):
+  """So many tokens before an EOS, against passes over each prefix."""
+
+  IDS = (EOS, 5, 8)
+
+  @parameterized.product(least=(1, 3, N), num_slots=(0, 2, 24))
+  def test_greedy(self, least, num_slots):
+    """Each step's likeliest, of which the EOS ids are none at first."""
+    batch = _sample(temperature=0, eos_id=self.IDS, min_new_tokens=least,
+                    num_slots=num_slots)
+    held_back = 0
+    for b in range(3):
+      row = list(PROMPTS[b, :LENGTHS[b]])
+      for t in range(N):
+        logits = _next(_params(LLAMA), row)
+        if t < least:
+          held_back += logits.argmax() in self.IDS
+          logits[[*self.IDS]] = -np.inf
+        row.append(int(logits.argmax()))
+        if row[-1] in self.IDS:
+          break
+      for k in range(K):
+        np.testing.assert_array_equal(
+            batch.tokens[b, k][:len(row)], row)
+        self.assertEqual(batch.mask[b, k].sum(), len(row) - LENGTHS[b])
+    self.assertGreater(held_back, 0)
+
+  @parameterized.parameters(
+      {}, dict(temperature=.5, top_k=3), dict(top_p=.6))
+  def test_distribution(self, **kwargs):
+    """Filters come after it: of top_k three there are three, without EOS."""
+    count, prompt = 4000, [4, 2]
+    batch = _sample(np.array([prompt]), np.array([2]), seed=11,
+                    num_samples=count, max_new_tokens=2, min_new_tokens=1,
+                    **kwargs)
+    logits = _next(_params(LLAMA), prompt)
+    logits[EOS] = -np.inf
+    expected = count * _exact(logits, **kwargs)
+    seen = np.bincount(batch.tokens[0, :, 2], minlength=V)
+    np.testing.assert_array_equal(seen[expected == 0], 0)
+    self.assertLess(np.abs(seen - expected).max(), 5 * count**.5 / 2)
+    common = expected >= 5
+    freedom = common.sum() - 1
+    self.assertLess(((seen - expected)[common]**2 / expected[common]).sum(),
+                    freedom + 5 * (2 * freedom)**.5)
+    if not kwargs:  # the second may be
+      self.assertIn(EOS, batch.tokens[0, :, 3])
+
+  def test_what_ends_all_the_same(self):
+    """A forced EOS at the last token, and a stop string."""
+    forced = _sample(min_new_tokens=N, force_eos=True)
+    np.testing.assert_array_equal(forced.mask.sum(-1), N)
+    free = _sample(min_new_tokens=N)
+    for batch, ends in ((forced, True), (free, False)):
+      self.assertEqual(
+          ((batch.tokens == EOS) & batch.mask).sum(), ends * 3 * K)
+    pieces = [str(i).encode() for i in range(V)]
+    stopped = _sample(min_new_tokens=N, stops=stops.table(
+        ['3'], pieces, pieces))
+    self.assertLess(stopped.mask.sum(-1).min(), N)
+
+  def test_a_guide_does_not_allow_it(self):
+    for temperature in (0, 1.):
+      batch = _sample(min_new_tokens=N, temperature=temperature,
+                      guide=nucleus.Guide(_other(LLAMA), .5))
+      self.assertFalse(((batch.tokens == EOS) & batch.mask).any())
+      self.assertTrue(np.isfinite(batch.old_logprobs).all())
+
+  @parameterized.parameters(-1, N + 1)
+  def test_rejects(self, least):
+    with self.assertRaisesRegex(
+        ValueError, fr'min_new_tokens must be in \[0, {N}\], got {least}'):
+      _sample(min_new_tokens=least)
 
 
 class FilterTest(parameterized.TestCase):

@@ -45,6 +45,8 @@ def run(argv: list[str]):
                      flag_values=values)
   flags.DEFINE_float('top_p', 1.0, 'in (0, 1]', flag_values=values)
   flags.DEFINE_integer('top_k', 0, '0: all tokens', flag_values=values)
+  flags.DEFINE_integer('min_new_tokens', 0, 'before the end of an answer',
+                       flag_values=values)
   flags.DEFINE_integer('samples', 1, 'answers to each prompt',
                        flag_values=values)
   flags.DEFINE_integer('seed', 0, 'of the samples', flag_values=values)
@@ -63,7 +65,7 @@ def run(argv: list[str]):
 
 def _sampler(values: flags.FlagValues) -> dict:
   return {name: values[name].value
-          for name in ('temperature', 'top_p', 'top_k')}
+          for name in ('temperature', 'top_p', 'top_k', 'min_new_tokens')}
 
 
 def _prompts(values: flags.FlagValues, policy: models.Policy, rows: list | None

@@ -208,7 +208,7 @@ def sample(one: Policy, prompts: np.ndarray, lengths: np.ndarray, *, seed: int,
     first_row: number of the first prompt in the stream of draws, so that
       the turns of a chat draw apart.
     chunk_size: prompts at a time.
-    **sampler: temperature, top_k, top_p of `sampling.sample`.
+    **sampler: temperature, top_k, top_p, min_new_tokens of `sampling.sample`.
   """
   # As wide as the longest of them, in steps that few programs serve.
   width = min(-(-int(lengths.max()) // 32) * 32, prompts.shape[1])

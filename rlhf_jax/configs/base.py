@@ -64,7 +64,9 @@ def get_config(size: str) -> config_dict.ConfigDict:
   config.size = size
   config.seeds = (0,)
   config.training = dict(save_every=200, log_every=20)
-  config.sampler = dict(temperature=1.0, top_k=0, top_p=1.0)
+  config.sampler = dict(
+      temperature=1.0, top_k=0, top_p=1.0,
+      min_new_tokens=0)  # before which there is no EOS
   # All devices, a part of the rows each; see `rlhf_jax.parallel.sharding`.
   config.mesh = dict(data=-1, fsdp=1, tensor=1, member=1, dcn=1)
   return config
@@ -268,7 +270,7 @@ def online() -> dict:
       kl=dict(coef=nothing(float), place='reward', target=nothing(float),
               horizon=10_000),
       rollout=dict(batch_size=64, samples=1, temperature=1.0, top_k=0,
-                   top_p=1.0, chunk_size=nothing(int),
+                   top_p=1.0, min_new_tokens=0, chunk_size=nothing(int),
                    resample=0),  # rounds beside the first: DAPO's sampling
       updates=dict(num_epochs=4, num_minibatches=1, repeats=1,
                    num_microbatches=1, penalty_target=nothing(float)),

@@ -157,7 +157,7 @@ class Method:
   value_config: transformer.Config | None  # of a trunk of its own
   reward_configs: FrozenDict  # by kind of component
   tokens: Tokens
-  rollout: FrozenDict  # samples, temperature, top_k, top_p
+  rollout: FrozenDict  # samples, temperature, top_k, top_p, min_new_tokens
   updates: FrozenDict
   optimizer: FrozenDict  # with the number of updates as `num_steps`
 
@@ -247,7 +247,8 @@ def _of_policy(method: Method) -> tuple[Any, ...]:
         config, params, prompts, prompt_lengths, key, row_ids=row_ids,
         stops=stops, guide=guide,
         num_samples=drawn['samples'], temperature=temperature,
-        top_k=drawn['top_k'], top_p=drawn['top_p'], **tokens._asdict())
+        top_k=drawn['top_k'], top_p=drawn['top_p'],
+        min_new_tokens=drawn['min_new_tokens'], **tokens._asdict())
 
   tx, updates = train.optimizer(**method.optimizer), dict(method.updates)
   forward = functools.partial(

@@ -20,7 +20,8 @@ class Draw:
   """How responses are drawn: `num_samples` to each prompt."""
 
   num_samples: int
-  sampler: Mapping[str, Any]  # temperature, top_k, top_p of `sampling.sample`
+  # temperature, top_k, top_p, min_new_tokens of `sampling.sample`
+  sampler: Mapping[str, Any]
   force_eos: bool = False
   chunk_size: int = CHUNK
 

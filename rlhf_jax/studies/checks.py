@@ -164,9 +164,25 @@ def check_demonstrations(config: dict, data: dict,
         'is, or data with responses')
 
 
+def check_least(where: str, sampler: Mapping, data: Mapping):
+  """ConfigError unless a response has room for `min_new_tokens`.
+
+  Args:
+    where: of the sampler in the config.
+    sampler: with that field.
+    data: of `nodes.data_config`.
+  """
+  most = data['max_response_length']
+  nodes.requirement(nodes.at(where, sampler))(
+      0 <= sampler['min_new_tokens'] <= most, f'{where}.min_new_tokens',
+      f'give 0 to {most}, the tokens of a response')
+
+
 def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping],
                  mesh: AbstractMesh, *, trains_gold: bool):
   """Refuses models that do not fit the texts or the mesh, two vocabularies.
+
+  And samples that are to be longer than a response can be.
 
   Args:
     config: of the study.
@@ -180,6 +196,7 @@ def check_tokens(config: dict, data: dict, proxies: Mapping[str, Mapping],
     models['gold.model'] = config['gold']['model']
   models |= {f'{where}.model': proxy['model']
              for where, proxy in proxies.items()}
+  check_least('sampler', config['sampler'], data)
   length = data['max_prompt_length'] + data['max_response_length']
   coder = coders.named_tokenizer(data)
   vocab_size = 1 if coder is None else coder.vocab_size

@@ -83,8 +83,7 @@ def _check(config: dict, data: dict, proxy: Mapping):
   run_checks.check_components(
       'online.reward', run['reward']['components'], config['pool'],
       {'gold', 'pairs', 'proxies'}, data)
-  run_checks.check_online('online', run, {'proxy': proxy},
-                          config['data']['num_eval_prompts'])
+  run_checks.check_online('online', run, {'proxy': proxy}, data)
   spec.check(config['figure'], [_labels(*run) for run in _runs(config)],
              columns=online.columns(config, data, reads_pairs=True))
 

@@ -149,7 +149,7 @@ def _check_run(where, run, log, conditions, data, config):
           f'{where}.algorithm', 'its reward model learns from pairs of '
           'samples, which a log has not; give it other components, take an '
           "offline algorithm, or set config.pairs to 'preferences'")
-  run_checks.check_online(where, run, conditions, held_out)
+  run_checks.check_online(where, run, conditions, data)
   require('proxy' not in reward_nodes.kinds(log['components'])
           or not nodes.reads_proxies(run)
           or run['condition'] == log['condition'], f'{where}.condition',

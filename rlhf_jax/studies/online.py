@@ -68,8 +68,7 @@ def _check(config, data, conditions, runs, reads_pairs):
     run_checks.check_components(
         f'{where}.reward', run['reward']['components'], config['pool'],
         {'gold', 'pairs', 'proxies'}, data)
-    run_checks.check_online(
-        where, run, conditions, config['data']['num_eval_prompts'])
+    run_checks.check_online(where, run, conditions, data)
   if any(map(nodes.is_best_of_n, runs.values())):
     checks.check_samples(config)
   spec.check(config['figure'], [run['labels'] for run in runs.values()],

@@ -144,14 +144,14 @@ def _lack(node: Mapping, data: Mapping) -> str | None:
 
 
 def check_online(where: str, run: Mapping, conditions: Mapping[str, Mapping],
-                 num_eval_prompts: int):
+                 data: Mapping):
   """Raises ConfigError for what the stage of an online run would fail at.
 
   Args:
     where: of the run in the config, such as 'runs.ppo'.
     run: of `nodes.online_runs`.
     conditions: of `nodes.conditions`.
-    num_eval_prompts: of the data.
+    data: of `nodes.data_config`.
   """
   require = nodes.requirement(nodes.at(where, run))
   components = run['reward']['components']
@@ -170,7 +170,8 @@ def check_online(where: str, run: Mapping, conditions: Mapping[str, Mapping],
   if nodes.is_best_of_n(run):
     return _check_best_of_n(where, run, require)
   _check_numbers(where, run, require)
-  _check_evaluation(where, run, num_eval_prompts, require)
+  checks.check_least(f'{where}.rollout', run['rollout'], data)
+  _check_evaluation(where, run, data['num_eval_prompts'], require)
   checks.try_to_make(where, lambda: online_checks.check(run), {})
   checks.try_to_make(f'{where}.optimizer', functools.partial(
       train.optimizer, num_steps=1), run['optimizer'])

@@ -18,6 +18,7 @@ import own_data
 import worlds
 
 from rlhf_jax import main
+from rlhf_jax import sampling
 from rlhf_jax.evaluation import texts as texts_lib
 from rlhf_jax.models import convert
 from rlhf_jax.ops import ensembles
@@ -192,6 +193,19 @@ class PolicyTest(parameterized.TestCase):
     self.assertEqual(greedy, succeed(
         'generate', f'--workdir={world()}/sft', '--temperature=0',
         '--stage=seed_0/policies/policy', '--prompt=Name a colour.'))
+
+  def test_generate_at_least(self):
+    """Whatever ends it, an answer has as many tokens as it was told."""
+    flags = (f'--model={world()}/model', '--format=alpaca',
+             '--prompt=Name a colour.', '--samples=8')
+    with mock.patch.object(
+        sampling, 'sample', wraps=sampling.sample) as sample:
+      succeed('generate', *flags, '--max_response_length=6',
+              '--min_new_tokens=6')
+    self.assertEqual(sample.call_args.kwargs['min_new_tokens'], 6)
+    self.assertIn('min_new_tokens must be in [0, 5], got 6', fail(
+        2, 'generate', *flags, '--max_response_length=5',
+        '--min_new_tokens=6'))
 
   def test_a_chat(self):
     said = succeed('generate', f'--model={world()}/model', '--format=alpaca',

@@ -8,10 +8,10 @@ from rlhf_jax.configs import small_worlds
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
-# Of the names of all fields at layout 4.
+# Of the names of all fields at layout 5.
 FIELDS = (
-    '32f22c8f61534f1ae4478af50f684b37a373abea'
-    '15cc11e59b75c906ac297d33')
+    '4129c6c64075503ed5f84e2a80b50b41835efe80'
+    '749177f44d1bf4cb43587de8')
 
 
 def _names(node, prefix=''):
@@ -29,7 +29,7 @@ class FieldsTest(absltest.TestCase):
     fields = sorted({name for make in (base.online_config, base.offline_config)
                      for name in _names(make('laptop'))})
     self.assertEqual(
-        (workdirs.LAYOUT, files.digest(fields)), (4, FIELDS),
+        (workdirs.LAYOUT, files.digest(fields)), (5, FIELDS),
         'raise workdirs.LAYOUT, and write down the new number and digest here')
 
 

@@ -80,7 +80,7 @@ class InSlotsTest(parameterized.TestCase):
   @parameterized.parameters(
       dict(temperature=0.), dict(temperature=.7, top_p=.8), dict(top_k=3),
       dict(force_eos=True), dict(num_samples=1, max_new_tokens=1),
-      dict(row_ids=np.array([5, 0, 9])))
+      dict(min_new_tokens=3), dict(row_ids=np.array([5, 0, 9])))
   def test_how_tokens_are_chosen(self, **kwargs):
     self.check(2, **kwargs)
 

@@ -360,6 +360,16 @@ class WiringTest(absltest.TestCase):
     for line in done.lines('final'):
       self.assertFalse(any(word in line['response'] for word in words))
 
+  def test_least_tokens(self):
+    """Of rollouts; evaluations have a sampler of their own."""
+    of_rollouts = mock.Mock(wraps=sampling)
+    with mock.patch.object(online_methods, 'sampling', of_rollouts):
+      run(given=ALONE, algorithm='reinforce', kl=dict(coef=0.),
+          reward=dict(components=dict(a=dict(kind='length', target=1e9))),
+          rollout=dict(min_new_tokens=3))
+    self.assertEqual(
+        of_rollouts.sample.call_args.kwargs['min_new_tokens'], 3)
+
   def test_training_prompts_reference_and_reward_models(self):
     fit, online = self.arguments()
     self.assertIs(online.args[0], worlds.corpus().pair_prompts)

@@ -157,6 +157,15 @@ class LoadedTest(parameterized.TestCase):
     one['data']['files']['tokenizer'] = str(worlds.loaded() / 'model')
     check(one)
 
+  @parameterized.parameters(-1, 999)
+  def test_least_tokens_of_a_response(self, least):
+    one = change(config(), 'sampler.min_new_tokens', least)
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'^config\.sampler\.min_new_tokens is {least}; '
+        r'give 0 to \d+, the tokens of a response'):
+      checks.check_tokens(one, nodes.data_config(one), {}, mesh(one),
+                          trains_gold=True)
+
   def tokens(self, part: str, model, *, trains_gold=True):
     one = worlds.on_files(config())
     one['data']['files']['tokenizer'] = str(worlds.loaded() / 'model')
