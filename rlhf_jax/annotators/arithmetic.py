@@ -39,7 +39,7 @@ def clip_scores(batch: types.Batch, *, limit: float) -> types.Batch:
   return batch.replace(scores=jnp.clip(scores, -limit, limit))
 
 
-def missing_eos(batch: types.Batch, *, eos_id: int,
+def missing_eos(batch: types.Batch, *, eos_id: int | tuple[int, ...],
                 penalty: float | None = None, value: float | None = None,
                 stops: jax.Array | None = None) -> types.Batch:
   """Another score for responses that end without EOS, cut off by the budget.
@@ -48,7 +48,7 @@ def missing_eos(batch: types.Batch, *, eos_id: int,
 
   Args:
     batch: tokens, mask and scores.
-    eos_id: a response is finished if this is among its tokens.
+    eos_id: a response is finished if this, or one of these, is in it.
     penalty: subtracted from the score, >= 0; TRL takes 1.
     value: replaces the score; -1 in Ziegler et al. 2019.
     stops: of `endings.finished`; their strings end a response too.

@@ -197,7 +197,7 @@ def _row(values, one: models.Policy, other: models.Policy | None,
         *(_logprobs(values, policy, answers) for policy in (one, other)),
         answers.mask)
   return row | columns.of_texts(
-      answers.tokens, answers.mask, answers.responses, one.coder.eos_id)
+      answers.tokens, answers.mask, answers.responses, one.coder.eos_ids)
 
 
 def _logprobs(values, one: models.Policy, answers: Answers) -> np.ndarray:

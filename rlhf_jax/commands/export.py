@@ -61,6 +61,9 @@ def export(stage: pathlib.Path, directory: pathlib.Path, *,
   else:
     convert.save(directory, *artifacts.restore_policy(stage), extra=extra)
   coder.save_directory(directory)
+  if coder.ends:
+    files.write_json(directory / 'generation_config.json', extra | {
+        'eos_token_id': coder.eos_ids})
   files.write_text(directory / 'README.md', cards.policy(
       model['texts'], adapter=adapter,
       has_template=coder.chat_template is not None))
@@ -88,10 +91,10 @@ def _padded(stage: pathlib.Path, coder: tokenizer_lib.Tokenizer, kind: str
     return coder
   roles = artifacts.read_model(stage)['tokenizer']
   others = [name for name in roles['control']
-            if 'pad' in name.lower() and name != roles['eos']]
+            if 'pad' in name.lower() and name not in roles['eos']]
   if not others:
     raise errors.ConfigError(
-        f'{stage}: padding and EOS are both {roles["eos"]!r}, and '
+        f'{stage}: padding and EOS are both {coder.roles["eos"]!r}, and '
         'transformers would score the token before the EOS; name another '
         'token with config.data.files.pad')
   return tokenizer_lib.Tokenizer.from_file(

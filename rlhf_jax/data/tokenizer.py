@@ -33,6 +33,7 @@ from rlhf_jax.data import formats
 from rlhf_jax.data import native
 from rlhf_jax.data import pieces as pieces_lib
 from rlhf_jax.data import rows as rows_lib
+from rlhf_jax.models import directory as directory_lib
 from rlhf_jax.storage import files
 
 PAD = '<pad>'
@@ -50,6 +51,8 @@ class Tokenizer:
   Attributes:
     pad_id, bos_id, eos_id: control ids; bos_id is None if there is none.
       Padding may be EOS, and BOS may be EOS: masks come from lengths.
+    eos_ids: all that end a response; `eos_id`, which is written, is the first.
+    ends: the names of the others.
     control: ids of all control tokens, by name.
     vocab_size: the largest id + 1, holes counted.
     adds_bos: whether prompts begin with BOS unless told otherwise: a loaded
@@ -66,7 +69,7 @@ class Tokenizer:
       *,
       pad: str = PAD,
       bos: str | None = BOS,
-      eos: str = EOS,
+      eos: str | Sequence[str] = EOS,
       control: Sequence[str] = (),
       chat_template: str | None = None,
       adds_bos: bool | None = None,
@@ -82,7 +85,8 @@ class Tokenizer:
       pad: its padding token; may be the same as eos.
       bos: its token for the front of a prompt; may be the same as eos, or
         None: it has none.
-      eos: its token for the end of a response.
+      eos: its token for the end of a response; or several, the first of which
+        is written.
       control: further control tokens; those that it does not have are added
         at the end of the vocabulary.
       chat_template: kept, not run.
@@ -92,8 +96,9 @@ class Tokenizer:
     Raises:
       ConfigError: pad, bos or eos is not in the vocabulary.
     """
+    eos, *ends = [eos] if isinstance(eos, str) else dict.fromkeys(eos)
     roles = [name for name in (pad, bos, eos) if name is not None]
-    _check_roles(backend, roles)
+    _check_roles(backend, [*roles, *ends])
     added = backend.get_added_tokens_decoder().values()
     names = dict.fromkeys([*roles, *control, *(
         x.content for x in added if x.special or _CONTROL.fullmatch(x.content)
@@ -108,6 +113,8 @@ class Tokenizer:
     self._prefix_only_first = backends.prefix_only_first(backend)
     self.roles = {'pad': pad, 'bos': bos, 'eos': eos}
     self.pad_id, self.eos_id = map(backend.token_to_id, (pad, eos))
+    self.ends = tuple(ends)
+    self.eos_ids = (self.eos_id, *map(backend.token_to_id, ends))
     self.bos_id = None if bos is None else backend.token_to_id(bos)
     self.control: Mapping[str, int] = types.MappingProxyType(
         {name: backend.token_to_id(name) for name in names})
@@ -237,15 +244,18 @@ class Tokenizer:
       pad: its padding token; None: the directory's, or else eos.
       bos: its token for the front of a prompt; None: the directory's, which
         may be none; '': none.
-      eos: its token for the end of a response; None: the directory's.
+      eos: its token for the end of a response; None: the directory's, and
+        those that its generation_config.json names besides.
       control: further control tokens; see `Tokenizer`.
 
     Raises:
-      CheckpointError: see `models.directory.check`.
+      CheckpointError: see `models.directory.check`; or what ends a response by
+        generation_config.json is no token.
       ConfigError: there is no tokenizer that can be used, or no EOS.
     """
-    return cls._from(path, backends.from_directory(path, pad), pad, bos, eos,
-                     control)
+    loaded = backends.from_directory(path, pad)
+    return cls._from(path, loaded, pad, bos,
+                     eos or _ends(path, loaded), control)
 
   @classmethod
   def from_gguf(
@@ -297,7 +307,8 @@ class Tokenizer:
       raise errors.ConfigError(
           f'{path}: the tokenizer does not say which token is its EOS; name '
           'it with eos')
-    pad = pad or loaded.pad or (PAD if ours else eos)
+    first = eos if isinstance(eos, str) else eos[0]
+    pad = pad or loaded.pad or (PAD if ours else first)
     if bos is None:
       bos = loaded.bos or (BOS if ours and has(BOS) else None)
     try:
@@ -424,7 +435,7 @@ class Tokenizer:
       continuation: whether text comes before it; otherwise a tokenizer that
         begins a text with a space takes one away again.
     """
-    hidden = (self.pad_id, self.bos_id, self.eos_id)
+    hidden = (self.pad_id, self.bos_id, *self.eos_ids)
     kept = [int(i) for i in ids if int(i) not in hidden]
     return self._backends[continuation].decode(kept, skip_special_tokens=False)
 
@@ -442,7 +453,7 @@ class Tokenizer:
     Raises:
       ConfigError: what a token adds depends on the one before it.
     """
-    hidden = {self.pad_id, self.bos_id, self.eos_id}
+    hidden = {self.pad_id, self.bos_id, *self.eos_ids}
     first, later = pieces_lib.pieces(self._backends[True], self.vocab_size)
     return tuple([b'' if i in hidden else piece for i, piece in enumerate(x)]
                  for x in (first, later))
@@ -469,7 +480,7 @@ class Tokenizer:
     """Whether responses ended by themselves, bool[...]: `endings.finished`."""
     from rlhf_jax.ops import endings
 
-    return endings.finished(tokens, mask, self.eos_id, self.stops)
+    return endings.finished(tokens, mask, self.eos_ids, self.stops)
 
   def _runs(self, text: formats.Text) -> list[str | int]:
     """Control ids and the texts between them; '' is no text."""
@@ -584,6 +595,20 @@ class Tokenizer:
       tails.append(tail if tail[-1:] == [self.eos_id] else
                    [*tail, self.eos_id])
     return heads, tails
+
+
+def _ends(path: str | os.PathLike, loaded: backends.Loaded) -> list[str]:
+  """The directory's EOS, and what else ends a response by its own settings."""
+  names = [] if loaded.eos is None else [loaded.eos]
+  for id_ in directory_lib.end_ids(path):
+    name = loaded.backend.id_to_token(id_)
+    if name is None:
+      last = loaded.backend.get_vocab_size() - 1
+      raise errors.CheckpointError(
+          f'{path}/generation_config.json: eos_token_id {id_} is no token; the '
+          f'tokenizer has ids up to {last}; correct the file')
+    names.append(name)
+  return names
 
 
 def _check_roles(backend: tokenizers.Tokenizer, roles: Sequence[str]):

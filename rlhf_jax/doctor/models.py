@@ -52,7 +52,7 @@ def check_sampler(model: pretrained.Model, corpus: corpus_lib.Corpus,
       model.config, params, prompts.tokens[:ROWS], prompts.lengths[:ROWS],
       jax.random.key(seed), num_samples=1,
       max_new_tokens=min(TOKENS, corpus.max_response_length),
-      eos_id=coder.eos_id, pad_id=coder.pad_id, num_tokens=coder.vocab_size,
+      eos_id=coder.eos_ids, pad_id=coder.pad_id, num_tokens=coder.vocab_size,
       **sampler)
   forward = jax.jit(functools.partial(
       policy.forward, model.config, temperature=temperature))

@@ -158,7 +158,8 @@ def of_scores(proxy: np.ndarray | None, scored: components_lib.Scored,
 
 
 def of_texts(tokens: np.ndarray, mask: np.ndarray, responses: Sequence[str],
-             eos_id: int, stops: np.ndarray | None = None) -> dict[str, float]:
+             eos_id: int | tuple[int, ...],
+             stops: np.ndarray | None = None) -> dict[str, float]:
   """Length in tokens and words, unfinished ones, and their variety.
 
   Args:

@@ -147,7 +147,7 @@ class Monitor:
         params, tokens, mask, old_logprobs)
     row |= divergence
     row |= columns.of_texts(
-        tokens, mask, responses, coder.eos_id, coder.stops)
+        tokens, mask, responses, coder.eos_ids, coder.stops)
     chosen = self._chosen
     if chosen is not None and setting.value_shift is None:
       row['perplexity'] = statistics.perplexity(
@@ -201,7 +201,7 @@ class Monitor:
         'rule': _or_absent(evaluation.rule, count),
         'length': statistics.response_lengths(
             evaluation.tokens, evaluation.mask,
-            eos_id=self._setting.corpus.tokenizer.eos_id),
+            eos_id=self._setting.corpus.tokenizer.eos_ids),
         'kl_k1': evaluation.log_ratio,
         'ensemble_variance': _or_absent(
             None if evaluation.members is None
@@ -226,7 +226,7 @@ class Monitor:
     def draw(prompts, lengths, row_ids):
       batch = sampling.sample(
           self._config, params, prompts, lengths, key, num_samples=1,
-          max_new_tokens=corpus.max_response_length, eos_id=coder.eos_id,
+          max_new_tokens=corpus.max_response_length, eos_id=coder.eos_ids,
           pad_id=coder.pad_id, num_tokens=coder.vocab_size, stops=coder.stops,
           row_ids=row_ids,
           value_shift=setting.value_shift, **setting.sampler)

@@ -97,7 +97,7 @@ def perplexity(logprobs: np.ndarray, mask: np.ndarray) -> float:
 
 
 def response_lengths(tokens: np.ndarray, mask: np.ndarray, *,
-                     eos_id: int) -> np.ndarray:
+                     eos_id: int | tuple[int, ...]) -> np.ndarray:
   """Response tokens without the EOS.
 
   As we read the lengths of Ahmadian et al. 2024, Table 2 (objectives.md 11.4).
@@ -108,7 +108,7 @@ def response_lengths(tokens: np.ndarray, mask: np.ndarray, *,
     tokens: int[..., T], prompt, response, padding.
     mask: bool[..., T], true on response tokens, EOS included. A response that
       was cut off has no EOS, and all its tokens count.
-    eos_id: id of the EOS; it may also be that of the padding.
+    eos_id: id of the EOS, or of several; it may also be the padding's.
 
   Returns:
     i64[...], tokens of each response; report its mean.
@@ -122,7 +122,7 @@ def response_lengths(tokens: np.ndarray, mask: np.ndarray, *,
     if x.ndim < 1 or not np.issubdtype(x.dtype, kind):
       raise ValueError(f'{name} must be {kind.__name__}[..., T], got '
                        f'{x.dtype} of shape {x.shape}.')
-  return (mask & (tokens != eos_id)).sum(axis=-1)
+  return (mask & ~np.isin(tokens, eos_id)).sum(axis=-1)
 
 
 def reward_variance(scores: np.ndarray) -> float:

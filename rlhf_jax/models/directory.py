@@ -102,6 +102,24 @@ def read_config(
   return config
 
 
+def end_ids(directory: str | os.PathLike) -> tuple[int, ...]:
+  """`eos_token_id` of generation_config.json, one or several; () without it.
+
+  Raises:
+    CheckpointError: the file is refused by `read_json`, or has no ids there.
+  """
+  path = pathlib.Path(directory) / 'generation_config.json'
+  if not os.path.lexists(path):
+    return ()
+  config = read_json(directory, path.name)
+  ids = config.get('eos_token_id') if isinstance(config, dict) else config
+  ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+  if not all(type(x) is int and x >= 0 for x in ids):
+    raise errors.CheckpointError(
+        f'{path}: eos_token_id is {quote(str(ids))}; give ids of tokens')
+  return tuple(ids)
+
+
 def read_json(directory: str | os.PathLike, name: str) -> Any:
   """Reads a JSON file of a model directory.
 

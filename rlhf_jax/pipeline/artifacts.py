@@ -87,7 +87,8 @@ def write_model(context: Any, kind: str, model: dict,
       'kind': kind, 'model': model, 'vocab_size': coder.vocab_size,
       'num_members': num_members, 'texts': texts, 'tokenizer': dict(
           coder.roles, control=list(coder.control), adds_bos=coder.adds_bos,
-          chat_template=coder.chat_template)})
+          chat_template=coder.chat_template,
+          eos=[coder.roles['eos'], *coder.ends])})
 
 
 def texts_of(corpus: corpus_lib.Corpus) -> dict[str, Any]:

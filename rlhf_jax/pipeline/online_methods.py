@@ -106,7 +106,8 @@ def initial_kl_coef(row: algorithms.Algorithm) -> float:
 
 
 def make_nodes(row: algorithms.Algorithm, reward: Mapping[str, Any],
-               kl: Mapping[str, Any], eos_id: int) -> list[dict[str, Any]]:
+               kl: Mapping[str, Any], eos_id: int | tuple[int, ...]
+               ) -> list[dict[str, Any]]:
   """All annotators of a run, in order: scores, reference, values, the row's.
 
   Args:
@@ -141,7 +142,7 @@ def make_nodes(row: algorithms.Algorithm, reward: Mapping[str, Any],
 class Tokens(NamedTuple):
   """What a sampler knows of the tokenizer, and how far it may go."""
 
-  eos_id: int
+  eos_id: tuple[int, ...]
   pad_id: int
   num_tokens: int
   max_new_tokens: int
@@ -197,7 +198,7 @@ def make(run: Mapping[str, Any], world: artifacts.World,
   if kl['coef']:  # what matters to a program is whether there is one
     kl['coef'] = 1.0
   row = of_run(run, kl)
-  nodes = make_nodes(row, run['reward'], kl, coder.eos_id)
+  nodes = make_nodes(row, run['reward'], kl, coder.eos_ids)
   if config.dtype != 'float32':  # the sampler's own are a hundredth off
     nodes.insert(0, {'name': 'old_logprobs'})
   rollout = {k: v for k, v in run['rollout'].items()
@@ -206,7 +207,7 @@ def make(run: Mapping[str, Any], world: artifacts.World,
   return Method(
       row=row, nodes=tuple(map(algorithms.node, nodes)), config=config,
       value_config=value_config, reward_configs=FrozenDict(reward_configs),
-      tokens=Tokens(coder.eos_id, coder.pad_id, coder.vocab_size,
+      tokens=Tokens(coder.eos_ids, coder.pad_id, coder.vocab_size,
                     world.corpus.max_response_length),
       rollout=FrozenDict(rollout), updates=FrozenDict(run['updates']),
       optimizer=FrozenDict(run['optimizer'], num_steps=steps))

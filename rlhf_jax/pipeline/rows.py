@@ -54,7 +54,7 @@ def sample_rows(world: artifacts.World, policy: artifacts.Policy,
         policy.config, params, tokens, lengths, key,
         num_samples=draw.num_samples, row_ids=row_ids,
         max_new_tokens=world.corpus.max_response_length,
-        eos_id=coder.eos_id, pad_id=coder.pad_id, num_tokens=coder.vocab_size,
+        eos_id=coder.eos_ids, pad_id=coder.pad_id, num_tokens=coder.vocab_size,
         stops=coder.stops, force_eos=draw.force_eos, **draw.sampler)
     return batch.tokens, batch.mask
 

@@ -19,6 +19,7 @@ import worlds
 
 from rlhf_jax import main
 from rlhf_jax import sampling
+from rlhf_jax.data import tokenizer
 from rlhf_jax.evaluation import texts as texts_lib
 from rlhf_jax.models import convert
 from rlhf_jax.ops import ensembles
@@ -206,6 +207,18 @@ class PolicyTest(parameterized.TestCase):
     self.assertIn('min_new_tokens must be in [0, 5], got 6', fail(
         2, 'generate', *flags, '--max_response_length=5',
         '--min_new_tokens=6'))
+
+  def test_generate_ends_as_the_model_says(self):
+    model = worlds.folder()
+    worlds.copy(world() / 'model', model)
+    coder = tokenizer.Tokenizer.from_directory(model)
+    (model / 'generation_config.json').write_text(
+        json.dumps({'eos_token_id': [coder.eos_id, 65]}))
+    with mock.patch.object(
+        sampling, 'sample', wraps=sampling.sample) as sample:
+      succeed('generate', f'--model={model}', '--format=alpaca',
+              '--prompt=Name a colour.', '--max_response_length=4')
+    self.assertEqual(sample.call_args.kwargs['eos_id'], (coder.eos_id, 65))
 
   def test_a_chat(self):
     said = succeed('generate', f'--model={world()}/model', '--format=alpaca',

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import absltest
 import worlds
@@ -45,6 +46,26 @@ class ExportTest(absltest.TestCase):
     self.assertIn(coder.pad_id, (0, coder.id_of('<|pad|>')))
     with self.assertRaisesRegex(errors.ConfigError, 'both .*<eos>'):
       self.tokenizer('reward', pad=eos, control=[tokenizer.BOS, eos])
+
+  def test_all_that_ends_a_response(self):
+    """Goes from a stage into an export, and is found there."""
+    coder = tokenizer.Tokenizer.train_bpe(
+        ['text'], vocab_size=270, control=('<|eot|>', '<|eom|>'))
+    coder = tokenizer.Tokenizer(
+        coder._backends[0], eos=(tokenizer.EOS, '<|eom|>', '<|eot|>'))
+    context, directory = worlds.Context(worlds.folder()), worlds.folder()
+    artifacts.write_model(context, 'policy', {}, coder, texts={
+        'format': '', 'max_prompt_length': 4, 'max_response_length': 4})
+    self.assertEqual(
+        artifacts.read_tokenizer(context.directory).eos_ids, (2, 4, 3))
+    with (mock.patch.object(artifacts, 'restore_policy', lambda _: (0, 0)),
+          mock.patch.object(export.convert, 'save')):
+      export.export(context.directory, directory)
+    self.assertEqual(
+        files.read_json(directory / 'generation_config.json'),
+        {'bos_token_id': 1, 'eos_token_id': [2, 4, 3], 'pad_token_id': 0})
+    self.assertEqual(
+        tokenizer.Tokenizer.from_directory(directory).eos_ids, (2, 4, 3))
 
   def test_one_line_errors(self):
     workdir = worlds.folder()

@@ -95,6 +95,42 @@ class DirectoryTest(parameterized.TestCase):
     self.assertEqual((named.bos_id, named.eos_id, named.pad_id),
                      (size + 3, size + 1, size + 2))
 
+  def of_settings(self, ids, **kwargs):
+    """With generation_config.json, `<s> </s> <|eot|>` the last of the ids."""
+    _write(self.path, {'eos_token': '</s>'}, special=['<s>', '</s>', '<|eot|>'])
+    (self.path / 'generation_config.json').write_text(
+        json.dumps({'eos_token_id': ids}))
+    return tokenizer.Tokenizer.from_directory(self.path, **kwargs)
+
+  def test_all_that_ends_a_response(self):
+    """The tokenizer's own first, which is written; then those of the model."""
+    first = len(_merges()[0])
+    for ids, expected in (
+        (None, [1]), ([], [1]), (first + 1, [1]), (first + 2, [1, 2]),
+        ([first + 2, first + 1], [1, 2]), ([first + 2, first], [1, 2, 0])):
+      tok = self.of_settings(ids)
+      self.assertEqual(tok.eos_ids, tuple(first + i for i in expected), ids)
+      self.assertEqual(tok.eos_id, first + 1)
+    self.assertEqual(tok.ends, ('<|eot|>', '<s>'))
+    text = tok.encode(['the fox'])[0]
+    self.assertEqual(tok.decode([*text, first + 2]), 'the fox')
+    rows = np.array([[*text, first + 2], [*text, first + 1], [*text, 5]])
+    np.testing.assert_array_equal(
+        tok.finished(rows, np.ones(rows.shape, bool)), [True, True, False])
+    named = tokenizer.Tokenizer.from_directory(self.path, eos='<s>')
+    self.assertEqual(named.eos_ids, (first,))
+
+  def test_an_end_that_is_no_token(self):
+    size = len(_merges()[0]) + 3
+    for ids, message in (
+        ([size - 1, size], rf'generation_config.json: eos_token_id {size} is '
+         rf'no token; the tokenizer has ids up to {size - 1}'),
+        ([-1], 'eos_token_id is .*give ids of tokens'),
+        ('2', 'eos_token_id is .*give ids of tokens'),
+        ([True], 'eos_token_id is .*give ids of tokens')):
+      with self.assertRaisesRegex(errors.CheckpointError, message):
+        self.of_settings(ids)
+
   def test_without_bos_and_padding(self):  # as Qwen's base models
     tok = self.load({'eos_token': '<|end|>'}, special=['<|end|>'])
     self.assertIsNone(tok.bos_id)

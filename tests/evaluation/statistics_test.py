@@ -182,6 +182,9 @@ class ResponseLengthsTest(absltest.TestCase):
     mask = np.array([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1],
                      [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]], bool)
     lengths = statistics.response_lengths(tokens, mask, eos_id=9)
+    both = statistics.response_lengths(tokens, mask, eos_id=(9, 4))
+    np.testing.assert_array_equal(
+        both, lengths - (mask & (tokens == 4)).sum(-1))
     np.testing.assert_array_equal(lengths, [3, 4, 0, 0])
     np.testing.assert_array_equal(
         statistics.response_lengths(tokens[None], mask[None], eos_id=9),
