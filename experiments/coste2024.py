@@ -32,7 +32,8 @@ def _settings(config: config_dict.ConfigDict):
     online.num_steps = 94  # 3,000 optimizer steps, 32 a rollout
     online.rollout.update(batch_size=256, chunk_size=32)
     online.updates.update(num_minibatches=8)
-    online.optimizer.update(learning_rate=1e-6, weight_decay=1e-6)
+    online.optimizer.update(learning_rate=1e-6, weight_decay=1e-6,
+                            decay_all=True)  # as trlX does
     online.evaluation.update(every=4, num_prompts=1_000, chunk_size=32)
   config.training.log_every = 1
 

@@ -32,7 +32,7 @@ def _settings(config: config_dict.ConfigDict, settings: str):
     config.seeds = (0, 100, 1000)
     online.num_steps = 1_250  # 20,000 optimizer steps, 16 a rollout
     online.optimizer.update(learning_rate=8e-6, schedule='constant',
-                            weight_decay=1e-6)
+                            weight_decay=1e-6, decay_all=True)  # as trlX
     online.evaluation.update(every=50, num_prompts=280)
   config.training.log_every = 1
 

@@ -18,6 +18,7 @@ from rlhf_jax import errors
 from rlhf_jax import streams
 from rlhf_jax import types
 from rlhf_jax.ops import kl
+from rlhf_jax.ops import optimizers
 from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
 
@@ -26,29 +27,7 @@ Objective = Callable[[types.PolicyOutput, types.Batch], types.LossOutput]
 Metrics = dict[str, Any]
 MAX_SKIPPED = 5  # in a row, before training stops
 
-
-def optimizer(*, learning_rate: float, num_steps: int, warmup_steps: int = 0,
-              schedule: str = 'cosine', clip_norm: float | None = 1.0,
-              weight_decay: float = 0.0, b1: float = 0.9,
-              b2: float = 0.999) -> optax.GradientTransformation:
-  """AdamW with warm-up, a schedule over `num_steps` and clipping."""
-  for name, value in dict(
-      learning_rate=learning_rate, warmup_steps=warmup_steps,
-      clip_norm=clip_norm or 0, weight_decay=weight_decay).items():
-    if value < 0:
-      raise ValueError(f'{name} must be >= 0, got {value}.')
-  if schedule == 'cosine':
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
-  elif schedule == 'constant':
-    rate = optax.join_schedules(
-        [optax.linear_schedule(0.0, learning_rate, warmup_steps),
-         optax.constant_schedule(learning_rate)], [warmup_steps])
-  else:
-    raise ValueError(f"schedule is {schedule!r}, not 'cosine' or 'constant'.")
-  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-  return optax.chain(
-      clip, optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
+optimizer = optimizers.adamw
 
 
 def init_state(params: types.Params, tx: optax.GradientTransformation,

@@ -64,9 +64,8 @@ def get_config(size: str) -> config_dict.ConfigDict:
   config.size = size
   config.seeds = (0,)
   config.training = dict(save_every=200, log_every=20)
-  config.sampler = dict(
-      temperature=1.0, top_k=0, top_p=1.0,
-      min_new_tokens=0)  # before which there is no EOS
+  config.sampler = dict(temperature=1.0, top_k=0, top_p=1.0,
+                        min_new_tokens=0)
   # All devices, a part of the rows each; see `rlhf_jax.parallel.sharding`.
   config.mesh = dict(data=-1, fsdp=1, tensor=1, member=1, dcn=1)
   return config
@@ -94,7 +93,8 @@ def tuning() -> dict:
 def optimizer(learning_rate: float, **kwargs) -> dict:
   """Arguments of `rlhf_jax.train.optimizer`, all of them visible to flags."""
   return dict(learning_rate=learning_rate, warmup_steps=20, schedule='cosine',
-              clip_norm=1.0, weight_decay=0.0, b1=0.9, b2=0.999) | kwargs
+              clip_norm=1.0, weight_decay=0.0, decay_all=False, b1=0.9,
+              b2=0.999) | kwargs
 
 
 def world(config: config_dict.ConfigDict, name: str = 'reviews'):

@@ -8,10 +8,10 @@ from rlhf_jax.configs import small_worlds
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
-# Of the names of all fields at layout 5.
+# Of the names of all fields at layout 6.
 FIELDS = (
-    '4129c6c64075503ed5f84e2a80b50b41835efe80'
-    '749177f44d1bf4cb43587de8')
+    'ccde10d023e0e38f6d29e3df4278dc0cfda3d238'
+    '91154464cf944c840bf8056b')
 
 
 def _names(node, prefix=''):
@@ -29,7 +29,7 @@ class FieldsTest(absltest.TestCase):
     fields = sorted({name for make in (base.online_config, base.offline_config)
                      for name in _names(make('laptop'))})
     self.assertEqual(
-        (workdirs.LAYOUT, files.digest(fields)), (5, FIELDS),
+        (workdirs.LAYOUT, files.digest(fields)), (6, FIELDS),
         'raise workdirs.LAYOUT, and write down the new number and digest here')
 
 

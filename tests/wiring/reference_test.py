@@ -334,12 +334,14 @@ class UpdateTest(parameterized.TestCase):
   @parameterized.parameters(
       dict(), dict(warmup_steps=3), dict(schedule='constant', warmup_steps=4),
       dict(schedule='constant', clip_norm=None), dict(weight_decay=.1),
+      dict(weight_decay=.1, decay_all=True),
       dict(b2=.95, clip_norm=.2, num_steps=5))
   def test_optimizer(self, **options):
     options = dict(learning_rate=.01, num_steps=9) | options
     rng = np.random.default_rng(0)
-    make = lambda: {'a': rng.normal(size=(3, 2)).astype(np.float32),
-                    'b': [rng.normal(size=4).astype(np.float32)]}
+    draw = lambda *shape: rng.normal(3, size=shape).astype(np.float32)
+    make = lambda: {'a': draw(3, 2), 'b': [draw(4)], 'norm': {'scale': draw(4)},
+                    'unembed_bias': draw(4)}
     params = make()
     tx = train.optimizer(**options)
     opt_state, state = tx.init(params), updates.start(params)

@@ -55,7 +55,7 @@ def norm(gradients):
 
 
 def update(state: State, gradients, *, clip_norm=1., weight_decay=0., b1=.9,
-           b2=.999, **schedule) -> State:
+           b2=.999, decay_all=False, **schedule) -> State:
   """One step of AdamW on gradients, clipped by their global norm."""
   shrink = min(clip_norm / norm(gradients), 1.) if clip_norm else 1.
   g = jax.tree.map(lambda x: np.asarray(x, np.float64) * shrink, gradients)
@@ -64,16 +64,19 @@ def update(state: State, gradients, *, clip_norm=1., weight_decay=0., b1=.9,
   nu = jax.tree.map(lambda v, x: b2 * v + (1 - b2) * x**2, state.nu, g)
   size = rate(state.count, **schedule)
 
-  def moved(p, m, v):
+  def moved(path, p, m, v):
     step = (m / (1 - b1**count)) / (
         np.sqrt(v / (1 - b2**count)) + ADAM_EPSILON)
-    return p - size * (step + weight_decay * p)
+    name = str(path[-1]).strip("[]'")
+    shrinks = decay_all or not (name == 'scale' or name.endswith('bias'))
+    return p - size * (step + weight_decay * p * shrinks)
 
   exact = jax.tree.map(
       lambda x: (x == 0) | (np.abs(x) > ROUNDING * np.abs(x).max()), g)
   if state.exact is not None:
     exact = jax.tree.map(np.logical_and, state.exact, exact)
-  return State(jax.tree.map(moved, state.params, mu, nu), mu, nu, count, exact)
+  return State(jax.tree_util.tree_map_with_path(
+      moved, state.params, mu, nu), mu, nu, count, exact)
 
 
 def polyak(targets, online, share):
