@@ -218,7 +218,8 @@ def sample(one: Policy, prompts: np.ndarray, lengths: np.ndarray, *, seed: int,
         one.config, one.params, tokens, lengths, jax.random.key(seed),
         row_ids=row_ids, num_samples=samples,
         max_new_tokens=one.max_response_length, eos_id=one.coder.eos_ids,
-        pad_id=one.coder.pad_id, num_tokens=one.coder.vocab_size, **sampler)
+        pad_id=one.coder.pad_id, num_tokens=one.coder.vocab_size,
+        stops=one.coder.stops, **sampler)
     return batch.tokens, batch.mask
 
   return sharding.map_rows(draw, prompts[:, :width], lengths,

@@ -85,7 +85,8 @@ def write_model(context: Any, kind: str, model: dict,
   coder.save(context.directory / 'tokenizer.json')
   files.write_json(context.directory / 'model.json', {
       'kind': kind, 'model': model, 'vocab_size': coder.vocab_size,
-      'num_members': num_members, 'texts': texts, 'tokenizer': dict(
+      'num_members': num_members, 'texts': texts, 'stop': list(coder.stop),
+      'tokenizer': dict(
           coder.roles, control=list(coder.control), adds_bos=coder.adds_bos,
           chat_template=coder.chat_template,
           eos=[coder.roles['eos'], *coder.ends])})
@@ -123,9 +124,11 @@ def read_model(directory: pathlib.Path, kind: str | None = None
 
 
 def read_tokenizer(directory: pathlib.Path) -> tokenizer_lib.Tokenizer:
-  """The tokenizer of the model that a stage has trained."""
-  return tokenizer_lib.Tokenizer.from_file(
-      directory / 'tokenizer.json', **read_model(directory)['tokenizer'])
+  """The tokenizer of the model that a stage has trained, with its stops."""
+  model = read_model(directory)
+  coder = tokenizer_lib.Tokenizer.from_file(
+      directory / 'tokenizer.json', **model['tokenizer'])
+  return coder.ending_at(model['stop']) if model['stop'] else coder
 
 
 def restore_policy(directory: pathlib.Path) -> Policy:

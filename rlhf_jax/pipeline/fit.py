@@ -143,15 +143,16 @@ def _placed(source: sources.Source, members: int, parts: int
 
 def _steps(context: Any, source: sources.Source, *args, **kwargs):
   """Those of `train.train`; where it gives up, a file says on which rows."""
-  path = context.directory / SKIPPED
-  if not processes.index():
+  path, is_owner = context.directory / SKIPPED, not processes.index()
+  if is_owner:
     path.unlink(missing_ok=True)  # of a training that has gone on
   try:
     yield from train.train(*args, **kwargs)
   except errors.NumericsError as error:
     rows = getattr(source, 'rows', lambda step: None)
-    files.write_json(path, [{'step': step + 1, 'rows': rows(step)}
-                            for step in error.skipped])
+    if is_owner:
+      files.write_json(path, [{'step': step + 1, 'rows': rows(step)}
+                              for step in error.skipped])
     raise errors.NumericsError(
         f'{error}; their rows are in {path}') from error
 

@@ -220,6 +220,24 @@ class PolicyTest(parameterized.TestCase):
               '--prompt=Name a colour.', '--max_response_length=4')
     self.assertEqual(sample.call_args.kwargs['eos_id'], (coder.eos_id, 65))
 
+  def test_generate_ends_where_training_did(self):
+    """At `data.stop` of the study, which its stages remember."""
+    stage, read = world() / 'sft/seed_0/policies/policy', artifacts.read_model
+    coder = artifacts.read_tokenizer(stage).ending_at(('e', 'o'))
+    context = mock.Mock(directory=worlds.folder())
+    artifacts.write_model(context, 'policy', {}, coder, texts=None)
+    stop = read(context.directory)['stop']
+    self.enterContext(mock.patch.object(
+        artifacts, 'read_model',
+        lambda *args: read(*args) | {'stop': stop}))
+    with mock.patch.object(
+        sampling, 'sample', wraps=sampling.sample) as sample:
+      said = succeed('generate', f'--workdir={world()}/sft',
+                     '--stage=seed_0/policies/policy', '--prompt=Name one.')
+    np.testing.assert_array_equal(
+        sample.call_args.kwargs['stops'], coder.stops)
+    self.assertNotRegex(said, '[eo]')
+
   def test_a_chat(self):
     said = succeed('generate', f'--model={world()}/model', '--format=alpaca',
                    '--max_response_length=4', stdin='Hello\n\n/new\nWhat?\n')
