@@ -192,7 +192,8 @@ ROWS = {
         'runner/cluster_test.py::ClusterTest::test_flags',
         'studies/checks_test.py::FieldsTest::test_a_mesh',
         'studies/checks_test.py::FieldsTest::test_what_is_left')),
-    'F25': Row('workdir that cannot be written', (
+    'F25': Row('workdir that cannot be written, or hangs', (
+        'storage/checkpoint_test.py::test_a_file_system_that_hangs',
         'runner/workdirs_test.py::test_a_read_only',
         'runner/workdirs_test.py::test_a_file_in_the_way',
         'runner/run_test.py::test_a_file_in_the_way',

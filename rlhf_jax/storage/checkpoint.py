@@ -28,6 +28,7 @@ from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.storage import files
 from rlhf_jax.storage import noise
+from rlhf_jax.storage import patience
 
 # Of the meta item, whose 'sha256' rule must never change. 1 had typed keys.
 FORMAT = 2
@@ -59,9 +60,11 @@ class Checkpointer:
 
     Raises:
       CheckpointError: if the directory cannot be created or written.
+      ConfigError: of `patience.seconds`.
     """
     import orbax.checkpoint as ocp
 
+    self._patience = patience.seconds()
     if keep < 1:
       raise ValueError(f'keep must be >= 1, got {keep}')
     self.directory = pathlib.Path(directory).absolute()
@@ -131,10 +134,12 @@ class Checkpointer:
     path = self.directory / str(step)
     try:
       # First what is logged of the steps before it, which none logs again.
-      processes.from_owner(lambda: files.sync_files(self.directory.parent))
-      with noise.quiet():
-        saved = self._manager.save(step, args=ocp.args.Composite(**arguments))
-      processes.from_owner(lambda: files.sync_tree(path))
+      with patience.limited(path, self._patience):
+        processes.from_owner(lambda: files.sync_files(self.directory.parent))
+        with noise.quiet():
+          saved = self._manager.save(
+              step, args=ocp.args.Composite(**arguments))
+        processes.from_owner(lambda: files.sync_tree(path))
     except Exception as error:  # orbax and tensorstore raise anything
       size = sum(x.nbytes for x in jax.tree.leaves(items) if hasattr(x, 'size'))
       raise errors.CheckpointError(
