@@ -92,8 +92,8 @@ def generate(quick: bool, *, batch: int = 1, samples: int = 1,
   return measure.Case(
       ours=ours, peer=peer, unit='tokens/s',
       bytes=4 * size if batch == samples == 1 else 0,
-      note=f'transformers.generate; LLaMA of {size / 1e6:.2g}M, '
-           f'{batch} x {samples} rows, {width} + {width} tokens'
+      note=f'transformers; {size / 1e6:.2g}M parameters, {batch} x {samples} '
+           f'x ({width} + {width}) tokens'
            + (', one token in 32 ends a row' if ragged else ''))
 
 
@@ -194,8 +194,8 @@ def _case(ours, peer, params, quick, *, passes=3, rows=1):
   count, width = rows_and_width(quick)
   return measure.Case(
       ours=ours, peer=peer, unit='tokens/s', flops=2 * passes * size,
-      note=f'TRL, from loss to AdamW without its loop; {size / 1e6:.2g}M '
-           f'parameters, {count} x {rows} rows of {width} tokens')
+      note=f'TRL; {size / 1e6:.2g}M parameters, {count} x {rows} x {width} '
+           'tokens')
 
 
 def sft(quick: bool) -> measure.Case:

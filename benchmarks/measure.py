@@ -86,5 +86,5 @@ def shares(case: Case, line: dict[str, Any], limits: dict[str, float]) -> str:
   for need, limit in ((case.flops, 'products'), (case.bytes, 'reading')):
     if need:
       ours, peer = (line[x] * need / limits[limit] for x in ('ours', 'peer'))
-      words += f'; {ours:.0%} and {peer:.0%} of the limit of {limit}'
+      words += f'; {ours:.0%}, {peer:.0%} of {limit}'
   return words

@@ -28,7 +28,7 @@ def _params(config):
 
 def _note(config, rows):
   each = sum(x.size for x in jax.tree.leaves(_params(config))) / MEMBERS
-  return (f'{MEMBERS} models of {each / 1e6:.2g}M parameters, '
+  return (f'{MEMBERS} of {each / 1e6:.2g}M parameters, '
           f'{" x ".join(map(str, rows.shape))} tokens')
 
 
@@ -63,8 +63,7 @@ def trained(quick: bool) -> measure.Case:
            for i in range(MEMBERS)]
   return measure.Case(
       ours=ours, peer=lambda: sum(step() for step in steps), unit='tokens/s',
-      note='TRL, from loss to AdamW without its loop, one after the other; '
-      + _note(config, data.tokens))
+      note=f'TRL, one by one; {_note(config, data.tokens)}')
 
 
 def scored(quick: bool) -> measure.Case:
@@ -89,4 +88,4 @@ def scored(quick: bool) -> measure.Case:
 
   return measure.Case(
       ours=ours, peer=peer, unit='tokens/s',
-      note=f'transformers, one after the other; {_note(config, rows)}')
+      note=f'transformers, one by one; {_note(config, rows)}')

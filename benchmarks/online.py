@@ -112,5 +112,5 @@ def rloo(quick: bool) -> measure.Case:
   return measure.Case(
       ours=_ours(config, params, rows, width),
       peer=_peer(config, params, rows, width), unit='tokens/s',
-      note=f'RLOOTrainer, without its loop; {size / 1e6:.2g}M parameters, '
-           f'{count} prompts x {SAMPLES}, {width} + {width} tokens')
+      note=f'TRL; {size / 1e6:.2g}M parameters, {count} x {SAMPLES} x '
+           f'({width} + {width}) tokens')

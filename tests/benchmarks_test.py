@@ -52,8 +52,7 @@ class MeasureTest(absltest.TestCase):
     self.assertEqual(measure.shares(_case(), line, limits), '')
     self.assertEqual(
         measure.shares(_case(flops=10., bytes=2.), line, limits),
-        '; 50% and 17% of the limit of products; 75% and 25% of the limit of '
-        'reading')
+        '; 50%, 17% of products; 75%, 25% of reading')
 
 
 class CurveTest(absltest.TestCase):

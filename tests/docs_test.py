@@ -108,7 +108,9 @@ class PagesTest(parameterized.TestCase):
         exec(compile(block, page, 'exec'), {})
 
   def test_the_front_page_is_short(self):
-    self.assertLess(len(text('README.md').split()), 2000)
+    prose = [line for line in text('README.md').splitlines()
+             if not line.startswith('|')]  # tables are written by commands
+    self.assertLess(len(' '.join(prose).split()), 1250)
 
 
 class ObjectivePagesTest(parameterized.TestCase):

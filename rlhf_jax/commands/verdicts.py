@@ -82,16 +82,24 @@ def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
 
 
 def _summary(root: pathlib.Path, told: dict[pathlib.Path, str]) -> str:
-  """The README of the project, with how often each word stands for a paper."""
+  """The README of the project: how often each word stands, what is excluded."""
   lines = [f'| paper | claims | {" | ".join(_WORDS)} |\n',
            f'|---|---|{"---|" * len(_WORDS)}\n']
+  excluded = []
   for paper in papers(root):
+    verdict = [*csv.DictReader(io.StringIO(told[paper / VERDICTS]))]
     words = [line['word'].partition(',')[0].partition(' within')[0]
-             for line in csv.DictReader(io.StringIO(told[paper / VERDICTS]))]
+             for line in verdict]
     counts = ' | '.join(str(words.count(word)) for word in _WORDS)
     title = (paper / PAGE).read_text().partition(',')[0].lstrip('# ')
     lines.append(f'| [{title}]({root.name}/{paper.name}/README.md) | '
                  f'{len(words)} | {counts} |\n')
+    excluded += [f'- {title}, {line["claim"]} (paper: {line["paper"]}); '
+                 f'{_ours(line)}, {line["seeds"]} seeds\n'
+                 for word, line in zip(words, verdict) if word == 'excluded']
+  if excluded:
+    lines += ['\nExcluded, with what was measured and its interval:\n\n',
+              *excluded]
   return pages.between(root.parent / PAGE, 'rlhf-jax verdicts', ''.join(lines))
 
 
