@@ -95,9 +95,14 @@ class ContractTest(parameterized.TestCase):
         self.variant(step)(*contracts.example(name)),
         step(*contracts.example(name)), rtol=1e-6, atol=1e-6)
 
-  @parameterized.named_parameters(*contracts.CASES)
+  @parameterized.named_parameters(
+      *(case for case in contracts.CASES if case[0].endswith('_0')))
   def test_data_parallel(self, name, kwargs):
-    """Loss, metrics and gradient are the same on 1 device, a mesh and pmap."""
+    """Loss, metrics and gradient are the same on 1 device, a mesh and pmap.
+
+    One setting of each: all are held to the law `prompts`, by which rows may
+    be anywhere.
+    """
     fn = objectives.get(name, **kwargs)
     inputs = contracts.example(name)
 

@@ -193,7 +193,7 @@ ROWS = {
         'studies/checks_test.py::FieldsTest::test_a_mesh',
         'studies/checks_test.py::FieldsTest::test_what_is_left')),
     'F25': Row('workdir that cannot be written, or hangs', (
-        'storage/checkpoint_test.py::test_a_file_system_that_hangs',
+        'storage/patience_test.py::test_a_file_system_that_hangs',
         'runner/workdirs_test.py::test_a_read_only',
         'runner/workdirs_test.py::test_a_file_in_the_way',
         'runner/run_test.py::test_a_file_in_the_way',
@@ -204,7 +204,7 @@ ROWS = {
         'steps before it are intact'),
     'F26': Row('clock that jumps, deleted logs, closed stdout', (
         'storage/metrics_test.py::test_a_deleted_file',
-        'storage/metrics_test.py::test_progress_survives',
+        'runner/bars_test.py::test_a_stderr_that_is_gone',
         'runner/run_test.py::test_stdout_may_be_closed',
         'runner/run_test.py::test_a_clock_that_jumps',
         'main_test.py::FrontDoorTest::test_output_that'),

@@ -296,7 +296,9 @@ def outcomes():
       fcntl.flock(lock, fcntl.LOCK_EX)
       done = subprocess.run(
           [sys.executable, '-c', FORKS], input=json.dumps(jobs),
-          cwd=worlds.ROOT, env=worlds.environment(),
+          # Else Python leaves the bytecode of a user's module beside it.
+          cwd=worlds.ROOT, env=worlds.environment() | {
+              'PYTHONDONTWRITEBYTECODE': '1'},
           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = dict(zip(CASES, json.loads(done.stdout), strict=True))

@@ -7,10 +7,11 @@ import numpy as np
 from rlhf_jax.rewards import worker
 
 
-def answer(function):
+def answer(function, drop=False):
   """To a call of three responses."""
   return worker._answer({'f': function}, {
-      'name': 'f', 'prompts': ['a', 'b', 'c'], 'responses': ['d', 'e', 'f']})
+      'name': 'f', 'prompts': ['a', 'b', 'c'], 'responses': ['d', 'e', 'f'],
+      'drop': drop})
 
 
 class AnswerTest(parameterized.TestCase):
@@ -19,7 +20,8 @@ class AnswerTest(parameterized.TestCase):
       ([1, 2.5, np.float32(2), np.int8(3)], [1, 2.5, 2, 3]),
       (np.arange(2), [0, 1]), ((1.,), [1]), ([], []))
   def test_usable(self, result, values):
-    self.assertEqual(worker._values(result, len(values)), values)
+    for drop in (False, True):
+      self.assertEqual(worker._values(result, len(values), drop), values)
 
   def test_each_is_asked_about_its_own(self):
     first = lambda prompts, responses: [
@@ -53,6 +55,13 @@ class AnswerTest(parameterized.TestCase):
     self.assertRegex(what['error'], message)
     self.assertNotIn('\n', what['error'])
 
+  def test_what_is_dropped(self):
+    """What is no number is NaN; what is another thing is an error still."""
+    bad = [None, float('nan'), -float('inf')]
+    np.testing.assert_array_equal(
+        answer(lambda *_: bad, drop=True)['values'], [np.nan] * 3)
+    self.assertEqual(answer(lambda *_: [1., None, '3'], drop=True)['row'], 2)
+
   def test_what_it_raises_is_one_line(self):
     def fails(prompts, responses):
       raise SystemExit('no\nmore')
@@ -65,7 +74,8 @@ class LargestTest(absltest.TestCase):
 
   def test_is_that_of_float32(self):
     self.assertEqual(worker.LARGEST, float(np.finfo(np.float32).max))
-    self.assertEqual(worker._values([-worker.LARGEST], 1), [-worker.LARGEST])
+    self.assertEqual(
+        worker._values([-worker.LARGEST], 1, False), [-worker.LARGEST])
 
 
 if __name__ == '__main__':
