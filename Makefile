@@ -1,4 +1,4 @@
-# make demo: environment, install, laptop study, path of the figure last.
+# make demo: environment, install, a seed of figure 3, its path last.
 # make test: environment, install, lint, suite.
 # make test-peers: the same, against torch, transformers, peft and trl.
 # make test-pods: programs for TPU slices and H100, by their compilers (1.2 GB).
@@ -28,7 +28,8 @@ CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
   types docs notebooks wheel mutants clean
 
 demo: $(VENV)/demo
-	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop --workdir=$(WORKDIR)
+	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop,world=long_tail \
+	  --config.seeds='(600,)' --workdir=$(WORKDIR)
 
 test: $(VENV)/test lint
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 tests

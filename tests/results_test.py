@@ -20,7 +20,7 @@ class ResultsTest(parameterized.TestCase):
     self.assertIn(path.read_text().strip(), readme)
 
   def test_the_front_page_quotes_it(self):
-    table = worlds.ROOT / f'{worlds.COSTE}/results/fig3_best_of_n/summary.md'
+    table = worlds.ROOT / f'{worlds.COSTE}/results/fig3_long_tail/summary.md'
     readme = (worlds.ROOT / 'README.md').read_text()
     quoted = [line for line in readme.splitlines() if line.startswith(
         ('| as sampled', '| forced'))]
