@@ -1,4 +1,4 @@
-# make demo: environment, install, a seed of figure 3, its path last.
+# make demo: environment, install, one seed of figure 3, its path last.
 # make test: environment, install, lint, suite.
 # make test-peers: the same, against torch, transformers, peft and trl.
 # make test-pods: programs for TPU slices and H100, by their compilers (1.2 GB).
@@ -29,7 +29,7 @@ CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
 demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop,world=long_tail \
-	  --config.seeds='(600,)' --workdir=$(WORKDIR)
+	  --config.seeds='(601,)' --workdir=$(WORKDIR)
 
 test: $(VENV)/test lint
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 tests
