@@ -1,5 +1,6 @@
 """The steps that benchmarks compare with TRL's are the same steps."""
 
+import contextlib
 from unittest import mock
 
 from absl.testing import absltest
@@ -20,6 +21,34 @@ from rlhf_jax import types  # noqa: E402
 from rlhf_jax.models import transformer  # noqa: E402
 
 
+@contextlib.contextmanager
+def losses(trainer):
+  """Within, every loss of ours and of a trainer of TRL's: two lists."""
+  ours, theirs = [], []
+  make_step, compute = train.make_train_step, trainer.compute_loss
+
+  def recorded(*args, **kwargs):
+    step = make_step(*args, **kwargs)
+
+    def run(state, batch):
+      state, metrics = step(state, batch)
+      jax.debug.callback(
+          lambda x: ours.append(float(x)), metrics['train/loss'])
+      return state, metrics
+
+    return run
+
+  def computed(self, *args, **kwargs):
+    loss = compute(self, *args, **kwargs)
+    theirs.append(loss.item())
+    return loss
+
+  with mock.patch.object(train, 'make_train_step', recorded), (
+      mock.patch.object(trainer, 'compute_loss', computed)):
+    yield ours, theirs
+    jax.effects_barrier()
+
+
 class StepsTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -27,65 +56,20 @@ class StepsTest(parameterized.TestCase):
       ('Reward', libraries.reward_model, 64))
   def test_losses(self, name, make, tokens):
     """Before each of three updates, and so the updates too."""
-    ours, theirs = [], []
-    make_step = train.make_train_step
-
-    def recorded(*args):
-      step = make_step(*args)
-
-      def run(state, batch):
-        state, metrics = step(state, batch)
-        jax.debug.callback(
-            lambda x: ours.append(float(x)), metrics['train/loss'])
-        return state, metrics
-
-      return run
-
-    trainer = getattr(trl, f'{name}Trainer')
-    compute = trainer.compute_loss
-
-    def computed(self, *args, **kwargs):
-      loss = compute(self, *args, **kwargs)
-      theirs.append(loss.item())
-      return loss
-
-    with mock.patch.object(train, 'make_train_step', recorded), (
-        mock.patch.object(trainer, 'compute_loss', computed)):
+    with losses(getattr(trl, f'{name}Trainer')) as (ours, theirs):
       case = make(True)
       for _ in range(3):
         self.assertEqual((case.ours(), case.peer()), (tokens, tokens))
-    jax.effects_barrier()
     self.assertLen(ours, 3)
     self.assertGreater(ours[0] - ours[2], 1e-3)  # it learns
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
   def test_members(self):
-    """The mean loss of ours is that of the models of the loop."""
-    ours, theirs = [], []
-    make_step, compute = train.make_train_step, trl.RewardTrainer.compute_loss
-
-    def recorded(*args, **kwargs):
-      step = make_step(*args, **kwargs)
-
-      def run(state, batch):
-        state, metrics = step(state, batch)
-        jax.debug.callback(
-            lambda x: ours.append(float(x)), metrics['train/loss'])
-        return state, metrics
-
-      return run
-
-    def computed(self, *args, **kwargs):
-      loss = compute(self, *args, **kwargs)
-      theirs.append(loss.item())
-      return loss
-
-    with mock.patch.object(train, 'make_train_step', recorded), (
-        mock.patch.object(trl.RewardTrainer, 'compute_loss', computed)):
+    """The losses of our members are those of the models of the loop."""
+    with losses(trl.RewardTrainer) as (ours, theirs):
       case = members.trained(True)
       for _ in range(2):
         self.assertEqual((case.ours(), case.peer()), (320, 320))
-    jax.effects_barrier()
     for step in (0, 1):  # callbacks of members come in any order
       np.testing.assert_allclose(sorted(ours[5 * step:][:5]),
                                  sorted(theirs[5 * step:][:5]), rtol=1e-5)
@@ -95,7 +79,7 @@ class StepsTest(parameterized.TestCase):
     self.assertEqual((case.ours(), case.peer()), (320, 320))
 
   def test_rloo(self):
-    """Of TRL's own rollout, ours finds TRL's advantages; it learns by them."""
+    """Of TRL's own rollout, ours finds TRL's advantages."""
     config = libraries.llama(True)
     rows = libraries.tokens_of(config, 3, 8)
     params, other = (transformer.init(config, jax.random.key(i))
