@@ -186,5 +186,5 @@ if __name__ == '__main__':
   try:
     run(sys.argv[1:])
   except errors.UserError as error:
-    print(f'rlhf_jax: {error.code}: {error}', file=sys.stderr)
+    print(errors.last_line(error), file=sys.stderr)
     sys.exit(error.exit_code)

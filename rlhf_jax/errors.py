@@ -83,6 +83,11 @@ class Interrupted(UserError):  # noqa: N818 - an event, not an error
   exit_code = 75
 
 
+def last_line(error: UserError) -> str:
+  """What a program says last, whatever an error's message holds."""
+  return f'rlhf_jax: {error.code}: {" ".join(str(error).split())}'
+
+
 def first_line(error: BaseException) -> str:
   """The first line of an exception, short enough for a message."""
   text = str(error).strip().partition('\n')[0]

@@ -47,13 +47,9 @@ feedback in JAX
 rlhf-jax <command> --help says more.'''
 
 
-def _line(error: errors.UserError) -> str:
-  return f'rlhf_jax: {error.code}: {" ".join(str(error).split())}'
-
-
 def _fail(error: errors.UserError) -> int:
   with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
-    print(_line(error), file=sys.stderr, flush=True)
+    print(errors.last_line(error), file=sys.stderr, flush=True)
   return error.exit_code
 
 
@@ -65,7 +61,7 @@ def _leave(unused_number, unused_frame):
   collector, Python prints it and goes on.
   """
   with contextlib.suppress(OSError):
-    os.write(2, f'{_line(_INTERRUPTED)}\n'.encode())
+    os.write(2, f'{errors.last_line(_INTERRUPTED)}\n'.encode())
   os._exit(_INTERRUPTED.exit_code)
 
 

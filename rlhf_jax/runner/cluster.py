@@ -98,7 +98,7 @@ def supervise():
   said = noise.read().decode(errors='replace')
   if code == -signal.SIGABRT and any(x in said for x in _BROKEN):
     error = errors.LostProcessError(_DEATH)
-    print(f'rlhf_jax: {error.code}: {error}', file=sys.stderr, flush=True)
+    print(errors.last_line(error), file=sys.stderr, flush=True)
     code = error.exit_code
   elif code < 0:
     print(said, file=sys.stderr, flush=True)

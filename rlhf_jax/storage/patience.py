@@ -61,5 +61,5 @@ def _give_up(path: pathlib.Path, most: float):
       f'{path} is not saved after {most:g} s: its file system does not '
       'answer. Run the same command again when it does, or give more seconds '
       f'in {VARIABLE}; older steps are intact')
-  print(f'rlhf_jax: {error.code}: {error}', file=sys.stderr, flush=True)
+  print(errors.last_line(error), file=sys.stderr, flush=True)
   os._exit(error.exit_code)
