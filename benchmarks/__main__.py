@@ -54,6 +54,7 @@ ROWS = {
     'generate_ragged': (functools.partial(
         libraries.generate, samples=64, ragged=True), _GENERATE),
     'sft': (libraries.sft, _TRL),
+    'sft_ragged': (functools.partial(libraries.sft, ragged=True), _TRL),
     'dpo': (libraries.dpo, _TRL),
     'reward_model': (libraries.reward_model, _TRL),
     'members_trained': (members.trained, _TRL),

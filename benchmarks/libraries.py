@@ -1,5 +1,6 @@
 """Rows whose peers are transformers and TRL, on the same weights and rows."""
 
+import dataclasses
 import functools
 import tempfile
 
@@ -17,6 +18,7 @@ from rlhf_jax import types
 from rlhf_jax.annotators import from_models
 from rlhf_jax.models import convert
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import packing
 from rlhf_jax.rewards import models as reward_models
 
 PAD, EOS, FIRST = 0, 2, 3  # and the first token of a text
@@ -97,8 +99,9 @@ def generate(quick: bool, *, batch: int = 1, samples: int = 1,
            + (', one token in 32 ends a row' if ragged else ''))
 
 
-def _step(forward, objective, params, data, annotate=lambda x, _: x):
-  """A function that trains one step of ours."""
+def _step(forward, objective, params, data, annotate=lambda x, _: x,
+          amount=None):
+  """A function that trains one step of ours, of `amount` tokens."""
   tx = train.optimizer(learning_rate=RATE, num_steps=1000)
   inner = train.make_train_step(forward, objective, tx)
   step = jax.jit(lambda state, data, frozen: inner(
@@ -107,7 +110,7 @@ def _step(forward, objective, params, data, annotate=lambda x, _: x):
   state = [train.place_state(
       jax.tree.map(jnp.copy, params), tx, jax.random.key(0))]
   data = jax.tree.map(jnp.asarray, data)
-  amount = data.tokens.size
+  amount = amount or data.tokens.size
 
   def run():
     state[0], metrics = step(state[0], data, params)
@@ -160,7 +163,7 @@ def update(teacher, optimizer, batch):
   optimizer.zero_grad()
 
 
-def steps(name, model, columns, examples, **kwargs):
+def steps(name, model, columns, examples, amount=None, **kwargs):
   """A function that trains one step of TRL's on B examples: dicts of ids."""
   teacher = trainer(name, model, columns, dict(
       per_device_train_batch_size=len(examples), max_length=None), **kwargs)
@@ -170,7 +173,7 @@ def steps(name, model, columns, examples, **kwargs):
 
   def run():
     update(teacher, optimizer, batch)
-    return batch['input_ids'].numel()
+    return amount or batch['input_ids'].numel()
 
   return run
 
@@ -198,19 +201,40 @@ def _case(ours, peer, params, quick, *, passes=3, rows=1):
            'tokens')
 
 
-def sft(quick: bool) -> measure.Case:
-  """A step of supervised fine-tuning, all tokens in the loss."""
+def sft(quick: bool, ragged: bool = False) -> measure.Case:
+  """A step of supervised fine-tuning, all tokens in the loss.
+
+  Args:
+    quick: see `rows_and_width`.
+    ragged: rows from an eighth of the width on, four times as many; ours are
+      packed, the peer's are filled up (its own packing lets rows see each
+      other where there is no flash attention). Tokens are then those of rows.
+  """
   config = llama(quick)
-  rows = tokens_of(config, *rows_and_width(quick))
-  mask = np.ones_like(rows, bool)
+  count, width = rows_and_width(quick)
+  rows = tokens_of(config, count * (4 if ragged else 1), width)
+  lengths = np.full(len(rows), width)
+  if ragged:
+    lengths = np.linspace(width // 8, width, len(rows)).astype(int)
+  mask = np.arange(width) < lengths[:, None]
   mask[:, 0] = False  # no state is before it
+  data = types.Batch(tokens=rows[:, None], mask=mask[:, None])
+  if ragged:
+    data = packing.pack(data, packing.size_of(data))
+  amount = int(lengths.sum())
   ours = _step(
       functools.partial(policy.forward, config), objectives.get('sft'),
-      params_of(config), types.Batch(tokens=rows[:, None], mask=mask[:, None]))
-  columns = {'input_ids': rows.tolist(), 'labels': rows.tolist()}
+      params_of(config), data, amount=amount)
+  ids = [row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
+  columns = {'input_ids': ids, 'labels': ids}
   peer = steps('SFT', load(config, params_of(config)), columns,
-              [dict(zip(columns, x)) for x in zip(*columns.values())])
-  return _case(ours, peer, params_of(config), quick)
+               [dict(zip(columns, x)) for x in zip(*columns.values())],
+               amount=amount)
+  case = _case(ours, peer, params_of(config), quick)
+  return case if not ragged else dataclasses.replace(
+      case, note=f'{case.note.partition(",")[0]}, {len(rows)} rows of '
+      f'{lengths[0]} to {width} tokens, ours packed into '
+      f'{data.packed.tokens.shape[1]}')
 
 
 def pairs(config, quick):

@@ -9,6 +9,7 @@ from rlhf_jax.models import transformer
 from rlhf_jax.ops import logprobs as logprobs_lib
 from rlhf_jax.ops import masked
 from rlhf_jax.ops import nucleus
+from rlhf_jax.ops import packing
 
 LOGITS = 2**26  # of the two policies of NLPO each, on all devices at a time
 
@@ -73,7 +74,7 @@ def forward(
       (of `heads.init_q`).
     batch: only `tokens` i32[B, K, T] is read, and `mask` by the reward head;
       rows are contiguous and padded on the right, so causality alone hides
-      the padding.
+      the padding. With `packed`, those rows are read instead.
     targets: a slowly moving copy of `params['q_heads']`.
     temperature: of the sampler whose actions these are; ratios against
       `old_logprobs` are 1 only with the same value.
@@ -91,13 +92,15 @@ def forward(
     PolicyOutput with `logprobs` and `entropy`, f32[B, K, T], in nats, and
     what the heads give. Under jit, what is not read costs nothing.
   """
-  rows = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+  rows, segments = packing.rows(batch)
   keys = (None, None)
   if dropout_key is not None:
     keys = jax.random.split(dropout_key)
   hidden = transformer.hidden_states(
-      config, params, rows, dropout_key=keys[0])
+      config, params, rows, segments=segments, dropout_key=keys[0])
   if guide is not None:
+    if segments is not None:
+      raise ValueError('a guide reads no packed rows.')
     out = _restricted(config, params, hidden, rows, guide, temperature)
   else:
     out = logprobs_lib.from_hidden(
@@ -110,7 +113,7 @@ def forward(
     if 'value_trunk' in params:
       states = transformer.hidden_states(
           value_config or config, params['value_trunk'], rows,
-          dropout_key=keys[1])
+          segments=segments, dropout_key=keys[1])
     found['values'] = logprobs_lib.align(
         heads.scalar(params['value_head'], states[:, :-1]))
   if 'q_heads' in params:
@@ -125,7 +128,7 @@ def forward(
         jax.lax.stop_gradient(logprobs_lib.align(
             heads.q_value(head, hidden[:, :-1], rows[:, 1:])))
         for head in targets)
-  shape = lambda x: x.reshape(batch.tokens.shape)
+  shape = lambda x: packing.tokenwise(x, batch)
   found = jax.tree.map(shape, found)
   if 'reward_head' in params:
     found['scores'] = masked.last(

@@ -26,6 +26,17 @@ class _Node:
 
 
 @flax.struct.dataclass
+class Packed(_Node):
+  """The rows of a batch beside each other in fewer, see `ops.packing`."""
+
+  tokens: jax.Array  # i32[G, R, W], of G groups
+  segments: jax.Array  # i32[G, R, W], 1 and on by piece; 0 on padding
+  ends: jax.Array  # i32[G, R, Q], column of the last token of each piece
+  starts: jax.Array  # i32[B, K], of each piece in the R W tokens of its group
+  slots: jax.Array  # i32[B, K], of each piece in the R Q ends of its group
+
+
+@flax.struct.dataclass
 class Batch(_Node):
   """B prompts x K responses; optional fields are filled by annotators."""
 
@@ -45,6 +56,7 @@ class Batch(_Node):
   reference_points: jax.Array | None = None  # f32[B, K], z0 of KTO, in nats
   # bool[B, K, T], within annotators: the mask before any of them cleared it.
   sampled: jax.Array | None = None
+  packed: Packed | None = None  # what a forward pass then reads
 
 
 @flax.struct.dataclass

@@ -32,6 +32,7 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import meshes
 from rlhf_jax.pipeline import artifacts
+from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.runner import bars
 from rlhf_jax.storage import checkpoint
@@ -416,3 +417,12 @@ def replace(workdir: pathlib.Path, name: str, params):
   shutil.rmtree(workdir / name / 'checkpoints')
   with checkpoint.Checkpointer(workdir / name / 'checkpoints') as saver:
     saver.save(0, params)
+
+
+def loop_of(stage):
+  """The `fit.Loop` with which a stage would train."""
+  with mock.patch.object(fit_lib, 'fit', side_effect=InterruptedError) as fit:
+    try:
+      stage()
+    except InterruptedError:
+      return fit.call_args.kwargs['loop']

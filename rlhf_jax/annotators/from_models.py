@@ -91,6 +91,8 @@ def reference_point(batch: types.Batch, config: transformer.Config,
   """
   ref_logprobs, = running.need(batch, 'ref_logprobs')
   chex.assert_axis_dimension(batch.mask, 1, 2)
+  if batch.packed is not None:
+    raise ValueError('the rows of a batch are cut, and were packed before.')
   tokens, mask = batch.tokens[:, 1:], batch.mask[:, 1:]
   out = policy.forward(config, params, types.Batch(tokens, mask))
   point = kl.reference_point(out.logprobs, ref_logprobs[:, 1:], mask)

@@ -159,24 +159,25 @@ def _laptop(config):
   config.policy = dict(
       model=model(family='llama', hidden_size=64, num_layers=2,
                   num_heads=2, intermediate_size=128) | tuning(),
-      num_steps=600, batch_size=64, num_microbatches=1, aggregate='token',
-      optimizer=optimizer(3e-3))
+      num_steps=600, batch_size=64, num_microbatches=1, packing=False,
+      aggregate='token', optimizer=optimizer(3e-3))
   config.proxy = dict(
       model=model(family='llama', hidden_size=32, num_layers=1,
                   num_heads=2, intermediate_size=64),
       trunk='shared',
       path=none(),  # of reward models that are trained already
       sft=dict(num_steps=400, batch_size=64, num_microbatches=1,
-               aggregate='token', optimizer=optimizer(3e-3)),
+               packing=False, aggregate='token', optimizer=optimizer(3e-3)),
       num_members=5, num_epochs=5, batch_size=32, held_out=512,
       num_pairs=config_dict.placeholder(int), head_scale=1.0,
-      num_microbatches=1, validate=False, optimizer=optimizer(3e-4))
+      num_microbatches=1, packing=False, validate=False,
+      optimizer=optimizer(3e-4))
   config.gold = dict(
       kind='model',  # or 'rule': the true reward of a small world itself
       model=model(family='llama', hidden_size=96, num_layers=2,
                   num_heads=3, intermediate_size=192),
-      num_steps=1000, batch_size=128, num_microbatches=1, held_out=512,
-      optimizer=optimizer(2e-3))
+      num_steps=1000, batch_size=128, num_microbatches=1, packing=False,
+      held_out=512, optimizer=optimizer(2e-3))
 
 
 def _full(config):
@@ -188,14 +189,13 @@ def _full(config):
                 proxy='EleutherAI/pythia-70m', gold='huggyllama/llama-7b')
   # Parameters in parts over all devices, rows too; see experiments/launch.
   config.mesh.update(data=1, fsdp=-1)
-  config.policy.update(num_steps=1_000, batch_size=32,
-                       optimizer=optimizer(3e-4))
-  config.proxy.sft.update(num_steps=1_000, batch_size=32,
-                          optimizer=optimizer(3e-4))
-  config.gold.update(num_steps=5_000, optimizer=optimizer(3e-4))
-  config.proxy.update(optimizer=optimizer(1e-5, warmup_steps=50,
-                                          clip_norm=2.0))
-  config.gold.num_microbatches = 4
+  for node in (config.policy, config.proxy.sft):
+    node.update(num_steps=1_000, batch_size=32, packing=True,
+                optimizer=optimizer(3e-4))
+  config.gold.update(num_steps=5_000, num_microbatches=4, packing=True,
+                     optimizer=optimizer(3e-4))
+  config.proxy.update(packing=True, optimizer=optimizer(
+      1e-5, warmup_steps=50, clip_norm=2.0))
   config.sampler.update(top_p=0.9)
 
 
@@ -340,8 +340,7 @@ def offline() -> dict:
       use='first',
       filtered=False,
       priority='none',
-      batch_size=64,
-      num_microbatches=1,
+      batch_size=64, num_microbatches=1, packing=False,
       num_steps=400,
       scale_steps=False,
       optimizer=optimizer(1e-3, warmup_steps=0, schedule='constant'),

@@ -49,6 +49,8 @@ def get_config(task: tasks.Task) -> config_dict.ConfigDict:
   config.size, config.seeds = task.size, (task.seed,)
   config.title = f'{_title(task)} on {pathlib.Path(task.data).name}'
   config.conditions, config.runs, config.logs = dict(), dict(), dict()
+  for node in (config.policy, config.proxy, config.proxy.sft, config.gold):
+    node.packing = True  # texts differ in length; only roundings change
   _set_models(config, task)
   online = task.algorithm in online_methods.names()
   texts = texts_lib.survey(task, prompts=online)
@@ -266,6 +268,7 @@ def _offline(config, task: tasks.Task, texts):
   if task.kl_coef is not None:
     raise errors.ConfigError('--kl_coef is of algorithms that sample; see '
                              '--config.offline.arguments')
+  node.packing = offline_methods.can_pack(row)
   _set_objective(node, task)
   node.optimizer.learning_rate = tasks.rate(task)
   _set_evaluation(config, node, task)

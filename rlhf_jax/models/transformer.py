@@ -199,8 +199,9 @@ class Block(nn.Module):
       mask: bool[B or 1, Q, S], true where a query may look.
       cache: keys and values [B, K, S, h] to write T new entries into.
       slot: where in the cache they go; i32[B] if rows differ, and T is 1.
-      query: i32[B]; the only position whose output is wanted (Q = 1), for the
-        last layer of a model that is read at one token. None: all, Q = T.
+      query: i32[B] or i32[B, Q]; the only positions whose output is wanted,
+        for the last layer of a model that is read at few tokens. None: all, Q
+        = T.
       window: i32[], tokens that a query sees, itself included; None: all.
       depth: i32[], index of the layer.
       key_positions: i32[B, S], where a window needs them; default
@@ -228,9 +229,9 @@ class Block(nn.Module):
 
 
 def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
-  """x[b, index[b]] with the axis kept, by a gather along axis 1."""
-  return jnp.take_along_axis(
-      x, index.reshape(-1, *[1] * (x.ndim - 1)), axis=1, mode='clip')
+  """x[b, index[b, q]] as [B, Q, ...]; of index i32[B], Q is 1."""
+  index = index.reshape(len(index), -1, *[1] * (x.ndim - 2))
+  return jnp.take_along_axis(x, index, axis=1, mode='clip')
 
 
 def init(config: Config, key: jax.Array) -> types.Params:
@@ -347,6 +348,15 @@ def _layout(tokens, attention_mask):
           causal & (attention_mask[:, None, :] | itself))
 
 
+def _packed_layout(segments):
+  """The same of rows that hold several pieces, each from position 0."""
+  index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+  first = jnp.diff(segments, axis=1, prepend=-1) != 0
+  start = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+  same = segments[:, :, None] == segments[:, None]
+  return index - start, same & (index[:, :, None] >= index[:, None])
+
+
 def _stacks(config: Config, params: types.Params) -> list[dict[str, Any]]:
   """What each layer reads, stacked [l, ...], in one or two groups."""
   stacks, start = [], 0
@@ -405,6 +415,7 @@ def hidden_states(
     attention_mask: jax.Array | None = None,
     *,
     query: jax.Array | None = None,
+    segments: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
   """Final hidden states, normalised.
@@ -415,20 +426,30 @@ def hidden_states(
     tokens: i32[B, T].
     attention_mask: bool[B, T], false on padding, left or right. None: no
       padding, or only on the right of what is read (causality hides it).
-    query: i32[B], the one position to return; the last layer then computes
-      nothing else.
+    query: i32[B] or i32[B, Q], the positions to return; the last layer then
+      computes nothing else.
+    segments: i32[B, T], where rows hold several pieces beside each other: a
+      token sees those before it of its own number, which stand together. Not
+      with `attention_mask`.
     dropout_key: of `config.dropout` and `config.adapter_dropout`; None: no
       dropout. Attention weights are never dropped.
 
   Returns:
-    config.dtype[B, T, D], or [B, 1, D] with `query`.
+    config.dtype[B, T, D], or [B, Q, D] with `query`, Q being 1 of i32[B].
 
   Raises:
-    ValueError: if T exceeds a learned table of positions.
+    ValueError: if T exceeds a learned table of positions, or there are both
+      segments and an attention mask.
   """
   chex.assert_rank(tokens, 2)
   check_length(config, tokens.shape[1])
-  positions, mask = _layout(tokens, attention_mask)
+  if segments is None:
+    positions, mask = _layout(tokens, attention_mask)
+  elif attention_mask is None:
+    chex.assert_equal_shape([tokens, segments])
+    positions, mask = _packed_layout(segments)
+  else:
+    raise ValueError('segments and attention_mask exclude each other.')
 
   def key_of(stacked):
     if dropout_key is None:

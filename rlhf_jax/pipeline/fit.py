@@ -10,6 +10,7 @@ from rlhf_jax import errors
 from rlhf_jax import sources
 from rlhf_jax import train
 from rlhf_jax import types
+from rlhf_jax.ops import packing
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
@@ -18,6 +19,9 @@ from rlhf_jax.storage import files
 from rlhf_jax.storage import metrics
 
 SKIPPED = 'skipped.json'
+# Share of rows left above which their masks cost what packing saves: measured
+# on two CPU cores, where packing eight rows into eight takes 1.2 times as long.
+_WORTHWHILE = .9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Loop:
   log_every: int = 20  # steps between lines of metrics
   folder: str = 'checkpoints'  # below the directory of the stage
   num_microbatches: int = 1  # into which the step cuts a batch
+  packing: bool = False  # of rows, see `ops.packing`; batches alone, no rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,15 +135,40 @@ def _training(state: types.TrainState) -> dict[str, Any]:
   return {k: v for k, v in fields.items() if v is not None}
 
 
-def _placed(source: sources.Source, members: int, parts: int
+def _placed(source: sources.Source, members: int, loop: Loop
             ) -> sources.Source:
   """The source with its batches split over the mesh; a rollout is already."""
+  layout = packing.Layout(
+      meshes.row_parts(members=members or 1), loop.num_microbatches)
+  fill = lambda batch: sharding.pad_rows(
+      batch, layout.shards * layout.microbatches, axis=int(members > 0))
+  size = _packed_size(source, fill, loop, layout) if loop.packing else None
+
   def place(*args):
     batch = source(*args)
-    return batch if isinstance(batch, types.Rollout) else (
-        sharding.shard_batch(sharding.pad_rows(
-            batch, parts, axis=int(members > 0)), members=members))
+    if isinstance(batch, types.Rollout):
+      return batch
+    batch = fill(batch)
+    if size is not None:
+      batch = packing.pack(batch, size, layout)
+    return sharding.shard_batch(batch, members=members)
   return place
+
+
+def _packed_size(source, fill, loop, layout) -> packing.Size | None:
+  """For all steps, so that they run one program; None if it does not pay.
+
+  It is a function of the data and their order alone: a training that goes on
+  computes what it would have.
+  """
+  batches = (fill(source(step, None, None)) for step in range(loop.num_steps))
+  sizes, pieces = [], 0
+  for batch in batches:
+    sizes.append(packing.size_of(batch, layout))
+    pieces = batch.mask.shape[-3] * batch.mask.shape[-2]
+  largest = packing.largest(sizes or [packing.Size(0, 0)])
+  rows = largest.rows * layout.shards * layout.microbatches
+  return largest if rows <= _WORTHWHILE * pieces else None
 
 
 def _steps(context: Any, source: sources.Source, *args, **kwargs):
@@ -196,8 +226,7 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
   """
   frozen = frozen or types.Frozen()
   members = len(state.step) if state.step.ndim else 0
-  placed = _placed(source, members, loop.num_microbatches * meshes.row_parts(
-      members=members or 1))
+  placed = _placed(source, members, loop)
   last, before, start, name = {}, 0.0, 0, context.directory.name
   with (checkpoint.Checkpointer(context.directory / loop.folder) as saver,
         _Log(context, watch) as log):

@@ -70,6 +70,11 @@ def needs_values(row: algorithms.Algorithm) -> bool:
   return methods.has(row, 'prompt_values')
 
 
+def can_pack(row: algorithms.Algorithm) -> bool:
+  """Whether a step takes its rows as they come, see `fit.Loop.packing`."""
+  return not chain_lib.split(row.annotators)[1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """What the programs of a run depend on, and nothing else."""
@@ -157,6 +162,9 @@ def check(run: Mapping[str, Any]):
   if priority != 'none' and row.source in offline_data.WHOLE:
     raise ValueError(f'{row.title} learns from '
                      f"{offline_data.WHOLE[row.source]}; set priority='none'.")
+  if run['packing'] and not can_pack(row):
+    raise ValueError(f'{row.title} cuts the responses of other prompts from '
+                     'each batch; set packing=False.')
   shape = (2, 2 if row.source in offline_data.PAIRED else 1, 4)
   zeros = lambda: (np.zeros(shape, np.float32),) * 2
 

@@ -18,6 +18,7 @@ from rlhf_jax import types
 from rlhf_jax.data import tokenizer
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import packing
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
@@ -136,32 +137,34 @@ def score_members(config: transformer.Config, params: types.Params,
       lambda p: score(config, p, tokens, mask), num_members(params))(params)
 
 
-def step_rewards(config: transformer.Config, params: types.Params,
-                 tokens: jax.Array) -> jax.Array:
-  """f32[..., T], the reward of emitting each token, read where it stands.
-
-  Christiano et al. 2017 sum it over a trajectory; `score` is the special case
-  with a reward at the last token alone.
-  """
-  rows = tokens.reshape(-1, tokens.shape[-1])
-  hidden = transformer.hidden_states(config, params['trunk'], rows)
-  return heads.scalar(params['head'], hidden).reshape(tokens.shape)
-
-
 def forward(config: transformer.Config, params: types.Params,
             batch: types.Batch, *, per_step: bool = False
             ) -> types.PolicyOutput:
   """A reward model as the trainable model of a train step.
 
+  Args:
+    config: shape of the trunk.
+    params: of `init`.
+    batch: `tokens` and `mask` are read; with `packed`, those rows.
+    per_step: rewards each token where it stands, as Christiano et al. 2017,
+      who sum that over a trajectory; `score` is the special case with a reward
+      at the last token alone.
+
   Returns:
     PolicyOutput with `scores` f32[B, K] or, `per_step`, with `step_rewards`
     f32[B, K, T].
   """
-  if per_step:
+  packed = batch.packed
+  if not per_step and packed is None:
     return types.PolicyOutput(
-        step_rewards=step_rewards(config, params, batch.tokens))
-  return types.PolicyOutput(
-      scores=score(config, params, batch.tokens, batch.mask))
+        scores=score(config, params, batch.tokens, batch.mask))
+  rows, segments = packing.rows(batch)
+  ends = None if per_step else packed.ends.reshape(len(rows), -1)
+  read = heads.scalar(params['head'], transformer.hidden_states(
+      config, params['trunk'], rows, segments=segments, query=ends))
+  if per_step:
+    return types.PolicyOutput(step_rewards=packing.tokenwise(read, batch))
+  return types.PolicyOutput(scores=packing.piecewise(read, packed))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -44,8 +44,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     given: stages by role, see `artifacts`.
     node: 'model' of `models.pretrained`, 'num_steps', 'batch_size' (texts or
       pairs a step), 'optimizer' of `train.optimizer`, 'num_microbatches' of
-      `train.make_train_step`, and 'held_out', rows kept for validation; of a
-      log at least so many.
+      `train.make_train_step`, 'packing' of `fit.Loop`, and 'held_out', rows
+      kept for validation; of a log at least so many.
     sampler: temperature, top_k, top_p of the texts it is trained on.
     training: save_every and log_every of `fit.Loop`.
   """
@@ -76,7 +76,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
                       seed=streams.number(seed, 'gold', 'order')),
       learner.step,
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
-                        **training))
+                        packing=node['packing'], **training))
   artifacts.write_model(context, 'reward', node['model'], coder,
                         texts=artifacts.texts_of(world.corpus))
   tokens = batch_size * np.mean(

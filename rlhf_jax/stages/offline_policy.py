@@ -41,7 +41,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     given: stages by role, see `artifacts`; `values` where the row has
       advantages of prompts.
     run: node `offline` of the config: algorithm, arguments, use, filtered,
-      priority, batch_size (examples), num_microbatches, num_steps,
+      priority, batch_size (examples), num_microbatches, packing, num_steps,
       scale_steps (multiplies num_steps by the share of the responses that is
       left, as the code of Baheti et al. does, so that epochs stay equal),
       optimizer, value, q (of ILQL) and evaluation.
@@ -91,7 +91,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
         programs.step, watch=watch, frozen=types.Frozen(base=model.base),
         loop=fit_lib.Loop(steps, folder='training',
                           num_microbatches=run['num_microbatches'],
-                          **training))
+                          packing=run['packing'], **training))
   policies.save_policy(context, steps, state.params)
   tokens = batch_size * dataset.mask.sum(axis=(1, 2)).mean()
   return {**fit_lib.rate(last, tokens * steps), 'updates': steps,

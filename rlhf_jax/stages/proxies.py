@@ -51,7 +51,8 @@ def run(context, *, seed: int, given: Mapping[str, Any],
       `train.optimizer`; 'held_out', pairs kept with clean labels for
       validation, the first; 'num_pairs' used for training, the first of the
       others (Coste et al. 2024, figure 9), None: all; 'head_scale' of
-      `rewards.models.init`; 'num_microbatches' of `train.make_train_step`.
+      `rewards.models.init`; 'num_microbatches' of `train.make_train_step`;
+      'packing' of `fit.Loop`.
     label_noise: exact share of the training labels of each stage that is
       flipped.
     validate: before training and after each epoch (Coste et al. 2024, figure
@@ -83,7 +84,7 @@ def run(context, *, seed: int, given: Mapping[str, Any],
           for member in range(members)]),
       learner.step,
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
-                        **training),
+                        packing=node['packing'], **training),
       watch=_watch(config, rows, validation, batch_size)
       if validate else None)
 

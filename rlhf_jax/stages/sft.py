@@ -37,7 +37,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     node: 'model' of `models.pretrained`, 'num_steps' (0 keeps the model as it
       is, and reads no demonstration), 'batch_size' (demonstrations a step),
       'optimizer' of `train.optimizer`, 'num_microbatches' of
-      `train.make_train_step` and 'aggregate' of the objective `sft`.
+      `train.make_train_step`, 'packing' of `fit.Loop` and 'aggregate' of the
+      objective `sft`.
     part: which of the policies of a seed: its weights and its order are its
       own.
     training: save_every and log_every of `fit.Loop`.
@@ -70,7 +71,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
                       seed=streams.number(seed, 'sft', part, 'order')),
       learner.step,
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
-                        **training),
+                        packing=node['packing'], **training),
       frozen=types.Frozen(base=model.base))
   tokens = node['batch_size'] * np.mean(rows.mask.sum(axis=-1))
   return {'loss': last.get('train/loss'), **sizes,

@@ -8,10 +8,10 @@ from rlhf_jax.configs import small_worlds
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
-# Of the names of all fields at layout 6.
+# Of the names of all fields at layout 7.
 FIELDS = (
-    'ccde10d023e0e38f6d29e3df4278dc0cfda3d238'
-    '91154464cf944c840bf8056b')
+    'b5b45f3ca3fc942b0e012544d52f0588a0589a8e'
+    '88ac0b44413f636be2afd0dd')
 
 
 def _names(node, prefix=''):
@@ -29,7 +29,7 @@ class FieldsTest(absltest.TestCase):
     fields = sorted({name for make in (base.online_config, base.offline_config)
                      for name in _names(make('laptop'))})
     self.assertEqual(
-        (workdirs.LAYOUT, files.digest(fields)), (6, FIELDS),
+        (workdirs.LAYOUT, files.digest(fields)), (7, FIELDS),
         'raise workdirs.LAYOUT, and write down the new number and digest here')
 
 

@@ -54,6 +54,14 @@ class PlanTest(parameterized.TestCase):
       self.assertIn('report_seeds_0', stages(study))
       self.assertEqual(study['size'], size)
 
+  def test_rows_are_packed_where_they_can_be(self):
+    for algorithm, packed in (('dpo', True), ('kto', False)):
+      study = config(algorithm)
+      self.assertIs(study['offline']['packing'], packed)
+      for node in (study['policy'], study['proxy'], study['proxy']['sft'],
+                   study['gold']):
+        self.assertTrue(node['packing'])
+
   def test_all_rows_that_train_a_policy_may_be_named(self):
     rows = {name for name, row in algorithms.ALGORITHMS.items()
             if row.objective and row.objective['name'] not in methods.REWARDS}

@@ -1,6 +1,7 @@
 """The steps that benchmarks compare with TRL's are the same steps."""
 
 import contextlib
+import functools
 from unittest import mock
 
 from absl.testing import absltest
@@ -52,7 +53,9 @@ def losses(trainer):
 class StepsTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ('SFT', libraries.sft, 32), ('DPO', libraries.dpo, 64),
+      ('SFT', libraries.sft, 32),
+      ('SFT', functools.partial(libraries.sft, ragged=True), 72),
+      ('DPO', libraries.dpo, 64),
       ('Reward', libraries.reward_model, 64))
   def test_losses(self, name, make, tokens):
     """Before each of three updates, and so the updates too."""

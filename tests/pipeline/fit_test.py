@@ -1,10 +1,12 @@
 """Tests for rlhf_jax.pipeline.fit: training over devices, resumed."""
 
+import contextlib
 import functools
 import itertools
 from unittest import mock
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import chex
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from rlhf_jax import types
 from rlhf_jax.data import corpus
 from rlhf_jax.data import order
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import packing
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.rewards import models as reward_models
@@ -41,10 +44,11 @@ def rows(count=64, width=9, responses=1):
 
 
 @functools.cache
-def sft_step():
+def sft_step(num_microbatches=1):
   tx = optax.sgd(0.1)  # Adam's first step would amplify rounding
   return tx, jax.jit(train.make_train_step(
-      functools.partial(policy.forward, CONFIG), objectives.get('sft'), tx))
+      functools.partial(policy.forward, CONFIG), objectives.get('sft'), tx,
+      num_microbatches=num_microbatches))
 
 
 def context_of(name, num_devices=1):
@@ -56,7 +60,7 @@ def context_of(name, num_devices=1):
 
 
 def fit(context, *, batch_size=16, num_steps=5, watch=None, **loop):
-  tx, step = sft_step()
+  tx, step = sft_step(loop.get('num_microbatches', 1))
   with context.devices():
     state = train.place_state(
         transformer.init(CONFIG, jax.random.key(0)), tx, jax.random.key(1))
@@ -108,6 +112,70 @@ class DevicesTest(absltest.TestCase):
       results.append(jax.device_get(state.params))
     for other in results[1:]:
       chex.assert_trees_all_close(results[0], other, atol=1e-6)
+
+
+class PackingTest(parameterized.TestCase):
+
+  @parameterized.parameters((1, 1, 16), (2, 2, 32))
+  def test_packed_rows_train_the_same(self, devices, parts, batch_size):
+    run = lambda packing: jax.device_get(fit(
+        context_of(f'packed_{devices}_{packing}', devices), packing=packing,
+        batch_size=batch_size, num_microbatches=parts)[0].params)
+    with (mock.patch.object(fit_lib, '_WORTHWHILE', 1),
+          mock.patch.object(fit_lib.packing, 'pack', wraps=packing.pack
+                            ) as pack):
+      plain = run(False)
+      pack.assert_not_called()
+      packed = run(True)
+    self.assertLen(pack.mock_calls, 5)
+    chex.assert_trees_all_close(plain, packed, atol=1e-6)
+
+  def test_all_steps_have_one_size_also_of_a_training_that_goes_on(self):
+    source = sources.offline(rows(), batch_size=16, seed=3)
+    needed = [packing.size_of(source(step, None, None)) for step in range(5)]
+    self.assertGreater(len(set(needed)), 1)
+    context = context_of('sizes')
+    with mock.patch.object(fit_lib.packing, 'pack', wraps=packing.pack) as pack:
+      for stop in (worlds.Stop(1), worlds.Stop()):
+        context.stop = stop
+        with contextlib.suppress(errors.Interrupted):
+          fit(context, packing=True)
+    sizes = [call.args[1] for call in pack.mock_calls]
+    self.assertGreaterEqual(len(sizes), 5)
+    self.assertEqual(set(sizes), {packing.largest(needed)})
+
+  def test_rows_that_are_full_stay_as_they_are(self):
+    full = rows()
+    full = full.replace(mask=np.broadcast_to(
+        np.arange(9) >= 2, full.mask.shape))
+    tx, step = sft_step()
+    with mock.patch.object(fit_lib.packing, 'pack') as pack:
+      fit_lib.fit(
+          context_of('full'), train.place_state(
+              transformer.init(CONFIG, jax.random.key(0)), tx,
+              jax.random.key(1)),
+          sources.offline(full, batch_size=16, seed=3), step,
+          loop=fit_lib.Loop(1, packing=True))
+    pack.assert_not_called()
+
+  def test_members(self):
+    tx = optax.sgd(0.1)
+    step = jax.jit(sharding.vmap_members(train.make_train_step(
+        functools.partial(reward_models.forward, CONFIG),
+        objectives.get('bradley_terry'), tx), 2))
+    keys = jax.random.split(jax.random.key(0), 2)
+    source = sources.offline_members(
+        rows(responses=2), batch_size=8, seeds=[1, 2])
+    results = []
+    for packed, axes in ((False, {}), (True, dict(data=2, member=2))):
+      with worlds.devices(4 if axes else 1, **axes):
+        state = train.place_state(
+            reward_models.init_members(CONFIG, keys), tx, keys, members=2)
+        state, _ = fit_lib.fit(
+            context_of(f'members_{packed}'), state, source, step,
+            loop=fit_lib.Loop(3, packing=packed))
+      results.append(jax.device_get(state.params))
+    chex.assert_trees_all_close(*results, atol=1e-6)
 
 
 class SkippedTest(absltest.TestCase):

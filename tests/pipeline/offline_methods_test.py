@@ -110,6 +110,12 @@ class CheckTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
 
+  def test_rows_that_a_step_cuts_are_not_packed(self):
+    offline_methods.check(run('dpo', packing=True))
+    with self.assertRaisesRegex(ValueError, 'KTO cuts.*set packing=False'):
+      offline_methods.check(run('kto', packing=True))
+
+
 class MethodTest(parameterized.TestCase):
 
   def make(self, *args, num_steps=3, **changes):

@@ -19,7 +19,8 @@ from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.stages import gold
 
 NODE = dict(model=worlds.MODEL, num_steps=1, batch_size=32, held_out=64,
-            optimizer=dict(learning_rate=2e-2), num_microbatches=1)
+            optimizer=dict(learning_rate=2e-2), num_microbatches=1,
+            packing=False)
 
 
 def run(context, **changes):
@@ -88,6 +89,12 @@ class GoldTest(absltest.TestCase):
       with self.assertRaisesRegex(
           errors.ConfigError, f'held_out is {held_out}, .* leaves 0 rows'):
         run_on(voted.corpus(log), held_out=held_out)
+
+  def test_rows_are_packed_where_the_node_says_so(self):
+    for packing in (False, True):
+      loop = worlds.loop_of(lambda packing=packing: run_on(
+          voted.corpus(voted.log(160)), packing=packing))
+      self.assertIs(loop.packing, packing)
 
 
 class RuleTest(absltest.TestCase):

@@ -37,8 +37,9 @@ GIVEN = dict(reference='sft', gold='gold', pairs='pairs', log='log',
 NO_VALUES = dict(GIVEN, values=None)
 RUN = dict(
     algorithm='a_lol', arguments={}, use='all', filtered=False,
-    priority='none', batch_size=BATCH, num_microbatches=1, num_steps=STEPS,
-    scale_steps=False, value=dict(trunk='separate', mlp=True, scale=.5), q=Q,
+    priority='none', batch_size=BATCH, num_microbatches=1, packing=False,
+    num_steps=STEPS, scale_steps=False,
+    value=dict(trunk='separate', mlp=True, scale=.5), q=Q,
     optimizer=dict(learning_rate=1e-2, schedule='constant'),
     evaluation=dict(every=STEPS, num_prompts=4, texts=1, chunk_size=256))
 
@@ -328,6 +329,11 @@ class WiringTest(parameterized.TestCase):
     # The policies of a seed, online ones too, are compared with one noise.
     np.testing.assert_array_equal(*map(
         jax.random.key_data, (key, streams.key(0, 'evaluation'))))
+
+  def test_rows_are_packed_where_the_node_says_so(self):
+    for packing in (False, True):
+      loop = worlds.loop_of(lambda packing=packing: run(packing=packing))
+      self.assertIs(loop.packing, packing)
 
 
 class CriticTest(parameterized.TestCase):

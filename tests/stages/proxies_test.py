@@ -18,7 +18,7 @@ from rlhf_jax.storage import files
 
 NODE = dict(model=worlds.MODEL, num_members=2, num_epochs=2, batch_size=5,
             optimizer=dict(learning_rate=1e-2), held_out=4, num_pairs=None,
-            head_scale=1., num_microbatches=1)
+            head_scale=1., num_microbatches=1, packing=False)
 
 
 def run(context, *, given=None, validate=False, noise=.25, **node):
@@ -162,6 +162,13 @@ class RunTest(absltest.TestCase):
     model = artifacts.read_model(context.directory, 'reward')
     self.assertEqual(model['num_members'], 2)
     self.assertEqual(context.lines('metrics')[-1]['step'], 4)  # of ten pairs
+
+  def test_rows_are_packed_where_the_node_says_so(self):
+    context = worlds.Context(worlds.untrained())
+    for packing in (False, True):
+      loop = worlds.loop_of(
+          lambda packing=packing: run(context, packing=packing))
+      self.assertIs(loop.packing, packing)
 
 
 if __name__ == '__main__':

@@ -21,7 +21,8 @@ from rlhf_jax.stages import sft
 BATCH, STEPS = 8, 3
 NODE = dict(
     model=worlds.MODEL, num_steps=STEPS, batch_size=BATCH, num_microbatches=1,
-    aggregate='token', optimizer=dict(learning_rate=1e-2, schedule='constant'))
+    packing=False, aggregate='token',
+    optimizer=dict(learning_rate=1e-2, schedule='constant'))
 
 
 def run(context=None, *, part='policy', seed=0, save_every=100, **changes):
@@ -93,6 +94,11 @@ class LossTest(parameterized.TestCase):
         x.size for x in jax.tree.leaves(params(context))))
     self.assertEqual(result['frozen_parameters'], 0)
     self.assertGreater(result['tokens_per_second'], 0)
+
+  def test_rows_are_packed_where_the_node_says_so(self):
+    for packing in (False, True):
+      loop = worlds.loop_of(lambda packing=packing: run(packing=packing))
+      self.assertIs(loop.packing, packing)
 
 
 class StageTest(parameterized.TestCase):

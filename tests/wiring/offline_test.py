@@ -69,7 +69,8 @@ class Trace:
     self.run = dict(
         algorithm=name, arguments={}, use='all', filtered=False,
         priority='none', batch_size=BATCH, num_microbatches=1,
-        num_steps=STEPS, scale_steps=False, optimizer=shared.OPTIMIZER,
+        packing=False, num_steps=STEPS, scale_steps=False,
+        optimizer=shared.OPTIMIZER,
         value=dict(trunk='separate', mlp=True, scale=.5), q=Q,
         evaluation=dict(every=STEPS, num_prompts=2, texts=1, chunk_size=8))
     self.row, self.steps = algorithms.ALGORITHMS[name], []
