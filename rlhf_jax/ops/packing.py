@@ -9,7 +9,7 @@ A batch is cut into G groups, each in R rows of W tokens: those that one device
 reads in one micro-batch, so that nothing moves between devices.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -142,8 +142,9 @@ def _pack(tokens, mask, size, layout):
       ends[group, r, slot[piece]] = c + count - 1
     starts[group] = (row * width + column).reshape(used.shape)
     slots[group] = (row * size.pieces + slot).reshape(used.shape)
-  return types.Packed(packed, segments, ends, *map(layout.batch, (
-      starts, slots)))
+  arrays: Any = (packed, segments, ends,  # NumPy's, of the host
+                 layout.batch(starts), layout.batch(slots))
+  return types.Packed(*arrays)
 
 
 def rows(batch: types.Batch) -> tuple[jax.Array, jax.Array | None]:
