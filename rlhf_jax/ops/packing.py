@@ -93,7 +93,7 @@ def size_of(batch: types.Batch, layout: Layout = WHOLE) -> Size:
     return largest(size_of(types.Batch(*member), layout)
                    for member in zip(batch.tokens, batch.mask, strict=True))
   return largest(_size(lengths.ravel(), batch.mask.shape[-1])
-                 for lengths in layout.groups(_lengths(batch.mask)))
+                 for lengths in layout.groups(_lengths(np.asarray(batch.mask))))
 
 
 def largest(sizes) -> Size:
