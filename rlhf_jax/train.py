@@ -63,7 +63,7 @@ def place_state(params: types.Params, tx: optax.GradientTransformation,
 
 def _init_states(tx, members, *args):
   init = lambda params, *rest: init_state(params, tx, *rest)
-  return (sharding.vmap_members(init, members) if members else init)(*args)
+  return (sharding.map_members(init, members) if members else init)(*args)
 
 
 def _split(batch: types.Batch, parts: int) -> types.Batch:

@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_dpo \
             --config=experiments/ahmadian2024_back_to_basics/table1_dpo.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  as table1_win_rates.py, whose reward model, PPO and RLOO these are.
           DPO learns from the pairs that the reward model has learned from, at
           beta = .1, in five epochs, as that has; the text has no numbers for

@@ -9,7 +9,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/policy_gradients \
             --config=experiments/rlhf_notes/policy_gradients.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the notes have no experiment. All four have the same prompts, as many
           responses, one reward model on clean pairs, a KL coefficient of .05
           and one learning rate; PPO makes 4 epochs on a rollout, the others 1.

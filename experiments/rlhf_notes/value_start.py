@@ -8,7 +8,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/value_start \
             --config=experiments/rlhf_notes/value_start.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the notes have no experiment. PPO against one reward model on clean
           pairs, whose shape at laptop size is smaller than the policy's.
 """

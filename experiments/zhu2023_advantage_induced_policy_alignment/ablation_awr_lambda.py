@@ -8,7 +8,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/zhu_awr_lambda \
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,settings=text is as in the text, :laptop as in the code
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  as fig3_apa_awr_ppo.py, two of whose policies these are (--reuse).
 """
 

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2302.13971), Mistral, Qwen2, Qwen3.
 Parameters are an explicit pytree with the layers stacked on a leading axis:
 training scans over it (one layer is compiled), sampling unrolls it (faster on
 small models). Both run the same `Block`; on one CPU training unrolls too, see
-`_on_one_cpu`. Beside the decoder's own entries
+`meshes.on_one_cpu`. Beside the decoder's own entries
 
   embed [V, D], positions [P, D], layers [L, ...], norm, unembed [V, D],
   unembed_bias [V]
@@ -97,19 +97,6 @@ def _drop(module: nn.Module, rate: float, x: jax.Array) -> jax.Array:
   return nn.Dropout(rate, deterministic=False)(x)
 
 
-def _on_one_cpu() -> bool:
-  """Whether a program runs on one CPU alone, where other forms are faster.
-
-  Matrices [N, D], or else activations are transposed for each gradient of a
-  weight; heads before tokens, and layers without a loop, which would copy all
-  that it keeps. Over several devices these forms would move activations. A
-  plan, which has no mesh in use, must not start a backend.
-  """
-  mesh = meshes.in_use()
-  return (mesh is not None and mesh.size == 1
-          and jax.default_backend() == 'cpu')
-
-
 def _written(old: jax.Array, new: jax.Array, slot) -> jax.Array:
   """A cache [B, K, S, h] with entries [B, K, T, h] from a slot on.
 
@@ -128,7 +115,7 @@ class Block(nn.Module):
   def _dense(self, x, features: int, name: str, use_bias: bool):
     """A linear map, with its low-rank adapter if there is one."""
     config, shape = self.config, (*x.shape[:-1], features)
-    if x.shape[1] > 1 and _on_one_cpu():
+    if x.shape[1] > 1 and meshes.on_one_cpu():
       x = x.reshape(-1, x.shape[-1])
     y = nn.Dense(features, use_bias=use_bias, name=name,
                  dtype=config.dtype)(x)
@@ -161,7 +148,7 @@ class Block(nn.Module):
     q = turn(self._heads(x, config.num_heads, 'q'), positions)
     if config.scale_by_depth:
       q = q / (depth + 1).astype(q.dtype)
-    if cache is None and config.attention is None and _on_one_cpu():
+    if cache is None and config.attention is None and meshes.on_one_cpu():
       out = attention.cached(q, key.swapaxes(1, 2), value.swapaxes(1, 2), mask,
                              scale=config.attention_scale)
     elif cache is None:
@@ -470,7 +457,7 @@ def hidden_states(
     stacks[-1] = jax.tree.map(lambda p: p[:-1], stacks[-1])
   run = _rematerialized(config, params, layer)
   # What is computed again needs the loop, or the compiler computes it once.
-  most = _UNROLLED if run is layer and _on_one_cpu() else 1
+  most = _UNROLLED if run is layer and meshes.on_one_cpu() else 1
   for stack in stacks:
     if size := stack['depth'].size:
       x, _ = jax.lax.scan(run, x, stack, unroll=min(size, most))

@@ -130,6 +130,21 @@ def in_use() -> AbstractMesh | None:
   return mesh
 
 
+def on_one_cpu() -> bool:
+  """Whether a program runs on one CPU alone, where other forms are faster.
+
+  Matrices [N, D], or else activations are transposed for each gradient of a
+  weight; heads before tokens, and layers without a loop, which would copy all
+  that it keeps; members one after the other, since its products of many small
+  matrices are slower than as many products. Over several devices these forms
+  would move activations. A plan, which has no mesh in use, must not start a
+  backend.
+  """
+  mesh = in_use()
+  return (mesh is not None and mesh.size == 1
+          and jax.default_backend() == 'cpu')
+
+
 def devices_in_use() -> Mesh | None:
   """The same with its devices; not inside a program."""
   return in_use() and jax.sharding.get_mesh()

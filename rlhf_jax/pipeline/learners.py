@@ -69,5 +69,5 @@ def _learner(forward, config, objective, optimizer, num_microbatches, members
       num_microbatches=num_microbatches,
       dropout=bool(config.dropout or config.adapter_dropout))
   if members:
-    step = sharding.vmap_members(step, members)
+    step = sharding.map_members(step, members)
   return Learner(jax.jit(step, donate_argnums=0), tx)

@@ -20,7 +20,7 @@ STYLE = {
 # one method's with another number has a lighter or a darker colour of it.
 _OTHERS = {
     'reference': '#BBBBBB', 'NLL': '#7F7F7F',
-    'REINFORCE': '#E69F00', 'Vanilla PG': '#56B4E9', 'actor-critic': '#56B4E9',
+    'REINFORCE': '#E69F00', 'Vanilla PG': '#56B4E9', 'actor-critic': '#CC79A7',
     'PPO': '#0072B2', 'PPO, adaptive': '#0072B2', 'PPO, no KL': '#66AAD2',
     'PPO, KL penalty': '#66AAD2',
     'RLOO': '#009E73', 'RLOO, k=2': '#66C5AB', 'RLOO, k=4': '#009E73',

@@ -3,7 +3,7 @@
 A reward model is a decoder trunk without its unembedding and a scalar head on
 the hidden state of the last response token (Stiennon et al. 2020; Coste et
 al. 2024, section 4.3). An ensemble is the same pytree with a leading member
-axis E on every leaf; it is trained by one vmapped step and scored in one call.
+axis E on every leaf; it is trained by one step and scored in one call.
 """
 
 import functools
@@ -133,7 +133,7 @@ def score(config: transformer.Config, params: types.Params,
 def score_members(config: transformer.Config, params: types.Params,
                   tokens: jax.Array, mask: jax.Array) -> jax.Array:
   """f32[E, ...]: every member's score of the same responses, in one call."""
-  return sharding.vmap_members(
+  return sharding.map_members(
       lambda p: score(config, p, tokens, mask), num_members(params))(params)
 
 

@@ -33,7 +33,7 @@ NEEDS, READS = ('pairs', 'trunks'), ()
 def run(context, *, seed: int, given: Mapping[str, Any],
         node: Mapping[str, Any], label_noise: float, validate: bool,
         training: Mapping[str, int]) -> dict:
-  """Trains the members by one vmapped step.
+  """Trains the members by one step of all.
 
   `checkpoints` then holds leaves [E, ...], and `scale.npz` each member's mean
   and standard deviation on the held-out responses. With `validate`, a line of

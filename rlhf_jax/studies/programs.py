@@ -92,7 +92,7 @@ def reward_step(config: transformer.Config, params: types.Params, *,
       functools.partial(reward_models.forward, config),
       objectives.get('bradley_terry'), shapes.TX,
       num_microbatches=num_microbatches)
-  return Program(sharding.vmap_members(step, members), (
+  return Program(sharding.map_members(step, members), (
       sharding.abstract(shapes.state(params, members), members=members),
       batch('tokens', 'mask', shape=(members, pairs, 2, length),
             members=members)), donated=(0,))

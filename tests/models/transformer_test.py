@@ -145,7 +145,7 @@ class ForwardTest(parameterized.TestCase):
     config, tokens = _config(name), np.arange(B * T).reshape(B, T) % V
 
     def gradients(one_cpu):
-      with mock.patch.object(transformer, '_on_one_cpu', lambda: one_cpu):
+      with mock.patch.object(meshes, 'on_one_cpu', lambda: one_cpu):
         return jax.jit(jax.grad(lambda p: jnp.mean(jax.nn.log_softmax(
             transformer.logits(config, p, tokens))[:, :, 3])))(_params(config))
 

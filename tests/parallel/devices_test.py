@@ -44,7 +44,7 @@ def compiled(program, axes):
   """Of a program on eight devices; of one where `axes` is None."""
   with (worlds.devices(8 if axes else 1, **dict(axes or {}, data=-1)),
         # The same program on one device, whose loop is counted once.
-        mock.patch.object(transformer, '_on_one_cpu', lambda: False)):
+        mock.patch.object(meshes, 'on_one_cpu', lambda: False)):
     program = getattr(PROGRAMS, program)()
     return jax.jit(program.function).lower(*program.arguments).compile()
 

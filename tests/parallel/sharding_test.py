@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import chex
 import jax
 from jax.sharding import PartitionSpec
 import numpy as np
@@ -313,6 +314,29 @@ class MapRowsTest(parameterized.TestCase):
 
     sharding.map_rows(function, np.arange(11), chunk_size=4)
     self.assertEqual(shapes, [(4,)])
+
+
+class MapMembersTest(absltest.TestCase):
+
+  def test_on_one_cpu_one_after_the_other(self):
+    """The same numbers, by a loop in place of larger products."""
+    function = lambda tree, x: {'y': tree['w'] @ x, 'w': 2 * tree['w']}
+    rng = np.random.default_rng(0)
+    args = ({'w': rng.normal(size=(3, 4, 4)).astype(np.float32)},
+            rng.normal(size=(3, 4)).astype(np.float32))
+
+    def mapped():  # made anew, or jit would return what it has
+      run = jax.jit(lambda *args: sharding.map_members(function, 3)(*args))
+      return run.lower(*args).as_text(), run(*args)
+
+    with jax.set_mesh(worlds.mesh()):
+      alone, ours = mapped()
+    beside, vmapped = mapped()
+    self.assertIn('stablehlo.while', alone)
+    self.assertNotIn('stablehlo.while', beside)
+    chex.assert_trees_all_close(ours, vmapped, rtol=1e-6)
+    np.testing.assert_allclose(
+        ours['y'], np.einsum('eij,ej->ei', args[0]['w'], args[1]), rtol=1e-5)
 
 
 if __name__ == '__main__':

@@ -89,7 +89,7 @@ class DevicesTest(absltest.TestCase):
 
   def test_members_split_along_their_prompts(self):
     tx = optax.sgd(0.1)
-    step = jax.jit(sharding.vmap_members(train.make_train_step(
+    step = jax.jit(sharding.map_members(train.make_train_step(
         functools.partial(reward_models.forward, CONFIG),
         objectives.get('bradley_terry'), tx), 4))
     keys = jax.random.split(jax.random.key(0), 4)
@@ -160,7 +160,7 @@ class PackingTest(parameterized.TestCase):
 
   def test_members(self):
     tx = optax.sgd(0.1)
-    step = jax.jit(sharding.vmap_members(train.make_train_step(
+    step = jax.jit(sharding.map_members(train.make_train_step(
         functools.partial(reward_models.forward, CONFIG),
         objectives.get('bradley_terry'), tx), 2))
     keys = jax.random.split(jax.random.key(0), 2)
