@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 
 from rlhf_jax import __version__
 from rlhf_jax import errors
@@ -127,13 +128,29 @@ def _drop_output():
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def _misses(error: ModuleNotFoundError) -> bool:
+  """Whether it is a line of this package that imports what is not there."""
+  frames = [frame.filename for frame in traceback.extract_tb(
+      error.__traceback__) if not frame.filename.startswith('<frozen')]
+  return frames[-1].startswith(os.path.dirname(os.path.abspath(__file__)))
+
+
 def main():
   """Entry point of `rlhf-jax` and `python -m rlhf_jax`."""
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)
   if os.getcwd() not in map(os.path.abspath, sys.path):
     sys.path.insert(0, os.getcwd())  # where a user's modules are
-  sys.exit(run(sys.argv))
+  try:
+    code = run(sys.argv)
+  except ModuleNotFoundError as error:
+    if not _misses(error):
+      raise
+    code = _fail(errors.ConfigError(
+        f'{error.name} is not installed in {sys.executable}; run '
+        '.venv/bin/python -m rlhf_jax, which `make demo` makes, or pip install '
+        '-e . into this Python'))
+  sys.exit(code)
 
 
 if __name__ == '__main__':

@@ -351,6 +351,21 @@ class BadInputTest(parameterized.TestCase):
 
 class FrontDoorTest(absltest.TestCase):
 
+  def test_a_python_that_lacks_the_dependencies(self):
+    done = subprocess.run(
+        [sys.executable, '-S', '-m', 'rlhf_jax.main', '--help'],
+        cwd=worlds.ROOT, capture_output=True, text=True, check=False)
+    self.assertEqual((done.returncode, done.stdout), (2, ''))
+    self.assertRegex(done.stderr, r'\Arlhf_jax: CONFIG: absl is not installed '
+                     r'in .*; run \.venv/bin/python -m rlhf_jax.*\n\Z')
+
+  def test_what_other_code_lacks_is_a_bug(self):
+    def run(argv):
+      raise ModuleNotFoundError('no such module', name=argv[0])
+    with (mock.patch.object(main, 'run', run),
+          self.assertRaises(ModuleNotFoundError)):
+      main.main()
+
   def test_help(self):
     done = subprocess.run(
         [sys.executable, '-m', 'rlhf_jax.main', 'run', '--help'], text=True,
