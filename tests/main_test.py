@@ -13,10 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import worlds
+
+from rlhf_jax import main
 
 CONFIG = f'--config={worlds.FIGURE_3}:smoke'
 BAD, HH, ALPACA = ('bad.jsonl', 'hh.jsonl', 'alpaca.json')
