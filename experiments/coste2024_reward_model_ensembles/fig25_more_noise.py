@@ -8,7 +8,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/fig25 \
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,best_of_n=0.35 is the best-of-n half
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says.
 """
