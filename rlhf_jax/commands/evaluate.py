@@ -142,13 +142,26 @@ def _prompts(values, one: models.Policy) -> np.ndarray:
 
 
 def _held_out(values):
-  """The evaluation prompts of the workdir's study."""
+  """The evaluation prompts of the workdir's study.
+
+  Raises:
+    CheckpointError: its config is of other texts than its models.
+  """
   seed = re.match(r'seed_(\d+)/', values.stage)
   if seed is None:
     raise errors.ConfigError(f'--stage={values.stage} is of no seed, whose '
                              'prompts could be taken; give --data')
-  config = studies.config_of(pathlib.Path(values.workdir))
-  return load_lib.load(nodes.data_config(config), int(seed[1])).eval_prompts
+  workdir, begun = pathlib.Path(values.workdir), f'{seed[0]}sft'
+  corpus = load_lib.load(
+      nodes.data_config(studies.config_of(workdir)), int(seed[1]))
+  if workdirs.read_intact(
+      models.complete_stage(workdir, begun))['result'][
+          'corpus'] != corpus.fingerprint():
+    raise errors.CheckpointError(
+        f'{workdir / workdirs.CONFIG} gives other texts than those that '
+        f'{begun} has learned from, so that what it holds out may not be held '
+        'out; restore the study\'s own config and data, or give --data')
+  return corpus.eval_prompts
 
 
 def _answer(values, one: models.Policy, prompts) -> Answers:

@@ -27,6 +27,7 @@ from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.runner import code as code_lib
 from rlhf_jax.runner import recipes
+from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 from rlhf_jax.studies import plan
 
@@ -265,6 +266,18 @@ class PolicyTest(parameterized.TestCase):
     own = files.read_jsonl(world() / 'rloo/seed_0/policies/policy/final.jsonl')
     self.assertEqual([line['prompt'] for line in lines],
                      [row['prompt'] for row in own])
+
+  def test_a_config_of_another_study_holds_out_other_prompts(self):
+    workdir = worlds.folder() / 'rloo'
+    worlds.copy(world() / 'rloo', workdir)
+    config = workdirs.read_config(workdir)
+    del config['layout']
+    config['data']['num_eval_prompts'] -= 1
+    (workdir / 'config.json').unlink()
+    workdirs.check_config(workdir, config, ())
+    self.assertIn('seed_0/sft has learned from', fail(
+        4, 'evaluate', f'--workdir={workdir}',
+        '--stage=seed_0/policies/policy', '--reward=vader'))
 
   def test_a_policy_against_itself(self):
     page = succeed('evaluate', f'--model={world()}/model', '--reward=vader',
