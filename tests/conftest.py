@@ -1,6 +1,7 @@
 """Eight fake CPU devices, a compilation cache and shared worlds for the suite.
 """
 
+import atexit
 import importlib.metadata
 import os
 import pathlib
@@ -29,6 +30,18 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] = ' '.join((
       os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false'))
+
+# What is lowered would say of each line whence it was called.
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
+
+# Checkpoints and records are synced to the disk, for which the suite would
+# wait a quarter of its time: they go to memory where there is some.
+MEMORY, ENOUGH = pathlib.Path('/dev/shm'), 4 * 2**30  # bytes
+if ('TMPDIR' not in os.environ and os.access(MEMORY, os.W_OK)
+    and shutil.disk_usage(MEMORY).free > ENOUGH):
+  tempfile.tempdir = os.environ['TMPDIR'] = tempfile.mkdtemp(
+      prefix='rlhf_jax_', dir=MEMORY)  # for workers and programs too
+  atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 # Where Python is told to keep no bytecode, each of some hundred programs would
 # compile the sources again, which takes as long as importing jax.
