@@ -260,6 +260,9 @@ def metrics(batch: types.Batch) -> dict[str, jax.Array]:
       'rollout/length': tokens, EOS included.
       'rollout/ensemble_variance': over members, in score units squared.
       'rollout/advantage_std': over responses, or tokens.
+      'rollout/explained_variance': 1 - var(returns - old_values) /
+        var(returns), over tokens: 1 at best, 0 of a constant; NaN where all
+        returns are equal.
   """
   present = batch.mask.any(axis=-1)
   mean = lambda x: masked.masked_mean(x, present)
@@ -282,6 +285,10 @@ def metrics(batch: types.Batch) -> dict[str, jax.Array]:
     whole = batch.advantages.ndim == present.ndim
     row['rollout/advantage_std'] = deviation(
         batch.advantages, present if whole else batch.mask)
+  if batch.returns is not None and batch.old_values is not None:
+    missed = deviation(batch.returns - batch.old_values, batch.mask)
+    row['rollout/explained_variance'] = 1 - (
+        missed / deviation(batch.returns, batch.mask)) ** 2
   return row
 
 

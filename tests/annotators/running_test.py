@@ -313,6 +313,12 @@ class MetricsTest(absltest.TestCase):
         bare.mask, jnp.arange(5.), NAN)))
     np.testing.assert_allclose(
         tokens['rollout/advantage_std'], (2 / 3)**.5, rtol=1e-6)
+    # Returns -1, 0, 1 and errors 1, 1, 4: variances 2/3 and 2.
+    returns = jnp.where(bare.mask, jnp.arange(5.) - 2, NAN)
+    values = returns - jnp.where(bare.mask, jnp.array([0, 1., 1, 4, 0]), NAN)
+    explained = running.metrics(bare.replace(
+        returns=returns, old_values=values))['rollout/explained_variance']
+    np.testing.assert_allclose(explained, -2, rtol=1e-6)
     empty = running.metrics(_batch([[NAN, NAN]]))
     for name, value in empty.items():
       self.assertEqual(value, 0, name)
