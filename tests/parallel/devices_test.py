@@ -22,11 +22,13 @@ import programs as cases
 import worlds
 
 from rlhf_jax import algorithms
+from rlhf_jax import objectives
 from rlhf_jax import policy
 from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
+from rlhf_jax.ops import packing
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.studies import programs
@@ -89,6 +91,30 @@ class CostTest(parameterized.TestCase):
     if program in ('reward_step', 'scorer'):
       parts *= axes.get('member', 1)
     self.assertLess(expected, 1.3 * whole / parts)
+
+
+class PackedTest(absltest.TestCase):
+
+  def test_what_is_packed_stays_on_its_device(self):
+    """Every collective is one of the step on the rows as they were."""
+    config, tx = PROGRAMS.config, cases.TX
+    step = train.make_train_step(
+        functools.partial(policy.forward, config), objectives.get('sft'), tx)
+    column, lengths = np.arange(29), np.tile(np.arange(4, 29, 3)[:8], 8)
+    plain = types.Batch(
+        tokens=np.ones((64, 1, 29), np.int32),
+        mask=((column >= 2) & (column < lengths[:, None]))[:, None])
+    with worlds.devices(8, data=1, fsdp=8):
+      layout = packing.Layout(meshes.row_parts())
+      packed = packing.pack(plain, packing.size_of(plain, layout), layout)
+      state = jax.eval_shape(lambda: train.init_state(
+          transformer.init(config, jax.random.key(0)), tx, jax.random.key(1)))
+      before, after = (programs.collectives(jax.jit(step).lower(
+          sharding.abstract(state), sharding.shard_batch(batch)
+          ).compile().as_text()) for batch in (plain, packed))
+    self.assertLess(packed.packed.tokens.shape[1], 64 // 8)
+    self.assertNotEmpty(before)
+    self.assertContainsSubset(after, before)
 
 
 def toy(params, batch, targets=None):
