@@ -2,6 +2,7 @@
 """
 
 import atexit
+import ctypes
 import importlib.metadata
 import os
 import pathlib
@@ -91,3 +92,7 @@ def _programs_fit_in_memory():
   pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
   if pages * os.sysconf('SC_PAGE_SIZE') > 3 * 2**30 / workers:
     jax.clear_caches()
+    # What glibc keeps of it is gigabytes, too.
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+      trim(0)
