@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/fig14 \
             --config=experiments/coste2024_reward_model_ensembles/fig14_ppo_data_size.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. Numbers of pairs are those of fig9_data_size.py. Neither noise
           nor penalty is stated; here 25 % as in figure 13, and none.
