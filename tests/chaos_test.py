@@ -1,6 +1,7 @@
 """The tools that disturb studies notice what they are for."""
 
 import functools
+import itertools
 import pathlib
 import random
 import shutil
@@ -34,6 +35,26 @@ def study(workdir: pathlib.Path, seed: int) -> pathlib.Path:
       [run_lib.Stage(f'seed_{seed}/draw', functools.partial(draw, seed=seed))],
       workdir, config={'study': 'x', 'seeds': [seed]})
   return workdir
+
+
+CLOCK = itertools.count()
+
+
+def report(context, *, gold):
+  (context.directory / 'results.csv').write_text(
+      f'run,time,gold\none,{next(CLOCK)},{gold}\n')
+  return {'figure': str(context.directory / 'figure.png')}
+
+
+def test_where_and_when_are_no_difference(tmp_path):
+  def contents(name, gold):
+    run_lib.run_study(
+        [run_lib.Stage('report', functools.partial(report, gold=gold))],
+        tmp_path / name, config={'study': 'x'})
+    return damage.contents(tmp_path / name)
+  one = contents('a', 1)
+  assert damage.differences(contents('b', 1), one) == []
+  assert 'report/results.csv' in damage.differences(contents('c', 2), one)
 
 
 @pytest.fixture(name='pair')

@@ -1,6 +1,7 @@
 """What may happen to a file, and what a workdir holds, bit for bit."""
 
 from collections.abc import Iterator
+import csv
 import hashlib
 import json
 import os
@@ -136,12 +137,16 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
     name = path.relative_to(workdir).as_posix()
     if path.name == workdirs.RESULT:
       record = workdirs.read_intact(path.parent)
-      out[name] = [record['result'], record.get('recipe')]
+      told = json.dumps(record['result']).replace(str(workdir), '')
+      out[name] = [json.loads(told), record.get('recipe')]
     elif path.suffix == '.npz':
       out[name] = {key: hashlib.sha256(array.tobytes()).hexdigest()
                    for key, array in files.load_arrays(path).items()}
     elif path.suffix == '.jsonl':
       out[name] = files.read_jsonl(path)
+    elif path.suffix == '.csv':
+      with open(path, newline='') as stream:
+        out[name] = list(csv.DictReader(stream))
     elif path.name == 'config.json':
       out[name] = files.read_json(path)
     elif not any(part.isdecimal() for part in path.parts):
