@@ -212,10 +212,9 @@ def sft(quick: bool, ragged: bool = False) -> measure.Case:
   """
   config = llama(quick)
   count, width = rows_and_width(quick)
-  rows = tokens_of(config, count * (4 if ragged else 1), width)
-  lengths = np.full(len(rows), width)
-  if ragged:
-    lengths = np.linspace(width // 8, width, len(rows)).astype(int)
+  least, count = (width // 8, 4 * count) if ragged else (width, count)
+  rows = tokens_of(config, count, width)
+  lengths = np.linspace(least, width, count).astype(int)
   mask = np.arange(width) < lengths[:, None]
   mask[:, 0] = False  # no state is before it
   data = types.Batch(tokens=rows[:, None], mask=mask[:, None])
@@ -232,8 +231,8 @@ def sft(quick: bool, ragged: bool = False) -> measure.Case:
                amount=amount)
   case = _case(ours, peer, params_of(config), quick)
   return case if not ragged else dataclasses.replace(
-      case, note=f'{case.note.partition(",")[0]}, {len(rows)} rows of '
-      f'{lengths[0]} to {width} tokens, ours packed into '
+      case, note=f'{case.note.partition(",")[0]}, {count} rows of '
+      f'{least} to {width} tokens, ours packed into '
       f'{data.packed.tokens.shape[1]}')
 
 

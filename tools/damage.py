@@ -1,7 +1,6 @@
 """What may happen to a file, and what a workdir holds, bit for bit."""
 
 from collections.abc import Iterator
-import csv
 import hashlib
 import json
 import os
@@ -145,8 +144,7 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
     elif path.suffix == '.jsonl':
       out[name] = files.read_jsonl(path)
     elif path.suffix == '.csv':
-      with open(path, newline='') as stream:
-        out[name] = list(csv.DictReader(stream))
+      out[name] = files.read_csv(path)
     elif path.name == 'config.json':
       out[name] = files.read_json(path)
     elif not any(part.isdecimal() for part in path.parts):

@@ -154,9 +154,8 @@ def _held_out(values):
   workdir, begun = pathlib.Path(values.workdir), f'{seed[0]}sft'
   corpus = load_lib.load(
       nodes.data_config(studies.config_of(workdir)), int(seed[1]))
-  if workdirs.read_intact(
-      models.complete_stage(workdir, begun))['result'][
-          'corpus'] != corpus.fingerprint():
+  record = workdirs.read_record(models.complete_stage(values.workdir, begun))
+  if record['result']['corpus'] != corpus.fingerprint():
     raise errors.CheckpointError(
         f'{workdir / workdirs.CONFIG} gives other texts than those that '
         f'{begun} has learned from, so that what it holds out may not be held '

@@ -321,10 +321,15 @@ def check_length(config: Config, length: int):
                      f"model's max_positions {config.max_positions}.")
 
 
+def _causal(length):
+  """bool[1, T, T]: a token sees itself and those before it."""
+  return jnp.tril(jnp.ones((length, length), bool))[None]
+
+
 def _layout(tokens, attention_mask):
   """Positions i32[B, T] and causal mask bool[B or 1, T, T]."""
   length = tokens.shape[1]
-  causal = jnp.tril(jnp.ones((length, length), bool))[None]
+  causal = _causal(length)
   if attention_mask is None:
     return jnp.broadcast_to(jnp.arange(length), tokens.shape), causal
   chex.assert_equal_shape([tokens, attention_mask])
@@ -341,7 +346,7 @@ def _packed_layout(segments):
   first = jnp.diff(segments, axis=1, prepend=-1) != 0
   start = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
   same = segments[:, :, None] == segments[:, None]
-  return index - start, same & (index[:, :, None] >= index[:, None])
+  return index - start, same & _causal(segments.shape[1])
 
 
 def _stacks(config: Config, params: types.Params) -> list[dict[str, Any]]:

@@ -69,6 +69,27 @@ def fit(context, *, batch_size=16, num_steps=5, watch=None, **loop):
         step, loop=fit_lib.Loop(num_steps, **loop), watch=watch)
 
 
+@functools.cache
+def members_step(members):
+  tx = optax.sgd(0.1)
+  return tx, jax.jit(sharding.map_members(train.make_train_step(
+      functools.partial(reward_models.forward, CONFIG),
+      objectives.get('bradley_terry'), tx), members))
+
+
+def fit_members(name, members, num_devices=1, *, packed=False, **axes):
+  """The state of an ensemble after three steps."""
+  tx, step = members_step(members)
+  keys = jax.random.split(jax.random.key(0), members)
+  source = sources.offline_members(
+      rows(responses=2), batch_size=8, seeds=range(1, members + 1))
+  with worlds.devices(num_devices, **axes):
+    state = train.place_state(
+        reward_models.init_members(CONFIG, keys), tx, keys, members=members)
+    return fit_lib.fit(context_of(name), state, source, step,
+                       loop=fit_lib.Loop(3, packing=packed))[0]
+
+
 class DevicesTest(absltest.TestCase):
 
   def test_one_device_against_eight(self):
@@ -88,27 +109,16 @@ class DevicesTest(absltest.TestCase):
         jax.device_get(one.params), jax.device_get(eight.params), atol=1e-6)
 
   def test_members_split_along_their_prompts(self):
-    tx = optax.sgd(0.1)
-    step = jax.jit(sharding.map_members(train.make_train_step(
-        functools.partial(reward_models.forward, CONFIG),
-        objectives.get('bradley_terry'), tx), 4))
-    keys = jax.random.split(jax.random.key(0), 4)
-    source = sources.offline_members(
-        rows(responses=2), batch_size=8, seeds=[1, 2, 3, 4])
     results = []
     for name, count, axes in (
         ('one', 1, {}), ('rows', 8, {}),
         ('both', 8, dict(member=2, fsdp=2))):
-      with worlds.devices(count, **axes):
-        state = train.place_state(
-            reward_models.init_members(CONFIG, keys), tx, keys, members=4)
-        state, _ = fit_lib.fit(context_of(f'on_{name}'), state, source, step,
-                               loop=fit_lib.Loop(3))
-        embed = state.params['trunk']['embed']
-        self.assertEqual(
-            embed.addressable_shards[0].data.shape,
-            (4 // axes.get('member', 1), CONFIG.vocab_size,
-             CONFIG.hidden_size // axes.get('fsdp', 1)))
+      state = fit_members(f'on_{name}', 4, count, **axes)
+      embed = state.params['trunk']['embed']
+      self.assertEqual(
+          embed.addressable_shards[0].data.shape,
+          (4 // axes.get('member', 1), CONFIG.vocab_size,
+           CONFIG.hidden_size // axes.get('fsdp', 1)))
       results.append(jax.device_get(state.params))
     for other in results[1:]:
       chex.assert_trees_all_close(results[0], other, atol=1e-6)
@@ -159,23 +169,10 @@ class PackingTest(parameterized.TestCase):
     pack.assert_not_called()
 
   def test_members(self):
-    tx = optax.sgd(0.1)
-    step = jax.jit(sharding.map_members(train.make_train_step(
-        functools.partial(reward_models.forward, CONFIG),
-        objectives.get('bradley_terry'), tx), 2))
-    keys = jax.random.split(jax.random.key(0), 2)
-    source = sources.offline_members(
-        rows(responses=2), batch_size=8, seeds=[1, 2])
-    results = []
-    for packed, axes in ((False, {}), (True, dict(data=2, member=2))):
-      with worlds.devices(4 if axes else 1, **axes):
-        state = train.place_state(
-            reward_models.init_members(CONFIG, keys), tx, keys, members=2)
-        state, _ = fit_lib.fit(
-            context_of(f'members_{packed}'), state, source, step,
-            loop=fit_lib.Loop(3, packing=packed))
-      results.append(jax.device_get(state.params))
-    chex.assert_trees_all_close(*results, atol=1e-6)
+    plain = fit_members('members', 2)
+    packed = fit_members('packed_members', 2, 4, packed=True, data=2, member=2)
+    chex.assert_trees_all_close(
+        *map(jax.device_get, (plain.params, packed.params)), atol=1e-6)
 
 
 class SkippedTest(absltest.TestCase):

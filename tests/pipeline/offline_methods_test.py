@@ -109,7 +109,6 @@ class CheckTest(parameterized.TestCase):
       offline_methods.check(run(name, arguments, priority=priority))
     self.assertNotIn('\n', str(caught.exception))
 
-
   def test_rows_that_a_step_cuts_are_not_packed(self):
     offline_methods.check(run('dpo', packing=True))
     with self.assertRaisesRegex(ValueError, 'KTO cuts.*set packing=False'):
