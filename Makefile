@@ -1,5 +1,6 @@
 # make demo: environment, install, one seed of figure 3, its path last.
-# make test: environment, install, lint, suite.
+# make test: environment, install, lint, and the suite but for its slow tests.
+# make test-slow: those that tests/slow.txt lists, half of the suite's time.
 # make test-peers: the same, against torch, transformers, peft and trl.
 # make test-pods: programs for TPU slices and H100, by their compilers (1.2 GB).
 # make test-faults: the fault matrix, from the tests that are about it.
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+SUITE = $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 $(FLAGS)
 WORKDIR ?= runs/demo
 # Processes of the suite, of up to 3 GB each; 0 runs it in one, in order.
 WORKERS ?= 2
@@ -24,15 +26,18 @@ SWEEP ?= runs/sweep
 SPHINX = $(RUN) -m sphinx -q -W --keep-going -d docs/build/doctrees
 CONFIG = experiments/coste2024_reward_model_ensembles/fig3_best_of_n.py
 
-.PHONY: demo test test-faults test-peers test-pods test-report chaos sweep lint \
-  types docs notebooks wheel mutants clean
+.PHONY: demo test test-slow test-faults test-peers test-pods test-report chaos \
+  sweep lint types docs notebooks wheel mutants clean
 
 demo: $(VENV)/demo
 	@$(RUN) -m rlhf_jax.main --config=$(CONFIG):laptop,world=long_tail \
 	  --config.seeds='(601,)' --workdir=$(WORKDIR)
 
 test: $(VENV)/test lint
-	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 tests
+	$(SUITE) -m 'not slow' --ignore=tests/peers tests
+
+test-slow: $(VENV)/test
+	$(SUITE) -m slow tests
 
 test-faults: $(VENV)/test
 	$(RUN) tests/fault_matrix.py -n $(WORKERS) --dist loadfile

@@ -68,14 +68,24 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # They set what a process compiles for: `make test-pods` alone asks for them.
 collect_ignore = [] if 'RLHF_JAX_PODS' in os.environ else ['pods']
 WORLDS = 'RLHF_JAX_TEST_WORLDS'  # of worlds.py
+# Beginnings of the names of tests that take half of the suite's time, which
+# `make test` leaves to `make test-slow`.
+SLOW = tuple(pathlib.Path(__file__).with_name('slow.txt').read_text().split())
 
 
 def pytest_configure(config):
   """One directory of worlds, told to the workers before they start."""
   config.pluginmanager.register(fault_matrix.Recorder(), 'fault_matrix')
+  config.addinivalue_line('markers', 'slow: listed in tests/slow.txt')
   if not hasattr(config, 'workerinput') and WORLDS not in os.environ:
     os.environ[WORLDS] = config.rlhf_jax_worlds = tempfile.mkdtemp(
         prefix='rlhf_jax_worlds_')
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if item.nodeid.removeprefix('tests/').startswith(SLOW):
+      item.add_marker('slow')
 
 
 def pytest_unconfigure(config):

@@ -50,6 +50,20 @@ class SuiteTest(parameterized.TestCase):
                if any(path.rglob('*.py'))} - own
     self.assertEqual(folders, packages)
 
+  def test_slow_tests_exist(self):
+    """A renamed one would be back among the fast ones without a word."""
+    names = (TESTS / 'slow.txt').read_text().split()
+    self.assertEqual(names, sorted(set(names)))
+    for name in names:
+      file, *parts = name.split('::')
+      nodes = [ast.parse((TESTS / file).read_text())]
+      for part in parts:  # of a test with parameters, all or those of a name
+        nodes = [node for above in nodes for node in above.body
+                 if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+                 and (node.name == part or isinstance(node, ast.FunctionDef)
+                      and part.startswith(node.name + '_'))]
+        self.assertNotEmpty(nodes, name)
+
 
 if __name__ == '__main__':
   absltest.main()
