@@ -60,8 +60,8 @@ class SuiteTest(parameterized.TestCase):
       for part in parts:  # of a test with parameters, all or those of a name
         nodes = [node for above in nodes for node in above.body
                  if isinstance(node, (ast.ClassDef, ast.FunctionDef))
-                 and (node.name == part or isinstance(node, ast.FunctionDef)
-                      and part.startswith(node.name + '_'))]
+                 and (node.name == part or (isinstance(node, ast.FunctionDef)
+                      and part.startswith(node.name + '_')))]
         self.assertNotEmpty(nodes, name)
 
 
