@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -142,15 +143,16 @@ def _placed(source: sources.Source, members: int, loop: Loop
       meshes.row_parts(members=members or 1), loop.num_microbatches)
   fill = lambda batch: sharding.pad_rows(
       batch, layout.shards * layout.microbatches, axis=int(members > 0))
-  size = _packed_size(source, fill, loop, layout) if loop.packing else None
+  # At the first step: a training that has ended asks for none.
+  size = functools.cache(lambda: _packed_size(source, fill, loop, layout))
 
   def place(*args):
     batch = source(*args)
     if isinstance(batch, types.Rollout):
       return batch
     batch = fill(batch)
-    if size is not None:
-      batch = packing.pack(batch, size, layout)
+    if loop.packing and size() is not None:
+      batch = packing.pack(batch, size(), layout)
     return sharding.shard_batch(batch, members=members)
   return place
 
