@@ -40,7 +40,8 @@ def define(values: flags.FlagValues):
       'damaged, and not go on from the one before it', flag_values=values)
   flags.DEFINE_list(
       'log_to', [], 'who else is told the metrics while they are written: '
-      'tensorboard, by event files in <workdir>/tensorboard',
+      'tensorboard, by event files in <workdir>/tensorboard, wandb, by runs in '
+      '<workdir>/wandb, which are sent only where WANDB_MODE is online',
       flag_values=values)
   arguments.define_texts(
       values,

@@ -106,7 +106,8 @@ def run_study(
   _check_alike({'config': config, 'stages': [s.name for s in selected],
                 'recipes': made_of})
   progress = progress_lib.Progress(
-      workdir, stages, selected, follow=trackers.of_study(workdir, log_to),
+      workdir, stages, selected,
+      follow=trackers.of_study(workdir, log_to, config),
       is_ready=lambda name: made_of[name] and made_of[name].key in offers)
   with contextlib.ExitStack() as stack:
     lock = workdirs.locked(workdir)

@@ -1,4 +1,4 @@
-"""Who else follows the metrics of a study: TensorBoard, by event files."""
+"""Who else follows the metrics of a study: TensorBoard, Weights & Biases."""
 
 from collections.abc import Callable, Mapping, Sequence
 import importlib
@@ -56,29 +56,99 @@ class TensorBoard:
     self._events.flush()
 
 
-def of_study(workdir: pathlib.Path, names: Sequence[str]
+class WeightsAndBiases:
+  """A follower that logs a run; like metrics, it stops no training.
+
+  Nothing is sent: `wandb sync` does, or WANDB_MODE=online in the environment.
+  A training that goes on does so in another run of the same name and group.
+  """
+
+  def __init__(self, workdir: pathlib.Path, name: str, config: Mapping):
+    """Begins nothing yet.
+
+    Args:
+      workdir: whose folder wandb/ has the run, and whose name is its group.
+      name: of the run.
+      config: of the study, kept with the run.
+    """
+    self._workdir, self._name, self._config = workdir, name, config
+    self._run = None
+    self._failed = False
+
+  def __call__(self, row: Mapping[str, Any]):
+    """Logs a row; steps are a value of it, of which no order is asked."""
+    if self._failed:
+      return
+    try:
+      self._run = self._run or self._begin()
+      self._run.log({k: v for k, v in row.items()
+                     if k != 'time' and v is not None})
+    except Exception as error:  # whatever wandb raises
+      self._failed = True
+      _logger.warning('%s is no longer logged to wandb: %s', self._name,
+                      errors.first_line(error))
+
+  def finish(self):
+    """Writes what is left; as Python ends, wandb does so by itself."""
+    run, self._run = self._run, None
+    if run is not None:
+      run.finish()
+
+  def _begin(self):
+    import wandb
+
+    asked = os.environ.get
+    run = wandb.init(
+        project=asked('WANDB_PROJECT', 'rlhf_jax'), group=self._workdir.name,
+        name=self._name, config=dict(self._config), dir=str(self._workdir),
+        mode=asked('WANDB_MODE', 'offline'), reinit='create_new',
+        settings=wandb.Settings(silent=True, console='off'))
+    run.define_metric('*', step_metric='step')
+    return run
+
+
+# The module that a tracker needs.
+_NEEDS = {'tensorboard': 'tensorboardX', 'wandb': 'wandb'}
+
+
+def of_study(workdir: pathlib.Path, names: Sequence[str], config: Mapping
              ) -> Callable[[str, str], list[metrics.Follower]]:
   """Who follows a file of metrics of a stage.
 
   Args:
-    workdir: where event files go, apart from the stages.
-    names: of trackers, 'tensorboard' or none.
+    workdir: where they write, apart from the stages.
+    names: of trackers, 'tensorboard', 'wandb', both or none.
+    config: of the study.
 
   Raises:
     ConfigError: there is no such tracker, or it is not installed.
   """
+  # Reports of errors would be sent, whatever the mode.
+  os.environ.setdefault('WANDB_ERROR_REPORTING', 'false')
   for name in names:
-    if name != 'tensorboard':
+    if name not in _NEEDS:
       raise errors.ConfigError(
-          f'--log_to={name}: there is only tensorboard')
+          f'--log_to={name}: there is only {" and ".join(_NEEDS)}')
     try:
-      importlib.import_module('tensorboardX')
+      importlib.import_module(_NEEDS[name])
     except ImportError as error:
       raise errors.ConfigError(
-          '--log_to=tensorboard needs tensorboardX, which is not installed; '
-          "pip install 'rlhf_jax[tensorboard]'") from error
+          f'--log_to={name} needs {_NEEDS[name]}, which is not installed; '
+          f"pip install 'rlhf_jax[{name}]'") from error
+  runs: dict[str, list[WeightsAndBiases]] = {}  # of one stage
 
   def followers(stage, file):
-    return ([TensorBoard(workdir / FOLDER / stage / file)]
-            if names and file in _FILES else [])
+    if file not in _FILES:
+      return []
+    followers: list[metrics.Follower] = []
+    if 'tensorboard' in names:
+      followers.append(TensorBoard(workdir / FOLDER / stage / file))
+    if 'wandb' in names:
+      for other in runs.keys() - {stage}:  # stages run one after the other
+        for run in runs.pop(other):
+          run.finish()
+      runs.setdefault(stage, []).append(
+          WeightsAndBiases(workdir, f'{stage}/{file}', config))
+      followers += runs[stage][-1:]
+    return followers
   return followers

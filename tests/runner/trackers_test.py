@@ -1,9 +1,10 @@
-"""Event files, read back as TensorBoard does."""
+"""Event files, read back as TensorBoard does, and what wandb is told."""
 
 import errno
 import functools
 import struct
 import sys
+import types
 
 import pytest
 from tensorboardX import event_file_writer
@@ -67,7 +68,7 @@ def test_the_events_are_the_metrics(tmp_path):
 
 def test_a_stage_that_is_made_again_takes_the_place_of_the_first(tmp_path):
   for number, steps in enumerate(((1, 2, 3), (2, 4))):
-    follow, = trackers.of_study(tmp_path, ['tensorboard'])('a', 'metrics')
+    follow, = trackers.of_study(tmp_path, ['tensorboard'], {})('a', 'metrics')
     for step in steps:
       follow({'step': step, 'time': number, 'loss': 10 * number})
     follow._events.close()
@@ -97,9 +98,65 @@ def test_a_full_disk_stops_nothing(tmp_path, monkeypatch, caplog):
 def test_what_is_not_there_is_refused_before_anything_runs(
     tmp_path, monkeypatch):
   workdir = tmp_path / 'new'
-  with pytest.raises(errors.ConfigError, match='only tensorboard'):
+  with pytest.raises(errors.ConfigError, match='only tensorboard and wandb'):
     run_lib.run_study(study(1), workdir, config={}, log_to=['mlflow'])
   monkeypatch.setitem(sys.modules, 'tensorboardX', None)
   with pytest.raises(errors.ConfigError, match=r'rlhf_jax\[tensorboard\]'):
     run_lib.run_study(study(1), workdir, config={}, log_to=['tensorboard'])
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  with pytest.raises(errors.ConfigError, match=r'rlhf_jax\[wandb\]'):
+    run_lib.run_study(study(1), workdir, config={}, log_to=['wandb'])
   assert not workdir.exists()
+
+
+class FakeWandb(types.ModuleType):
+  """Keeps what it is told; tests/peers/wandb_test.py has the real one."""
+
+  def __init__(self):
+    super().__init__('wandb')
+    self.runs, self.Settings = [], dict
+
+  def init(self, **keywords):
+    run = types.SimpleNamespace(keywords=keywords, rows=[], ends=0)
+    run.define_metric = lambda *unused, **kw: None
+    run.log = run.rows.append
+    run.finish = lambda: setattr(run, 'ends', run.ends + 1)
+    self.runs.append(run)
+    return run
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  fake = FakeWandb()
+  monkeypatch.setitem(sys.modules, 'wandb', fake)
+  for name in ('WANDB_MODE', 'WANDB_PROJECT'):
+    monkeypatch.delenv(name, raising=False)
+  return fake
+
+
+def test_runs_of_wandb_are_the_metrics(tmp_path, wandb, monkeypatch):
+  stages = [*study(1, 2), run_lib.Stage(
+      'seed_0/gold', functools.partial(train, (3,)))]
+  monkeypatch.setenv('WANDB_PROJECT', 'mine')
+  run_lib.run_study(stages, tmp_path, config={'x': 1}, log_to=['wandb'])
+  first, second = wandb.runs
+  assert first.rows == [{'step': 1, 'train/loss': 1.},
+                        {'step': 2, 'train/loss': .5}]
+  assert second.rows == [{'step': 3, 'train/loss': .333333}]
+  assert first.ends == 1, 'open until Python ends'
+  told = first.keywords
+  assert (told['name'], told['group'], told['project'], told['config']) == (
+      'seed_0/sft/metrics', tmp_path.name, 'mine', {'x': 1})
+  assert told['mode'] == 'offline' and told['dir'] == str(tmp_path)
+
+
+def test_a_run_that_fails_stops_nothing(tmp_path, wandb, caplog):
+  def fails(**unused):
+    raise RuntimeError('no service')
+
+  wandb.init = fails
+  run_lib.run_study(study(1, 2), tmp_path, config={}, log_to=['wandb'])
+  message, = (r.getMessage() for r in caplog.records)
+  assert message == ('seed_0/sft/metrics is no longer logged to wandb: '
+                     'RuntimeError: no service')
+  assert len(files.read_jsonl(tmp_path / 'seed_0/sft/metrics.jsonl')) == 2
