@@ -80,7 +80,8 @@ class Answers:
   """A judge's answers, each on its way to the disk before the next is asked.
 
   Args:
-    path: of the file, JSON lines; an answer that it holds is not asked again.
+    path: of the file, JSON lines, each with its SHA-256; an answer that it
+      holds is not asked again.
     judge: config node; another node's answers do not count.
 
   Raises:
@@ -110,7 +111,8 @@ class Answers:
   def _learn(self, number: int, line: bytes):
     try:
       row = json.loads(line)
-      if row['answer'] not in judging.CHOICES:
+      if row.pop('sha256') != files.digest(row) or (
+          row['answer'] not in judging.CHOICES):
         raise ValueError(row['answer'])
       self._choices[row['question']] = row['answer']
     except (ValueError, LookupError, TypeError) as error:
@@ -125,6 +127,7 @@ class Answers:
     if question not in self._choices:
       answer = judge(*query)
       row = {**labels, 'answer': answer, 'question': question}
+      row['sha256'] = files.digest(row)
       self._append(json.dumps(row).encode() + b'\n')
       self._choices[question] = answer
     return self._choices[question]

@@ -177,13 +177,25 @@ class WinRatesTest(parameterized.TestCase):
       self.run_stage(policy('ppo'), judge=HTTP | {'model': 'large'})
     self.assertLen(self.asked, 8)
 
-  @parameterized.parameters('{"answer": "C", "question": "x"}', '[]', '{')
-  def test_damaged_answer(self, line):
+  @parameterized.parameters(
+      lambda line: line.replace(b'"A"', b'"B"'),  # a valid answer, not given
+      lambda line: line.replace(b'"prompt": 0', b'"prompt": 1'),
+      lambda line: line.replace(b'"sha256"', b'"sha255"'),
+      lambda line: b'[]', lambda line: b'{')
+  def test_damaged_answer(self, damage):
+    with self.asking(lambda *_: 'A'):
+      self.run_stage(policy('ppo'), judge=HTTP)
     path = self.context.directory / 'answers.jsonl'
-    path.write_text('{"answer": "A", "question": "x"}\n' + line + '\n')
+    first, line, *others = path.read_bytes().splitlines()
+    self.assertNotEqual(damage(first), first)
+    path.write_bytes(b'\n'.join([line, damage(first), *others, b'']))
     with self.assertRaisesRegex(
         errors.CheckpointError, f'{path}:2 is damaged; delete the line'):
       self.run_stage(policy('ppo'), judge=HTTP)
+    path.write_bytes(b'\n'.join([line, *others, b'']))
+    with self.asking(lambda *_: 'A'):  # as it was told
+      self.run_stage(policy('ppo'), judge=HTTP)
+    self.assertLen(self.asked, 1)
 
   def test_waits_no_longer_than_asked_to_stop(self):
     def make(*_, sleep, **__):
