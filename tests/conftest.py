@@ -30,7 +30,9 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] = ' '.join((
-      os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false'))
+      os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false',
+      # As many workers as cores: no program is compiled by several threads.
+      '--xla_cpu_parallel_codegen_split_count=1'))
 
 # What is lowered would say of each line whence it was called.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
