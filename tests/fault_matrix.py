@@ -43,7 +43,7 @@ ROWS = {
         'runner/resume_test.py::FitTest',
         'pipeline/fit_test.py::ResumeTest',
         'stages/sft_test.py::StageTest::test_resumed',
-        'stages/online_policy_test.py::LearningTest::test_interrupted',
+        'stages/online_policy_test.py::LearningTest::test_killed',
         'stages/offline_policy_test.py::ResumeTest',
         'stages/prompt_value_test.py::ValueTest::test_interrupted',
         'studies/offline_test.py::StudyTest::test_interrupted')),
@@ -54,13 +54,13 @@ ROWS = {
         'storage/files_test.py::test_whole_or_not_at_all',
         'storage/metrics_test.py::test_a_killed_process',
         'models/tensors_test.py::WriteTest::test_killed')),
-    'F3': Row('stopped in a phase of RL', (
-        'stages/online_policy_test.py::LearningTest::test_interrupted',
-        'stages/online_policy_test.py::MaskPolicyTest::test_interrupted',
+    'F3': Row('killed in a phase of RL', (
+        'stages/online_policy_test.py::LearningTest::test_killed',
+        'stages/online_policy_test.py::MaskPolicyTest::test_killed',
         'stages/samples_test.py::SamplesTest::test_an_interrupted',
         'pipeline/fit_test.py::WatchTest::test_nothing_is_evaluated_twice'),
-        'SIGKILL within a rollout or an epoch, by a hook: at random times it '
-        'is that of F1, and state is kept between steps alone'),
+        'SIGKILL within an epoch: the epochs of a rollout are one program, '
+        'in which a kill at a random time is that of F1'),
     'F4': Row('SIGTERM, SIGINT, SIGHUP, once and twice', (
         'runner/run_test.py::test_a_signal',
         'runner/run_test.py::test_a_second_signal',

@@ -1,5 +1,6 @@
 """Tests for rlhf_jax.stages.online_policy, on a policy that nobody trained."""
 
+import contextlib
 import functools
 import sys
 from unittest import mock
@@ -29,6 +30,7 @@ from rlhf_jax.pipeline import online_methods
 from rlhf_jax.pipeline import policies
 from rlhf_jax.rewards import components
 from rlhf_jax.stages import online_policy
+from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
 from rlhf_jax.studies import nodes as nodes_lib
 
@@ -100,6 +102,42 @@ def assert_same_numbers(context, other):
   for folder in ('training', 'checkpoints'):
     equal(restored(context.directory / folder),
           restored(other.directory / folder))
+
+
+class Killed(BaseException):
+  """As SIGKILL: whatever handles errors does not see it."""
+
+
+def dying(function, call, *, is_after=False):
+  """A function that ends the process before, or after, its so-manieth call."""
+  calls = []
+
+  def dies(*args, **kwargs):
+    calls.append(args)
+    if len(calls) == call and not is_after:
+      raise Killed
+    result = function(*args, **kwargs)
+    if len(calls) == call:
+      raise Killed
+    return result
+  return dies
+
+
+@contextlib.contextmanager
+def expect_killed():
+  try:
+    yield
+  except Killed:
+    return
+  raise AssertionError('it has come to its end')
+
+
+@contextlib.contextmanager
+def killed(owner, name, call, *, is_after=False):
+  """Expects what is run within to be killed in a call of that method."""
+  dies = dying(getattr(owner, name), call, is_after=is_after)
+  with mock.patch.object(owner, name, dies), expect_killed():
+    yield
 
 
 def resting(name):
@@ -224,23 +262,29 @@ class LearningTest(parameterized.TestCase):
     self.assertAlmostEqual(
         float(statistics['kl_coef']), .1 * (1 - .2 * BATCH / 100)**2, 6)
 
-  def test_interrupted_run_goes_on_bitwise(self):
-    """Killed in the middle of the second step, after the first is saved."""
-    real, calls = fit_lib._Log.step, []
-
-    def killed(log, step, current):
-      calls.append(step)
-      if len(calls) == 2:
-        raise errors.Interrupted('killed')
-      return real(log, step, current)
-
+  def test_killed_in_each_phase_it_goes_on_bitwise(self):
+    """Of the second step, after the first is saved; one after the other."""
     context = worlds.Context(worlds.untrained())
-    with mock.patch.object(fit_lib._Log, 'step', killed):
-      with self.assertRaises(errors.Interrupted):
-        ppo()(context, save_every=1)
+    train = lambda: ppo()(context, save_every=1)
+    with killed(fit_lib._Log, 'step', 2):
+      train()
     self.assertFalse((context.directory / 'checkpoints').exists())
-    ppo()(context, save_every=1)
-    self.assertIn('goes on at step 1 of 2', context.shown)
+    real = sources.online
+    for is_after in (False, True):  # between sampling, annotators and updates
+      online = lambda prompts, sampler, annotated, after=is_after, **kwargs: (
+          real(prompts, sampler, dying(annotated, 1, is_after=after), **kwargs))
+      with mock.patch.object(sources, 'online', online), expect_killed():
+        train()
+    # Logged and evaluated, or only one of them; not saved, or not told so.
+    for owner, name, is_after in (
+        (fit_lib._Log, 'evaluation', False), (fit_lib._Log, 'evaluation', True),
+        (checkpoint.Checkpointer, 'save', True)):
+      with killed(owner, name, 1, is_after=is_after):
+        train()
+    self.assertEqual([x for x in context.shown if x.startswith('goes on')],
+                     5 * ['goes on at step 1 of 2'])
+    train()
+    self.assertIn('goes on at step 2 of 2', context.shown)
     assert_same_numbers(context, learned())
 
   def test_decoder_is_restored_as_a_policy(self):
@@ -280,19 +324,10 @@ class MaskPolicyTest(parameterized.TestCase):
     self.assertEqual(decoder(masked().directory / 'checkpoints').keys(),
                      targets.keys())
 
-  def test_interrupted_run_goes_on_bitwise(self):
-    real, calls = fit_lib._Log.step, []
-
-    def killed(log, step, current):
-      calls.append(step)
-      if len(calls) == 2:
-        raise errors.Interrupted('killed')
-      return real(log, step, current)
-
+  def test_killed_run_goes_on_bitwise(self):
     context = worlds.Context(worlds.untrained())
-    with mock.patch.object(fit_lib._Log, 'step', killed):
-      with self.assertRaises(errors.Interrupted):
-        nlpo()(context, save_every=1)
+    with killed(fit_lib._Log, 'step', 2):
+      nlpo()(context, save_every=1)
     equal(restored(context.directory / 'training')['training']['targets'],
           sft())  # while the policy has moved
     nlpo()(context, save_every=1)
