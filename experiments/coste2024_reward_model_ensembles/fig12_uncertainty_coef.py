@@ -10,7 +10,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,best_of_n=3 is the best-of-n half, a study for
           each number of members: :laptop,best_of_n=4  :laptop,best_of_n=5
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. The paper prints no values of lambda; these are of members that
           are standardised, and 0 is the mean (the released code turns it into
