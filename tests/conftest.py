@@ -88,6 +88,11 @@ def pytest_collection_modifyitems(items):
   for item in items:
     if item.nodeid.removeprefix('tests/').startswith(SLOW):
       item.add_marker('slow')
+  if 'RLHF_JAX_SHARD' in os.environ:  # '1/2': every second file of slow tests
+    number, count = map(int, os.environ['RLHF_JAX_SHARD'].split('/'))
+    slow = [item for item in items if item.get_closest_marker('slow')]
+    chosen = sorted({item.path for item in slow})[number::count]
+    items[:] = [item for item in slow if item.path in chosen]
 
 
 def pytest_unconfigure(config):
