@@ -37,7 +37,7 @@ test: $(VENV)/test lint
 	$(SUITE) -m 'not slow' --ignore=tests/peers tests
 
 test-slow: $(VENV)/test
-	$(SUITE) -m slow tests
+	$(SUITE) -m slow $(addprefix tests/,$(sort $(shell sed 's/::.*//' tests/slow.txt)))
 
 test-faults: $(VENV)/test
 	$(RUN) tests/fault_matrix.py -n $(WORKERS) --dist loadfile
