@@ -98,6 +98,19 @@ def train_tokenizer(rows: Iterable[Texts], vocab_size: int,
       texts, vocab_size=vocab_size, control=tuple(names))
 
 
+def of_model(directory: pathlib.Path, model: Mapping[str, Any]
+             ) -> tokenizer_lib.Tokenizer:
+  """The tokenizer of a trained model, with its stops.
+
+  Args:
+    directory: that holds tokenizer.json.
+    model: what model.json beside it says.
+  """
+  coder = tokenizer_lib.Tokenizer.from_file(
+      directory / 'tokenizer.json', **model['tokenizer'])
+  return coder.ending_at(model['stop']) if model['stop'] else coder
+
+
 def load_tokenizer(
     path: str, pad: str | None = None, bos: str | None = None,
     eos: str | None = None, control: Sequence[str] = (),

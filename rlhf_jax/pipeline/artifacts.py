@@ -31,6 +31,7 @@ import numpy as np
 
 from rlhf_jax import errors
 from rlhf_jax import types
+from rlhf_jax.data import coders
 from rlhf_jax.data import corpus as corpus_lib
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
@@ -125,10 +126,7 @@ def read_model(directory: pathlib.Path, kind: str | None = None
 
 def read_tokenizer(directory: pathlib.Path) -> tokenizer_lib.Tokenizer:
   """The tokenizer of the model that a stage has trained, with its stops."""
-  model = read_model(directory)
-  coder = tokenizer_lib.Tokenizer.from_file(
-      directory / 'tokenizer.json', **model['tokenizer'])
-  return coder.ending_at(model['stop']) if model['stop'] else coder
+  return coders.of_model(directory, read_model(directory))
 
 
 def restore_policy(directory: pathlib.Path) -> Policy:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import errors
-from rlhf_jax.data import tokenizer as tokenizer_lib
+from rlhf_jax.data import coders
+from rlhf_jax.evaluation import texts as texts_lib
 from rlhf_jax.ops import ensembles
 from rlhf_jax.reports import page_figures
 from rlhf_jax.reports import page_study
@@ -132,9 +133,7 @@ def _of_shards(study: page_study.Study, stage: page_study.Stage, seed: str
                ) -> list[dict]:
   """Samples of best-of-n; scores of the first condition that has them."""
   home = study.directory.joinpath(seed, 'sft')
-  coder = tokenizer_lib.Tokenizer.from_file(
-      home / 'tokenizer.json', **files.read_json(home / 'model.json')[
-          'tokenizer'])
+  coder = coders.of_model(home, files.read_json(home / 'model.json'))
   shards = [files.load_arrays(path)
             for path in sorted(stage.directory.glob('shard_*.npz'))]
   columns = {'gold': np.concatenate([x['gold_scores'] for x in shards])}
@@ -149,11 +148,12 @@ def _of_shards(study: page_study.Study, stage: page_study.Stage, seed: str
                   'length': scores['length']}
   tokens, mask = (np.concatenate([x[name] for x in shards])
                   for name in ('tokens', 'mask'))
-  return [{'prompt': coder.decode(t[:m.argmax()]),
-           'response': coder.decode(t[m]),
+  places = _some(columns['gold'].shape)
+  some = tuple(np.transpose(places))
+  return [{'prompt': prompt, 'response': response,
            **{name: float(x[at]) for name, x in columns.items()}}
-          for at in _some(columns['gold'].shape)
-          for t, m in [(tokens[at].astype(np.int32), mask[at])]]
+          for at, prompt, response in zip(places, *texts_lib.decode(
+              coder, tokens[some].astype(np.int32), mask[some]))]
 
 
 def _some(shape: tuple[int, int], most: int = 5_000) -> list[tuple[int, int]]:

@@ -32,6 +32,16 @@ class TrainTest(parameterized.TestCase):
     # The texts around them are learned: each word is a token or two.
     self.assertLess(len(coder.encode(['the fox'])[0]), 4)
 
+  def test_that_of_a_trained_model(self):
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    own = tokenizer.Tokenizer.train_bpe(['a a'] * 9, vocab_size=270)
+    own.save(folder / 'tokenizer.json')
+    for stop in ([], ['a']):
+      coder = coders.of_model(folder, {'stop': stop, 'tokenizer': dict(
+          own.roles, control=list(own.control))})
+      self.assertEqual(coder.encode(['a a']), own.encode(['a a']))
+      self.assertEqual(coder.stop, tuple(stop))
+
   def test_own_is_named_or_trained(self):
     path = pathlib.Path(self.enterContext(
         tempfile.TemporaryDirectory())) / 'tokenizer.json'

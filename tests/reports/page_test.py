@@ -247,9 +247,12 @@ class SamplesTest(parameterized.TestCase):
     home.mkdir()
     rows, coder = worlds.corpus().demonstrations, worlds.corpus().tokenizer
     coder.save(home / 'tokenizer.json')
-    files.write_json(home / 'model.json', {'tokenizer': dict(
-        coder.roles, control=list(coder.control))})
     tokens, mask = (x[:4].reshape(2, 2, -1) for x in (rows.tokens, rows.mask))
+    whole = [coder.decode(t[m], continuation=True) for t, m in zip(
+        tokens.reshape(4, -1), mask.reshape(4, -1))]
+    stop = whole[0][len(whole[0]) // 2:]
+    files.write_json(home / 'model.json', {'stop': [stop], 'tokenizer': dict(
+        coder.roles, control=list(coder.control))})
     there.mkdir()
     files.save_arrays(there / 'shard_0000.npz', tokens=tokens, mask=mask,
                       gold_scores=np.arange(4.).reshape(2, 2))
@@ -265,9 +268,9 @@ class SamplesTest(parameterized.TestCase):
     self.assertEqual([samples['numbers']['gold'][i] for i in at], [0, 1, 2, 3])
     for name, value in (('proxy', 2), ('ensemble_variance', 1), ('length', 7)):
       self.assertEqual({samples['numbers'][name][i] for i in at}, {value})
-    self.assertEqual([samples['texts']['response'][i] for i in at], [
-        coder.decode(t[m]) for t, m in zip(
-            tokens.reshape(4, -1), mask.reshape(4, -1))])
+    self.assertEqual([samples['texts']['response'][i] for i in at],
+                     [text.partition(stop)[0] for text in whole])
+    self.assertNotEqual(whole[0].partition(stop)[0], whole[0])
 
   def test_where_a_run_has_not_come_to_its_end(self):
     path = written(complete=False)
