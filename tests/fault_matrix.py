@@ -208,7 +208,7 @@ ROWS = {
         'runner/run_test.py::test_stdout_may_be_closed',
         'runner/run_test.py::test_a_clock_that_jumps',
         'main_test.py::FrontDoorTest::test_output_that'),
-        'a dead endpoint: there is no logger over a network'),
+        'a dead endpoint of Weights & Biases, where it is online'),
     'F27': Row('memory', (
         'studies/memory_test.py::MemoryTest::test_here',
         'studies/memory_test.py::MemoryTest::test_refused',

@@ -57,11 +57,10 @@ class SuiteTest(parameterized.TestCase):
     for name in names:
       file, *parts = name.split('::')
       nodes = [ast.parse((TESTS / file).read_text())]
-      for part in parts:  # of a test with parameters, all or those of a name
+      for part in parts:
         nodes = [node for above in nodes for node in above.body
                  if isinstance(node, (ast.ClassDef, ast.FunctionDef))
-                 and (node.name == part or (isinstance(node, ast.FunctionDef)
-                      and part.startswith(node.name + '_')))]
+                 and node.name == part]
         self.assertNotEmpty(nodes, name)
 
 

@@ -105,6 +105,10 @@ def of_model(directory: pathlib.Path, model: Mapping[str, Any]
   Args:
     directory: that holds tokenizer.json.
     model: what model.json beside it says.
+
+  Raises:
+    DataError: the file is missing or malformed.
+    ConfigError: it lacks a token that the model names.
   """
   coder = tokenizer_lib.Tokenizer.from_file(
       directory / 'tokenizer.json', **model['tokenizer'])

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
-import functools
 import time
 from typing import Any
 
@@ -143,16 +142,15 @@ def _placed(source: sources.Source, members: int, loop: Loop
       meshes.row_parts(members=members or 1), loop.num_microbatches)
   fill = lambda batch: sharding.pad_rows(
       batch, layout.shards * layout.microbatches, axis=int(members > 0))
-  # At the first step: a training that has ended asks for none.
-  size = functools.cache(lambda: _packed_size(source, fill, loop, layout))
+  size = _packed_size(source, fill, loop, layout) if loop.packing else None
 
   def place(*args):
     batch = source(*args)
     if isinstance(batch, types.Rollout):
       return batch
     batch = fill(batch)
-    if loop.packing and size() is not None:
-      batch = packing.pack(batch, size(), layout)
+    if size is not None:
+      batch = packing.pack(batch, size, layout)
     return sharding.shard_batch(batch, members=members)
   return place
 
@@ -228,12 +226,13 @@ def fit(context: Any, state: types.TrainState, source: sources.Source,
   """
   frozen = frozen or types.Frozen()
   members = len(state.step) if state.step.ndim else 0
-  placed = _placed(source, members, loop)
   last, before, start, name = {}, 0.0, 0, context.directory.name
   with (checkpoint.Checkpointer(context.directory / loop.folder) as saver,
         _Log(context, watch) as log):
     restored = saver.restore_latest(state.params, _training(state),
                                     strict=context.strict)
+    ended = restored is not None and restored[0] == loop.num_steps
+    placed = source if ended else _placed(source, members, loop)
     began = time.monotonic()
     if restored:
       start, params, training, meta = restored

@@ -111,14 +111,13 @@ class Answers:
   def _learn(self, number: int, line: bytes):
     try:
       row = json.loads(line)
-      if row.pop('sha256') != files.digest(row) or (
-          row['answer'] not in judging.CHOICES):
-        raise ValueError(row['answer'])
+      if row.pop('sha256') != files.digest(row):
+        raise ValueError(row)
       self._choices[row['question']] = row['answer']
-    except (ValueError, LookupError, TypeError) as error:
+    except (AttributeError, ValueError, LookupError, TypeError) as error:
       raise errors.CheckpointError(
-          f'{self._path}:{number} is damaged; delete the line to ask '
-          'again') from error
+          f'{self._path}:{number} is damaged, or of a version without SHA-256; '
+          'delete such lines to ask again') from error
 
   def ask(self, judge: judging.Judge, query: Sequence[str | None],
           **labels) -> str:

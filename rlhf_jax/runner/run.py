@@ -105,11 +105,12 @@ def run_study(
   mesh = functools.cache(lambda: meshes.make(config.get('mesh')))
   _check_alike({'config': config, 'stages': [s.name for s in selected],
                 'recipes': made_of})
+  follow = trackers.Trackers(workdir, log_to, config)
   progress = progress_lib.Progress(
-      workdir, stages, selected,
-      follow=trackers.of_study(workdir, log_to, config),
+      workdir, stages, selected, follow=follow,
       is_ready=lambda name: made_of[name] and made_of[name].key in offers)
   with contextlib.ExitStack() as stack:
+    stack.callback(follow.close)
     lock = workdirs.locked(workdir)
     processes.from_owner(lambda: stack.enter_context(lock))
     # Before the status: a refused command leaves that of the last one.

@@ -11,6 +11,7 @@ from rlhf_jax import errors
 from rlhf_jax.storage import metrics
 
 FOLDER = 'tensorboard'  # of a workdir
+_PATIENCE = 60.0  # seconds to send what a run of wandb has left
 _FILES = ('metrics', 'evaluation')  # updates.jsonl has a step several times
 _logger = logging.getLogger(__name__)
 
@@ -77,22 +78,26 @@ class WeightsAndBiases:
 
   def __call__(self, row: Mapping[str, Any]):
     """Logs a row; steps are a value of it, of which no order is asked."""
-    if self._failed:
-      return
-    try:
+    def log():
       self._run = self._run or self._begin()
       self._run.log({k: v for k, v in row.items()
                      if k != 'time' and v is not None})
+    if not self._failed:
+      self._surviving(log)
+
+  def finish(self):
+    """Writes what is left."""
+    run, self._run = self._run, None
+    if run is not None and not self._failed:
+      self._surviving(run.finish)
+
+  def _surviving(self, action: Callable[[], None]):
+    try:
+      action()
     except Exception as error:  # whatever wandb raises
       self._failed = True
       _logger.warning('%s is no longer logged to wandb: %s', self._name,
                       errors.first_line(error))
-
-  def finish(self):
-    """Writes what is left; as Python ends, wandb does so by itself."""
-    run, self._run = self._run, None
-    if run is not None:
-      run.finish()
 
   def _begin(self):
     import wandb
@@ -102,7 +107,8 @@ class WeightsAndBiases:
         project=asked('WANDB_PROJECT', 'rlhf_jax'), group=self._workdir.name,
         name=self._name, config=dict(self._config), dir=str(self._workdir),
         mode=asked('WANDB_MODE', 'offline'), reinit='create_new',
-        settings=wandb.Settings(silent=True, console='off'))
+        settings=wandb.Settings(
+            silent=True, console='off', finish_timeout=_PATIENCE))
     run.define_metric('*', step_metric='step')
     return run
 
@@ -111,44 +117,54 @@ class WeightsAndBiases:
 _NEEDS = {'tensorboard': 'tensorboardX', 'wandb': 'wandb'}
 
 
-def of_study(workdir: pathlib.Path, names: Sequence[str], config: Mapping
-             ) -> Callable[[str, str], list[metrics.Follower]]:
-  """Who follows a file of metrics of a stage.
+class Trackers:
+  """Who follows the files of metrics of a study, stage by stage."""
 
-  Args:
-    workdir: where they write, apart from the stages.
-    names: of trackers, 'tensorboard', 'wandb', both or none.
-    config: of the study.
+  def __init__(self, workdir: pathlib.Path, names: Sequence[str],
+               config: Mapping):
+    """Writes nothing yet.
 
-  Raises:
-    ConfigError: there is no such tracker, or it is not installed.
-  """
-  # Reports of errors would be sent, whatever the mode.
-  os.environ.setdefault('WANDB_ERROR_REPORTING', 'false')
-  for name in names:
-    if name not in _NEEDS:
-      raise errors.ConfigError(
-          f'--log_to={name}: there is only {" and ".join(_NEEDS)}')
-    try:
-      importlib.import_module(_NEEDS[name])
-    except ImportError as error:
-      raise errors.ConfigError(
-          f'--log_to={name} needs {_NEEDS[name]}, which is not installed; '
-          f"pip install 'rlhf_jax[{name}]'") from error
-  runs: dict[str, list[WeightsAndBiases]] = {}  # of one stage
+    Args:
+      workdir: where they write, apart from the stages.
+      names: of trackers, 'tensorboard', 'wandb', both or none.
+      config: of the study.
 
-  def followers(stage, file):
+    Raises:
+      ConfigError: there is no such tracker, or it is not installed.
+    """
+    self._workdir, self._names, self._config = workdir, names, config
+    self._stage, self._runs = None, []
+    if 'wandb' in names:  # which would send reports of errors in any mode
+      os.environ.setdefault('WANDB_ERROR_REPORTING', 'false')
+    for name in names:
+      if name not in _NEEDS:
+        raise errors.ConfigError(
+            f'--log_to={name}: there is only {" and ".join(_NEEDS)}')
+      try:
+        importlib.import_module(_NEEDS[name])
+      except ImportError as error:
+        raise errors.ConfigError(
+            f'--log_to={name} needs {_NEEDS[name]}, which is not installed; '
+            f"pip install 'rlhf_jax[{name}]'") from error
+
+  def __call__(self, stage: str, file: str) -> list[metrics.Follower]:
+    """Of a file of a stage; what followed the stage before is closed."""
+    if stage != self._stage:
+      self.close()
+      self._stage = stage
     if file not in _FILES:
       return []
     followers: list[metrics.Follower] = []
-    if 'tensorboard' in names:
-      followers.append(TensorBoard(workdir / FOLDER / stage / file))
-    if 'wandb' in names:
-      for other in runs.keys() - {stage}:  # stages run one after the other
-        for run in runs.pop(other):
-          run.finish()
-      runs.setdefault(stage, []).append(
-          WeightsAndBiases(workdir, f'{stage}/{file}', config))
-      followers += runs[stage][-1:]
+    if 'tensorboard' in self._names:
+      followers.append(TensorBoard(self._workdir / FOLDER / stage / file))
+    if 'wandb' in self._names:
+      self._runs.append(WeightsAndBiases(
+          self._workdir, f'{stage}/{file}', self._config))
+      followers += self._runs[-1:]
     return followers
-  return followers
+
+  def close(self):
+    """Ends the runs of the last stage."""
+    for run in self._runs:
+      run.finish()
+    self._runs = []

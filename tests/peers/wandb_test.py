@@ -14,7 +14,7 @@ pytest.importorskip('wandb')
 
 # A study of its own process: as it ends, wandb writes what is left.
 STUDY = """
-import functools, pathlib, sys
+import pathlib, sys
 from rlhf_jax.runner import run
 def train(context):
   with context.writer('metrics') as writer, context.writer('evaluation') as at:

@@ -153,6 +153,9 @@ class PackingTest(parameterized.TestCase):
     sizes = [call.args[1] for call in pack.mock_calls]
     self.assertGreaterEqual(len(sizes), 5)
     self.assertEqual(set(sizes), {packing.largest(needed)})
+    with mock.patch.object(fit_lib, '_packed_size') as size:
+      fit(context, packing=True)  # it has ended
+    size.assert_not_called()
 
   def test_rows_that_are_full_stay_as_they_are(self):
     full = rows()

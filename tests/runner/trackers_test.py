@@ -68,7 +68,7 @@ def test_the_events_are_the_metrics(tmp_path):
 
 def test_a_stage_that_is_made_again_takes_the_place_of_the_first(tmp_path):
   for number, steps in enumerate(((1, 2, 3), (2, 4))):
-    follow, = trackers.of_study(tmp_path, ['tensorboard'], {})('a', 'metrics')
+    follow, = trackers.Trackers(tmp_path, ['tensorboard'], {})('a', 'metrics')
     for step in steps:
       follow({'step': step, 'time': number, 'loss': 10 * number})
     follow._events.close()
@@ -143,20 +143,42 @@ def test_runs_of_wandb_are_the_metrics(tmp_path, wandb, monkeypatch):
   assert first.rows == [{'step': 1, 'train/loss': 1.},
                         {'step': 2, 'train/loss': .5}]
   assert second.rows == [{'step': 3, 'train/loss': .333333}]
-  assert first.ends == 1, 'open until Python ends'
+  assert (first.ends, second.ends) == (1, 1)
   told = first.keywords
   assert (told['name'], told['group'], told['project'], told['config']) == (
       'seed_0/sft/metrics', tmp_path.name, 'mine', {'x': 1})
   assert told['mode'] == 'offline' and told['dir'] == str(tmp_path)
 
 
-def test_a_run_that_fails_stops_nothing(tmp_path, wandb, caplog):
-  def fails(**unused):
+@pytest.mark.parametrize('call', ['init', 'log', 'finish'])
+def test_a_run_that_fails_stops_nothing(tmp_path, wandb, caplog, call):
+  def fails(*unused, **unused_too):
     raise RuntimeError('no service')
 
-  wandb.init = fails
-  run_lib.run_study(study(1, 2), tmp_path, config={}, log_to=['wandb'])
-  message, = (r.getMessage() for r in caplog.records)
-  assert message == ('seed_0/sft/metrics is no longer logged to wandb: '
-                     'RuntimeError: no service')
+  real = wandb.init
+  def init(**keywords):
+    run = real(**keywords)
+    setattr(run, call, fails)
+    return run
+
+  wandb.init = fails if call == 'init' else init
+  stages = [*study(1, 2), run_lib.Stage(
+      'seed_0/gold', functools.partial(train, (3,)))]
+  run_lib.run_study(stages, tmp_path, config={}, log_to=['wandb'])
+  assert [r.getMessage() for r in caplog.records] == [
+      f'{stage}/metrics is no longer logged to wandb: RuntimeError: no service'
+      for stage in ('seed_0/sft', 'seed_0/gold')]
   assert len(files.read_jsonl(tmp_path / 'seed_0/sft/metrics.jsonl')) == 2
+  assert len(files.read_jsonl(tmp_path / 'seed_0/gold/metrics.jsonl')) == 1
+
+
+def test_runs_of_a_stage_that_fails_are_ended(tmp_path, wandb):
+  def fails(context):
+    train((1,), context)
+    raise ValueError
+
+  with pytest.raises(ValueError):
+    run_lib.run_study([run_lib.Stage('a', fails)], tmp_path, config={},
+                      log_to=['wandb'])
+  run, = wandb.runs
+  assert run.ends == 1

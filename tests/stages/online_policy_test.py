@@ -105,7 +105,7 @@ def assert_same_numbers(context, other):
 
 
 class Killed(BaseException):
-  """As SIGKILL: whatever handles errors does not see it."""
+  """Passes by all that handles errors; what closes files still runs."""
 
 
 def dying(function, call, *, is_after=False):

@@ -181,7 +181,7 @@ class WinRatesTest(parameterized.TestCase):
       lambda line: line.replace(b'"A"', b'"B"'),  # a valid answer, not given
       lambda line: line.replace(b'"prompt": 0', b'"prompt": 1'),
       lambda line: line.replace(b'"sha256"', b'"sha255"'),
-      lambda line: b'[]', lambda line: b'{')
+      lambda line: b'[]', lambda line: b'5', lambda line: b'{')
   def test_damaged_answer(self, damage):
     with self.asking(lambda *_: 'A'):
       self.run_stage(policy('ppo'), judge=HTTP)
@@ -190,7 +190,7 @@ class WinRatesTest(parameterized.TestCase):
     self.assertNotEqual(damage(first), first)
     path.write_bytes(b'\n'.join([line, damage(first), *others, b'']))
     with self.assertRaisesRegex(
-        errors.CheckpointError, f'{path}:2 is damaged; delete the line'):
+        errors.CheckpointError, f'{path}:2 is damaged, .*; delete such lines'):
       self.run_stage(policy('ppo'), judge=HTTP)
     path.write_bytes(b'\n'.join([line, *others, b'']))
     with self.asking(lambda *_: 'A'):  # as it was told
