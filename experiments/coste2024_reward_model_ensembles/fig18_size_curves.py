@@ -11,7 +11,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           figure 19. Their halves for best-of-n are drawn by
           fig8_model_size.py, with best_of_n=small and best_of_n=large
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           and fig8_model_size.py say, whose policies these are (--reuse).
 """

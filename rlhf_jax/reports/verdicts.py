@@ -41,7 +41,9 @@ class Contrast:
     paper: what it says, in its own numbers.
     figure: directory of the results.
     first: {column: text} of the rows of the runs that the claim is of.
-    less: of those that they are compared with; None: with 0.
+    less: of those that they are compared with; None: with `reference`.
+    reference: a number, such as the win rate of chance, of which the effect is
+      counted from 0 all the same.
     column: what is compared.
     statistic: of a run, in the order of its rows: its 'value' (see `at`), the
       last value over the first ('growth'), or the highest value less the last
@@ -66,6 +68,7 @@ class Contrast:
   column: str
   command: str
   less: Mapping[str, str] | None = None
+  reference: float = 0.0
   statistic: str = 'value'
   at: Mapping[str, Any] | None = None
   expects: str = 'more'
@@ -82,6 +85,10 @@ class Contrast:
         raise errors.ConfigError(
             f'{self.claim}: {field} is {getattr(self, field)!r}; there are '
             f'{", ".join(known)}')
+    if self.reference and self.less is not None:
+      raise errors.ConfigError(
+          f'{self.claim}: it is compared with {dict(self.less)} and with '
+          f'{self.reference}; give one of both')
     if self.margin < 0 or (
         self.expects in ('equal', 'no_less') and not self.margin):
       raise errors.ConfigError(
@@ -93,12 +100,13 @@ class Contrast:
     runs = ' '.join(self.first.values())
     if self.less is not None:
       runs += ' less ' + ' '.join(self.less.values())
+    reference = f' less {self.reference:g}' if self.reference else ''
     where = 'at the end' if self.at is None else (
         f'at {self.at["column"]} {self.at["from"]:g} to {self.at["to"]:g}')
     what = {'value': f'{self.column} {where}', 'growth':
             f'{self.column}, last over first', 'drop':
             f'{self.column}, peak less last'}[self.statistic]
-    return f'{runs}: {what}'
+    return f'{runs}: {what}{reference}'
 
 
 def interval(values: Sequence[float], level: float = .95
@@ -179,7 +187,7 @@ def values(rows: Iterable[Mapping[str, str]], contrast: Contrast
   """
   rows = list(rows)
   first = _side(rows, contrast, contrast.first)
-  less = (dict.fromkeys(first, 0.0) if contrast.less is None
+  less = (dict.fromkeys(first, contrast.reference) if contrast.less is None
           else _side(rows, contrast, contrast.less))
   return {seed: first[seed] - less[seed] for seed in first if seed in less}
 
@@ -257,7 +265,8 @@ def row(contrast: Contrast, results: pathlib.Path, *,
   else:
     ends = tuple(f'{x:.3f}' for x in interval([*numbers.values()]))
     said = word([*numbers.values()], expects=contrast.expects,
-                margin=contrast.margin, effect=contrast.effect)
+                margin=contrast.margin, effect=None if contrast.effect is None
+                else contrast.effect - contrast.reference)
   return {'claim': contrast.claim, 'paper': contrast.paper,
           'contrast': contrast.describe(), 'statistic': contrast.statistic,
           'margin': contrast.margin, 'seeds': len(numbers),

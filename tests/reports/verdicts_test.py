@@ -11,7 +11,9 @@ import worlds
 
 from rlhf_jax import errors
 from rlhf_jax.reports import verdicts
+from rlhf_jax.storage import files
 
+EXPERIMENTS = worlds.ROOT / 'experiments'
 # Mean 1 and deviation 1 of three seeds: an interval of 1 +- 2.48.
 WIDE, FIELDS = (0., 1., 2.), dict(
     claim='c', paper='p', figure='f', first={'run': 'a'}, column='gold',
@@ -100,6 +102,40 @@ class ValuesTest(parameterized.TestCase):
     self.assertEqual(self.values(rows, statistic='growth'), {'1': 2.5})
     self.assertEqual(self.values(rows, statistic='drop'), {'1': 1})
 
+  def test_a_number_to_compare_with(self):
+    """On whose other side a result is excluded, however near."""
+    folder = worlds.folder()
+    (folder / 'f').mkdir()
+    rows = table(a={'1': (.4,), '2': (.42,), '3': (.41,)})
+    with open(folder / 'f/results.csv', 'w', newline='') as stream:
+      writer = csv.DictWriter(stream, rows[0])
+      writer.writeheader()
+      writer.writerows(rows)
+    for changes, word, mean in (
+        (dict(reference=.5), 'excluded', '-0.090'),
+        (dict(reference=.3), 'holds', '0.110'),
+        (dict(reference=.3, effect=.5), 'holds', '0.110'),
+        (dict(reference=.41, effect=.45), 'excluded', '0.000'),
+        (dict(reference=.41, effect=.42), 'unresolved, more than', '0.000')):
+      line = verdicts.row(verdicts.Contrast(**FIELDS | changes), folder)
+      self.assertStartsWith(line['word'], word)
+      self.assertEqual(line['mean'].replace('-0.000', '0.000'), mean)
+      self.assertEndsWith(line['contrast'], f'less {changes["reference"]}')
+
+  def test_rates_and_growths_have_one(self):
+    """Of the committed contrasts: next to 0 neither says anything."""
+    count = 0
+    for path in EXPERIMENTS.glob('*/contrasts.jsonl'):
+      for line in files.read_jsonl(path):
+        contrast = verdicts.Contrast(**line)
+        if contrast.less is None and (
+            contrast.column in ('win_rate', 'accuracy')
+            or contrast.statistic == 'growth'):
+          self.assertGreater(contrast.reference, 0, contrast.claim)
+          self.assertEqual(contrast.margin, 0, contrast.claim)
+          count += 1
+    self.assertGreaterEqual(count, 15)
+
   def test_at_equal_kl(self):
     """The mean over the range of a line between its points."""
     rows = table(a={'1': (0, 2, 4), '2': (0, 1)}, b={'1': (0, 0, 0),
@@ -120,7 +156,8 @@ class ValuesTest(parameterized.TestCase):
         (dict(expects='better'), "expects is 'better'"),
         (dict(expects='equal'), 'margin is 0.0; give one above 0'),
         (dict(margin=-1.), 'margin is -1.0'), (dict(kind='sure'), 'kind is'),
-        (dict(statistic='last'), 'statistic is')):
+        (dict(statistic='last'), 'statistic is'),
+        (dict(less={'run': 'b'}, reference=.5), 'give one of both')):
       with self.assertRaisesRegex(errors.ConfigError, message):
         verdicts.Contrast(**FIELDS | changes)
 
