@@ -83,6 +83,17 @@ class AnswersTest(absltest.TestCase):
       comparisons.Answers(folder / 'answers.jsonl', HTTP)
     self.assertEqual((folder / 'victim').read_text(), 'precious')
 
+  def test_another_answer_is_not_believed(self):
+    path = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()), 'answers.jsonl')
+    query = 'p', 'a', 'b', None
+    comparisons.Answers(path, HTTP).ask(lambda *_: 'A', query)
+    kept = comparisons.Answers(path, HTTP)
+    self.assertEqual(kept.ask(lambda *_: 'B', query), 'A')  # it is not asked
+    path.write_bytes(path.read_bytes().replace(b'"A"', b'"B"'))
+    with self.assertRaisesRegex(errors.CheckpointError, 'jsonl:1 is damaged'):
+      comparisons.Answers(path, HTTP)
+
   def test_disk_full(self):
     path = pathlib.Path(
         self.enterContext(tempfile.TemporaryDirectory()), 'answers.jsonl')
