@@ -1,6 +1,5 @@
 """Tests for tools/long_tail_gate.py."""
 
-import csv
 import json
 import sys
 from unittest import mock
@@ -37,8 +36,7 @@ class GateTest(absltest.TestCase):
     with mock.patch.object(sys, 'argv', [
         'gate', f'--workdir={folder}', f'--out={out}']):
       long_tail_gate.main()
-    with open(out, newline='') as stream:
-      row, = csv.DictReader(stream)
+    row, = files.read_csv(out)
     # Deviations -1, 0, 1 and -1, 1, 0: 1 over the root of 2 times 2.
     self.assertEqual(row, dict(
         seed='3', prompts='3', correlation='0.5', explained_variance='0.2',

@@ -11,7 +11,6 @@ coste2024_reward_model_ensembles/fig4_ppo.py:laptop,world=long_tail \
 """
 
 import argparse
-import csv
 import pathlib
 import sys
 
@@ -62,10 +61,7 @@ def main():
   rows = [{'seed': path.name.removeprefix('seed_')} | {
       name: f'{x:.4g}' for name, x in of_seed(path).items()}
           for path in sorted(told.workdir.glob('seed_*'))]
-  with open(told.out, 'w', newline='') as stream:
-    writer = csv.DictWriter(stream, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+  files.write_csv(told.out, rows)
   print(told.out)
 
 

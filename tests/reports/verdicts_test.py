@@ -1,6 +1,5 @@
 """Tests for rlhf_jax.reports.verdicts."""
 
-import csv
 import math
 
 from absl.testing import absltest
@@ -107,10 +106,7 @@ class ValuesTest(parameterized.TestCase):
     folder = worlds.folder()
     (folder / 'f').mkdir()
     rows = table(a={'1': (.4,), '2': (.42,), '3': (.41,)})
-    with open(folder / 'f/results.csv', 'w', newline='') as stream:
-      writer = csv.DictWriter(stream, rows[0])
-      writer.writeheader()
-      writer.writerows(rows)
+    files.write_csv(folder / 'f/results.csv', rows)
     for changes, word, mean in (
         (dict(reference=.5), 'excluded', '-0.090'),
         (dict(reference=.3), 'holds', '0.110'),
@@ -164,11 +160,8 @@ class ValuesTest(parameterized.TestCase):
   def test_a_line(self):
     folder = worlds.folder()
     (folder / 'f').mkdir()
-    with open(folder / 'f/results.csv', 'w', newline='') as stream:
-      rows = table(a={'1': (0, 5), '2': (0, 7), '3': (0, 6)})
-      writer = csv.DictWriter(stream, rows[0])
-      writer.writeheader()
-      writer.writerows(rows)
+    rows = table(a={'1': (0, 5), '2': (0, 7), '3': (0, 6)})
+    files.write_csv(folder / 'f/results.csv', rows)
     line = verdicts.row(verdicts.Contrast(**FIELDS), folder)
     self.assertEqual((line['seeds'], line['mean'], line['word']),
                      (3, '6.000', 'holds'))
@@ -191,10 +184,7 @@ class ValuesTest(parameterized.TestCase):
     (folder / 'f').mkdir()
     for count, word in ((2, 'not yet run, 1 seeds are left'), (3, 'holds')):
       rows = table(a={str(seed): (0, 5 + seed) for seed in range(count)})
-      with open(folder / 'f/results.csv', 'w', newline='') as stream:
-        writer = csv.DictWriter(stream, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+      files.write_csv(folder / 'f/results.csv', rows)
       line = verdicts.row(contrast, folder)
       self.assertEqual((line['seeds'], line['word'], line['kind']),
                        (count, word, 'confirmatory'))
