@@ -15,17 +15,18 @@ package has; so code may move without a change here. The text stands once in
 the symbol, decorators included.
 
 In a copy of the repository the change is made and the tests of that module are
-run; where they do not notice, the laws or whole rollouts. A mutant that no
-test notices has survived, and the exit code is 1; it is 2 if the tests fail
-without any. Words select the mutants whose symbol, path or text contains one
-of them. With `--check` nothing is run: what names no symbol, or no text of it,
+run; where they do not notice, the laws or whole rollouts. What the first test
+that fails says is printed. A mutant that no test notices has survived, and the
+exit code is 1; it is 2 if the tests fail without any. Words select the mutants
+whose symbol, path or text contains one of them, or whose file in `faults/` has
+that name: `wiring`. With `--check` nothing is run: what names no symbol, or no text of it,
 is printed, and the exit code is 1. `mutants_test.py` checks the same.
 """
 
 import argparse
 import ast
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
 import functools
 import multiprocessing
@@ -83,6 +84,7 @@ LAST = {
                      'stages', 'studies'), 'tests/wiring'),
 }
 Run = tuple[str, ...]  # arguments of pytest
+WIDTH = 240  # characters of what a failing test said
 
 
 class Mutant(NamedTuple):
@@ -122,9 +124,11 @@ def read(path: pathlib.Path) -> list[Mutant]:
   return mutants
 
 
-def every() -> list[Mutant]:
-  """All mutants."""
-  return [x for path in sorted(FAULTS.glob('*.diff')) for x in read(path)]
+def every(words: Sequence[str] = ()) -> list[Mutant]:
+  """All mutants, or those that words select."""
+  return [mutant for path in sorted(FAULTS.glob('*.diff'))
+          for mutant in read(path) if not words or path.stem in words
+          or any(_has(mutant, word) for word in words)]
 
 
 def _targets(node: ast.AST) -> list[str]:
@@ -242,17 +246,40 @@ def selections(module: str) -> Iterator[Run]:
     yield (LAST[package],)
 
 
-def fails(run: Run) -> bool:
-  """Whether a test fails; of the repository in the working directory."""
+class _Listener:
+  """A plugin of pytest that keeps what the first failure said."""
+
+  def __init__(self):
+    self.message = ''
+
+  def pytest_runtest_logreport(self, report):
+    if report.failed and not self.message:
+      crash = getattr(report.longrepr, 'reprcrash', None)
+      said = crash.message.split() if crash else (
+          report.longreprtext.splitlines()[-1].split()[1:])  # E  ImportError
+      self.message = f'{report.nodeid}: {" ".join(said)}'[:WIDTH]
+
+  pytest_collectreport = pytest_runtest_logreport  # no import
+
+
+class Failure(NamedTuple):
+  run: Run
+  message: str  # 'tests/ops/kl_test.py::Kl::test_k3: AssertionError: ...'
+
+
+def failure(run: Run) -> Failure | None:
+  """The first test that fails; of the repository in the working directory."""
   import pytest
-  code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *run])
+  listener = _Listener()
+  code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *run],
+                     plugins=[listener])
   if code not in (0, 1, 2, 5):  # 2: no import; 5: -k selected nothing
     raise RuntimeError(f'pytest ended with {code} on {" ".join(run)}.')
-  return code in (1, 2)
+  return Failure(run, listener.message) if code in (1, 2) else None
 
 
-def noticed(mutant: Mutant | None, runs: list[Run]) -> Run | None:
-  """The first run that fails after a change, if any; in its own process."""
+def noticed(mutant: Mutant | None, runs: list[Run]) -> Failure | None:
+  """The first failure after a change, if any; in its own process."""
   with tempfile.TemporaryDirectory() as directory:
     shutil.copy(ROOT / 'setup.cfg', directory)
     for name in COPIED:
@@ -268,16 +295,16 @@ def noticed(mutant: Mutant | None, runs: list[Run]) -> Run | None:
         x for x in sys.path if x not in (str(ROOT), str(ROOT / 'tests'))]
     with open(os.devnull, 'w') as null:
       os.dup2(null.fileno(), 1)
-    return next((run for run in runs if fails(run)), None)
+    return next(filter(None, map(failure, runs)), None)
 
 
 def _fail_alone(pool: concurrent.futures.Executor, runs: Iterable[Run]) -> bool:
   """Whether a run fails without a change: it would notice everything."""
   runs = list(dict.fromkeys(runs))
-  for run, failed in zip(runs, pool.map(
-      noticed, [None] * len(runs), ([run] for run in runs))):
+  for failed in pool.map(
+      noticed, [None] * len(runs), ([run] for run in runs)):
     if failed:
-      print(f'{" ".join(run)} fails as it is')
+      print(f'{" ".join(failed.run)} fails as it is: {failed.message}')
       pool.shutdown(cancel_futures=True)
       return True
   return False
@@ -288,14 +315,17 @@ def run_all(mutants: list[Mutant]) -> int:
   runs = [list(selections(module_of(mutant.symbol))) for mutant in mutants]
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(PRELOADED)
-  began, killers = time.monotonic(), []
+  began, killers = time.monotonic(), []  # a run, or None, of each
   with concurrent.futures.ProcessPoolExecutor(
       os.cpu_count(), mp_context=context, max_tasks_per_child=1) as pool:
     if _fail_alone(pool, (first for first, *_ in runs)):
       return 2
     for mutant, killer in zip(mutants, pool.map(noticed, mutants, runs)):
-      killers.append(killer)
-      print(f'{"killed  " if killer else "SURVIVED"} {mutant}', flush=True)
+      killers.append(killer and killer.run)
+      print(f'{"killed  " if killer else "SURVIVED"} {mutant}')
+      if killer:
+        print(f'         by {killer.message}')
+      sys.stdout.flush()
     alone = {first for first, *_ in runs} | {None}
     if _fail_alone(pool, (run for run in killers if run not in alone)):
       return 2
@@ -320,12 +350,13 @@ def main(arguments: list[str]) -> int:
   parser.add_argument('--check', action='store_true', help=(
       'run nothing, but say what names no symbol or no text of it'))
   parser.add_argument('words', nargs='*', metavar='word', help=(
-      'of the symbol, path or text of the mutants; otherwise all of them'))
+      'of the symbol, path or text of the mutants, or a file of faults/; '
+      'otherwise all of them'))
   options = parser.parse_args(arguments)
-  mutants = [mutant for mutant in every() if not options.words or any(
-      _has(mutant, word) for word in options.words)]
+  mutants = every(options.words)
   if not mutants:
-    print(f'no mutant has {" or ".join(options.words)} in symbol, path or text')
+    print(f'no mutant has {" or ".join(options.words)} in symbol, path or text, '
+          'and no file of faults/ has that name')
     return 2
   lines = unresolved(mutants)
   for line in lines:

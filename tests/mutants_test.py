@@ -132,6 +132,26 @@ class MainTest(absltest.TestCase):
     self.assertEqual(list(mutants.selections('runner/run')), [
         ('tests/runner/run_test.py',)])
 
+  def test_words_select_a_file_or_what_a_mutant_has(self):
+    wiring = mutants.read(mutants.FAULTS / 'wiring.diff')
+    self.assertEqual(mutants.every(['wiring']), wiring)
+    self.assertEqual(mutants.every([wiring[0].old]), wiring[:1])
+
+  def test_a_failure_is_what_the_first_test_said(self):
+    directory = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    path = directory / 'mutants_try_test.py'
+    path.write_text('def test_a(): pass\n\n'
+                    'def test_b(): assert 1 == 2, "the\\n  sum"\n\n'
+                    'def test_c(): assert False\n')
+    failure = mutants.failure((str(path),))
+    self.assertEqual(failure.run, (str(path),))
+    self.assertRegex(failure.message, 'try_test.py::test_b: .*Error: the sum')
+    self.assertIsNone(mutants.failure((str(path), '-k', 'test_a')))
+    other = directory / 'mutants_import_test.py'
+    other.write_text('import absent')
+    self.assertIn("No module named 'absent'",
+                  mutants.failure((str(other),)).message)
+
   def test_no_mutant_has_the_word(self):
     self.assertEqual(mutants.main(['--check', 'no such word']), 2)
     self.assertEqual(mutants.main(['--check', 'objectives/ppo']), 0)
