@@ -10,7 +10,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,best_of_n=small is the best-of-n half, a study for
           each size: :laptop,best_of_n=medium  :laptop,best_of_n=large
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. Sizes: width 16, 32 and 64, of which the largest is the
           policy's own shape; the paper has 7M, 44M and 1.3B beside a policy of
