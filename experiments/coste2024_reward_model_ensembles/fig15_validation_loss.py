@@ -27,5 +27,5 @@ def get_config(size: str = 'laptop'):
   config.conditions = dict()
   coste2024.condition(config, 0.0)
   config.figure = dict(kind='curves', x='epoch', y=('loss', 'accuracy'),
-                       line=('condition',), columns=('loss', 'accuracy'))
+                       line=(), columns=('loss', 'accuracy'))
   return config.lock()

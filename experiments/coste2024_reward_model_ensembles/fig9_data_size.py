@@ -10,7 +10,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,best_of_n=quarter is the best-of-n half, a study for
           each share: :laptop,best_of_n=half  :laptop,best_of_n=all
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. Pairs: a quarter, half and all; the paper's numbers, but for
           its 46k, are in no text. What is not trained on is held out, and

@@ -114,7 +114,7 @@ def points(rows, x: str, y: Sequence[str], note: str = '') -> list[Chart]:
   return charts
 
 
-def bars(rows, y: Sequence[str], reference: float | None = None,
+def bars(rows, y: Sequence[str], chance: float | None = None,
          suffix: str = '', note: str = '') -> list[Chart]:
   """As `panels.bars`: lying bars with their errors."""
   colours = style.colours(list(dict.fromkeys(row['line'] for row in rows)))
@@ -137,7 +137,7 @@ def bars(rows, y: Sequence[str], reference: float | None = None,
       charts.append({
           'title': panel, 'kind': 'bars', 'x': plain(
               style.axis_name(column) + suffix), 'y': '', 'series': series,
-          'right': None, 'reference': reference, 'note': note})
+          'right': None, 'chance': chance, 'note': note})
   return charts
 
 

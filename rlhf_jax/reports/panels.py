@@ -236,7 +236,7 @@ def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
 
 
 def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
-         y: Sequence[str], reference: float | None = None, suffix: str = '',
+         y: Sequence[str], chance: float | None = None, suffix: str = '',
          note: str = ''):
   """Draws bars with errors, a group of lines for each text 'x'.
 
@@ -249,7 +249,8 @@ def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
     path: of the PNG, written whole or not at all.
     title: above the panels.
     y: columns, a row of panels each.
-    reference: value of a line across, such as that of chance.
+    chance: of columns that are shares, which have a line there and an axis
+      from 0 to 1.
     suffix: added to the names of the columns.
     note: see `save`.
   """
@@ -278,8 +279,9 @@ def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
             error_kw={'elinewidth': 1.0},
             color=[*map(own, part)] if styled else colour)
       axis.axvline(0.0, color='0.2', linewidth=0.8)
-      if reference is not None:
-        axis.axvline(reference, color='0.2', linewidth=1.0, linestyle=':')
+      if chance is not None:
+        axis.axvline(chance, color='0.2', linewidth=1.0, linestyle=':')
+        axis.set_xlim(0, 1)
       axis.set_yticks(range(len(at)), at, fontsize=9)
       axis.set_xlabel(style.axis_name(column) + suffix)
       axis.tick_params(labelbottom=True)

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+import math
 import os
 from typing import Any
 
@@ -203,6 +204,14 @@ def _note(rows: Sequence[Mapping], figure: Mapping) -> str:
   return f'mean of {count} seeds +- one standard error over them{thin}'
 
 
+def _rank(labels: Mapping[str, Any], figure: Mapping) -> tuple:
+  """Where a group is drawn: by its method, and then by its numbers."""
+  numbers = [labels.get(name) for field in ('panel', 'line')
+             for name in figure.get(field, ())]
+  return style.place(labels.get('method')), *(
+      x if isinstance(x, int | float) else -math.inf for x in numbers)
+
+
 def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
             ) -> tuple[str, dict[str, Any]]:
   """Which function of `panels` draws a figure, and what it is told.
@@ -213,8 +222,8 @@ def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
     figure: of any kind but 'distributions', as for `summary`.
   """
   places = _places(groups, rows, figure)
-  order = sorted(range(len(groups)), key=lambda i: (
-      style.place(groups[i][0].labels.get('method'))))
+  order = sorted(range(len(groups)), key=lambda i: _rank(
+      groups[i][0].labels, figure))
   groups, rows, places = ([x[i] for i in order]
                           for x in (groups, rows, places))
   placed = [{**row, **place} for row, place in zip(rows, places)]
@@ -235,7 +244,7 @@ def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
                      'win_rate_se': row['win_rate_sd']}
               for group, row in zip(groups, placed)
               if not results.matches(group[0].labels, figure['against'])],
-        y=('win_rate',), reference=0.5, suffix=' against '
+        y=('win_rate',), chance=0.5, suffix=' against '
         f'{style.name_of(figure["against"])}, mean and s.d.')
   name, told = _final(groups, placed, figure)
   return name, told | note

@@ -17,7 +17,6 @@ from rlhf_jax.reports import results
 from rlhf_jax.reports import spec
 from rlhf_jax.storage import files
 
-LEFT = ('distributions', 'win_rates')  # drawn of what results.csv has not
 _FIRST = ('step', 'epoch')  # columns of evaluations, after those of labels
 
 
@@ -39,7 +38,9 @@ def draw(directory: pathlib.Path, config: Mapping[str, Any]) -> bool:
         {name: math.nan if x is None else x for name, x in row.items()}
         for row in rows], path, title=title)
     return True
-  if config['figure']['kind'] in LEFT:
+  kind = config['figure']['kind']
+  if kind == 'distributions' or kind == 'win_rates' and not (
+      directory / 'win_rates.csv').exists():
     return False
   trained = policies(directory, rows)
   figure = spec.check(config['figure'], [
@@ -102,7 +103,9 @@ def policies(directory: pathlib.Path, rows: Sequence[Mapping[str, Any]]
         [{name: row[name] for name in names[first:]} for row in part],
         columns, _columns(own, [
             name for name in (own[0] if own else ())
-            if name not in ('seed', 'run', *labels)]), [], np.zeros(0)))
+            if name not in ('seed', 'run', *labels)]), [], np.zeros(0),
+        last and {name: last[0][name] for name in last[0]
+                  if name not in ('seed', 'run', *labels)}))
   return trained
 
 

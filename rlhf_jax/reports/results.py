@@ -33,6 +33,7 @@ class Policy:
   training: dict[str, np.ndarray]  # column to f64[S], smoothed
   prompts: list  # of final.jsonl, where it is asked for
   gold: np.ndarray  # f64[B], of its responses
+  rates: Mapping[str, float] | None = None  # of `win_rate_rows`, from a file
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
@@ -241,6 +242,8 @@ def win_rate_rows(policy: Policy, policies: Sequence[Policy], figure: Mapping
   """
   if matches(policy.labels, figure['against']):
     return []
+  if policy.rates is not None:
+    return [policy.rates]
   against = others(policy, policies, figure['against'], figure)
   for other in against:
     if other.prompts != policy.prompts:

@@ -146,8 +146,9 @@ class PanelsTest(parameterized.TestCase):
                                 ('a', 'single model', .5), ('b', 'x', NAN),
                                 ('b', 'ensemble mean', .4))]
     figure, handles = self.drawn(
-        panels.bars, given, y=('win_rate',), reference=.5, suffix=' of all')
+        panels.bars, given, y=('win_rate',), chance=.5, suffix=' of all')
     axis, = figure.axes
+    self.assertEqual(axis.get_xlim(), (0, 1))
     self.assertEqual(axis.get_xlabel(), 'win rate of all')
     self.assertEqual([t.get_text() for t in axis.get_yticklabels()],
                      ['ensemble mean', 'single model', 'x'])

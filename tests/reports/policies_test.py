@@ -79,6 +79,19 @@ class PoliciesTest(written.ReportTestCase):
          ('RLOO, k=4, up', style.METHODS['RLOO, k=4']),
          ('RLOO, k=4, down', style.METHODS['RLOO, k=4'])])
 
+  def test_panels_and_lines_are_in_the_order_of_their_numbers(self):
+    numbers = {'single_0': (.25, 4), 'single_1': (.25, 3), 'mean': (0., 5)}
+    for policy in self.policies:
+      noise, members = numbers[policy['run']]
+      policy['labels'] = {'method': 'mean', 'label_noise': noise,
+                          'num_members': members}
+    given = self.drawn('bars', kind='final', x='method',
+                       panel=('label_noise',), line=('num_members',))
+    self.assertEqual([row['panel'] for row in given['rows']], [
+        'label noise 0', 'label noise 0.25', 'label noise 0.25'])
+    self.assertEqual([row['line'] for row in given['rows']], [
+        'ensemble members 5', 'ensemble members 3', 'ensemble members 4'])
+
   def test_the_judge_has_the_last_word(self):
     directory = self.context.directory_of('win_rates')
     directory.mkdir()

@@ -28,10 +28,14 @@ class RedrawTest(written.ReportTestCase):
 
   def test_it_is_the_same_picture(self):
     for figure in (FIGURE, dict(kind='table', columns=('gold',)),
-                   dict(kind='final', x='method', line=())):
+                   dict(kind='final', x='method', line=()),
+                   dict(kind='win_rates', against={'method': 'single'},
+                        line=('method',))):
       self.report(**figure)
       drawn = (self.context.directory / 'figure.png').read_bytes()
       folder = self.results()
+      if figure['kind'] == 'win_rates':
+        shutil.copy(self.context.directory / 'win_rates.csv', folder)
       self.assertTrue(redraw.draw(folder, self.config(**figure)))
       self.assertEqual((folder / 'figure.png').read_bytes(), drawn)
       shutil.rmtree(folder)

@@ -105,8 +105,9 @@ function layoutOf(chart, width) {
     layout.yaxis2 = {...axis, title: title(chart.right), overlaying: 'y',
                      side: 'right', showgrid: false, tickmode: 'auto'};
   }
-  if (chart.reference != null) {
-    layout.shapes = [{type: 'line', x0: chart.reference, x1: chart.reference,
+  if (chart.chance != null) {  // of shares
+    layout.xaxis.range = [0, 1];
+    layout.shapes = [{type: 'line', x0: chart.chance, x1: chart.chance,
                       yref: 'paper', y0: 0, y1: 1,
                       line: {color: css('--soft'), dash: 'dot', width: 1.2}}];
   }
