@@ -7,6 +7,7 @@ that with --reuse it is trained once. https://arxiv.org/abs/2310.02743
 from ml_collections import config_dict
 
 from rlhf_jax.configs import base
+from rlhf_jax.configs import templates
 
 METHODS = ('single', 'mean', 'worst_case', 'uncertainty_weighted')
 ENSEMBLES = METHODS[1:]
@@ -191,25 +192,14 @@ def best_of_n(size: str, title: str, *, noise: tuple[float, ...],
     num_members: of the ensemble, if other than usual.
     world: one of `base.WORLDS`.
   """
-  config = base.get_config(size)
-  base.world(config, world)
-  config.study = 'best_of_n'
+  config = templates.best_of_n(size, world)
   config.title = title
   config.label_noise = noise
-  config.force_eos = (False,)
   config.proxy.model.update(_shape(size, model))
   config.proxy.held_out = _split(config, pairs)[1]
   if num_members is not None:
     config.proxy.num_members = num_members
-  config.best_of_n = dict(
-      num_samples=2048, samples_per_call=512, shard_prompts=4,
-      standardize=True, methods=methods)
-  if size == 'smoke':
-    config.best_of_n.update(num_samples=32, samples_per_call=16,
-                            shard_prompts=2)
-    return config
-  config.seeds = (1, 2, 3)
-  if size == 'full':
-    config.best_of_n.update(num_samples=12_500, samples_per_call=100,
-                            shard_prompts=1)
+  config.best_of_n.methods = methods
+  if size != 'smoke':
+    config.seeds = (1, 2, 3)
   return config

@@ -19,8 +19,9 @@ run; where they do not notice, the laws or whole rollouts. What the first test
 that fails says is printed. A mutant that no test notices has survived, and the
 exit code is 1; it is 2 if the tests fail without any. Words select the mutants
 whose symbol, path or text contains one of them, or whose file in `faults/` has
-that name: `wiring`. With `--check` nothing is run: what names no symbol, or no text of it,
-is printed, and the exit code is 1. `mutants_test.py` checks the same.
+that name: `wiring`. With `--check` nothing is run: what names no symbol, or no
+text of it, is printed, and the exit code is 1. `mutants_test.py` checks the
+same.
 """
 
 import argparse
@@ -50,6 +51,7 @@ TESTS = {
     'commands/models': ('commands/commands',),
     'commands/score': ('commands/commands',),
     'configs/choices': ('configs/training',),
+    'configs/templates': ('configs/fields',),
     'configs/texts': ('configs/training',),
     'data/chats': ('data/kinds',),
     'data/common_kinds': ('data/kinds',),
@@ -355,8 +357,8 @@ def main(arguments: list[str]) -> int:
   options = parser.parse_args(arguments)
   mutants = every(options.words)
   if not mutants:
-    print(f'no mutant has {" or ".join(options.words)} in symbol, path or text, '
-          'and no file of faults/ has that name')
+    print(f'no mutant has {" or ".join(options.words)} in symbol, path, text '
+          'or file')
     return 2
   lines = unresolved(mutants)
   for line in lines:

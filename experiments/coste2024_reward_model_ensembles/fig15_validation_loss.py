@@ -13,19 +13,15 @@ Differs:  the world and the models (fig3_best_of_n.py); the mean over members
 """
 
 from experiments import coste2024
-from rlhf_jax.configs import base
+from rlhf_jax.configs import templates
 
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = base.get_config(size)
-  base.world(config)
-  config.study = 'reward_models'
+  config = templates.reward_models(size)
   config.title = 'Held-out loss of the reward models'
-  config.force_eos = False
   config.seeds = (0,) if size == 'smoke' else (1, 2, 3)
-  config.conditions = dict()
   coste2024.condition(config, 0.0)
   config.figure = dict(kind='curves', x='epoch', y=('loss', 'accuracy'),
-                       line=(), columns=('loss', 'accuracy'))
+                       line=('condition',), columns=('loss', 'accuracy'))
   return config.lock()

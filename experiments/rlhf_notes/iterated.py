@@ -23,33 +23,20 @@ Differs:  the notes report no experiment. Labels come from a gold model
 
 from ml_collections import config_dict
 
-from rlhf_jax.configs import base
+from rlhf_jax.configs import templates
 
 
 def get_config(size: str = 'laptop') -> config_dict.ConfigDict:
   """The config of one size."""
-  config = base.get_config(size)
-  base.world(config)
-  config.study = 'iterated'
+  config = templates.iterated(size)
   if size != 'smoke':
     config.seeds = (1, 2, 3)
   config.title = 'Labels of the current policy, or of the SFT policy'
-  config.force_eos = False
-  config.label_noise = 0.25
-  config.rounds = 2 if size == 'smoke' else 4
-  config.collect = ('current', 'initial')
-  config.online = base.online()
-  del config.online['condition']  # there is one ensemble a round
-  config.pool = base.pool()
-  config.online.num_steps = 25
   config.online.kl.coef = 0.01
-  config.online.evaluation.every = 5
   config.figure = dict(
       kind='final', x='round', y=('gold', 'proxy'), line=('collect',),
       baseline=dict(collect='initial'), paired_by=('round',))
-  if size == 'smoke':
-    config.online.update(num_steps=2)
-    config.online.rollout.update(batch_size=4)
-    config.online.evaluation.update(every=1, num_prompts=4, texts=1)
-    config.training.update(log_every=1)
+  if size != 'smoke':
+    config.online.num_steps = 25
+    config.online.evaluation.every = 5
   return config.lock()

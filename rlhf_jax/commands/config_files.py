@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from rlhf_jax import errors
 from rlhf_jax.commands import arguments
+from rlhf_jax.configs import fields
 
 
 def parse(values: flags.FlagValues, argv: list[str], doc: str) -> dict | None:
@@ -56,6 +57,8 @@ def parse(values: flags.FlagValues, argv: list[str], doc: str) -> dict | None:
   if config is not None and 'study' not in config:
     raise errors.ConfigError(
         'config.study is missing; name a module of rlhf_jax.studies')
+  if config is not None:
+    fields.check(config)
   return config
 
 

@@ -54,6 +54,10 @@ def members(path: str | os.PathLike) -> list[pathlib.Path]:
         'runs/rewards/seed_0/rewards/proxies, an export of one, or a directory '
         'of transformers')
   if not (path / _ENSEMBLE).exists():
+    if not (path / 'config.json').exists():
+      raise errors.CheckpointError(
+          f'{path} holds no reward models: neither model.json, as a stage has '
+          f'it, nor {_ENSEMBLE} of an export, nor config.json of transformers')
     return [path]
   names = files.read_object(path / _ENSEMBLE).get('members')
   if not isinstance(names, list) or not names or not all(

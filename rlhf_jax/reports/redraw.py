@@ -39,8 +39,8 @@ def draw(directory: pathlib.Path, config: Mapping[str, Any]) -> bool:
         for row in rows], path, title=title)
     return True
   kind = config['figure']['kind']
-  if kind == 'distributions' or kind == 'win_rates' and not (
-      directory / 'win_rates.csv').exists():
+  if kind == 'distributions' or (kind == 'win_rates' and not (
+      directory / 'win_rates.csv').exists()):
     return False
   trained = policies(directory, rows)
   figure = spec.check(config['figure'], [

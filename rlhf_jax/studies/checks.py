@@ -24,6 +24,7 @@ from rlhf_jax.pipeline import gold_rows
 from rlhf_jax.rewards import nodes as reward_nodes
 from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
+from rlhf_jax.studies import trees
 
 
 def check_values(config: dict, field: str):
@@ -310,7 +311,7 @@ def try_to_make(field: str, make: Callable, kwargs: Mapping[str, Any]):
 
 def check_aggregate(field: str, kwargs: Mapping, num_members: int):
   """Raises ConfigError unless `ensembles.aggregate` takes these arguments."""
-  nodes.check_mapping(field, kwargs, "{'kind': ...}")
+  trees.check_mapping(field, kwargs, "{'kind': ...}")
   if kwargs.get('kind') not in ensembles.KINDS:
     raise errors.ConfigError(f'config.{field}.kind is {kwargs.get("kind")!r}; '
                              f'there are {", ".join(ensembles.KINDS)}')

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 import functools
-import numbers
 import pathlib
 from typing import Any
 
@@ -14,26 +13,12 @@ from rlhf_jax.pipeline import online_methods
 from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.reports import spec
 from rlhf_jax.rewards import nodes as reward_nodes
+from rlhf_jax.studies import trees
 
 PARTS = ('policy', 'proxy', 'gold')  # of a config, with a model each
 # Of a seed, beside which each condition has a directory.
 STAGES = ('sft', 'trunk', 'gold', 'pairs', 'preferences', 'feedback',
           'samples', 'logs', 'policies')
-# Arguments that belong to a name or kind, so that a run replaces them whole.
-OPEN = ('aggregate', 'arguments', 'components', 'judge', 'labels')
-# Fields that may be None, whatever they are in the config; what they are like
-# where they are not.
-OPTIONAL = {
-    'path': '', 'objective': '', 'model.name': '', 'model.attention': '',
-    'num_pairs': 1,
-    'optimizer.clip_norm': 1.0, 'reward.clip': 1.0, 'reward.scale': '',
-    'eos.penalty': 1.0, 'eos.value': 1.0, 'kl.coef': 1.0, 'kl.target': 1.0,
-    'rollout.chunk_size': 1, 'updates.penalty_target': 1.0,
-    'judge.against': '', 'judge.num_prompts': 1}
-# The first of these that a value of the config is an instance of.
-_TYPES = ((bool, 'True or False'), (numbers.Integral, 'an integer'),
-          (numbers.Real, 'a number'), (str, 'text'),
-          ((list, tuple), 'a list of values'))
 # Of `config.data`: what has no meaning unless a log, or files, are read.
 _OF_LOG = ('kind', 'split', 'columns', 'num_rows', 'noise', 'target',
            'demonstrations', 'format', 'control', 'tokenizer', 'pad', 'bos',
@@ -151,62 +136,9 @@ def has_rule(data: dict) -> bool:
       data.get('task') == 'reddit' and not data.get('tokenizer'))
 
 
-def merge(base: Mapping, changes: Any, where: str) -> dict:
-  """`base` with nested changes.
-
-  Args:
-    base: the fields that there are. A change of one is of its type: an integer
-      where it is one, any number for a number that is none; where it is None,
-      whatever `OPTIONAL` says, or anything.
-    changes: from the config.
-    where: of the changes in the config.
-
-  Raises:
-    ConfigError: naming a field that `base` does not have, or that is of
-      another type.
-  """
-  check_mapping(where, changes, 'changes of its fields')
-  merged = dict(base)
-  for name, value in changes.items():
-    place = f'{where}.{name}'
-    if name not in base:
-      raise errors.ConfigError(f'config.{place} is no field; there are '
-                               f'{", ".join(sorted(base))}')
-    if not isinstance(base[name], Mapping):
-      _check_type(place, value, base[name])
-    elif name in OPEN:
-      check_mapping(place, value, 'a dict')
-    else:
-      value = merge(base[name], value, place)
-    merged[name] = value
-  return merged
-
-
-def check_mapping(where: str, value: Any, what: str):
-  """ConfigError, which asks for `what`, unless a value has fields."""
-  if not isinstance(value, Mapping):
-    raise errors.ConfigError(f'config.{where} is {value!r}; give {what}')
-
-
-def _check_type(where: str, value: Any, base: Any):
-  """ConfigError unless a value is of the type of what it takes the place of."""
-  like = next((like for field, like in OPTIONAL.items()
-               if f'.{where}'.endswith(f'.{field}')), None)
-  optional = like is not None or base is None
-  like = base if like is None else like
-  if like is None or (optional and value is None):
-    return
-  kind, what = next(((kind, what) for kind, what in _TYPES
-                     if isinstance(like, kind)), (object, ''))
-  if not isinstance(value, kind) or (
-      isinstance(value, bool) and not isinstance(like, bool)):
-    raise errors.ConfigError(f'config.{where} is {value!r}; give {what}'
-                             + (', or None' if optional else ''))
-
-
 def check_kinds(where: str, components: Any):
   """ConfigError unless every component is a node of some kind."""
-  check_mapping(where, components, "{name: {'kind': ...}}")
+  trees.check_mapping(where, components, "{name: {'kind': ...}}")
   for name, node in components.items():
     _check_kind(f'{where}.{name}', node)
 
@@ -219,16 +151,20 @@ def _check_kind(where: str, node: Any):
 
 def _changes(config: Mapping, field: str) -> Iterable[tuple[str, Mapping]]:
   """The name and the changes of each run, condition or log."""
-  check_mapping(field, config[field], '{name: changes}')
+  trees.check_mapping(field, config[field], '{name: changes}')
   for name, changes in config[field].items():
-    check_mapping(f'{field}.{name}', changes, 'changes of its fields')
+    if not name or name.startswith('.') or {*name} & {*'/\\\0'}:
+      raise errors.ConfigError(
+          f'config.{field} has the name {name!r}, and a directory is called '
+          'so; leave out slashes and points before it')
+    trees.check_mapping(f'{field}.{name}', changes, 'changes of its fields')
     yield name, changes
 
 
 def conditions(config: dict) -> dict[str, dict]:
   """The `proxy` node and `label_noise` of each condition, paths absolute."""
   base = {'label_noise': 0.0, **config['proxy']}
-  merged = {name: merge(base, changes, f'conditions.{name}')
+  merged = {name: trees.merge(base, changes, f'conditions.{name}')
             for name, changes in _changes(config, 'conditions')}
   return {name: _condition(f'conditions.{name}', node)
           for name, node in merged.items()}
@@ -254,8 +190,8 @@ def online_runs(config: dict) -> dict[str, dict]:
 
 def _online_run(config, name, changes, more) -> dict:
   """A change of the node `online`, which has the fields of `more` too."""
-  run = merge({'labels': {}, **more, **config['online']}, changes,
-              f'runs.{name}')
+  run = trees.merge(
+      {'labels': {}, **more, **config['online']}, changes, f'runs.{name}')
   check_kinds(f'runs.{name}.reward.components', run['reward']['components'])
   return run
 
@@ -274,14 +210,14 @@ def offline_runs(config: dict) -> dict[str, dict]:
       runs[name] = _online_run(
           config, name, changes, {'log': config['offline']['log']})
     else:
-      runs[name] = merge({'labels': {}, **config['offline']}, changes,
-                         f'runs.{name}')
+      runs[name] = trees.merge(
+          {'labels': {}, **config['offline']}, changes, f'runs.{name}')
   return runs
 
 
 def logs(config: dict) -> dict[str, dict]:
   """What each log is."""
-  merged = {name: merge(config['log'], changes, f'logs.{name}')
+  merged = {name: trees.merge(config['log'], changes, f'logs.{name}')
             for name, changes in _changes(config, 'logs')}
   for name, log in merged.items():
     check_kinds(f'logs.{name}.components', log['components'])
@@ -290,7 +226,7 @@ def logs(config: dict) -> dict[str, dict]:
 
 def judge(config: Mapping) -> dict:
   """Who compares the policies, with every field; of no one by default."""
-  merged = merge(_JUDGE, config.get('judge', {}), 'judge')
+  merged = trees.merge(_JUDGE, config.get('judge', {}), 'judge')
   _check_kind('judge.judge', merged['judge'])
   return merged
 

@@ -23,6 +23,7 @@ from rlhf_jax.storage import files
 from rlhf_jax.studies import checks
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import seed as seed_lib
+from rlhf_jax.studies import trees
 
 # What a seed has to show: {'stage', 'run', 'labels'} of each line of a report.
 Shown = list[dict[str, Any]]
@@ -67,7 +68,7 @@ def plan(config: dict, num_devices: int | None = None) -> list[run_lib.Stage]:
     DataError: a file it names is missing or malformed.
     TopologyError: the mesh does not fit the devices, or divides no model.
   """
-  nodes.check_mapping('figure', config.get('figure', {}), "{'kind': ...}")
+  trees.check_mapping('figure', config.get('figure', {}), "{'kind': ...}")
   config = nodes.absolute(config)
   study = studies.get(config['study']).describe(config)
   data = nodes.data_config(config)

@@ -20,6 +20,7 @@ from rlhf_jax.rewards import programmatic
 from rlhf_jax.studies import checks
 from rlhf_jax.studies import labels
 from rlhf_jax.studies import nodes
+from rlhf_jax.studies import trees
 
 # What leaves the score of a model as it is.
 UNTOUCHED = {field: reward_nodes.KINDS['proxy'][field]
@@ -73,7 +74,7 @@ def _check_tokens(where: str, rewards: str, data: Mapping):
 def _check_feedback(config: Mapping, conditions: Mapping[str, Mapping]):
   """ConfigError for a judge that cannot be made, or labels that it lacks."""
   judge = config['feedback']
-  nodes.check_mapping('feedback', judge, "{'kind': 'http' or 'function', ...}")
+  trees.check_mapping('feedback', judge, "{'kind': 'http' or 'function', ...}")
   if judge.get('kind') == 'gold':
     raise errors.ConfigError("config.feedback.kind is 'gold'; that is "
                              "config.pairs='samples'")

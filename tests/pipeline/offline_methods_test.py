@@ -1,6 +1,8 @@
 """Tests for rlhf_jax.pipeline.offline_methods: rows, checks and programs."""
 
+import dataclasses
 import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -23,13 +25,13 @@ from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import unpaired
-from rlhf_jax.studies import nodes as nodes_lib
+from rlhf_jax.studies import trees
 
 
 def run(algorithm='a_lol', arguments=None, **changes):
   """The node of a run."""
   node = base.offline_config('smoke').to_dict()['offline']
-  return nodes_lib.merge(node, dict(
+  return trees.merge(node, dict(
       changes, algorithm=algorithm, arguments=arguments or {}), 'test')
 
 
@@ -120,6 +122,16 @@ class MethodTest(parameterized.TestCase):
   def make(self, *args, num_steps=3, **changes):
     return offline_methods.make(
         run(*args, **changes), worlds.config(), None, num_steps)
+
+  @parameterized.parameters({}, dict(dropout=.1), dict(adapter_dropout=.1))
+  def test_steps_drop_out_where_the_policy_does(self, **changes):
+    method = offline_methods.make(run(), dataclasses.replace(
+        worlds.config(), **changes), None, 3)
+    with (mock.patch.object(train, 'make_train_step',
+                            side_effect=StopIteration) as step,
+          self.assertRaises(StopIteration)):
+      offline_methods.programs.__wrapped__(method)
+    self.assertIs(step.call_args.kwargs['dropout'], bool(changes))
 
   def test_equal_methods_share_their_programs(self):
     offline_methods.programs.cache_clear()

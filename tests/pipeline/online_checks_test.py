@@ -9,14 +9,14 @@ from rlhf_jax import algorithms
 from rlhf_jax.configs import base
 from rlhf_jax.pipeline import online_checks
 from rlhf_jax.pipeline import online_methods
-from rlhf_jax.studies import nodes as nodes_lib
+from rlhf_jax.studies import trees
 
 
 def run(**changes):
   """The node of a run."""
   node = base.online_config('smoke').to_dict()['online']
   del node['condition']
-  return nodes_lib.merge(node, changes, 'test')
+  return trees.merge(node, changes, 'test')
 
 
 class CheckTest(parameterized.TestCase):

@@ -3,18 +3,22 @@
 import copy
 import dataclasses
 import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import numpy as np
 import worlds
 
 from rlhf_jax import algorithms
+from rlhf_jax import sampling
+from rlhf_jax import train
 from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.configs import base
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import online_methods
-from rlhf_jax.studies import nodes as nodes_lib
+from rlhf_jax.studies import trees
 
 KL = dict(coef=None, place='reward', target=None, horizon=10_000)
 REWARD = dict(
@@ -30,7 +34,7 @@ def run(**changes):
   """The node of a run."""
   node = base.online_config('smoke').to_dict()['online']
   del node['condition']
-  return nodes_lib.merge(node, changes, 'test')
+  return trees.merge(node, changes, 'test')
 
 
 class RowTest(parameterized.TestCase):
@@ -181,6 +185,28 @@ class MethodTest(parameterized.TestCase):
     self.assertEqual(
         self.make(), self.make(rollout=dict(
             batch_size=2, chunk_size=1, resample=3)))
+
+  def test_sampler_draws_as_the_node_says(self):
+    node = dict(temperature=.5, top_k=7, top_p=.6, min_new_tokens=2, samples=3)
+    sampler = online_methods._of_policy.__wrapped__(self.make(rollout=node))[0]
+    with (mock.patch.object(sampling, 'sample', side_effect=StopIteration
+                            ) as sample, self.assertRaises(StopIteration)):
+      sampler({}, np.zeros((1, 2), np.int32), np.ones(1, np.int32),
+              jax.random.key(0), np.zeros(1, np.int32))
+    node['num_samples'] = node.pop('samples')
+    self.assertEqual({name: sample.call_args.kwargs[name] for name in node},
+                     node)
+
+  @parameterized.parameters({}, dict(dropout=.1), dict(adapter_dropout=.1))
+  def test_steps_drop_out_where_the_policy_does(self, **changes):
+    method = online_methods.make(
+        run(), world(), dataclasses.replace(worlds.config(), **changes),
+        {'proxy': worlds.config()}, None)
+    with (mock.patch.object(train, 'make_train_step',
+                            side_effect=StopIteration) as step,
+          self.assertRaises(StopIteration)):
+      online_methods._of_policy.__wrapped__(method)
+    self.assertIs(step.call_args.kwargs['dropout'], bool(changes))
 
   def test_schedule_counts_updates(self):
     method = self.make(num_steps=5, updates=dict(

@@ -88,6 +88,13 @@ class StageTest(parameterized.TestCase):
     self.assertFalse(all((row == others).all(axis=(1, 2)).any()
                          for row in arrays['tokens']))
 
+  def test_endings_that_are_forced(self):
+    arrays, _, _ = run(self.workdir, force_eos=True)
+    coder = artifacts.read_tokenizer(self.workdir / 'sft')
+    self.assertTrue(coder.finished(arrays['tokens'], arrays['mask']).all())
+    arrays, _, _ = run(self.workdir)
+    self.assertFalse(coder.finished(arrays['tokens'], arrays['mask']).all())
+
   def test_what_was_answered_is_not_asked_again(self):
     import judges
     _, _, context = run(self.workdir)

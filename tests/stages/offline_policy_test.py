@@ -21,6 +21,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import offline_data
+from rlhf_jax.pipeline import offline_methods
 from rlhf_jax.pipeline import policies
 from rlhf_jax.stages import logged
 from rlhf_jax.stages import offline_policy
@@ -299,6 +300,10 @@ class DataTest(parameterized.TestCase):
     self.assertEqual(result['updates'], STEPS)
     self.assertAlmostEqual(result['epochs'], STEPS * BATCH / len(at))
     close(restored(context, STEPS), restored(a_lol()[0], STEPS), rtol=0)
+    with (mock.patch.object(offline_methods, 'make', side_effect=StopIteration
+                            ) as make, self.assertRaises(StopIteration)):
+      run(num_steps=asked, scale_steps=True)
+    self.assertEqual(make.call_args.args[-1], STEPS)  # as the schedule's
     _, result = run(num_steps=0, scale_steps=True)
     self.assertEqual(result['updates'], 0)
 
@@ -413,6 +418,17 @@ class ResumeTest(parameterized.TestCase):
 
 
 class IlqlTest(parameterized.TestCase):
+
+  @parameterized.parameters((0., 1.), (1., 0.))
+  def test_heads_begin_with_scales_of_their_own(self, q, value):
+    with (mock.patch.object(fit_lib, 'fit', side_effect=StopIteration) as fit,
+          self.assertRaises(StopIteration)):
+      run(algorithm='ilql', q=Q | dict(scale=q),
+          value=RUN['value'] | dict(scale=value))
+    params = fit.call_args.args[1].params
+    for head, scale in (*((head, q) for head in params['q_heads']),
+                        (params['value_head'], value)):
+      self.assertEqual(np.any(head['weight']), bool(scale))
 
   def test_targets_follow_every_second_step(self):
     ilql = dict(algorithm='ilql', given=NO_VALUES)

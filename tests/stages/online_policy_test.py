@@ -32,7 +32,7 @@ from rlhf_jax.rewards import components
 from rlhf_jax.stages import online_policy
 from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
-from rlhf_jax.studies import nodes as nodes_lib
+from rlhf_jax.studies import trees
 
 # One row of each way to an update; k = 2 where samples are compared.
 METHODS = dict(ppo=1, reinforce=1, raft=2, grpo=2, apa=1)
@@ -47,9 +47,9 @@ def run_node(**changes):
   """The node of a run: one rollout of 8 prompts."""
   node = base.online_config('smoke').to_dict()['online']
   del node['condition']
-  node = nodes_lib.merge(node, dict(
+  node = trees.merge(node, dict(
       num_steps=1, rollout=dict(batch_size=BATCH)), 'test')
-  return nodes_lib.merge(node, changes, 'test')
+  return trees.merge(node, changes, 'test')
 
 
 def run(context=None, *, workdir=None, given=GIVEN, seed=0, part=0,

@@ -154,6 +154,15 @@ class RunTest(absltest.TestCase):
         scores.std(axis=(1, 2)), rtol=1e-5)
     self.assertNotEqual(lines[0]['loss_0'], lines[-1]['loss_0'])
 
+  def test_epochs_that_end_within_a_batch(self):
+    """Thirteen pairs in batches of five, twice: five steps, and not four."""
+    context = worlds.Context(worlds.untrained())
+    run(context, num_pairs=13, validate=True)
+    lines = context.lines('evaluation')
+    self.assertEqual([line['step'] for line in lines], [0, 3, 5])
+    np.testing.assert_allclose(
+        [line['epoch'] for line in lines], [0, 15 / 13, 25 / 13], rtol=1e-5)
+
   def test_nothing_is_validated_unless_asked_for(self):
     context = worlds.Context(worlds.untrained())
     result = run(context, num_pairs=10, noise=.5)

@@ -1,5 +1,7 @@
 """Tests for rlhf_jax.stages.samples, on the finished study of figure 3."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -9,6 +11,7 @@ import worlds
 
 from rlhf_jax import errors
 from rlhf_jax.models import transformer
+from rlhf_jax.pipeline import rows as rows_lib
 from rlhf_jax.stages import samples
 from rlhf_jax.storage import files
 from rlhf_jax.studies import nodes
@@ -48,6 +51,18 @@ class SamplesTest(parameterized.TestCase):
       # Calls of 16 do not repeat each other.
       self.assertGreater(len({row.tobytes() for row in tokens}), 28)
       self.assertTrue((tokens[:, :8] == prompt).all())
+
+  def test_no_two_calls_have_one_place(self):
+    """A draw is a function of its key and its place in the whole data set."""
+    draw = rows_lib.Draw(num_samples=16, sampler={})
+    with mock.patch.object(rows_lib, 'sample_rows', return_value=(
+        np.zeros((2, 16, 3)),) * 2) as sample:
+      for index in range(4):
+        samples._responses(mock.MagicMock(), figure_3.corpus().eval_prompts,
+                           index, 32, 0, draw)
+    self.assertEqual([call.kwargs['first_row'] + i
+                      for call in sample.call_args_list for i in range(2)],
+                     [*range(8)])
 
   @parameterized.parameters(*figure_3.ENDINGS)
   def test_what_is_thought_of_them(self, ending):

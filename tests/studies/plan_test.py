@@ -213,6 +213,14 @@ class StagesTest(parameterized.TestCase):
 class InputsTest(parameterized.TestCase):
   """Whatever a study reads from outside is pinned with its config."""
 
+  @parameterized.parameters(
+      ('polite', True), ('rlhf_jax_rewards', True), ('rlhf_jaxes.mine', True),
+      ('rlhf_jax.rewards.example', False))
+  def test_a_module_is_ours_by_its_whole_name(self, module, outside):
+    told = {'reward': [{'function': f'{module}:score'}]}
+    self.assertEqual([*plan._outside(told)],
+                     [('function', module)] * outside)
+
   @parameterized.parameters(*KINDS)
   def test_of_every_kind_of_study(self, kind):
     config, models = of_all(kind)
