@@ -55,7 +55,7 @@ def check(config: dict, proxies: Mapping[str, Mapping], mesh: AbstractMesh, *,
   """
   require = nodes.requirement(config)
   check_values(config, 'seeds')
-  require(all(isinstance(x, int) and x >= 0 for x in config['seeds']),
+  require(all(type(x) is int and x >= 0 for x in config['seeds']),
           'seeds', 'seeds are integers >= 0')
   for field, least in (('data.num_demonstrations', 1),
                        ('data.num_pair_prompts', 1),

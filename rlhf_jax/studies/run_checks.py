@@ -214,10 +214,11 @@ def _check_numbers(where, run, require):
 
 def _check_evaluation(where, run, num_eval_prompts, require):
   evaluation = run['evaluation']
-  for field in ('every', 'num_prompts', 'chunk_size'):
+  for field, least in (('every', 1), ('num_prompts', 1), ('chunk_size', 1),
+                       ('texts', 0)):
     value = evaluation[field]
-    require(isinstance(value, int) and value >= 1,
-            f'{where}.evaluation.{field}', 'give at least 1')
+    require(isinstance(value, int) and value >= least,
+            f'{where}.evaluation.{field}', f'give at least {least}')
   require(evaluation['num_prompts'] <= num_eval_prompts,
           f'{where}.evaluation.num_prompts',
           f'there are data.num_eval_prompts {num_eval_prompts}')

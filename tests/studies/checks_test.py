@@ -48,6 +48,7 @@ class FieldsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('seeds', ()), ('seeds', (1, 1)), ('seeds', (-1,)), ('seeds', ('0',)),
+      ('seeds', (True,)),
       ('data.num_demonstrations', 0), ('data.num_pair_prompts', 0),
       ('data.num_eval_prompts', 1), ('training.save_every', 0),
       ('training.log_every', 0), ('sampler.temperature', 0.),

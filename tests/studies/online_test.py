@@ -258,6 +258,7 @@ class MistakesTest(parameterized.TestCase):
       (dict(updates=dict(penalty_target=.01, num_epochs=1),
             algorithm='ppo_kl_penalty'), 'num_epochs >= 2'),
       (dict(evaluation=dict(num_prompts=999)), 'num_prompts is 999'),
+      (dict(evaluation=dict(texts=-1)), 'texts is -1; give at least 0'),
       (dict(value=dict(trunk='none')), "value.trunk is 'none'"),
       (dict(num_step=3), 'runs.one.num_step is no field'),
       (3, r'config\.runs\.one is 3; give changes'),
