@@ -286,7 +286,7 @@ def noticed(mutant: Mutant | None, runs: list[Run]) -> Failure | None:
     shutil.copy(ROOT / 'setup.cfg', directory)
     for name in COPIED:
       shutil.copytree(ROOT / name, pathlib.Path(directory, name),
-                      ignore=shutil.ignore_patterns('results'))
+                      ignore=shutil.ignore_patterns('*.png'))
     if mutant is not None:
       path, source = change(mutant)
       pathlib.Path(directory, path.relative_to(ROOT)).write_text(source)
