@@ -36,7 +36,6 @@ def get_config(size: str = 'smoke'):
     node.num_steps = 3
     node.optimizer.update(learning_rate=5e-3, clip_norm=.5, weight_decay=.01)
     node.value.scale = 1.
-    node.log = 'pairs'
     node.evaluation.every = 3
   _online(config.online)
   config.offline.num_microbatches = 2
