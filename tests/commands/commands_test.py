@@ -17,6 +17,7 @@ import numpy as np
 import own_data
 import worlds
 
+from rlhf_jax import errors
 from rlhf_jax import main
 from rlhf_jax import sampling
 from rlhf_jax.data import tokenizer
@@ -305,6 +306,11 @@ class PolicyTest(parameterized.TestCase):
 
 
 class FrontDoorTest(parameterized.TestCase):
+
+  def test_a_directory_without_reward_models(self):
+    with self.assertRaisesRegex(errors.CheckpointError,
+                                'holds no reward models: neither model.json'):
+      reward_directory.members(worlds.folder())
 
   def test_help(self):
     for words in ((), ('--help',), ('help',)):

@@ -1,5 +1,6 @@
 """Tests for rlhf_jax.reports.results, with numbers made by hand."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -170,6 +171,12 @@ class WinRatesTest(parameterized.TestCase):
     self.assertEqual(row['opponents'], 2)
     self.assertAlmostEqual(row['win_rate'], .8125)
     self.assertAlmostEqual(row['win_rate_sd'], .375 / 2**.5)
+
+  def test_what_a_file_says_of_them(self):
+    rates = {'opponents': 2, 'win_rate': .75, 'win_rate_sd': .1}
+    mine = dataclasses.replace(self.mine, rates=rates)
+    self.assertEqual(results.win_rate_rows(
+        mine, [mine, *self.single], self.FIGURE), [rates])
 
   def test_over_seeds(self):
     seeds = [policy(1, final=[0.]), policy(1, final=[1.], method='single'),
