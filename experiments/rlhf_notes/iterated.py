@@ -29,14 +29,13 @@ from rlhf_jax.configs import templates
 def get_config(size: str = 'laptop') -> config_dict.ConfigDict:
   """The config of one size."""
   config = templates.iterated(size)
-  if size != 'smoke':
-    config.seeds = (1, 2, 3)
   config.title = 'Labels of the current policy, or of the SFT policy'
   config.online.kl.coef = 0.01
   config.figure = dict(
       kind='final', x='round', y=('gold', 'proxy'), line=('collect',),
       baseline=dict(collect='initial'), paired_by=('round',))
   if size != 'smoke':
+    config.seeds = (1, 2, 3)
     config.online.num_steps = 25
     config.online.evaluation.every = 5
   return config.lock()

@@ -54,10 +54,10 @@ def parse(values: flags.FlagValues, argv: list[str], doc: str) -> dict | None:
     raise errors.ConfigError(_reason(error.__cause__, argv)) from error
   except Exception as error:
     raise errors.ConfigError(_reason(error, argv)) from error
-  if config is not None and 'study' not in config:
-    raise errors.ConfigError(
-        'config.study is missing; name a module of rlhf_jax.studies')
   if config is not None:
+    if 'study' not in config:
+      raise errors.ConfigError(
+          'config.study is missing; name a module of rlhf_jax.studies')
     fields.check(config)
   return config
 

@@ -36,9 +36,7 @@ def _check(fields: Mapping, config: Mapping, where: str):
         f'in config.{where}{missing[0]} = {fields[missing[0]]!r}, and not all '
         'of them at once by a dict')
   for name, value in fields.items():
-    if not isinstance(value, Mapping):
-      trees.check_type(where + name, config[name], value)
-    elif name in OPEN:
-      trees.check_mapping(where + name, config[name], 'a dict')
-    else:
+    if isinstance(value, Mapping) and name not in OPEN:
       _check(value, config[name], f'{where}{name}.')
+    else:
+      trees.check_type(where + name, config[name], value)

@@ -104,8 +104,7 @@ def policies(directory: pathlib.Path, rows: Sequence[Mapping[str, Any]]
         columns, _columns(own, [
             name for name in (own[0] if own else ())
             if name not in ('seed', 'run', *labels)]), [], np.zeros(0),
-        last and {name: last[0][name] for name in last[0]
-                  if name not in ('seed', 'run', *labels)}))
+        last and last[0]))
   return trained
 
 

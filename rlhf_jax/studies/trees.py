@@ -21,7 +21,7 @@ OPTIONAL = {
 # The first of these that a value of the config is an instance of.
 _TYPES = ((bool, 'True or False'), (numbers.Integral, 'an integer'),
           (numbers.Real, 'a number'), (str, 'text'),
-          ((list, tuple), 'a list of values'))
+          ((list, tuple), 'a list of values'), (Mapping, 'a dict'))
 
 
 def merge(base: Mapping, changes: Any, where: str) -> dict:
@@ -45,12 +45,10 @@ def merge(base: Mapping, changes: Any, where: str) -> dict:
     if name not in base:
       raise errors.ConfigError(f'config.{place} is no field; there are '
                                f'{", ".join(sorted(base))}')
-    if not isinstance(base[name], Mapping):
-      check_type(place, value, base[name])
-    elif name in OPEN:
-      check_mapping(place, value, 'a dict')
-    else:
+    if isinstance(base[name], Mapping) and name not in OPEN:
       value = merge(base[name], value, place)
+    else:
+      check_type(place, value, base[name])
     merged[name] = value
   return merged
 
