@@ -42,6 +42,7 @@ class Contrast:
     figure: directory of the results.
     first: {column: text} of the rows of the runs that the claim is of.
     less: of those that they are compared with; None: with `reference`.
+    less_figure: directory of the results that `less` is of; None: `figure`.
     reference: a number, such as the win rate of chance, of which the effect is
       counted from 0 all the same.
     column: what is compared.
@@ -68,6 +69,7 @@ class Contrast:
   column: str
   command: str
   less: Mapping[str, str] | None = None
+  less_figure: str | None = None
   reference: float = 0.0
   statistic: str = 'value'
   at: Mapping[str, Any] | None = None
@@ -89,6 +91,10 @@ class Contrast:
       raise errors.ConfigError(
           f'{self.claim}: it is compared with {dict(self.less)} and with '
           f'{self.reference}; give one of both')
+    if self.less_figure and self.less is None:
+      raise errors.ConfigError(
+          f'{self.claim}: less_figure is {self.less_figure!r} without less, '
+          'which says what of it is compared')
     if self.margin < 0 or (
         self.expects in ('equal', 'no_less') and not self.margin):
       raise errors.ConfigError(
@@ -100,6 +106,8 @@ class Contrast:
     runs = ' '.join(self.first.values())
     if self.less is not None:
       runs += ' less ' + ' '.join(self.less.values())
+    if self.less_figure:
+      runs += f' of {self.less_figure}'
     reference = f' less {self.reference:g}' if self.reference else ''
     where = 'at the end' if self.at is None else (
         f'at {self.at["column"]} {self.at["from"]:g} to {self.at["to"]:g}')
@@ -171,7 +179,8 @@ def _enough(values: np.ndarray, target: float) -> str:
           else f', more than {_MOST_SEEDS} seeds')
 
 
-def values(rows: Iterable[Mapping[str, str]], contrast: Contrast
+def values(rows: Iterable[Mapping[str, str]], contrast: Contrast,
+           less_rows: Iterable[Mapping[str, str]] | None = None
            ) -> dict[str, float]:
   """The contrast in each seed that has both of its sides.
 
@@ -181,6 +190,7 @@ def values(rows: Iterable[Mapping[str, str]], contrast: Contrast
   Args:
     rows: of the results' table, in the order of each run.
     contrast: see there.
+    less_rows: of the table of its `less_figure`.
 
   Raises:
     DataError: a side has no rows, or a column is not there.
@@ -188,7 +198,8 @@ def values(rows: Iterable[Mapping[str, str]], contrast: Contrast
   rows = list(rows)
   first = _side(rows, contrast, contrast.first)
   less = (dict.fromkeys(first, contrast.reference) if contrast.less is None
-          else _side(rows, contrast, contrast.less))
+          else _side(rows if less_rows is None else list(less_rows), contrast,
+                     contrast.less))
   return {seed: first[seed] - less[seed] for seed in first if seed in less}
 
 
@@ -245,15 +256,15 @@ def row(contrast: Contrast, results: pathlib.Path, *,
   Raises:
     DataError: the results have no such rows or columns.
   """
-  path = (own or results / contrast.figure) / f'{contrast.table}.csv'
-  numbers, run = {}, path.exists()
-  try:
-    if run:
-      with open(path, newline='') as stream:
-        numbers = values(csv.DictReader(stream), contrast)
-  except OSError as error:
-    raise errors.DataError(
-        f'{contrast.claim}: cannot read {path}: {error.strerror}') from None
+  table = f'{contrast.table}.csv'
+  paths = [(own or results / contrast.figure) / table]
+  if contrast.less_figure:
+    paths.append(results / contrast.less_figure / table)
+  run = all(path.exists() for path in paths)
+  numbers = {}
+  if run:
+    first, *less = (_table(path, contrast) for path in paths)
+    numbers = values(first, contrast, *less)
   fixed = contrast.num_seeds or 0
   ends = '', '', ''
   if not run:
@@ -272,3 +283,13 @@ def row(contrast: Contrast, results: pathlib.Path, *,
           'margin': contrast.margin, 'seeds': len(numbers),
           **dict(zip(('mean', 'low', 'high'), ends)), 'word': said,
           'kind': contrast.kind, 'command': contrast.command}
+
+
+def _table(path: pathlib.Path, contrast: Contrast) -> list[dict[str, str]]:
+  """The rows of a table of results, as text."""
+  try:
+    with open(path, newline='') as stream:
+      return list(csv.DictReader(stream))
+  except OSError as error:
+    raise errors.DataError(
+        f'{contrast.claim}: cannot read {path}: {error.strerror}') from None

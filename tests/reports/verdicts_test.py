@@ -153,7 +153,8 @@ class ValuesTest(parameterized.TestCase):
         (dict(expects='equal'), 'margin is 0.0; give one above 0'),
         (dict(margin=-1.), 'margin is -1.0'), (dict(kind='sure'), 'kind is'),
         (dict(statistic='last'), 'statistic is'),
-        (dict(less={'run': 'b'}, reference=.5), 'give one of both')):
+        (dict(less={'run': 'b'}, reference=.5), 'give one of both'),
+        (dict(less_figure='g'), "less_figure is 'g' without less")):
       with self.assertRaisesRegex(errors.ConfigError, message):
         verdicts.Contrast(**FIELDS | changes)
 
@@ -173,6 +174,23 @@ class ValuesTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.DataError, 'cannot read .*a_directory'):
       verdicts.row(verdicts.Contrast(
           **FIELDS | dict(figure='a_directory')), folder)
+
+  def test_two_figures(self):
+    folder = worlds.folder()
+    contrast = verdicts.Contrast(
+        **FIELDS | dict(less={'run': 'a'}, less_figure='g'))
+    for name, values in (('f', {'1': (5,), '2': (7,)}),
+                         ('g', {'2': (3,), '1': (4,), '9': (0,)})):
+      self.assertEqual(verdicts.row(contrast, folder)['word'], 'not yet run')
+      (folder / name).mkdir()
+      files.write_csv(folder / name / 'results.csv', table(a=values))
+    line = verdicts.row(contrast, folder)
+    self.assertEqual((line['seeds'], line['mean']), (2, '2.500'))
+    self.assertEqual(line['contrast'], 'a less a of g: gold at the end')
+    (folder / 'own').mkdir()
+    files.write_csv(folder / 'own/results.csv', table(a={'1': (6,)}))
+    line = verdicts.row(contrast, folder, own=folder / 'own')
+    self.assertEqual((line['seeds'], line['mean']), (1, '2.000'))
 
   def test_no_word_before_the_last_of_the_seeds_that_were_fixed(self):
     folder = worlds.folder()
