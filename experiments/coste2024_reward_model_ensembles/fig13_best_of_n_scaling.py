@@ -10,7 +10,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,model=small  :laptop,model=large  :laptop,pairs=quarter
           :laptop,pairs=half
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py). One study for each line
           of the paper's figure; model sizes and numbers of pairs are those of
           fig8_model_size.py and fig9_data_size.py.

@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/fig26 \
             --config=experiments/coste2024_reward_model_ensembles/fig26_long_run.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. As in the paper, 10/3 of the steps of figure 4.
 """

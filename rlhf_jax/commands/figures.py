@@ -21,14 +21,25 @@ from rlhf_jax.storage import files
 def configs(paper: pathlib.Path) -> dict[str, str]:
   """The config of each directory of results, as --config takes it.
 
+  A directory has the name of its config, or of a contrast, whose command says
+  with which options. The others that a docstring names, such as
+  `:laptop,best_of_n=3`, follow the name of the config: `_best_of_n_3`.
+
   Args:
     paper: directory of its configs, with results and contrasts.
   """
-  named = {path.stem: f'{path}:laptop' for path in paper.glob('*.py')}
+  sources = sorted(paper.glob('*.py'))
+  named = {path.stem: f'{path}:laptop' for path in sources}
   for line in files.read_jsonl(paper / verdicts.CONTRASTS):
     match = re.search(r'--config=\S*/([\w.]+\.py:\S+)', line['command'])
     if match and line['figure'] not in named:
       named[line['figure']] = str(paper / match[1])
+  for path in sources:
+    for options in re.findall(r':laptop,([\w=.,]*\w)', path.read_text()):
+      config = f'{path}:laptop,{options}'
+      if config not in named.values():
+        name = f'{path.stem}_{options}'.replace('=', '_').replace('.', '')
+        named[name] = config
   return named
 
 
@@ -56,5 +67,6 @@ def run(argv: list[str]):
       if config and redraw.draw(path.parent, config):
         print(path)
       else:
-        arguments.progress(f'{path} is left as it is: results.csv does not '
-                           'hold what it shows')
+        reason = ('results.csv does not hold what it shows' if config else
+                  f'no config or contrast is of {name}')
+        arguments.progress(f'{path} is left as it is: {reason}')

@@ -1,5 +1,6 @@
 """Tests for rlhf_jax.commands.figures."""
 
+import json
 import shutil
 
 from absl.testing import absltest
@@ -22,6 +23,19 @@ class FiguresTest(absltest.TestCase):
     coste = worlds.ROOT / worlds.COSTE
     self.assertEndsWith(figures.configs(coste)['fig3_long_tail'],
                         'fig3_best_of_n.py:laptop,world=long_tail')
+
+  def test_options_that_no_contrast_names(self):
+    paper = worlds.folder()
+    (paper / 'fig1.py').write_text(
+        '"""Sizes: :laptop,noise=0.3 or :laptop,noise=1,members=2."""\n')
+    contrast = dict(figure='quiet', command='x --config=a/fig1.py:laptop,n=1')
+    (paper / verdicts.CONTRASTS).write_text(json.dumps(contrast))
+    named = {name: config.removeprefix(f'{paper}/')
+             for name, config in figures.configs(paper).items()}
+    self.assertEqual(named, {
+        'fig1': 'fig1.py:laptop', 'quiet': 'fig1.py:laptop,n=1',
+        'fig1_noise_03': 'fig1.py:laptop,noise=0.3',
+        'fig1_noise_1_members_2': 'fig1.py:laptop,noise=1,members=2'})
 
   def test_one_is_drawn_again(self):
     folder = worlds.folder() / 'experiments'
