@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/baheti_clipping \
             --config=experiments/baheti2024_leftover_lunch/ablation_clipping.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  as figure 2. The appendix is absent from the text at hand: the
           intervals are ours, .9 is the code's, and None what its generation
           script does.

@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/baheti_sampling \
             --config=experiments/baheti2024_leftover_lunch/ablation_sampling.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  as figure 2. Drawn by advantage, and weighted by it in the loss too,
           a response counts by its square, as in the code.
 """

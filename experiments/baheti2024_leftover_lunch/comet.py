@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/baheti_comet \
             --config=experiments/baheti2024_leftover_lunch/comet.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  triples of a grammar in the file format of ATOMIC10X, whose truth is
           known (`valid`, not trained on); the critic is a model from scratch
           that has learned `p_valid_model` of the file.

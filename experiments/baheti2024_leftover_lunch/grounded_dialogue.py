@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/baheti_dialogue \
             --config=experiments/baheti2024_leftover_lunch/grounded_dialogue.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  dialogues of a grammar in the file format of FaithDial; rules of the
           text in place of the critic of faithfulness and of the classifiers of
           fluency and engagement.

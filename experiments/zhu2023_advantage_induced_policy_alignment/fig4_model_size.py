@@ -11,7 +11,7 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop is the larger one, :laptop,policy=small the smaller one
           :laptop,settings=text is as in the text, :laptop as in the code
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: README.md beside this file (laptop, small policy).
+Measured: README.md beside this file (laptop, both policies).
 Differs:  as fig3_apa_awr_ppo.py, whose policy, of width 64 and two layers,
           lies between these two: width 32 and one layer, width 128 and four.
           The paper has 1B and 6B beside the 125M of its figure 3; at full size

@@ -38,8 +38,8 @@ def configs(paper: pathlib.Path) -> dict[str, str]:
     for options in re.findall(r':laptop,([\w=.,]*\w)', path.read_text()):
       config = f'{path}:laptop,{options}'
       if config not in named.values():
-        name = f'{path.stem}_{options}'.replace('=', '_').replace('.', '')
-        named[name] = config
+        tag = re.sub('[=,]', '_', options).replace('.', '')
+        named[f'{path.stem}_{tag}'] = config
   return named
 
 
