@@ -1,6 +1,6 @@
 """Tables, means over seeds, and the figure of best-of-n."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 import os
 
@@ -70,13 +70,11 @@ def lines(rows: Sequence[files.Row], method: str, what: str):
 def _panel(axis, rows: Sequence[files.Row], title: str):
   """One condition: gold solid on the left axis, proxy dashed on the right."""
   right = axis.twinx()
-  methods = [name for name in style.STYLE
-             if any(r['method'] == name for r in rows)]
+  methods = style.of_aggregates(r['method'] for r in rows)
   for colour, part in _thin(rows, methods):
     axis.plot([r['sqrt_kl'] for r in part], [r['gold'] for r in part],
               color=colour, linewidth=0.6, alpha=0.3)
-  for method in methods:
-    colour, label = style.STYLE[method]
+  for method, (colour, label) in methods.items():
     x, mean, error = lines(rows, method, 'gold')
     axis.plot(x, mean, color=colour, linewidth=1.8, label=label)
     axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15,
@@ -92,7 +90,7 @@ def _panel(axis, rows: Sequence[files.Row], title: str):
   return right
 
 
-def _thin(rows: Sequence[files.Row], methods: Sequence[str]):
+def _thin(rows: Sequence[files.Row], methods: Mapping[str, tuple[str, str]]):
   """Colour and rows of each seed, or of each member where there is one seed.
 
   Single models by themselves are shown by their members, means over seeds.
@@ -101,8 +99,8 @@ def _thin(rows: Sequence[files.Row], methods: Sequence[str]):
   pick = lambda seed, name: [
       r for r in rows if (r['seed'], r['method']) == (seed, name)]
   if len(seeds) > 1 and len(methods) > 1:
-    return [(style.STYLE[name][0], pick(seed, name))
-            for name in methods for seed in seeds]
+    return [(colour, pick(seed, name))
+            for name, (colour, _) in methods.items() for seed in seeds]
   members = sorted({r['method'] for r in rows
                     if r['method'].startswith('single_')})
   return [(style.STYLE['single'][0],
@@ -115,7 +113,7 @@ def _note(rows: Sequence[files.Row]) -> str:
   count = len({r['seed'] for r in rows})
   if count == 1:
     return 'one seed; bands: one standard error over prompts; thin: members'
-  several = len({r['method'] for r in rows} & {*style.STYLE}) > 1
+  several = len(style.of_aggregates(r['method'] for r in rows)) > 1
   return (f'mean of {count} seeds; bands: one standard error over them; '
           f'thin: {"single seeds" if several else "members"}')
 

@@ -165,9 +165,11 @@ def _best_of_n(rows: Sequence[Mapping]) -> list[Chart]:
     part = [r for r in rows
             if (r['force_eos'], r['label_noise']) == (end, noise)]
     series = []
-    for name in sorted({r['method'] for r in part}):
-      what, label = style.STYLE.get(
-          name, (style.STYLE['single'][0], name.replace('_', ' ')))
+    names = {r['method'] for r in part}
+    members = {name: (style.STYLE['single'][0], name.replace('_', ' '))
+               for name in names}
+    looks = members | style.of_aggregates(names)
+    for name, (what, label) in sorted(looks.items()):
       thin = name.startswith('single_')
       for column in ('gold',) if thin else ('gold', 'proxy'):
         x, mean, error = figures.lines(part, name, column)

@@ -1,6 +1,6 @@
 """What figures call methods, labels and columns, and how they colour them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import re
 from typing import Any
 
@@ -84,6 +84,39 @@ _MEMBERS = ' (mean of members)'
 METHODS = {name.removesuffix(_MEMBERS): colour
            for colour, name in STYLE.values()} | _OTHERS
 _PLACES = {name: i for i, name in enumerate(METHODS)}
+
+
+def of_aggregates(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+  """Colour and name of each way to combine reward models, in their order.
+
+  What ends in a number, as `configs.base.tag` writes it, is one of another
+  coefficient: 'uncertainty_weighted_01' has a lambda of .1, and is lighter the
+  smaller and darker the larger that is. What has a name of its own comes last.
+
+  Args:
+    names: of the methods of best-of-n; single members, 'single_0', are none.
+  """
+  names = {name for name in names if not re.fullmatch(r'single_\d+', name)}
+  out = {name: STYLE[name] for name in STYLE if name in names}
+  own = iter(PALETTE[:3:-1] * len(names))
+  for name in sorted(names - out.keys()):
+    kind, _, tag = name.rpartition('_')
+    if kind in STYLE and tag.isdecimal():
+      colour, label = STYLE[kind]
+      number = f'0.{tag[1:]}' if tag[0] == '0' and tag[1:] else tag
+      out[name] = _shade(colour, float(number)), f'{label}, {number}'
+    else:
+      out[name] = next(own), name.replace('_', ' ')
+  return out
+
+
+def _shade(colour: str, number: float) -> str:
+  """Lighter below a half, darker above."""
+  share = number / (1 + number) - 1 / 3  # of a half: 0
+  end = 0 if share > 0 else 255
+  parts = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
+  return '#' + ''.join(
+      f'{round(part + 1.2 * abs(share) * (end - part)):02X}' for part in parts)
 
 
 def colour_of(method: Any) -> str | None:

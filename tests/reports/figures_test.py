@@ -97,6 +97,18 @@ class FigureTest(parameterized.TestCase):
     ends = [ink[:, :width // 2].mean(), ink[:, width // 2:].mean()]
     self.assertGreater(min(ends), .01)
 
+  def test_a_method_with_a_name_of_its_own_is_drawn(self):
+    path = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory()), 'figure.png')
+    for name in ('uncertainty_weighted_2', 'mine'):
+      rows = [row | {'method': name if row['method'] == 'mean' else
+                     row['method']} for row in _rows()]
+      figures.best_of_n(rows, path, title='A title')
+      rgb = matplotlib.colors.to_rgb(style.of_aggregates([name])[name][0])
+      image = matplotlib.image.imread(path)[100:-250, 160:-160]  # the panel
+      near = np.abs(image[..., :3] - rgb).max(axis=-1) < .02
+      self.assertGreater(near.sum(), 200, name)
+
 
 if __name__ == '__main__':
   absltest.main()

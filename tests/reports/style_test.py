@@ -26,6 +26,25 @@ class StyleTest(parameterized.TestCase):
         sorted(labels, key=style.place),
         ['single', 'worst_case', 'reference', 'PPO', 'RLOO', 'nobody', None])
 
+  def test_ways_to_combine_reward_models(self):
+    """All that a best-of-n study may name, in the order of a legend."""
+    looks = style.of_aggregates(iter((
+        'two', 'uncertainty_weighted_2', 'single_0', 'mean', 'single_max',
+        'uncertainty_weighted_01', 'uncertainty_weighted', 'single',
+        'uncertainty_weighted_0', 'uncertainty_weighted_100')))
+    self.assertEqual([label for _, label in looks.values()], [
+        'single model (mean of members)', 'ensemble mean',
+        'uncertainty-weighted (UWO)', 'single max', 'two',
+        'uncertainty-weighted (UWO), 0', 'uncertainty-weighted (UWO), 0.1',
+        'uncertainty-weighted (UWO), 100', 'uncertainty-weighted (UWO), 2'])
+    colours = {label: colour for colour, label in looks.values()}
+    self.assertLen({*colours.values()}, len(looks))
+    bright = {label.rpartition(', ')[2]: sum(matplotlib.colors.to_rgb(colour))
+              for label, colour in colours.items() if '(UWO)' in label}
+    self.assertEqual(
+        sorted(bright, key=bright.get, reverse=True),
+        ['0', '0.1', 'uncertainty-weighted (UWO)', '2', '100'])
+
   @parameterized.parameters(
       ({'method': 'single'}, 'single model'),
       ({'method': 'raft', 'kl_coef': .10}, 'raft, KL coefficient 0.1'),
