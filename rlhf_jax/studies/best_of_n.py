@@ -8,6 +8,7 @@ The policy, the trunk and the gold model are shared by all conditions of a
 seed; pairs and samples by all noise levels of one kind of ending.
 """
 
+from rlhf_jax import errors
 from rlhf_jax.stages import best_of_n
 from rlhf_jax.stages import report
 from rlhf_jax.stages import samples
@@ -36,6 +37,10 @@ def _check(config: dict):
   checks.check_samples(config)
   checks.check_samples_pairs(config)
   for name, method in config['best_of_n']['methods'].items():
+    if name.startswith('single') or '__' in name:  # in with_single, curves.npz
+      raise errors.ConfigError(
+          f'config.best_of_n.methods.{name}: names that begin with single are '
+          'those of the members, and __ parts columns; choose another')
     checks.check_aggregate(f'best_of_n.methods.{name}', method,
                            config['proxy']['num_members'])
 

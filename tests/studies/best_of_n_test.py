@@ -72,6 +72,9 @@ class BestOfNTest(parameterized.TestCase):
   @parameterized.parameters(
       ('methods', {'a': dict(kind='best')}, r'methods\.a\.kind is'),
       ('methods', {'a': dict(kind='single', member=2)}, r'methods\.a: '),
+      ('methods', {'single': dict(kind='mean')}, r'methods\.single: names'),
+      ('methods', {'single_max': dict(kind='mean')}, r'methods\.single_max: '),
+      ('methods', {'a__b': dict(kind='mean')}, r'methods\.a__b: .*columns'),
       ('num_samples', 24, 'num_samples is 24'))
   def test_rejects_of_its_node(self, field, value, message):
     study = config()
