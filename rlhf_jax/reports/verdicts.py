@@ -15,7 +15,6 @@ seed. Its word comes from the interval of Student's t over seeds, by one rule:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import csv
 import dataclasses
 import math
 import pathlib
@@ -25,6 +24,7 @@ import numpy as np
 from scipy import stats
 
 from rlhf_jax import errors
+from rlhf_jax.storage import files
 
 EXPECTS = ('more', 'less', 'equal', 'no_less')
 STATISTICS = ('value', 'growth', 'drop')
@@ -288,8 +288,6 @@ def row(contrast: Contrast, results: pathlib.Path, *,
 def _table(path: pathlib.Path, contrast: Contrast) -> list[dict[str, str]]:
   """The rows of a table of results, as text."""
   try:
-    with open(path, newline='') as stream:
-      return list(csv.DictReader(stream))
-  except OSError as error:
-    raise errors.DataError(
-        f'{contrast.claim}: cannot read {path}: {error.strerror}') from None
+    return files.read_csv(path)
+  except errors.CheckpointError as error:
+    raise errors.DataError(f'{contrast.claim}: {error}') from None
