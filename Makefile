@@ -86,7 +86,7 @@ $(VENV)/bin/python:
 
 # A stamp for each set of packages, redone when setup.cfg changes.
 $(VENV)/demo: $(VENV)/bin/python setup.cfg
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[report]'
 	@touch $@
 
 $(VENV)/test: $(VENV)/bin/python setup.cfg

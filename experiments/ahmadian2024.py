@@ -12,6 +12,7 @@ from rlhf_jax.configs import published
 
 # The text has no batch size, learning rate, number of steps or default KL
 # coefficient (its appendix C is absent): .1 is where its figure 5 begins.
+PAPER = 'Ahmadian et al. 2024'
 KL_COEF = 0.1
 RESPONSES = dict(smoke=4, laptop=64, full=256)  # of a rollout
 COLUMNS = ('proxy', 'gold', 'rule', 'kl_k1', 'unfinished', 'length')
@@ -42,7 +43,7 @@ def _settings(config: config_dict.ConfigDict):
 def online(size: str, title: str) -> config_dict.ConfigDict:
   """A study without runs and figure: one reward model, no label noise."""
   config = base.online_config(size)
-  config.title = title
+  config.title = f'{PAPER}, {title}'
   config.conditions.clean = dict(num_members=1)
   config.online.kl.coef = KL_COEF
   config.online.reward.clip = None
@@ -56,7 +57,7 @@ def with_pairs(size: str, title: str) -> config_dict.ConfigDict:
   These see each pair five times, as the reward model does.
   """
   config = base.offline_config(size)
-  config.title = title
+  config.title = f'{PAPER}, {title}'
   config.logs.pairs = dict(
       source='pairs', components=dict(reward=dict(kind='proxy')))
   config.online.kl.coef = KL_COEF

@@ -12,6 +12,7 @@ from rlhf_jax.configs import published
 
 # Their groups are those of the paper's figure 2.
 PREFERENCE, REWARD, ADVANTAGE = 'by preference', 'by reward', 'by advantage'
+PAPER = 'Baheti et al. 2024'
 NLL = dict(method='NLL')  # in every panel
 LABEL_NOISE = 0.25  # share of the pairs of the log whose order is wrong
 COLUMNS = ('proxy', 'gold', 'rule', 'kl_k1', 'words',
@@ -63,7 +64,7 @@ def preferences(size: str, title: str) -> config_dict.ConfigDict:
   in order with `LABEL_NOISE`, and a reward model that learns from that order.
   """
   config = base.offline_config(size)
-  config.title = title
+  config.title = f'{PAPER}, {title}'
   if size == 'laptop':
     config.data.num_pair_prompts = 10_000
   config.conditions.clean.label_noise = LABEL_NOISE
@@ -82,7 +83,7 @@ def task(size: str, title: str, name: str, **logged) -> config_dict.ConfigDict:
     **logged: of `data.logged`.
   """
   config = base.offline_config(size)
-  config.title = title
+  config.title = f'{PAPER}, {title}'
   config.data.logged.update(task=name, **logged)
   config.data.logged.num_rows = 1_000 if size == 'smoke' else 40_000
   if size == 'full':  # as many prompts as such a grammar can spare

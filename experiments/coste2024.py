@@ -9,6 +9,7 @@ from ml_collections import config_dict
 from rlhf_jax.configs import base
 from rlhf_jax.configs import templates
 
+PAPER = 'Coste et al. 2024'
 METHODS = ('single', 'mean', 'worst_case', 'uncertainty_weighted')
 ENSEMBLES = METHODS[1:]
 KL_COEFS = (0.0, 0.01, 0.1, 0.2)
@@ -16,6 +17,7 @@ LIMIT_KL = 150.0  # nats; where the paper's curves end
 NUM_SINGLES = dict(smoke=1, laptop=3, full=5)  # members optimised alone
 NUM_MEMBERS = (3, 4, 5)  # of ensembles, in figures 11 and 12
 PAIRS = dict(quarter=4, half=2, all=1)  # of figures 9, 13 and 14: total / n
+WITHOUT_NOISE = {7: 20, 8: 21, 9: 22, 11: 23, 12: 24}  # figures
 SIZES = ('small', 'medium', 'large')  # of the reward models of figure 8
 COLUMNS = ('gold', 'rule', 'proxy', 'kl_k1', 'kl_k2', 'unfinished', 'length')
 
@@ -39,11 +41,16 @@ def _settings(config: config_dict.ConfigDict):
   config.training.log_every = 1
 
 
+def _title(title: str, world: str) -> str:
+  where = '' if world == 'reviews' else f', in {world}'
+  return f'{PAPER}, {title}{where}'
+
+
 def online(size: str, title: str, world: str = 'reviews'
            ) -> config_dict.ConfigDict:
   """A study of PPO without runs and figure, in one of `base.WORLDS`."""
   config = base.online_config(size, world)
-  config.title = title
+  config.title = _title(title, world)
   _settings(config)
   return config
 
@@ -109,6 +116,13 @@ def members_condition(config: config_dict.ConfigDict, noise: float,
     return condition(config, noise)
   return condition(config, noise, f'members_{num_members}',
                    num_members=num_members)
+
+
+def item(number: int, noise: float) -> str:
+  """Which figure of the paper it is, at which share of flipped labels."""
+  where = (f'{100 * noise:g} % label noise' if noise else
+           f'as figure {WITHOUT_NOISE[number]}, no label noise')
+  return f'figure {number} ({where})'
 
 
 def small_kl_coef(method: str, noise: float) -> float:
@@ -193,7 +207,7 @@ def best_of_n(size: str, title: str, *, noise: tuple[float, ...],
     world: one of `base.WORLDS`.
   """
   config = templates.best_of_n(size, world)
-  config.title = title
+  config.title = _title(title, world)
   config.label_noise = noise
   config.proxy.model.update(_shape(size, model))
   config.proxy.held_out = _split(config, pairs)[1]

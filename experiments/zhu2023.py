@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from rlhf_jax.configs import base
 from rlhf_jax.configs import published
 
+PAPER = 'Zhu et al. 2023'
 SETTINGS = ('code', 'text')  # an option of every figure
 COLUMNS = ('proxy', 'gold', 'rule', 'kl_k1', 'unfinished', 'length')
 
@@ -40,7 +41,7 @@ def _settings(config: config_dict.ConfigDict, settings: str):
 def online(size: str, title: str, settings: str) -> config_dict.ConfigDict:
   """A study without runs and figure: one reward model, no label noise."""
   config = base.online_config(size)
-  config.title = f'{title}, as in the {settings}'
+  config.title = f'{PAPER}, {title} (settings of the {settings})'
   config.conditions.clean = dict(num_members=1)
   _settings(config, settings)
   return config
@@ -103,7 +104,7 @@ def offline(size: str, title: str) -> config_dict.ConfigDict:
   the algorithms over the log (appendix D.3).
   """
   config = base.offline_config(size)
-  config.title = title
+  config.title = f'{PAPER}, {title}'
   config.logs.pairs = dict(
       source='pairs', components=dict(reward=dict(kind='proxy')))
   config.offline.update(use='all')

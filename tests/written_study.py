@@ -11,7 +11,7 @@ from rlhf_jax.runner import status
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
-TITLE = 'PPO with a small KL penalty'  # of figure 4 of Coste et al. 2024
+TITLE = 'Coste et al. 2024, figure 4: PPO'
 NASTY = ('</script><script>window.hit = 1</script><img src=x onerror="window.'
          'hit = 2"><a href="javascript:window.hit = 3">x</a>\u2028{{ 1 }}'
          '<!-- <script>')

@@ -27,7 +27,8 @@ UNCLIPPED = dict(clip_ratio=None, value_clip=None)
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = ahmadian2024.online(size, "GAE's lambda, clipping and the ratio")
+  config = ahmadian2024.online(
+      size, "figure 1: GAE's lambda, clipping and the ratio")
   for gae_lambda in (0.0, 0.5, 0.95, 1.0):
     _add(config, 'GAE', f'lambda {gae_lambda:g}', gae_lambda=gae_lambda)
   _add(config, 'clipping', 'clip')  # lambda 1 once more, trained once

@@ -24,7 +24,7 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = ahmadian2024.online(size, 'Reward of every online method')
+  config = ahmadian2024.online(size, 'figure 2: reward of every online method')
   ahmadian2024.add_all(config)
   config.figure = dict(
       kind='final', x='method', y=('proxy',), line=(),

@@ -22,7 +22,7 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = ahmadian2024.online(size, 'RLOO and RAFT')
+  config = ahmadian2024.online(size, 'figure 3: RLOO and RAFT by rollout')
   ahmadian2024.add_k_sweep(config)
   config.figure = dict(kind='curves', x='step', y=('proxy',),
                        line=('method',), columns=ahmadian2024.COLUMNS)

@@ -21,7 +21,7 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = ahmadian2024.online(size, 'RLOO and RAFT')
+  config = ahmadian2024.online(size, 'figure 4: RLOO and RAFT by response')
   ahmadian2024.add_k_sweep(config)
   config.figure = dict(kind='curves', x='samples', y=('proxy',),
                        line=('method',), columns=ahmadian2024.COLUMNS)

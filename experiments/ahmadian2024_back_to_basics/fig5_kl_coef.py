@@ -21,7 +21,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = ahmadian2024.online(size, 'RLOO and RAFT, k=2, by KL coefficient')
+  config = ahmadian2024.online(
+      size, 'figure 5: RLOO and RAFT, k=2, by KL coefficient')
   for kl_coef in (0.1, 0.25, 0.5, 1.0):
     for algorithm in ('rloo', 'raft'):
       ahmadian2024.add(

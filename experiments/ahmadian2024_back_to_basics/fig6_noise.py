@@ -23,7 +23,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = ahmadian2024.online(size, 'RLOO and RAFT, k=2, by reward noise')
+  config = ahmadian2024.online(
+      size, 'figure 6: RLOO and RAFT, k=2, by reward noise')
   for sigma in (0.0, 1.0, 3.0, 5.0):
     for algorithm in ('rloo', 'raft'):
       ahmadian2024.add(

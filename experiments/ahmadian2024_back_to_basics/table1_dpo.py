@@ -21,7 +21,7 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = ahmadian2024.with_pairs(
-      size, 'Win rates of DPO and of online methods')
+      size, 'tables 1 and 2: win rates of DPO and of online methods')
   config.runs.dpo = dict(algorithm='dpo', labels=dict(method='DPO'))
   for algorithm, samples in (('ppo', 1), ('rloo', 2), ('rloo', 4)):
     ahmadian2024.add_method(config, algorithm, samples)

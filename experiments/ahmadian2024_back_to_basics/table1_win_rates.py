@@ -30,7 +30,7 @@ def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, judge = base.options(size, judge=('gold', 'http'))
   config = ahmadian2024.online(
-      size, 'Win rates against the original completions')
+      size, 'table 1: win rates against the original completions')
   ahmadian2024.add_all(config)
   config.judge = dict(
       against='reference', show_reference=False,

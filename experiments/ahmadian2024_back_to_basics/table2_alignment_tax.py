@@ -24,7 +24,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = ahmadian2024.online(size, 'Perplexity of held-out completions')
+  config = ahmadian2024.online(
+      size, 'table 2: perplexity of held-out completions')
   ahmadian2024.add_all(config)
   config.figure = dict(kind='table', columns=(
       'perplexity', 'diversity_1', 'diversity_2', 'length',

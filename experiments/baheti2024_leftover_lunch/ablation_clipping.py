@@ -21,7 +21,8 @@ INTERVALS = (0.2, 0.5, 0.9, None)
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = baheti2024.preferences(size, 'The clip interval of A-LOL')
+  config = baheti2024.preferences(
+      size, 'appendix B: the clip interval of A-LOL')
   baheti2024.add(config, 'a_lol_ref_free', labels=dict(clip='all 1'))
   for method in ('a_lol', 'a_lol_sequence'):
     for interval in INTERVALS:

@@ -21,7 +21,8 @@ NOISES = (0.0, 0.25, 0.4)
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = baheti2024.preferences(size, 'The positive-advantage filter')
+  config = baheti2024.preferences(
+      size, 'sections 4 and 5: the positive-advantage filter')
   config.logs = dict()
   for noise in NOISES:
     log = f'noise_{base.tag(noise)}'

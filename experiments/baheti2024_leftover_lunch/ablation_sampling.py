@@ -18,7 +18,7 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = baheti2024.preferences(size, 'How responses are drawn')
+  config = baheti2024.preferences(size, 'section 2.2: how responses are drawn')
   for method, drawn in (('r_lol', 'reward'), ('wbc', 'reward'),
                         ('a_lol', 'advantage'), ('a_lol_sequence', 'advantage'),
                         ('a_lol_ref_free', 'advantage')):

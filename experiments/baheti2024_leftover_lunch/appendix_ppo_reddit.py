@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/baheti_ppo_reddit \
             --config=experiments/baheti2024_leftover_lunch/appendix_ppo_reddit.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  as table4_reddit.py, whose data and rewards these are, on up-voted
           comments. PPO's reward is the sum of the same five components, each
           in its own unit; 2.67 times the optimizer steps.
@@ -19,7 +19,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = baheti2024.reddit(size, 'PPO and A-LOL on five rewards')
+  config = baheti2024.reddit(
+      size, 'appendix C.3: PPO and A-LOL on five rewards')
   baheti2024.add_ppo(config)
   config.runs.ppo.reward.components = config.logs.reddit.components.to_dict()
   kept = ('reference', 'nll_up', 'a_lol_up', 'a_lol_sequence_up', 'ppo')

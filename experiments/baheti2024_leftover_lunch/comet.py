@@ -20,7 +20,8 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = baheti2024.task(
-      size, 'Commonsense inference', 'comet', max_prompt_length=16,
+      size, 'appendix C.1: commonsense inference', 'comet',
+      max_prompt_length=16,
       max_response_length=12, max_samples=1, target='p_valid_model')
   config.logs.comet.components = dict(
       critic=dict(kind='file', column='p_valid_model', squash='clip'),

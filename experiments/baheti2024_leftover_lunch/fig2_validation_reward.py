@@ -25,7 +25,7 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = baheti2024.preferences(size, 'Reward by optimizer step')
+  config = baheti2024.preferences(size, 'figure 2: reward by optimizer step')
   for method in baheti2024.METHODS:
     baheti2024.add(config, method)
   config.figure = dict(

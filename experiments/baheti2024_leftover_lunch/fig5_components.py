@@ -18,7 +18,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = baheti2024.reddit(size, 'Rewards of comments and of policies')
+  config = baheti2024.reddit(
+      size, 'figure 5: rewards of comments and of policies')
   shown = ('nll_up', 'nll_down', 'a_lol_sequence_up', 'a_lol_sequence_down')
   config.runs = {name: config.runs[name].to_dict() for name in shown}
   config.figure = dict(

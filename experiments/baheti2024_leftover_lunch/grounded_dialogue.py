@@ -22,7 +22,7 @@ COMPONENTS = ('fluent', 'faithful', 'engaging', 'tfidf')
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = baheti2024.task(
-      size, 'Knowledge-grounded dialogue', 'grounded_dialogue',
+      size, 'appendix C.2: knowledge-grounded dialogue', 'grounded_dialogue',
       max_prompt_length=64, max_response_length=24, max_samples=2,
       target='faithful')
   rule = 'rlhf_jax.data.task_rules'

@@ -22,7 +22,7 @@ SPLITS = ('electronics', 'media', 'travel', 'household')
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = baheti2024.preferences(size, 'Methods on logged responses')
+  config = baheti2024.preferences(size, 'table 2: methods on logged responses')
   baheti2024.add_reference(config)
   for method in baheti2024.METHODS:
     baheti2024.add(config, method)

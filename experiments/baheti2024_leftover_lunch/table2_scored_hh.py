@@ -24,7 +24,7 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = baheti2024.task(
-      size, 'Dialogues and the rewards of their file', 'hh_scored',
+      size, 'table 2, on rows that come with rewards: HH', 'hh_scored',
       target='reward', max_prompt_length=96, max_response_length=64)
   config.logs.hh_scored.components = dict(
       reward=dict(kind='file', column='reward', squash='sigmoid'))

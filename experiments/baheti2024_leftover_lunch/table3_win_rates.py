@@ -21,7 +21,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = baheti2024.preferences(size, 'Win rates against held-out text')
+  config = baheti2024.preferences(
+      size, 'table 3: win rates against held-out text')
   # For a judge, 'reference' is the text of the corpus.
   baheti2024.add_reference(config, 'initial')
   for method in ('nll', 'dpo', 'a_lol', 'a_lol_sequence', 'a_lol_kl'):

@@ -24,7 +24,7 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = baheti2024.reddit(
-      size, 'Five rewards, on up-voted and down-voted comments')
+      size, 'table 4: five rewards, on up-voted and down-voted comments')
   config.figure = dict(
       kind='table', columns=baheti2024.COLUMNS + tuple(
           f'component_{name}' for name in baheti2024.REDDIT))

@@ -22,7 +22,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = coste2024.online(size, 'Variance of the ensemble')
+  config = coste2024.online(
+      size, 'figure 10: variance of the ensemble under PPO')
   for noise in (0.0, 0.25):
     condition = coste2024.condition(config, noise)
     for method in ('mean', 'uncertainty_weighted'):

@@ -27,10 +27,11 @@ def get_config(size: str = 'laptop'):
       size, noise=(0.25, 0.0), best_of_n=(None, *coste2024.NUM_MEMBERS))
   if members:
     return coste2024.best_of_n(
-        size, f'Best-of-n, {members} reward models', noise=(noise,),
-        methods=coste2024.methods(), num_members=members).lock()
-  config = coste2024.online(size, 'Final gold score over the number of '
-                            'reward models')
+        size, f'{coste2024.item(11, noise)}: best-of-n, {members} members',
+        noise=(noise,), methods=coste2024.methods(), num_members=members).lock()
+  config = coste2024.online(
+      size, f'{coste2024.item(11, noise)}: final gold score of PPO over the '
+      'number of reward models')
   usual = coste2024.condition(config, noise)
   coste2024.add(config, 'single', usual, kl_coef=0.01)
   for members in coste2024.num_members(size):

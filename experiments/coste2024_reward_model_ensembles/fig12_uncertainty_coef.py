@@ -15,8 +15,7 @@ Differs:  the world and the models (fig3_best_of_n.py), and what fig4_ppo.py
           says. The paper prints no values of lambda; these are of members that
           are standardised, and 0 is the mean (the released code turns it into
           1). The KL coefficient, which the text does not state, is .01.
-          Best-of-n has lambdas of 0 to 2; its figure shows .5 alone, the
-          others are in the summary of each study.
+          Best-of-n has lambdas of 0 to 2.
 """
 
 from experiments import coste2024
@@ -32,10 +31,12 @@ def get_config(size: str = 'laptop'):
       size, noise=(0.25, 0.0), best_of_n=(None, *coste2024.NUM_MEMBERS))
   if members:
     return coste2024.best_of_n(
-        size, f'Best-of-n, lambda, {members} reward models', noise=(noise,),
+        size, f'{coste2024.item(12, noise)}: best-of-n, {members} members '
+        f'(UWO: lambda {BEST_OF_N[0]})', noise=(noise,),
         methods=coste2024.methods(BEST_OF_N), num_members=members).lock()
-  config = coste2024.online(size, 'Final gold score over the uncertainty '
-                            'coefficient')
+  config = coste2024.online(
+      size, f'{coste2024.item(12, noise)}: final gold score of PPO over the '
+      'uncertainty coefficient')
   usual = coste2024.condition(config, noise)
   coste2024.add(config, 'single', usual, kl_coef=0.01)
   for members in coste2024.num_members(size):

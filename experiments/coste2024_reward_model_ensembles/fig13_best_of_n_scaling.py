@@ -26,5 +26,5 @@ def get_config(size: str = 'laptop'):
       size, model=('medium', 'small', 'large'),
       pairs=('all', 'half', 'quarter'))
   return coste2024.best_of_n(
-      size, f'Best-of-n, reward models: {model}, pairs: {pairs}',
+      size, f'figure 13: best-of-n, {model} reward models, pairs: {pairs}',
       noise=(0.25,), methods={}, model=model, pairs=pairs).lock()

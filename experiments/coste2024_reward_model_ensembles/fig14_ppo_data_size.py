@@ -19,7 +19,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = coste2024.online(size, 'PPO by the number of pairs')
+  config = coste2024.online(
+      size, 'figure 14: PPO without a penalty, 25 % label noise')
   if size == 'full':
     config.seeds = (1, 2, 3)
   for share in coste2024.PAIRS:

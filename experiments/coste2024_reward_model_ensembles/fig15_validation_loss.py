@@ -19,7 +19,7 @@ from rlhf_jax.configs import templates
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = templates.reward_models(size)
-  config.title = 'Held-out loss of the reward models'
+  config.title = f'{coste2024.PAPER}, figure 15: held-out loss of reward models'
   config.seeds = (0,) if size == 'smoke' else (1, 2, 3)
   coste2024.condition(config, 0.0)
   config.figure = dict(kind='curves', x='epoch', y=('loss', 'accuracy'),

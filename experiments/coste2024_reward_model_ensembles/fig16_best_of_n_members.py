@@ -20,5 +20,5 @@ from experiments import coste2024
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   return coste2024.best_of_n(
-      size, 'Best-of-n against each single reward model', noise=(0.0, 0.25),
-      methods={}).lock()
+      size, 'figure 16: best-of-n against each single reward model',
+      noise=(0.0, 0.25), methods={}).lock()

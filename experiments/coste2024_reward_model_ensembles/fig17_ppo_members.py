@@ -19,7 +19,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = coste2024.online(size, 'PPO against each single reward model')
+  config = coste2024.online(
+      size, 'figure 17: PPO against each single reward model')
   if size == 'full':
     config.seeds = (1, 2, 3)
   for noise in (0.0, 0.25):

@@ -23,7 +23,8 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, model = base.options(size, model=('small', 'large'))
-  config = coste2024.online(size, f'PPO, reward models: {model}')
+  config = coste2024.online(
+      size, f'figures 18 and 19: PPO, {model} reward models, 25 % label noise')
   condition, width = coste2024.model_condition(config, 0.25, model)
   longer = 2 * config.online.num_steps if model == 'large' else None
   for method in coste2024.METHODS:

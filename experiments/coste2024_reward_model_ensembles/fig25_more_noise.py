@@ -22,9 +22,9 @@ def get_config(size: str = 'laptop'):
   size, noise = base.options(size, best_of_n=(None, 0.35))
   if noise:
     return coste2024.best_of_n(
-        size, 'Best-of-n at 35 % label noise', noise=(noise,),
+        size, 'figure 25: best-of-n at 35 % label noise', noise=(noise,),
         methods=coste2024.methods()).lock()
-  config = coste2024.online(size, 'PPO at 35 % label noise')
+  config = coste2024.online(size, 'figure 25: PPO at 35 % label noise')
   condition = coste2024.condition(config, 0.35)
   for method in coste2024.METHODS:
     coste2024.add(config, method, condition, kl_coef=0.01)

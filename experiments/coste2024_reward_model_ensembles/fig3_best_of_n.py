@@ -30,8 +30,8 @@ def get_config(size: str = 'laptop'):
   """The config of one size and world: 'laptop,world=long_tail'."""
   size, world = base.options(size, world=base.WORLDS)
   config = coste2024.best_of_n(
-      size, 'Best-of-n against proxy reward models', noise=(0.0, 0.25),
-      methods=coste2024.methods(), world=world)
+      size, 'figure 3: best-of-n against proxy reward models',
+      noise=(0.0, 0.25), methods=coste2024.methods(), world=world)
   config.force_eos = (False, True)
   config.seeds = (0,) if size == 'smoke' else (1,)  # README: seeds 1 to 5
   if world == 'long_tail' and size == 'laptop':

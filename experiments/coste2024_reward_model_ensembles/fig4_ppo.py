@@ -24,7 +24,9 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size and world: 'laptop,world=long_tail'."""
   size, world = base.options(size, world=base.WORLDS)
-  config = coste2024.online(size, 'PPO with a small KL penalty', world)
+  config = coste2024.online(
+      size, 'figure 4: PPO, KL coefficient .01 (mean at 25 % noise: .1)',
+      world)
   if size == 'full':
     config.seeds = (1, 2, 3)
   for noise in (0.0, 0.25):

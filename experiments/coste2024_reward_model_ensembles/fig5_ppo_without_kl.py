@@ -18,7 +18,7 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = coste2024.online(size, 'PPO without a KL penalty')
+  config = coste2024.online(size, 'figure 5: PPO without a KL penalty')
   for noise in (0.0, 0.25):
     condition = coste2024.condition(config, noise)
     for method in coste2024.METHODS:

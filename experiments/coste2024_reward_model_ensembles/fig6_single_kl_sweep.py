@@ -18,7 +18,8 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = coste2024.online(size, 'PPO against single reward models')
+  config = coste2024.online(
+      size, 'figure 6: PPO against single reward models, 25 % label noise')
   condition = coste2024.condition(config, 0.25)
   for kl_coef in coste2024.KL_COEFS:
     coste2024.add(config, 'single', condition, kl_coef=kl_coef)

@@ -21,7 +21,9 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, noise = base.options(size, noise=(0.25, 0.0))
-  config = coste2024.online(size, 'Final gold score over the KL coefficient')
+  config = coste2024.online(
+      size, f'{coste2024.item(7, noise)}: final gold score of PPO over the KL '
+      'coefficient')
   condition = coste2024.condition(config, noise)
   for kl_coef in coste2024.KL_COEFS:
     for method in coste2024.METHODS:

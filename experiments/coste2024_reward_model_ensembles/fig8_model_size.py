@@ -32,10 +32,11 @@ def get_config(size: str = 'laptop'):
       size, noise=(0.25, 0.0), best_of_n=(None, *coste2024.SIZES))
   if model:
     return coste2024.best_of_n(
-        size, f'Best-of-n, reward models: {model}', noise=(noise,),
-        methods=coste2024.methods(), model=model).lock()
-  config = coste2024.online(size, 'Final gold score over the size of the '
-                            'reward models')
+        size, f'{coste2024.item(8, noise)}: best-of-n, {model} reward models',
+        noise=(noise,), methods=coste2024.methods(), model=model).lock()
+  config = coste2024.online(
+      size, f'{coste2024.item(8, noise)}: final gold score of PPO over the '
+      'size of the reward models')
   for model in coste2024.SIZES:
     condition, width = coste2024.model_condition(config, noise, model)
     longer = 2 * config.online.num_steps if model == 'large' else None

@@ -29,9 +29,11 @@ def get_config(size: str = 'laptop'):
       size, noise=(0.25, 0.0), best_of_n=(None, *coste2024.PAIRS))
   if share:
     return coste2024.best_of_n(
-        size, f'Best-of-n, pairs: {share}', noise=(noise,),
-        methods=coste2024.methods(), pairs=share).lock()
-  config = coste2024.online(size, 'Final gold score over the number of pairs')
+        size, f'{coste2024.item(9, noise)}: best-of-n, pairs: {share}',
+        noise=(noise,), methods=coste2024.methods(), pairs=share).lock()
+  config = coste2024.online(
+      size, f'{coste2024.item(9, noise)}: final gold score of PPO over the '
+      'number of pairs')
   for share in coste2024.PAIRS:
     condition, count = coste2024.pairs_condition(config, noise, share)
     for method in coste2024.METHODS:

@@ -21,7 +21,7 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = coste2024.online(size, 'Win rates by gold score')
+  config = coste2024.online(size, 'table 6: win rates by gold score')
   if size == 'full':
     config.seeds = (1, 2, 3)
   for noise in (0.0, 0.25):

@@ -21,7 +21,7 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  config = coste2024.online(size, 'Win rates by gold score, by size')
+  config = coste2024.online(size, 'table 7: win rates by gold score, by size')
   if size == 'full':
     config.seeds = (1, 2, 3)
   for model in ('small', 'large'):

@@ -29,7 +29,7 @@ from rlhf_jax.configs import templates
 def get_config(size: str = 'laptop') -> config_dict.ConfigDict:
   """The config of one size."""
   config = templates.iterated(size)
-  config.title = 'Labels of the current policy, or of the SFT policy'
+  config.title = 'RLHF notes: labels of the current or of the SFT policy'
   config.online.kl.coef = 0.01
   config.figure = dict(
       kind='final', x='round', y=('gold', 'proxy'), line=('collect',),

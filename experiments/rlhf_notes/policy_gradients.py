@@ -26,7 +26,7 @@ METHODS = {'reinforce': 'REINFORCE', 'actor_critic': 'actor-critic',
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = base.online_config(size)
-  config.title = 'REINFORCE, actor-critic and both forms of PPO'
+  config.title = 'RLHF notes: REINFORCE, actor-critic and both forms of PPO'
   config.conditions.clean = dict(num_members=1)
   config.online.kl.coef = 0.05
   if size != 'smoke':

@@ -22,7 +22,7 @@ TRUNKS = {'shared': "the policy's trunk", 'separate': 'a copy of the policy',
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = base.online_config(size)
-  config.title = 'PPO by where its value function begins'
+  config.title = 'RLHF notes: PPO by where its value function begins'
   config.conditions.clean = dict(num_members=1)
   config.online.kl.coef = 0.05
   if size != 'smoke':

@@ -19,7 +19,7 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, settings = base.options(size, settings=zhu2023.SETTINGS)
-  config = zhu2023.online(size, 'AWR by lambda', settings)
+  config = zhu2023.online(size, 'appendix D: AWR by lambda', settings)
   usual = 2.0 if settings == 'code' else 1.0
   for beta in (0.1, usual):
     zhu2023.add_regression(config, settings, 'awr', beta=beta,

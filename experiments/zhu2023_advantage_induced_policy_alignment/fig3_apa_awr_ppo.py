@@ -31,7 +31,7 @@ def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, settings, x = base.options(
       size, settings=zhu2023.SETTINGS, x=('step', 'kl_k1'))
-  config = zhu2023.online(size, 'PPO, AWR and APA', settings)
+  config = zhu2023.online(size, 'figure 3: PPO, AWR and APA', settings)
   zhu2023.add_ppo(config, settings, method='PPO')
   zhu2023.add_regression(config, settings, 'awr', method='AWR',
                          beta=2.0 if settings == 'code' else 1.0)

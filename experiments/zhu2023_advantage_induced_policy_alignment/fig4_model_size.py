@@ -27,7 +27,7 @@ def get_config(size: str = 'laptop'):
   size, policy, settings = base.options(
       size, policy=('large', 'small'), settings=zhu2023.SETTINGS)
   config = zhu2023.online(
-      size, f'PPO, AWR and APA, policy: {policy}', settings)
+      size, f'figure 4: PPO, AWR and APA, policy: {policy}', settings)
   zhu2023.set_policy(config, policy)
   zhu2023.add_ppo(config, settings, method='PPO')
   zhu2023.add_regression(config, settings, 'awr', method='AWR',

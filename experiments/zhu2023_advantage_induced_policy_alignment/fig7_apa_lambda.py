@@ -27,7 +27,7 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, settings = base.options(size, settings=zhu2023.SETTINGS)
-  config = zhu2023.online(size, 'APA by lambda', settings)
+  config = zhu2023.online(size, 'figure 7: APA by lambda', settings)
   for beta in (0.1, 1.0):
     zhu2023.add_regression(config, settings, 'apa', beta=beta,
                            method=f'APA, lambda {beta:g}')

@@ -28,7 +28,7 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, settings = base.options(size, settings=zhu2023.SETTINGS)
-  config = zhu2023.online(size, 'PPO by KL controller', settings)
+  config = zhu2023.online(size, 'figure 8: PPO by KL controller', settings)
   zhu2023.add_ppo(config, settings, method='PPO, adaptive')
   zhu2023.add_ppo(config, settings, adaptive=False, method='PPO, no KL')
   config.figure = dict(

@@ -5,7 +5,8 @@
 From `contrasts.jsonl` of each paper, whose lines are `Contrast`s of
 `rlhf_jax.reports.verdicts`, and from its results: `verdicts.csv` beside them,
 the table of all of them in README.md of the directory, and how often each word
-stands in it in README.md above, between marks.
+stands in it in README.md above, between marks, in brackets of contrasts that
+were fixed beforehand.
 """
 
 import csv
@@ -25,17 +26,20 @@ _HEAD = '''# What the papers claim, and what the results here say
 
 Written by `rlhf-jax verdicts`; nothing in it is typed. A word
 comes from the 95 % interval of Student's t over seeds, by the rule of
-[`rlhf_jax/reports/verdicts.py`](../rlhf_jax/reports/verdicts.py): *holds*,
-*excluded* (what the paper says lies outside of the interval), *equivalent
-within* a margin, or *unresolved* with the seeds that would do. Contrasts that
-were fixed beforehand say so; all others are exploratory, written down after
-their seeds had run. With three seeds t asks for 4.3 standard errors: most
-of what is unresolved is so for want of seeds. Results are of small worlds on
-two CPU cores, in the units of each paper's own page. Figures that were never
-run stand there as "not yet run".
+[`rlhf_jax/reports/verdicts.py`](../rlhf_jax/reports/verdicts.py): *holds* (the
+interval lies wholly on the paper's side, whatever the size), *excluded* (the
+paper's direction lies outside of it), *equivalent within* a margin or *no
+effect beyond* it, the former where the paper says so, or *unresolved* with the
+seeds that would do. Contrasts that were fixed beforehand say so; all others are
+exploratory, written down after their seeds had run, their margins too. With
+three seeds t asks for 4.3 standard errors: most of what is unresolved is so for
+want of seeds. Nothing is corrected for the number of claims. Results are of
+small worlds on two CPU cores, in the units of each paper's own page. Figures
+that were never run stand there as "not yet run".
 '''
-_WORDS = ('holds', 'equivalent', 'excluded', 'unresolved', 'not comparable',
-          'not yet run')
+_WORDS = ('holds', 'equivalent', 'no effect', 'excluded', 'unresolved',
+          'not comparable', 'not yet run')
+_FIXED = 'confirmatory'
 
 
 def papers(root: pathlib.Path) -> list[pathlib.Path]:
@@ -74,7 +78,7 @@ def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
                 '|---|---|---|---|---|\n')
     page += [f'| {_cell(line["claim"])} | {_cell(line["paper"])} | '
              f'{_cell(_ours(line))} | {line["seeds"]} | {line["word"]}'
-             f'{" (fixed beforehand)" * (line["kind"] == "confirmatory")} |\n'
+             f'{" (fixed beforehand)" * (line["kind"] == _FIXED)} |\n'
              for line in lines]
   told[root / PAGE] = ''.join(page)
   told[root.parent / PAGE] = _summary(root, told)
@@ -83,24 +87,37 @@ def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
 
 def _summary(root: pathlib.Path, told: dict[pathlib.Path, str]) -> str:
   """The README of the project: how often each word stands, what is excluded."""
-  lines = [f'| paper | claims | {" | ".join(_WORDS)} |\n',
-           f'|---|---|{"---|" * len(_WORDS)}\n']
-  excluded = []
+  titles, words, excluded = {}, {}, []
   for paper in papers(root):
     verdict = [*csv.DictReader(io.StringIO(told[paper / VERDICTS]))]
-    words = [line['word'].partition(',')[0].partition(' within')[0]
-             for line in verdict]
-    counts = ' | '.join(str(words.count(word)) for word in _WORDS)
-    title = (paper / PAGE).read_text().partition(',')[0].lstrip('# ')
-    lines.append(f'| [{title}]({root.name}/{paper.name}/README.md) | '
-                 f'{len(words)} | {counts} |\n')
-    excluded += [f'- {title}, {line["claim"]} (paper: {line["paper"]}); '
-                 f'{_ours(line)}, {line["seeds"]} seeds\n'
-                 for word, line in zip(words, verdict) if word == 'excluded']
+    titles[paper] = (paper / PAGE).read_text().partition(',')[0].lstrip('# ')
+    words[paper] = [
+        (next(word for word in _WORDS if line['word'].startswith(word)),
+         line['kind'] == _FIXED) for line in verdict]
+    excluded += [f'- {titles[paper]}, {line["claim"]} (paper: '
+                 f'{line["paper"]}); {_ours(line)}, {line["seeds"]} seeds, '
+                 f'{"fixed beforehand" if fixed else "exploratory"}\n'
+                 for (word, fixed), line in zip(words[paper], verdict)
+                 if word == 'excluded']
+  shown = [word for word in _WORDS if any(
+      word == said for pairs in words.values() for said, _ in pairs)]
+  lines = [f'| paper | claims | {" | ".join(shown)} |\n',
+           f'|---|---|{"---|" * len(shown)}\n']
+  for paper, pairs in words.items():
+    counts = ' | '.join(_count([fixed for said, fixed in pairs if said == word])
+                        for word in shown)
+    lines.append(
+        f'| [{titles[paper]}]({root.name}/{paper.name}/README.md) | '
+        f'{_count([fixed for _, fixed in pairs])} | {counts} |\n')
   if excluded:
     lines += ['\nExcluded, with what was measured and its interval:\n\n',
               *excluded]
   return pages.between(root.parent / PAGE, 'rlhf-jax verdicts', ''.join(lines))
+
+
+def _count(fixed: list[bool]) -> str:
+  """How many claims, and in brackets how many of them beforehand."""
+  return f'{len(fixed)} ({sum(fixed)})' if any(fixed) else str(len(fixed))
 
 
 def _ours(line: dict) -> str:

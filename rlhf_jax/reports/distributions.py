@@ -14,9 +14,9 @@ import numpy as np
 from rlhf_jax import errors
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.reports import figures
-from rlhf_jax.reports import panels
 from rlhf_jax.reports import results
 from rlhf_jax.reports import style
+from rlhf_jax.reports import violins
 from rlhf_jax.storage import files
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -136,7 +136,10 @@ def table(shown: Sequence[Distribution]) -> list[dict]:
 def draw(shown: Sequence[Distribution], path: str | os.PathLike, *,
          title: str):
   """Draws the figure: a panel for each component."""
-  panels.violins(
+  seeds = max(len(one.seeds) for one in shown)
+  violins.draw(
       [{'panel': style.label_name(one.component), 'x': one.name,
         'logged': one.logged, 'values': np.concatenate(one.seeds)}
-       for one in shown], path, title=title, x_name='reward, in its range')
+       for one in shown], path, title=title, x_name='reward, in its range',
+      note=f'responses of {seeds} seed{"s" * (seeds > 1)} together; bar: '
+           'quartiles; stroke: median; point: mean')

@@ -1,6 +1,6 @@
 """Tables, means over seeds, and the figure of best-of-n."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import math
 import os
 
@@ -20,7 +20,7 @@ def _value(mean: float, error: float, digits: int) -> str:
   return f'{mean:.{digits}f} +- {error:.{digits}f}'
 
 
-def table(rows: Sequence[files.Row], columns: Sequence[str],
+def table(rows: Sequence[files.Row], columns: Iterable[str],
           labels: Sequence[str], digits: int = 2) -> str:
   """A Markdown table of `<column> +- <column>_se`, one line for each row.
 
@@ -93,7 +93,7 @@ def _panel(axis, rows: Sequence[files.Row], title: str):
 def _thin(rows: Sequence[files.Row], methods: Mapping[str, tuple[str, str]]):
   """Colour and rows of each seed, or of each member where there is one seed.
 
-  Single models by themselves are shown by their members, means over seeds.
+  Single models by themselves are shown by the members of each seed.
   """
   seeds = sorted({r['seed'] for r in rows})
   pick = lambda seed, name: [
@@ -103,9 +103,8 @@ def _thin(rows: Sequence[files.Row], methods: Mapping[str, tuple[str, str]]):
             for name, (colour, _) in methods.items() for seed in seeds]
   members = sorted({r['method'] for r in rows
                     if r['method'].startswith('single_')})
-  return [(style.STYLE['single'][0],
-           [dict(zip(('sqrt_kl', 'gold'), point)) for point in zip(
-               *lines(rows, name, 'gold')[:2])]) for name in members]
+  return [(style.STYLE['single'][0], pick(seed, name))
+          for name in members for seed in seeds]
 
 
 def _note(rows: Sequence[files.Row]) -> str:
@@ -115,7 +114,7 @@ def _note(rows: Sequence[files.Row]) -> str:
     return 'one seed; bands: one standard error over prompts; thin: members'
   several = len(style.of_aggregates(r['method'] for r in rows)) > 1
   return (f'mean of {count} seeds; bands: one standard error over them; '
-          f'thin: {"single seeds" if several else "members"}')
+          f'thin: {"single seeds" if several else "members of single seeds"}')
 
 
 def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *,
@@ -151,7 +150,7 @@ def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *,
       right = _panel(axes[i, j], part, f'{100 * noise:g}% label noise, {name}')
       rights.append(right)
       if i == len(ends) - 1:
-        axes[i, j].set_xlabel(r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$')
+        axes[i, j].set_xlabel(style.SQRT_KL)
       if j == 0:
         axes[i, j].set_ylabel('gold score (solid), s.d. of samples')
       if j == len(noises) - 1:

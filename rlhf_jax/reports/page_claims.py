@@ -1,7 +1,8 @@
 """What a paper claims of an experiment, and what a workdir says of it.
 
 A workdir does not know which config it is of; the experiment is found by the
-title of its figure, which stands in the config file, or is named.
+title of its figure, whose beginning, 'Coste et al. 2024, figure 4', is that of
+the config's docstring, or which stands in the file; or it is named.
 """
 
 import ast
@@ -28,8 +29,24 @@ def experiment(study: page_study.Study, root: pathlib.Path
     path = study.directory.absolute()
     own = path.parent.parent / f'{path.name}.py'
     return [own] if path.parent.name == 'results' and own.is_file() else []
-  paths = sorted(root.glob('*/*.py'))
-  return [path for path in paths if study.config.get('title') in _texts(path)]
+  title = study.config.get('title', '')
+  return [path for path in sorted(root.glob('*/*.py'))
+          if title in _texts(path)
+          or (_item(title) and _item(title) == _item(_head(path)))]
+
+
+def _item(title: str) -> str:
+  """Paper and figure that a title begins with; '' where it does not."""
+  head, colon, _ = title.partition(': ')
+  return re.sub(r' \(.*?\)', '', head) if colon else ''
+
+
+def _head(path: pathlib.Path) -> str:
+  """The beginning of the docstring of a config; '' where it cannot be read."""
+  try:
+    return paragraphs(path)['Title']
+  except errors.DataError:
+    return ''
 
 
 def _texts(path: pathlib.Path) -> set[str]:

@@ -23,7 +23,7 @@ from rlhf_jax.reports import style
 from rlhf_jax.storage import files
 
 Chart = dict[str, Any]
-_SIGNS = ((r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$', '√KL, √nats'),
+_SIGNS = ((r'$\sqrt{\mathrm{KL}}$', '√KL'), ('nats$^{1/2}$', '√nats'),
           (r'$\lambda$', 'λ'), ('\n', ' '))
 DIGITS = 5  # of numbers, which is more than a screen shows
 
@@ -75,13 +75,17 @@ def curves(rows, x: str, y: Sequence[str], x_name: str | None = None,
       both = twin and column == 'gold'
       series = [{'name': plain(row['line']), 'thin': True,
                  'colour': _colour(colours[row['line']]),
-                 'x': numbers(row['x']), 'y': numbers(row[column])}
+                 'x': numbers(row[x]), 'y': numbers(row[column])}
                 for row in seeds if row['panel'] == panel]
       for name, right in ((column, False), *((('proxy', True),) * both)):
         for line in dict.fromkeys(row['line'] for row in part):
           series.append(_line(
-              [row for row in part if row['line'] == line], x, name, line,
-              colours[line], dash=right, right=right))
+              [row for row in part if row['line'] == line
+               and 'end' not in row], x, name, line, colours[line],
+              dash=right, right=right))
+        series += [_line([row], x, name, row['line'], colours[row['line']],
+                         right=right, bars=True)
+                   for row in part if 'end' in row]
       charts.append({
           'title': panel, 'kind': 'curves', 'x': plain(
               x_name or style.axis_name(x)), 'series': series,
@@ -114,8 +118,8 @@ def points(rows, x: str, y: Sequence[str], note: str = '') -> list[Chart]:
   return charts
 
 
-def bars(rows, y: Sequence[str], chance: float | None = None,
-         suffix: str = '', note: str = '') -> list[Chart]:
+def bars(rows, y: Sequence[str], suffix: str = '', note: str = ''
+         ) -> list[Chart]:
   """As `panels.bars`: lying bars with their errors."""
   colours = style.colours(list(dict.fromkeys(row['line'] for row in rows)))
   alone = len(colours) == 1
@@ -137,12 +141,12 @@ def bars(rows, y: Sequence[str], chance: float | None = None,
       charts.append({
           'title': panel, 'kind': 'bars', 'x': plain(
               style.axis_name(column) + suffix), 'y': '', 'series': series,
-          'right': None, 'chance': chance, 'note': note})
+          'right': None, 'chance': style.CHANCE.get(column), 'note': note})
   return charts
 
 
 def violins(shown: Sequence[distributions.Distribution]) -> list[Chart]:
-  """As `panels.violins`: how components are distributed."""
+  """As `violins.draw`: how components are distributed."""
   names = list(dict.fromkeys(one.name for one in shown))
   colours = style.colours(names)
   charts: dict[str, Chart] = {}
@@ -181,7 +185,7 @@ def _best_of_n(rows: Sequence[Mapping]) -> list[Chart]:
     charts.append({
         'title': f'{100 * noise:g} % label noise, ' + (
             'every response ends in EOS' if end else 'as sampled'),
-        'kind': 'curves', 'x': '√KL, √nats', 'series': series,
+        'kind': 'curves', 'x': plain(style.SQRT_KL), 'series': series,
         'y': 'gold score (solid), s.d. of samples',
         'right': 'proxy score (dashed)'})
   return charts

@@ -1,4 +1,4 @@
-"""Figures of policies: panels of curves, of points, bars and violins."""
+"""Figures of policies: panels of curves, of points and bars."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -12,26 +12,28 @@ from rlhf_jax.storage import files
 from rlhf_jax.storage.files import Row
 
 
-def _unique(rows: Sequence[Row], key: str) -> list:
+def unique(rows: Sequence[Row], key: str) -> list:
+  """The values that rows have, in their order."""
   return list(dict.fromkeys(row[key] for row in rows))
 
 
-def _canvas(num_rows: int, panels: Sequence[str], *, height: float = 3.3,
+def canvas(num_rows: int, panels: Sequence[str], *, height: float = 3.3,
             **shared):
   """A figure and its axes [num_rows, panels], each `height` inches high.
 
-  A single row is folded after four panels; what its axes share, all share.
+  A single row is folded after three panels; what its axes share, all share.
   """
   import matplotlib
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
   shared, columns = {'sharey': 'row'} | shared, len(panels)
   if num_rows == 1:
-    shared, columns = dict.fromkeys(shared, True), min(len(panels), 4)
+    shared, columns = dict.fromkeys(shared, True), min(len(panels), 3)
   lines = num_rows * -(-len(panels) // columns)
   figure, axes = plt.subplots(
       lines, columns, squeeze=False,
-      figsize=(1.5 + 4.6 * columns, 1.1 + height * lines), **shared)
+      figsize=(1.5 + (4.6 if columns < 3 else 3.6) * columns,
+               1.1 + height * lines), **shared)
   count = num_rows * len(panels)
   for axis in axes.flat[count:]:
     axis.remove()
@@ -60,7 +62,8 @@ def save(figure, handles: Mapping[str, Any], order: Sequence[str],
   from matplotlib import pyplot as plt
   width, height = figure.get_size_inches()
   handles = {name: handles[name] for name in order if name and name in handles}
-  foot = 0.22 if note else 0.0  # inches
+  note = textwrap.fill(note, int(width / 0.062))
+  foot = 0.1 + 0.13 * len(note.splitlines()) if note else 0.0  # inches
   bottom = foot / height
   if handles:
     widest = 0.6 + 0.068 * max(len(name) for name in handles)  # inches
@@ -82,10 +85,11 @@ def save(figure, handles: Mapping[str, Any], order: Sequence[str],
   plt.close(figure)
 
 
-def thin_lines(axis, rows: Sequence[Mapping[str, Any]], y: str, colours):
-  """Those of single seeds: rows with 'line', 'x' f[P] and columns f[P]."""
+def thin_lines(axis, rows: Sequence[Mapping[str, Any]], x: str, y: str,
+               colours):
+  """Those of single seeds: rows with 'line' and columns f[P]."""
   for row in rows:
-    axis.plot(row['x'], row[y], color=colours[row['line']], linewidth=0.6,
+    axis.plot(row[x], row[y], color=colours[row['line']], linewidth=0.6,
               alpha=0.4)
 
 
@@ -112,6 +116,9 @@ def _track(axis, rows: Sequence[Row], x: str, y: str, colours, *,
   handles = {}
   for name, colour in colours.items():
     part = [row for row in rows if row['line'] == name]
+    _mark(axis, [row for row in part if 'end' in row], x, y, colour,
+          filled=not dashed)
+    part = [row for row in part if 'end' not in row]
     if not part:
       continue
     at, mean, error = np.array(
@@ -126,6 +133,15 @@ def _track(axis, rows: Sequence[Row], x: str, y: str, colours, *,
   return handles
 
 
+def _mark(axis, rows: Sequence[Row], x: str, y: str, colour, *, filled: bool):
+  """Points with the errors of both columns."""
+  for row in rows:
+    axis.errorbar(
+        row[x], row[y], np.nan_to_num(row[f'{y}_se']),
+        np.nan_to_num(row[f'{x}_se']), color=colour, marker='o', markersize=4,
+        markerfacecolor=colour if filled else 'white', elinewidth=0.8)
+
+
 def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
            x: str, y: Sequence[str], x_name: str | None = None,
            seeds: Sequence[Mapping[str, Any]] = (), note: str = ''):
@@ -138,33 +154,36 @@ def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
 
   Args:
     rows: points in order, each with 'panel', 'line', `x`, and for each column
-      `<y>` and `<y>_se`; NaN is left out.
+      `<y>` and `<y>_se`; NaN is left out. One with 'end' is a point beside
+      its line, with `<x>_se`.
     path: of the PNG, written whole or not at all.
     title: above the panels.
     x: column of the common axis.
     y: columns.
     x_name: what that axis is called, where not as ever.
     seeds: lines of single seeds, drawn thin and not for a proxy that is
-      dashed, each with 'panel', 'line', 'x' f[P] and columns f[P].
+      dashed, each with 'panel', 'line' and columns f[P].
     note: see `save`.
   """
   twin = {'gold', 'proxy'} <= set(y)
   tracks = [name for name in y if not (twin and name == 'proxy')]
-  panels, apart = _unique(rows, 'panel'), style.colours_apart(rows)
-  colours = apart or style.colours(_unique(rows, 'line'))
-  figure, axes = _canvas(len(tracks), panels, sharex=True)
+  panels, apart = unique(rows, 'panel'), style.colours_apart(rows)
+  colours = apart or style.colours(unique(rows, 'line'))
+  figure, axes = canvas(len(tracks), panels, sharex=True)
   handles, lefts, rights = {}, [], []
   for line, column in zip(axes, tracks):
     twinned = twin and column == 'gold'
     for axis, panel in zip(line, panels):
-      part = [row for row in rows if row['panel'] == panel]
-      thin_lines(axis, [row for row in seeds if row['panel'] == panel],
-                 column, colours)
+      part, thin = ([row for row in some if row['panel'] == panel]
+                    for some in (rows, seeds))
+      thin_lines(axis, thin, x, column, colours)
       drawn = _track(axis, part, x, column, colours, dashed=False)
       if apart is None:
         handles |= drawn
-      elif column == tracks[0]:
-        axis.legend(drawn.values(), drawn.keys(), fontsize=8, framealpha=0.6)
+      elif column == tracks[-1]:
+        axis.legend(drawn.values(), drawn.keys(), fontsize=8, ncol=2,
+                    loc='upper center', bbox_to_anchor=(0.5, -0.17),
+                    frameon=False)
       if column == tracks[-1]:
         axis.set_xlabel(x_name or style.axis_name(x))
         axis.tick_params(labelbottom=True)  # a folded row has two last ones
@@ -193,8 +212,11 @@ def _spaced(axis, rows: Sequence[Row], at: Sequence[float], y: str,
     part = {row['x']: row for row in rows if row['line'] == name}
     aside = 0.05 * (i - (len(colours) - 1) / 2)
     if None in part:
-      handles[name] = axis.axhline(part[None][y], color=colour, linestyle=':',
+      mean, error = part[None][y], np.nan_to_num(part[None][f'{y}_se'])
+      handles[name] = axis.axhline(mean, color=colour, linestyle=':',
                                    linewidth=1.8)
+      axis.axhspan(mean - error, mean + error, color=colour, alpha=0.12,
+                   linewidth=0)
     there = [(at.index(x) + aside, row[y], row[f'{y}_se'])
              for x, row in sorted(part.items()) if x is not None]
     if there:
@@ -220,10 +242,10 @@ def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
     y: columns, a row of panels each.
     note: see `save`.
   """
-  panels = _unique(rows, 'panel')
-  colours = style.colours(_unique(rows, 'line'))
-  at = sorted(value for value in _unique(rows, 'x') if value is not None)
-  figure, axes = _canvas(len(y), panels)
+  panels = unique(rows, 'panel')
+  colours = style.colours(unique(rows, 'line'))
+  at = sorted(value for value in unique(rows, 'x') if value is not None)
+  figure, axes = canvas(len(y), panels)
   handles = {}
   for line, column in zip(axes, y):
     for axis, panel in zip(line, panels):
@@ -235,12 +257,24 @@ def points(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
   save(figure, handles, colours, path, title, note)
 
 
+def _beside(rows: Sequence[Row], at: Sequence[str], lines: Sequence[str]
+            ) -> dict[tuple[str, str], float]:
+  """Where the bar of a line at a text is, around the place of that text."""
+  places = {}
+  for i, x in enumerate(at):
+    there = [line for line in lines if any(
+        (row['line'], row['x']) == (line, x) for row in rows)]
+    for k, line in enumerate(there):
+      places[line, x] = i + 0.8 / len(lines) * (k - (len(there) - 1) / 2)
+  return places
+
+
 def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
-         y: Sequence[str], chance: float | None = None, suffix: str = '',
-         note: str = ''):
+         y: Sequence[str], suffix: str = '', note: str = ''):
   """Draws bars with errors, a group of lines for each text 'x'.
 
-  They lie, so that long names stand beside them.
+  They lie, so that long names stand beside them. Shares have an axis from 0 to
+  1, with a line at chance.
 
   Args:
     rows: each with 'panel', 'line', 'x' (text), and for each column `<y>` and
@@ -249,85 +283,41 @@ def bars(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
     path: of the PNG, written whole or not at all.
     title: above the panels.
     y: columns, a row of panels each.
-    chance: of columns that are shares, which have a line there and an axis
-      from 0 to 1.
     suffix: added to the names of the columns.
     note: see `save`.
   """
-  panels, at = _unique(rows, 'panel'), _unique(rows, 'x')
-  colours = style.colours(_unique(rows, 'line'))
+  panels, at = unique(rows, 'panel'), unique(rows, 'x')
+  colours = style.colours(unique(rows, 'line'))
   own = lambda row: row.get('colour') or style.METHODS.get(row['x'])
   styled = len(colours) == 1 and all(map(own, rows))
   width = 0.8 / len(colours)
-  figure, axes = _canvas(
+  figure, axes = canvas(
       len(y), panels, sharex='row', sharey=True,
       height=max(2.0, 0.8 + 0.3 * len(at) * max(1.0, 0.6 * len(colours))))
   handles = {}
   for line, column in zip(axes, y):
     for axis, panel in zip(line, panels):
-      for i, (name, colour) in enumerate(colours.items()):
+      places = _beside(
+          [row for row in rows if row['panel'] == panel], at, [*colours])
+      for name, colour in colours.items():
         part = [row for row in rows
                 if (row['panel'], row['line']) == (panel, name)]
         if not part:
           continue
         where, mean, error = np.array(
-            [(at.index(r['x']), r[column], r[f'{column}_se']) for r in part],
-            np.float64).T
+            [(places[name, r['x']], r[column], r[f'{column}_se'])
+             for r in part], np.float64).T
         handles[name] = axis.barh(
-            where + width * (i - (len(colours) - 1) / 2), mean, width,
-            xerr=np.nan_to_num(error), capsize=2.5,
+            where, mean, width, xerr=np.nan_to_num(error), capsize=2.5,
             error_kw={'elinewidth': 1.0},
             color=[*map(own, part)] if styled else colour)
       axis.axvline(0.0, color='0.2', linewidth=0.8)
-      if chance is not None:
-        axis.axvline(chance, color='0.2', linewidth=1.0, linestyle=':')
+      if column in style.CHANCE:
+        axis.axvline(style.CHANCE[column], color='0.2', linewidth=1.0,
+                     linestyle=':')
         axis.set_xlim(0, 1)
       axis.set_yticks(range(len(at)), at, fontsize=9)
       axis.set_xlabel(style.axis_name(column) + suffix)
       axis.tick_params(labelbottom=True)
   axes[0, 0].set_ylim(len(at) - 0.5, -0.5)  # the first on top
   save(figure, handles, colours, path, title, note)
-
-
-def violins(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *,
-            title: str, x_name: str):
-  """Draws distributions, one above the other, a panel for each component.
-
-  In the manner of Baheti et al. 2024, Fig. 5. A violin reaches from the least
-  value to the largest; the bar in it holds the middle half, the stroke is the
-  median and the point the mean.
-
-  Args:
-    rows: each with 'panel', 'x' (text), 'values' (f[N], finite, N >= 1) and
-      'logged', whether they were given and not sampled: those are grey.
-    path: of the PNG, written whole or not at all.
-    title: above the panels.
-    x_name: what the values are.
-  """
-  panels, at = _unique(rows, 'panel'), _unique(rows, 'x')
-  grey = {row['x']: '0.6' for row in rows if row['logged']}
-  colours = style.colours([x for x in at if x not in grey]) | grey
-  figure, axes = _canvas(1, panels, height=max(2.0, 0.8 + 0.42 * len(at)))
-  for axis, panel in zip(axes[0], panels):
-    for row in rows:
-      if row['panel'] == panel:
-        _violin(axis, at.index(row['x']), row['values'], colours[row['x']])
-    axis.set_yticks(range(len(at)), at, fontsize=9)
-    axis.set_xlabel(x_name)
-    axis.tick_params(labelbottom=True)
-  axes[0, 0].set_ylim(len(at) - 0.4, -0.6)  # the first on top
-  save(figure, {}, (), path, title)
-
-
-def _violin(axis, where: float, values: np.ndarray, colour):
-  """One distribution, lying."""
-  if np.ptp(values) > 1e-6:  # a single value has no density
-    body, = axis.violinplot(
-        [values], [where], orientation='horizontal', widths=0.85,
-        showextrema=False)['bodies']
-    body.set(facecolor=colour, alpha=0.45, linewidth=0)
-  low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-  axis.plot([low, high], [where, where], color=colour, linewidth=4,
-            solid_capstyle='butt')
-  axis.plot(median, where, color='0.1', marker='|', markersize=9)
-  axis.plot(np.mean(values), where, color='0.1', marker='o', markersize=3)

@@ -128,8 +128,9 @@ def page(rows: Sequence[Mapping], figure: Mapping) -> str:
   above = [f'{name}_above' for name in dict.fromkeys(
       ('gold', *figure.get('y', ()))) if name in columns]
   extra = ['drop' * ('gold' in columns), *above, 'win_rate', 'win_rate_sd']
-  return figures.table(rows, [*columns, *_present(rows, extra)], _HEAD,
-                       digits=DIGITS)
+  return figures.table(
+      rows, dict.fromkeys([*columns, *_present(rows, extra)]), _HEAD,
+      digits=DIGITS)
 
 
 def message(rows: Sequence[Mapping], figure: Mapping) -> str:
@@ -165,43 +166,62 @@ def _places(groups: Groups, rows: Sequence[Mapping], figure: Mapping
           for group, line in zip(groups, lines)]
 
 
-def _points(groups: Groups, places: Sequence[Mapping], figure: Mapping
-            ) -> tuple[list[dict], list[dict]]:
-  """The points of all curves, and the lines of single seeds.
+def _points(groups: Groups, places: Sequence[Mapping], figure: Mapping, *,
+            each: bool) -> dict[str, list[dict]]:
+  """The rows of all curves with their ends, and the lines of single seeds.
 
   Those of `everywhere` are in every panel.
+
+  Args:
+    groups: policies that are averaged.
+    places: the panel and the line of each.
+    figure: of 'curves'.
+    each: whether a thin line is that of a policy, and not of a seed.
   """
   everywhere = [bool(figure['everywhere']) and results.matches(
       group[0].labels, figure['everywhere']) for group in groups]
   all_panels = dict.fromkeys(
       place['panel'] for place, anywhere in zip(places, everywhere)
       if not anywhere)
-  rows, thin = [], []
+  parts = {'rows': [], 'seeds': []}
+  names, limit = (figure['x'], *figure['y']), figure['limit_kl']
+  at_equal_kl = figure['x'] in equal_kl.AXES
   for group, place, anywhere in zip(groups, places, everywhere):
-    names = figure['x'], *figure['y']
-    if figure['x'] in equal_kl.AXES:
-      points = equal_kl.along(group, names, limit_kl=figure['limit_kl'])
+    ends = []
+    if at_equal_kl:
+      points = equal_kl.along(group, names, limit_kl=limit)
+      ends = [equal_kl.ends(group, names) | {'end': True}]
     else:
       points = results.curve(group, names, source=figure['source'],
-                             limit_kl=figure['limit_kl'])
-    lines = equal_kl.tracks(group, names, figure['source'])
+                             limit_kl=limit)
+    thin = equal_kl.tracks(
+        [[policy] for policy in group] if each else results.by_seed(group),
+        names, source=figure['source'],
+        limit_kl=limit if at_equal_kl else None)
     for panel in all_panels if anywhere else (place['panel'],):
       at = place | {'panel': panel}
-      rows += [at | dict(zip(points, values))
-               for values in zip(*points.values())]
-      thin += [{**columns, **at, 'x': track} for track, columns in lines
-               if len(lines) > 1]
-  return rows, thin
+      parts['rows'] += [at | dict(zip(points, values))
+                        for values in zip(*points.values())]
+      parts['rows'] += [at | end for end in ends]
+      parts['seeds'] += [line | at for line in thin if len(thin) > 1]
+  return parts
 
 
-def _note(rows: Sequence[Mapping], figure: Mapping) -> str:
-  """What the errors of a figure are over, and what its thin lines are."""
+def _note(rows: Sequence[Mapping], figure: Mapping, *, each: bool = False
+          ) -> str:
+  """What the errors of a figure are over, and what else it shows."""
   counts = sorted({row['seeds'] for row in rows})
   if counts == [1]:
-    return 'one seed; +- one standard error over prompts, where it is known'
-  count = '-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-  thin = '; thin: single seeds' * (figure['kind'] == 'curves')
-  return f'mean of {count} seeds +- one standard error over them{thin}'
+    text = 'one seed; +- one standard error over prompts, where it is known'
+  else:
+    count = '-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    text = f'mean of {count} seeds +- one standard error over them'
+  if figure['kind'] == 'curves':
+    text += ('; thin: single models of single seeds' if each else
+             '; thin: single seeds' * (counts != [1]))
+    text += ('; points: the end of training; a mean ends where its first seed '
+             'does') * (figure['x'] in equal_kl.AXES)
+  return text
 
 
 def _rank(labels: Mapping[str, Any], figure: Mapping) -> tuple:
@@ -221,17 +241,27 @@ def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
     rows: of `summary`, one for each group.
     figure: of any kind but 'distributions', as for `summary`.
   """
+  # Members of one number have nothing in common over seeds: each is thin.
+  each = (figure['kind'] == 'curves' and 'member' in figure['line']
+          and len({policy.seed for group in groups for policy in group}) > 1)
+  if each:
+    figure = {**figure, 'line': [x for x in figure['line'] if x != 'member']}
+    groups = results.groups([policy for group in groups for policy in group],
+                            spec.apart(figure))
+    rows = [{'seeds': len({policy.seed for policy in group}),
+             'members': len({policy.run for policy in group})}
+            for group in groups]
   places = _places(groups, rows, figure)
   order = sorted(range(len(groups)), key=lambda i: _rank(
       groups[i][0].labels, figure))
   groups, rows, places = ([x[i] for i in order]
                           for x in (groups, rows, places))
   placed = [{**row, **place} for row, place in zip(rows, places)]
-  note = {'note': _note(rows, figure)}
+  note = {'note': _note(rows, figure, each=each)}
   if figure['kind'] == 'curves':
-    points, seeds = _points(groups, places, figure)
-    return 'curves', dict(rows=points, seeds=seeds, x=figure['x'],
-                          y=figure['y'], x_name=figure['x_name'], **note)
+    return 'curves', dict(
+        _points(groups, places, figure, each=each), x=figure['x'],
+        y=figure['y'], x_name=figure['x_name'], **note)
   if figure['kind'] == 'table':
     return 'bars', dict(
         rows=[row | {'x': _title(group[0], groups), 'colour': style.colour_of(
@@ -244,8 +274,10 @@ def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
                      'win_rate_se': row['win_rate_sd']}
               for group, row in zip(groups, placed)
               if not results.matches(group[0].labels, figure['against'])],
-        y=('win_rate',), chance=0.5, suffix=' against '
-        f'{style.name_of(figure["against"])}, mean and s.d.')
+        y=('win_rate',),
+        suffix=f' against {style.name_of(figure["against"])}s',
+        note=_note(rows, figure).partition(' +-')[0]
+        + '; errors: standard deviation over those that it is against')
   name, told = _final(groups, placed, figure)
   return name, told | note
 

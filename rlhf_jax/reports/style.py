@@ -35,12 +35,13 @@ _OTHERS = {
 }
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9',
            '#000000')
+SQRT_KL = r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$'
 # What an axis says of a column of an evaluation, with its unit.
 AXES = {
     'step': 'rollouts',
     'updates': 'optimizer steps',
     'samples': 'responses drawn',
-    'sqrt_kl': r'$\sqrt{\mathrm{KL}}$, nats$^{1/2}$',
+    'sqrt_kl': SQRT_KL.replace(',', ' (k2),'),
     **{f'kl_k{i}': f'KL (k{i}), nats' for i in (1, 2, 3)},
     'gold': 'gold score, s.d. of SFT samples',
     'proxy': 'proxy score',
@@ -60,6 +61,7 @@ AXES = {
     'accuracy': 'accuracy on held-out pairs',
     'win_rate': 'win rate',  # by the judge of the study
 }
+CHANCE = {'win_rate': 0.5}  # of columns that are shares
 # The same of columns that have a name, or number, in them.
 _OPEN = {
     r'member_(\d+)': 'member {}',
@@ -104,7 +106,8 @@ def of_aggregates(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     if kind in STYLE and tag.isdecimal():
       colour, label = STYLE[kind]
       number = f'0.{tag[1:]}' if tag[0] == '0' and tag[1:] else tag
-      out[name] = _shade(colour, float(number)), f'{label}, {number}'
+      out[name] = (_shade(colour, float(number)),
+                   rf'{label}, $\lambda$ {number}')
     else:
       out[name] = next(own), name.replace('_', ' ')
   return out
@@ -112,11 +115,15 @@ def of_aggregates(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def _shade(colour: str, number: float) -> str:
   """Lighter below a half, darker above."""
-  share = number / (1 + number) - 1 / 3  # of a half: 0
+  return _mixed(colour, 1.2 * (number / (1 + number) - 1 / 3))  # of a half: 0
+
+
+def _mixed(colour: str, share: float) -> str:
+  """With so much of black, or with its opposite of white."""
   end = 0 if share > 0 else 255
   parts = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
   return '#' + ''.join(
-      f'{round(part + 1.2 * abs(share) * (end - part)):02X}' for part in parts)
+      f'{round(part + abs(share) * (end - part)):02X}' for part in parts)
 
 
 def colour_of(method: Any) -> str | None:
@@ -172,10 +179,31 @@ def axis_name(column: str) -> str:
   return name if base == column else f'{name},\nabove the baseline'
 
 
+def _families(names: Iterable[str]) -> dict[str, list[str]]:
+  """Method to those names that say more of it: 'NLL' to 'NLL, up'."""
+  families = {}
+  for name in names:
+    parts = name.removesuffix(_MEMBERS).split(', ')
+    for i in range(len(parts), 0, -1):
+      method = ', '.join(parts[:i])
+      if method in METHODS:
+        families.setdefault(method, []).append(name)
+        break
+  return families
+
+
 def colours(names: Sequence[str]) -> dict[str, Any]:
-  """A colour for each; methods look alike in every figure."""
+  """A colour for each; methods look alike in every figure.
+
+  What is one method's with different labels has lighter and darker colours of
+  it, in order.
+  """
   import matplotlib
-  fixed = {name: METHODS.get(name.removesuffix(_MEMBERS)) for name in names}
+  fixed = dict.fromkeys(names)
+  for method, alike in _families(names).items():
+    shares = np.linspace(-.45, .35, len(alike)) if alike[1:] else [0.]
+    fixed |= {name: _mixed(METHODS[method], share)
+              for name, share in zip(alike, shares)}
   rest = [name for name in names if fixed[name] is None]
   free = [c for c in PALETTE if c not in fixed.values()]
   if len(rest) > len(free):
@@ -196,8 +224,8 @@ def colours_apart(rows: Sequence[files.Row]) -> dict[str, Any] | None:
   lines = list(dict.fromkeys(row['line'] for row in rows))
   if len(lines) <= len(PALETTE):
     return None
-  if {*lines} <= {*METHODS}:
-    return {line: METHODS[line] for line in lines}
+  if sum(map(len, _families(lines).values())) == len(lines):
+    return colours(lines)
   pairs = dict.fromkeys((row['panel'], row['line']) for row in rows)
   chosen = {}
   for line in lines:

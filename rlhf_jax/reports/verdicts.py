@@ -5,9 +5,13 @@ seed. Its word comes from the interval of Student's t over seeds, by one rule:
 
   holds                  the interval lies on the paper's side of 0, and of the
                          margin where the claim has one; of a claim that one is
-                         no less than another, above -margin
-  excluded               what the paper says lies outside of the interval
-  equivalent within m    the interval lies within +-m, fixed beforehand
+                         no less than another, above -margin. The size of the
+                         paper's effect is not asked for
+  excluded               the paper's direction, or its size where the claim has
+                         one, lies outside of the interval
+  equivalent within m    of a claim that both are alike: the interval lies
+                         within +-m
+  no effect beyond m     of a claim that they differ, the same: against it
   unresolved             none of these; with the seeds that would do at the
                          deviation seen
   not yet run            no seed has, or fewer than were fixed beforehand: a
@@ -103,9 +107,9 @@ class Contrast:
 
   def describe(self) -> str:
     """The contrast in words: which runs, which column, where."""
-    runs = ' '.join(self.first.values())
+    runs = _named(self.first)
     if self.less is not None:
-      runs += ' less ' + ' '.join(self.less.values())
+      runs += ' less ' + _named(self.less)
     if self.less_figure:
       runs += f' of {self.less_figure}'
     reference = f' less {self.reference:g}' if self.reference else ''
@@ -115,6 +119,18 @@ class Contrast:
             f'{self.column}, last over first', 'drop':
             f'{self.column}, peak less last'}[self.statistic]
     return f'{runs}: {what}{reference}'
+
+
+def _named(labels: Mapping[str, str]) -> str:
+  """Runs by their labels, those of conditions in words."""
+  words = []
+  for name, text in labels.items():
+    if name == 'force_eos':
+      text = 'EOS forced' if text == 'True' else 'EOS as sampled'
+    elif name == 'label_noise':
+      text = f'{100 * float(text):g} % noise'
+    words.append(text)
+  return ' '.join(words)
 
 
 def interval(values: Sequence[float], level: float = .95
@@ -162,7 +178,8 @@ def word(values: Sequence[float], *, expects: str = 'more',
   elif high < (min(least, 0.0) if effect is None else effect):
     return 'excluded'
   if margin and -margin <= low and high <= margin:
-    return f'equivalent within {margin:g}'
+    return (f'equivalent within {margin:g}' if expects == 'equal' else
+            f'no effect beyond {margin:g}')
   target = margin - abs(mean) if expects == 'equal' else abs(mean - least)
   return 'unresolved' + _enough(values, target)
 

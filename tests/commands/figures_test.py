@@ -1,6 +1,7 @@
 """Tests for rlhf_jax.commands.figures."""
 
 import json
+import pathlib
 import shutil
 
 from absl.testing import absltest
@@ -47,6 +48,25 @@ class FiguresTest(absltest.TestCase):
     kept.write_bytes(b'')
     printed = own_data.succeed('figures', 'fig7', f'--directory={folder}')
     self.assertEqual(printed.strip(), str(kept))
+    self.assertEqual(kept.read_bytes(), drawn)
+
+  def test_studies_of_one_config_are_drawn_together(self):
+    folder = worlds.folder() / 'experiments'
+    coste = pathlib.Path(worlds.COSTE).name
+    shutil.copytree(
+        worlds.ROOT / worlds.COSTE, folder / coste,
+        ignore=lambda _, names: [name for name in names if name[3:4].isdigit()
+                                 and not name.startswith('fig8')])
+    shutil.copy(worlds.ROOT / 'experiments/coste2024.py', folder)
+    # One is asked for, and the others are of the picture all the same.
+    kept = folder / coste / 'results/fig8_model_size/best_of_n.png'
+    drawn = kept.read_bytes()
+    kept.unlink()
+    printed = own_data.succeed('figures', 'best_of_n_small',
+                               f'--directory={folder}')
+    self.assertEqual(printed.split(), [
+        str(folder / coste / 'results' / 'fig8_model_size_best_of_n_small'
+            / 'figure.png'), str(kept)])
     self.assertEqual(kept.read_bytes(), drawn)
 
   def test_no_experiments(self):

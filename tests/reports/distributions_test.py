@@ -8,7 +8,7 @@ import numpy as np
 from reports import written
 
 from rlhf_jax import errors
-from rlhf_jax.reports import panels
+from rlhf_jax.reports import violins
 from rlhf_jax.stages import policy_report
 from rlhf_jax.storage import files
 
@@ -45,7 +45,7 @@ class DistributionsTest(written.ReportTestCase):
             'kind': 'distributions', 'components': ('safe',), **figure})
 
   def test_distributions(self):
-    with mock.patch.object(panels, 'violins') as draw:
+    with mock.patch.object(violins, 'draw') as draw:
       self.distributions(logs=('pairs', 'up'))
     rows = {row['name']: row for row in self.rows('distributions')}
     # The response that is missing and the validation example are left out;

@@ -132,8 +132,9 @@ class FiguresTest(parameterized.TestCase):
     (chart,), reason = page_figures.of_study(of_written())
     self.assertEqual(reason, '')
     self.assertEqual(chart['title'], 'label noise 0.25')
-    self.assertEqual(chart['x'], '√KL, √nats')
-    wide = [one for one in chart['series'] if not one.get('thin')]
+    self.assertEqual(chart['x'], '√KL (k2), √nats')
+    wide = [one for one in chart['series']
+            if not one.get('thin') and 'bars' not in one]
     gold = {one['name']: one for one in wide if not one['right']}
     proxy = {one['name']: one for one in wide if one['right']}
     # Evaluated at 0, 2, 4 and 6, and drawn along a grid.
@@ -148,6 +149,11 @@ class FiguresTest(parameterized.TestCase):
         np.interp([0, 2, 4, 6], line['x'], line['y']), np.arange(4) + .1,
         atol=1e-3)
     self.assertIn('mean of 3 seeds', chart['note'])
+    end, = (one for one in chart['series'] if 'bars' in one
+            and one['name'] == 'worst-case (WCO)' and not one['right'])
+    np.testing.assert_allclose(
+        np.array([end['x'], end['y'], end['low'], end['high']]).ravel(),
+        [6, 4, 4 - 3**-.5, 4 + 3**-.5], atol=1e-4)
 
   def test_single_seeds_are_thin(self):
     (chart,), _ = page_figures.of_study(of_written())
@@ -159,7 +165,8 @@ class FiguresTest(parameterized.TestCase):
 
   def test_of_what_there_is(self):
     (chart,), _ = page_figures.of_study(of_written(complete=False))
-    self.assertLen([one for one in chart['series'] if not one.get('thin')], 2)
+    self.assertLen([one for one in chart['series'] if not one.get('thin')
+                    and 'bars' not in one], 2)
 
   def test_one_that_cannot_be_drawn_says_why(self):
     figure = written_study.FIGURE | {'line': ['colour']}
@@ -296,9 +303,17 @@ class ClaimsTest(parameterized.TestCase):
     self.assertEqual(page_claims.experiment(of_written(), root), [FIG4])
     study, = written_study.read(RESULTS / 'fig4_ppo')
     self.assertEqual(page_claims.experiment(study, root), [FIG4])
-    own = written_study.write(worlds.folder() / 'own', title='Mine')
-    study, = written_study.read(own)
-    self.assertEmpty(page_claims.experiment(study, root))
+    for title, names in (
+        ('Mine', []), ('Mine: a figure', []),
+        # Of another option of a config, and a title that is no paper's.
+        ('Coste et al. 2024, figure 7 (as figure 20): x', ['fig7_kl_sweep']),
+        ('Coste et al. 2024, figures 18 and 19: x: y', ['fig18_size_curves']),
+        ('RLHF notes: labels of the current or of the SFT policy',
+         ['iterated'])):
+      own = written_study.write(worlds.folder() / 'own', title=title)
+      study, = written_study.read(own)
+      self.assertEqual([path.stem for path in page_claims.experiment(
+          study, root)], names)
 
   def test_paragraphs(self):
     told = page_claims.paragraphs(FIG4)

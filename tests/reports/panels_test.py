@@ -80,7 +80,7 @@ class PanelsTest(parameterized.TestCase):
     self.assertEqual(ends[2], ends[3])
 
   def test_lines_of_seeds_are_thin_and_of_their_panel(self):
-    thin = {'panel': 'noise 0', 'line': 'ensemble mean', 'x': np.arange(3.),
+    thin = {'panel': 'noise 0', 'line': 'ensemble mean', 'step': np.arange(3.),
             'gold': np.arange(3.) - 1, 'proxy': np.arange(3.)}
     figure, handles = self.drawn(panels.curves, rows(), x='step',
                                  y=('gold', 'proxy'), seeds=[thin])
@@ -106,6 +106,15 @@ class PanelsTest(parameterized.TestCase):
     self.assertTrue(foot.any())
     self.assertFalse((without[-5:, :, :3] < .9).any())
 
+  def test_a_long_note_is_not_cut(self):
+    panels.points([{'panel': '', 'line': 'a', 'x': 1., 'gold': 1.,
+                    'gold_se': .5}], self.path, title='', x='', y=('gold',),
+                  note='mean of 3 seeds ' * 12)
+    ink = (matplotlib.image.imread(self.path)[..., :3] < .9).any(axis=-1)
+    for edge in (ink[:, :8], ink[:, -8:], ink[-4:]):
+      self.assertFalse(edge.any())
+    self.assertTrue(ink[-60:].any())
+
   def test_gold_alone_has_no_twin(self):
     figure, _ = self.drawn(panels.curves, rows(), x='step', y=('gold',))
     self.assertLen(figure.axes, 2)
@@ -118,7 +127,7 @@ class PanelsTest(parameterized.TestCase):
     self.assertEqual([axis.get_title() for axis in figure.axes],
                      list('abcdef'))
     columns = [axis.get_subplotspec().colspan.start for axis in figure.axes]
-    self.assertEqual(columns, [0, 1, 2, 3, 0, 1])
+    self.assertEqual(columns, [0, 1, 2, 0, 1, 2])
     self.assertLen({axis.get_ylim() for axis in figure.axes}, 1)
 
   def test_points(self):
@@ -146,7 +155,7 @@ class PanelsTest(parameterized.TestCase):
                                 ('a', 'single model', .5), ('b', 'x', NAN),
                                 ('b', 'ensemble mean', .4))]
     figure, handles = self.drawn(
-        panels.bars, given, y=('win_rate',), chance=.5, suffix=' of all')
+        panels.bars, given, y=('win_rate',), suffix=' of all')
     axis, = figure.axes
     self.assertEqual(axis.get_xlim(), (0, 1))
     self.assertEqual(axis.get_xlabel(), 'win rate of all')
@@ -154,7 +163,7 @@ class PanelsTest(parameterized.TestCase):
                      ['ensemble mean', 'single model', 'x'])
     self.assertEqual([bar.get_width() for bar in handles['a']], [.6, .5])
     np.testing.assert_allclose(
-        [bar.get_y() for bar in handles['a']], [-.4, .6])
+        [bar.get_y() for bar in handles['a']], [-.4, .8])  # 'a' is alone there
     self.assertEqual(handles['b'][1].get_width(), .4)
     np.testing.assert_allclose(handles['b'][1].get_y(), 0., atol=1e-12)
     self.assertGreater(*axis.get_ylim())  # the first on top
@@ -215,36 +224,6 @@ class PanelsTest(parameterized.TestCase):
         'gold score (solid), s.d. of SFT samples', 'on topic (component)',
         ''])
     self.assertEqual(figure.axes[2].get_xlabel(), 'optimizer steps')
-
-  def test_violins(self):
-    values = np.linspace(0, 1, 9)**2
-    given = [{'panel': panel, 'x': x, 'logged': x == 'log',
-              'values': values * scale}
-             for panel in ('fluent', 'safe')
-             for x, scale in (('log', 1.), ('A-LOL', .5), ('constant', 0.))]
-    given.pop()
-    figure, _ = self.drawn(panels.violins, given, x_name='reward')
-    fluent, safe = figure.axes
-    self.assertEqual([axis.get_title() for axis in figure.axes],
-                     ['fluent', 'safe'])
-    self.assertEqual([t.get_text() for t in fluent.get_yticklabels()],
-                     ['log', 'A-LOL', 'constant'])
-    self.assertEqual(safe.get_xlabel(), 'reward')
-    self.assertGreater(*fluent.get_ylim())  # the first on top
-    # No density of a single value, nothing where there are no values.
-    self.assertLen(fluent.collections, 2)
-    self.assertLen(fluent.get_lines(), 9)
-    self.assertLen(safe.get_lines(), 6)
-    quartiles, median, mean = fluent.get_lines()[3:6]
-    np.testing.assert_allclose(quartiles.get_xdata(), [1 / 32, 9 / 32])
-    np.testing.assert_array_equal(quartiles.get_ydata(), [1, 1])
-    np.testing.assert_allclose(median.get_xdata(), [1 / 8])
-    np.testing.assert_allclose(mean.get_xdata(), [204 / 64 / 9 / 2])
-    self.assertEqual(fluent.get_lines()[0].get_color(), '0.6')
-    self.assertNotEqual(quartiles.get_color(), '0.6')
-    reach = fluent.collections[1].get_paths()[0].vertices
-    np.testing.assert_allclose(
-        [reach[:, 0].min(), reach[:, 0].max()], [0, .5], atol=1e-12)
 
   @parameterized.parameters((LINES, 4), (LINES[:1], 1), (('',), 2))
   def test_png(self, lines, count):

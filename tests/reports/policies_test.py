@@ -46,18 +46,43 @@ class PoliciesTest(written.ReportTestCase):
         'single model (mean of members)': (2, (4 + 4 * share) / 2),
         'ensemble mean': (3.5, (7 + 5 * share) / 2)}.items():
       x, gold = zip(*[(row['sqrt_kl'], row['gold']) for row in given['rows']
-                      if row['line'] == line])
+                      if row['line'] == line and 'end' not in row])
       self.assertEqual((x[0], gold[0]), (0, 0))
       self.assertAlmostEqual(np.interp(8, x, gold), at_8, delta=.05)
       self.assertAlmostEqual(x[-1], end)
       self.assertAlmostEqual(gold[-1], last)
     self.assertEqual(
-        [(row['line'], *row['gold']) for row in given['seeds']],
-        [('single model (mean of members)', 0, 3, 2),
-         ('single model (mean of members)', 0, 1, 6),
-         ('ensemble mean', 0, 3, 5), ('ensemble mean', 0, 4, 7)])
+        [(row['line'], *row['gold']) for row in given['seeds']],  # to 150 nats
+        [('single model (mean of members)', 0, 3),
+         ('single model (mean of members)', 0, 1),
+         ('ensemble mean', 0, 3), ('ensemble mean', 0, 4)])
+    self.assertEqual(
+        [(row['line'], row['sqrt_kl'], row['gold'], row['gold_se'])
+         for row in given['rows'] if 'end' in row],
+        [('single model (mean of members)', 16, 4, 2),
+         ('ensemble mean', 16, 6, 1)])
     self.assertEqual(given['note'], 'mean of 2 seeds +- one standard error '
-                     'over them; thin: single seeds')
+                     'over them; thin: single seeds; points: the end of '
+                     'training; a mean ends where its first seed does')
+
+  def test_members_of_seeds_are_thin(self):
+    """Member 0 of one seed has nothing in common with that of another."""
+    given = self.drawn('curves', kind='curves', x='step', y=('gold',),
+                       line=('method', 'member'))
+    self.assertEqual(
+        [(row['line'], *row['gold']) for row in given['seeds']],
+        [('single model (mean of members)', *gold)
+         for gold in ((0, 4, 1), (0, 1, 5), (0, 2, 3), (0, 1, 7))]
+        + [('ensemble mean', 0, 3, 5), ('ensemble mean', 0, 4, 7)])
+    self.assertEqual([row['gold'] for row in given['rows']],
+                     [0, 2, 4, 0, 3.5, 6])
+    self.assertIn('thin: single models of single seeds', given['note'])
+    given = self.drawn(
+        'curves', [one for one in self.policies if one['seed'] == 0],
+        kind='curves', x='step', line=('method', 'member'))
+    self.assertEqual(
+        list(dict.fromkeys(row['line'] for row in given['rows'])),
+        ['single model, member 0', 'single model, member 1', 'ensemble mean'])
 
   def test_one_seed_has_no_thin_lines(self):
     given = self.drawn(
@@ -127,11 +152,12 @@ class PoliciesTest(written.ReportTestCase):
     given = self.drawn(
         'curves', kind='curves', source='training', x='step',
         y=('rollout/score',), window=2, line=('method', 'member'))
+    single = 'single model (mean of members)'
     self.assertEqual(
         [(row['line'], row['step'], row['rollout/score'])
-         for row in given['rows'][3:]],
-        [('single model, member 1', 0, 0), ('single model, member 1', 1, .75),
-         ('single model, member 1', 2, 3.25), ('ensemble mean', 0, 0),
+         for row in given['rows']],
+        [(single, 0, 0), (single, 1, 1), (single, 2, 3),
+         ('ensemble mean', 0, 0),
          ('ensemble mean', 1, 1.75), ('ensemble mean', 2, 4.75)])
     self.assertEqual(self.rows('training')[1], {
         'seed': '0', 'run': 'single_0', 'method': 'single', 'member': '0',

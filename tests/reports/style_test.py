@@ -35,15 +35,32 @@ class StyleTest(parameterized.TestCase):
     self.assertEqual([label for _, label in looks.values()], [
         'single model (mean of members)', 'ensemble mean',
         'uncertainty-weighted (UWO)', 'single max', 'two',
-        'uncertainty-weighted (UWO), 0', 'uncertainty-weighted (UWO), 0.1',
-        'uncertainty-weighted (UWO), 100', 'uncertainty-weighted (UWO), 2'])
+        *(rf'uncertainty-weighted (UWO), $\lambda$ {number}'
+          for number in ('0', '0.1', '100', '2'))])
     colours = {label: colour for colour, label in looks.values()}
     self.assertLen({*colours.values()}, len(looks))
     bright = {label.rpartition(', ')[2]: sum(matplotlib.colors.to_rgb(colour))
               for label, colour in colours.items() if '(UWO)' in label}
     self.assertEqual(
         sorted(bright, key=bright.get, reverse=True),
-        ['0', '0.1', 'uncertainty-weighted (UWO)', '2', '100'])
+        [r'$\lambda$ 0', r'$\lambda$ 0.1', 'uncertainty-weighted (UWO)',
+         r'$\lambda$ 2', r'$\lambda$ 100'])
+
+  def test_shades_of_a_method(self):
+    """What is one method's has its colour, lighter first; nobody else's."""
+    lines = ['NLL, up', 'PPO', 'NLL, down', 'ensemble mean, KL coefficient 0',
+             'RLOO, k=2, noise 1', 'own']
+    colours = style.colours(lines)
+    light, dark = (matplotlib.colors.to_rgb(colours[f'NLL, {way}'])
+                   for way in ('up', 'down'))
+    self.assertGreater(light[0], .5)  # of the grey of NLL
+    self.assertLess(dark[0], .5)
+    self.assertEqual(light[0], light[2])
+    self.assertEqual([colours[name] for name in (
+        'PPO', 'ensemble mean, KL coefficient 0', 'RLOO, k=2, noise 1')], [
+            style.METHODS[name] for name in (
+                'PPO', 'ensemble mean', 'RLOO, k=2')])
+    self.assertIn(colours['own'], style.PALETTE)
 
   @parameterized.parameters(
       ({'method': 'single'}, 'single model'),

@@ -52,7 +52,7 @@ class WordTest(parameterized.TestCase):
       ('equal', .1, None, .02, .1, 'unresolved'),
       ('equal', .1, None, .3, .1, 'excluded'),
       ('equal', .1, None, -.3, .1, 'excluded'),
-      ('more', .1, None, .02, .05, 'equivalent within 0.1'),
+      ('more', .1, None, .02, .05, 'no effect beyond 0.1'),
       ('no_less', .1, None, .02, .1, 'holds'),
       ('no_less', .1, None, -.2, .05, 'excluded'),
       ('no_less', .1, None, -.1, .05, 'unresolved'))
