@@ -26,6 +26,7 @@ def get_config(size: str = 'laptop'):
                            method='AWR' if beta == usual else 'AWR, lambda .1')
   zhu2023.add_regression(config, settings, 'apa', method='APA', beta=0.1)
   config.figure = dict(
-      kind='curves', x='step', y=('proxy', 'kl_k1'), line=('method',),
+      kind='curves', x='step', y=('proxy', 'kl_k1', 'length'),
+      line=('method',),
       columns=zhu2023.COLUMNS, baseline=dict(method='AWR'))
   return base.finish(config, smoke=tuple(config.runs))

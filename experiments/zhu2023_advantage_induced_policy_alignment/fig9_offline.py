@@ -23,7 +23,7 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = zhu2023.offline(
-      size, 'figure 9: ILQL, AWR and APA on logged responses')
+      size, 'figure 9: ILQL (by logits + shift A), AWR and APA, offline')
   for algorithm, beta in (('awr', 1.0), ('apa', 1.0), ('apa', 0.1)):
     config.runs[f'{algorithm}_{base.tag(beta)}'] = dict(
         algorithm=f'{algorithm}_offline',
