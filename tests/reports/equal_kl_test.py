@@ -37,7 +37,7 @@ class AlongTest(parameterized.TestCase):
 
   def test_a_kl_that_goes_back(self):
     """What is measured then is left out: it is no policy of the furthest KL."""
-    group = [policy(0, [0, 2, 1, 4], [0, 4, 9, 8])]
+    group = [policy(0, [0, 2, 1, 1.5, 4], [0, 4, 9, 9, 8])]
     points = equal_kl.along(group, ('sqrt_kl', 'gold'))
     self.assertTrue((np.diff(points['sqrt_kl']) > 0).all())
     np.testing.assert_allclose(points['gold'], 2 * points['sqrt_kl'])

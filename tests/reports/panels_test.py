@@ -93,6 +93,27 @@ class PanelsTest(parameterized.TestCase):
     self.assertLen(right.get_lines(), len(LINES))
     self.assertCountEqual(handles, LINES)
 
+  def test_an_end_is_a_point_beside_its_line(self):
+    """Hollow of a proxy, whose line is dashed."""
+    end = {'panel': 'noise 0', 'line': 'ensemble mean', 'step': 50.,
+           'step_se': 4., 'gold': 7., 'gold_se': .5, 'proxy': 9.,
+           'proxy_se': .25, 'end': True}
+    figure, _ = self.drawn(panels.curves, [*rows(), end], x='step',
+                           y=('gold', 'proxy'))
+    left, other, right, _ = figure.axes
+    for axis, at, error, face in (
+        (left, 7., .5, style.STYLE['mean'][0]), (right, 9., .25, 'white')):
+      mark, = axis.containers
+      point, _, (across, up) = mark.lines
+      self.assertEqual((*point.get_xdata(), *point.get_ydata()), (50., at))
+      self.assertEqual(point.get_markerfacecolor(), face)
+      np.testing.assert_allclose(across.get_segments()[0][:, 0], [46., 54.])
+      np.testing.assert_allclose(
+          up.get_segments()[0][:, 1], [at - error, at + error])
+      for line in axis.get_lines():
+        self.assertTrue(line is point or max(line.get_xdata()) < 50.)
+    self.assertEmpty(other.containers)
+
   def test_a_note_stands_below_the_legend(self):
     panels.points([{'panel': '', 'line': 'a', 'x': 1., 'gold': 1.,
                     'gold_se': .5}], self.path, title='', x='', y=('gold',))

@@ -94,9 +94,9 @@ class PoliciesTest(written.ReportTestCase):
   def test_a_table_is_drawn_in_the_order_of_methods(self):
     for policy in self.policies:
       policy['labels'] = {
-          'single_0': {'method': 'RLOO, k=4', 'data': 'up'},
+          'single_0': {'data': 'up', 'method': 'RLOO, k=4'},
           'single_1': {'method': 'PPO'},
-          'mean': {'method': 'RLOO, k=4', 'data': 'down'}}[policy['run']]
+          'mean': {'data': 'down', 'method': 'RLOO, k=4'}}[policy['run']]
     given = self.drawn('bars', kind='table')
     self.assertEqual(
         [(row['x'], row['colour']) for row in given['rows']],
