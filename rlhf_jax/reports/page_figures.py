@@ -240,13 +240,16 @@ def lines(study: page_study.Study) -> list[dict]:
 
   Returns:
     {'name', 'colour', 'seeds': [{'seed', 'columns': {name: [...]}}]} of each
-    line; `name` has the labels in which runs differ, and `colour` is that of
-    a method, None of anything else.
+    line; `name` has the labels in which runs differ, but for those that each
+    method has one value of, and `colour` is that of `style.colours`.
   """
+  if not study.policies and study.rows and 'force_eos' in study.rows[0]:
+    return _coloured(_best_of_n_lines(study.rows))
   groups = results.groups(study.policies, ())
   labels = [group[0].labels for group in groups]
   differ = [name for name in dict.fromkeys(n for one in labels for n in one)
-            if len({repr(one.get(name)) for one in labels}) > 1
+            if _values(labels, name) > (
+                1 if name == 'method' else _values(labels, 'method'))
             and name != 'member']
   differ.sort(key=lambda name: name != 'method')  # first
   shown = []
@@ -260,11 +263,21 @@ def lines(study: page_study.Study) -> list[dict]:
       seeds.append({'seed': members[0].seed, 'columns': {
           n: numbers(columns[n]) for n in names
           if np.isfinite(columns[n]).any()}})
-    shown.append({'name': plain(name), 'colour': style.METHODS.get(name),
-                  'seeds': seeds})
-  if not shown and study.rows and 'force_eos' in study.rows[0]:
-    return _best_of_n_lines(study.rows)
-  return shown
+    shown.append({'name': name, 'seeds': seeds})
+  return _coloured(shown)
+
+
+def _values(labels: Sequence[Mapping], name: str) -> int:
+  """How many values of a label there are, apart by method."""
+  return len({(repr(one.get('method')), repr(one.get(name)))
+              for one in labels})
+
+
+def _coloured(lines_: Sequence[dict]) -> list[dict]:
+  colours = style.colours([line['name'] for line in lines_])
+  return [line | {'name': plain(line['name']),
+                  'colour': _colour(colours[line['name']])}
+          for line in lines_]
 
 
 def _best_of_n_lines(rows: Sequence[Mapping]) -> list[dict]:
@@ -277,7 +290,7 @@ def _best_of_n_lines(rows: Sequence[Mapping]) -> list[dict]:
               + ', EOS forced' * bool(row['force_eos']))
       parts.setdefault(name, {}).setdefault(row['seed'], []).append(row)
   names = ('n', 'kl', 'sqrt_kl', *best_of_n.WATCHED)
-  return [{'name': name, 'colour': None, 'seeds': [
+  return [{'name': name, 'seeds': [
       {'seed': seed, 'columns': {
           what: numbers([row[what] for row in part]) for what in names
           if part[0][what] is not None}}

@@ -95,7 +95,17 @@ class BrowserTest(absltest.TestCase):
         'Reset axes'])
     self.assertEmpty(self.said)
     self.assertEmpty(self.asked)
+    self.check_widths(self.page)
     self.picture(self.page, 'laptop')
+
+  def check_widths(self, opened):
+    """Each chart is as wide as its box, alone in a row or not."""
+    widths = opened.run(
+        '[...document.querySelectorAll(".plot")].map((node) => [node'
+        '.clientWidth, node.querySelector(".main-svg").clientWidth])')
+    self.assertNotEmpty(widths)
+    for box, chart in widths:
+      self.assertAlmostEqual(box, chart, delta=1)
 
   def test_text_of_samples_does_nothing(self):
     self.assertIsNone(self.page.run('window.hit ?? null'))
@@ -190,6 +200,7 @@ class BrowserTest(absltest.TestCase):
     phone = self.open(width=390, height=844)
     self.assertLessEqual(
         phone.run('document.documentElement.scrollWidth'), 390)
+    self.check_widths(phone)
     self.picture(phone, 'phone')
     phone.media(kind='print', dark=True)
     phone.run('window.dispatchEvent(new Event("beforeprint"))')

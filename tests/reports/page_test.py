@@ -18,6 +18,7 @@ from rlhf_jax.reports import page_claims
 from rlhf_jax.reports import page_figures
 from rlhf_jax.reports import page_samples
 from rlhf_jax.reports import page_study
+from rlhf_jax.reports import style
 from rlhf_jax.reports import verdicts
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
@@ -200,6 +201,8 @@ class FiguresTest(parameterized.TestCase):
   def test_lines(self):
     """By the labels that differ; null where nothing is."""
     lines = page_figures.lines(of_written())
+    self.assertCountEqual([line['colour'] for line in lines], [
+        style.STYLE[name][0].lower() for name in ('single', 'worst_case')])
     self.assertCountEqual([line['name'] for line in lines],
                           ['single model', 'worst-case (WCO)'])
     for line in lines:

@@ -34,7 +34,8 @@ function lineTraces(one) {
     hovertemplate: `${plain(one.name)}${one.right ? ', proxy' : ''}` +
       '<br>%{y:.4g} at %{x:.4g}<extra></extra>'};
   if (one.bars) {
-    return [{...base, mode: 'lines+markers', error_y: {
+    return [{...base, mode: 'lines+markers', marker: {
+      ...base.marker, symbol: one.right ? 'circle-open' : 'circle'}, error_y: {
       type: 'data', array: one.y.map((y, i) => one.high[i] - y),
       color: inked(one.colour), thickness: 1}}];
   }
@@ -159,12 +160,12 @@ function legend(where) {
   where.prepend(box);
 }
 
-// Charts in their place, all of them before one is drawn: how wide they are
-// depends on how many there are.
+// Charts in their place, and their legend, before one is drawn: how wide they
+// are depends on all of these.
 function show(where, charts) {
   const ones = charts.map((chart) => place(where, chart));
-  ones.forEach(plot);
   legend(where);
+  ones.forEach(plot);
 }
 
 // A box for a chart; `plot` fills it.

@@ -32,10 +32,8 @@ const PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00',
                  '#56B4E9', '#000000'];
 const DASHES = ['solid', 'dash', 'dot', 'dashdot'];
 
-// Methods look alike in every figure of a study that has nothing else.
-const alike = DATA.lines.length === 1 &&
-  DATA.lines[0].every((line) => line.colour);
-const own = (colour) => alike ? colour : undefined;
+// Methods look alike in every figure of a study that stands alone.
+const own = (colour) => DATA.lines.length === 1 ? colour : undefined;
 
 // All lines of all studies, each with a name, a colour and a dash of its own.
 const LINES = DATA.lines.flatMap((lines, i) => lines.map((line) => ({
