@@ -286,14 +286,14 @@ def _text(node: Node) -> str:
 
 def table() -> str:
   """`ALGORITHMS` as a Markdown table, the one of docs/guide/algorithms.md."""
-  lines = ['| algorithm | data | K | annotators | objective | unit |',
-           '|---|---|---|---|---|---|']
-  for row in ALGORITHMS.values():
+  lines = ['| key | algorithm | data | K | annotators | objective | unit |',
+           '|---|---|---|---|---|---|---|']
+  for key, row in ALGORITHMS.items():
     steps = ', '.join(_text(node) for node in row.annotators) or '-'
     loss = _text(row.objective) if row.objective else 'none: `ops.best_of_n`'
     count = str(row.samples)
     if row.more:
       count = 'k' if row.samples == 1 else f'k >= {count}'
-    lines.append(f'| {row.title} | {row.source} | {count} | {steps} | {loss} | '
-                 f'{row.unit} |')
+    lines.append(f'| `{key}` | {row.title} | {row.source} | {count} | '
+                 f'{steps} | {loss} | {row.unit} |')
   return '\n'.join(lines)
