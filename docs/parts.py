@@ -15,16 +15,15 @@ modules, and the pages of the experiments with their figures. Directives:
 import ast
 import collections
 import pathlib
-import re
 import shutil
 
 from docutils import nodes
+import links
 from sphinx.util.docutils import SphinxDirective
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = links.ROOT
 GENERATED = ROOT / 'docs' / 'generated'
 PACKAGE = ROOT / 'rlhf_jax'
-_LINK = re.compile(r'(?<!!)\[([^]]*)\]\(([^)]*)\)')
 
 
 def order() -> tuple[str, ...]:
@@ -78,31 +77,25 @@ def _reference():
     _write(GENERATED / 'reference' / f'{name}.rst', '\n'.join(page))
 
 
-def _experiments():
-  """Pages and figures; links to files that are no pages become text."""
-  source = ROOT / 'experiments'
-  for path in sorted(source.rglob('*')):
-    copy = GENERATED / 'experiments' / path.relative_to(source)
-    if path.suffix == '.md' and 'results' not in path.parts:
-      _write(copy, _LINK.sub(_plain, path.read_text()))
+def _copies():
+  """The pages and figures of the experiments, and pages beside docs/."""
+  for path in sorted((*(ROOT / 'experiments').rglob('*'), *ROOT.glob('*.md'))):
+    copy = GENERATED / path.relative_to(ROOT)
+    if links.is_copied(path):
+      _write(copy, path.read_text())
     elif path.suffix == '.png' and not (
         copy.exists() and copy.stat().st_mtime >= path.stat().st_mtime):
       copy.parent.mkdir(parents=True, exist_ok=True)
       shutil.copy(path, copy)
-  for name in ('CHANGELOG', 'CONTRIBUTING'):
-    _write(GENERATED / f'{name}.md', (ROOT / f'{name}.md').read_text())
 
 
-def _plain(match: re.Match) -> str:
-  text, target = match.groups()
-  is_page = target.startswith(('#', 'http')) or target.split(
-      '#')[0].endswith('.md')
-  return match[0] if is_page else f'`{text}`' if '`' not in text else text
+def _read(app, page: str, content: list[str]):
+  content[0] = links.relink(content[0], links.folder(page))
 
 
 def generate(app):
   _reference()
-  _experiments()
+  _copies()
 
 
 class _Markdown(SphinxDirective):
@@ -168,9 +161,7 @@ class Between(_Markdown):
   def text(self, command: str) -> str:
     page = (ROOT / 'README.md').read_text()
     begin, end = (f'<!-- {word} of {command} -->' for word in ('begin', 'end'))
-    part = page.split(begin)[1].split(end)[0]
-    # Links of the front page, from a folder of docs/.
-    return part.replace('](experiments/', '](/generated/experiments/')
+    return links.relink(page.split(begin)[1].split(end)[0], ROOT)
 
 
 class Tests(_Markdown):
@@ -180,7 +171,6 @@ class Tests(_Markdown):
     lines = [f'- {what}' for what in checks(path)]
     count = faults(name)
     return '\n'.join([
-        f'The [laws of all objectives](laws.md), and `{path.name}`:', '',
         *lines, '',
         f'{count} small faults of it stand in `tests/faults/`, each of which '
         'a test notices (`make mutants`).'])
@@ -216,6 +206,7 @@ def _symbols(path: pathlib.Path) -> list[str]:
 
 def setup(app):
   app.connect('builder-inited', generate)
+  app.connect('source-read', _read)
   for name, directive in dict(between=Between, faults=Faults, house=House,
                               laws=Laws, matrix=Matrix, tests=Tests).items():
     app.add_directive(name, directive, override=True)

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import shlex
+import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -23,6 +24,10 @@ DOCS = worlds.ROOT / 'docs'
 PAGES = sorted(str(path.relative_to(worlds.ROOT)) for path in (
     worlds.ROOT / 'README.md', *DOCS.rglob('*.md'))
     if not {'build', 'generated'} & {*path.parts})
+# Pages that Sphinx builds too, from a copy.
+BESIDE = ('CONTRIBUTING.md', *sorted(
+    str(path.relative_to(worlds.ROOT)) for path in (
+        worlds.ROOT / 'experiments').rglob('README.md')))
 NOTEBOOKS = sorted(path.name for path in (
     worlds.ROOT / 'notebooks').glob('*.ipynb'))
 BLOCK = re.compile(r'^ *```(\S*)\n(.*?)^ *```', re.DOTALL | re.MULTILINE)
@@ -50,17 +55,10 @@ def commands(page: str) -> list[str]:
           for line in block.replace('\\\n', ' ').splitlines() if line.strip()]
 
 
-def target(page: str, link: str):
-  """The file that a link of a page means; None for one on the network."""
-  link = link.split('#', maxsplit=1)[0]
-  if not link or link.startswith('http'):
-    return None
-  if link.startswith('/generated/reference/'):
-    name = link.removeprefix('/generated/reference/').removesuffix('.rst')
-    return worlds.ROOT / 'rlhf_jax' / name
-  if link.startswith('/generated/'):
-    return worlds.ROOT / link.removeprefix('/generated/')
-  return (worlds.ROOT / page).parent / link
+def anchors(page) -> set[str]:
+  """Of the headings of a page, as GitHub makes them."""
+  return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+          for heading in re.findall(r'^#+ (.*)$', page.read_text(), re.M)}
 
 
 def imported(source: str):
@@ -74,12 +72,20 @@ def imported(source: str):
 
 class PagesTest(parameterized.TestCase):
 
-  @parameterized.parameters(PAGES)
+  @parameterized.parameters(*PAGES, *BESIDE)
   def test_links_lead_somewhere(self, page):
+    """In the repository: relative links, without the built documentation."""
     for link in LINK.findall(text(page)):
-      path = target(page, link)
-      if path is not None:
-        self.assertTrue(path.exists(), link)
+      name, _, anchor = link.partition('#')
+      if name.startswith('http'):
+        continue
+      path = worlds.ROOT / page
+      if name:
+        self.assertFalse(name.startswith('/'), link)
+        path = path.parent / name
+      self.assertTrue(path.exists(), link)
+      if anchor:
+        self.assertIn(anchor, anchors(path), link)
 
   @parameterized.parameters(PAGES)
   def test_commands_are_understood(self, page):
@@ -114,6 +120,41 @@ class PagesTest(parameterized.TestCase):
     self.assertLess(len(' '.join(prose).split()), 1150)
 
 
+class LinksTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('[a](../guide/logs.md#x)', '[a](/guide/logs.md#x)'),
+      ('[a](sft.md)', '[a](/objectives/sft.md)'),
+      ('[a](../../CONTRIBUTING.md)', '[a](/generated/CONTRIBUTING.md)'),
+      ('[a](../../experiments/README.md#b)',
+       '[a](/generated/experiments/README.md#b)'),
+      ('[`m`](../../rlhf_jax/objectives/sft.py)',
+       '{py:mod}`m <rlhf_jax.objectives.sft>`'),
+      ('[`m`](../../rlhf_jax/testing/__init__.py)',
+       '{py:mod}`m <rlhf_jax.testing>`'),
+      ('[a](../../experiments/launch/gke.yaml)', '`a`'),
+      ('[`a`](../../tests/faults)', '`a`'),
+      *((same, same) for same in (
+          '[a](#x)', '[a](https://b.c/d.md)', '![a](../index.md)',
+          '[a](../nowhere.md)')))
+  def test_for_sphinx(self, text_, expected):
+    """Of a page of docs/objectives: pages, modules and paths."""
+    worlds.importable(self, DOCS)
+    import links
+    self.addCleanup(sys.modules.pop, 'links', None)
+    self.assertEqual(
+        links.relink(text_, links.folder('objectives/dpo')), expected)
+
+  def test_copies_lie_where_they_come_from(self):
+    worlds.importable(self, DOCS)
+    import links
+    self.addCleanup(sys.modules.pop, 'links', None)
+    for page, expected in (
+        ('index', 'docs'), ('generated/CHANGELOG', '.'),
+        ('generated/experiments/launch/README', 'experiments/launch')):
+      self.assertEqual(links.folder(page), worlds.ROOT / expected, page)
+
+
 class ObjectivePagesTest(parameterized.TestCase):
 
   @parameterized.parameters(OBJECTIVES)
@@ -121,6 +162,9 @@ class ObjectivePagesTest(parameterized.TestCase):
     page = text(f'docs/objectives/{name}.md')
     self.assertSequenceEqual(
         re.findall(r'^## (.*)$', page, re.MULTILINE), SECTIONS)
+    for file in (f'rlhf_jax/objectives/{name}.py',
+                 f'tests/objectives/{name}_test.py'):
+      self.assertIn(f'](../../{file})', page)
     # Numbers are computed, not typed.
     self.assertIn('```{doctest}', page)
     self.assertIn(f'```{{tests}} {name}\n', page)
