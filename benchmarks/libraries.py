@@ -17,6 +17,7 @@ from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.annotators import from_models
 from rlhf_jax.models import convert
+from rlhf_jax.models import gguf_file
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import packing
 from rlhf_jax.rewards import models as reward_models
@@ -42,6 +43,13 @@ def params_of(config):
       jax.random.key(0))
 
 
+@functools.cache
+def smollm2():
+  """SmolLM2-135M-Instruct in float32: its config and parameters."""
+  config, params = gguf_file.load(gguf_file.smollm2_path())
+  return config, jax.tree.map(jnp.asarray, params)
+
+
 def load(config, params, *, reward: bool = False):
   """The model of transformers with the same float32 weights."""
   import torch
@@ -61,11 +69,19 @@ def tokens_of(config, *shape):
 
 
 def generate(quick: bool, *, batch: int = 1, samples: int = 1,
-             ragged: bool = False) -> measure.Case:
-  """Sampling at temperature 1; with `ragged`, one token in 32 is an EOS."""
+             ragged: bool = False, pretrained: bool = False) -> measure.Case:
+  """Sampling at temperature 1.
+
+  Args:
+    quick: tiny shapes.
+    batch: prompts.
+    samples: responses to each.
+    ragged: whether one token in 32 ends a response; else none does.
+    pretrained: whether the model is SmolLM2, also if quick.
+  """
   import torch
-  config = llama(quick)
-  params, width = params_of(config), 8 if quick else 64
+  width, config = 8 if quick else 64, llama(quick)
+  config, params = smollm2() if pretrained else (config, params_of(config))
   model = load(config, params).eval()
   rows = tokens_of(config, batch, width)
   ends = tuple(range(FIRST, FIRST + config.vocab_size // 32)) if ragged else (
@@ -76,7 +92,8 @@ def generate(quick: bool, *, batch: int = 1, samples: int = 1,
   def ours():
     out = sampling.sample(
         config, params, jnp.asarray(rows), prompts[1], jax.random.key(0),
-        num_samples=samples, max_new_tokens=width, eos_id=ends, pad_id=PAD)
+        num_samples=samples, min_new_tokens=0 if ragged else width,
+        max_new_tokens=width, eos_id=ends, pad_id=PAD)
     return int(np.asarray(out.mask).sum())
 
   def peer():
@@ -94,12 +111,13 @@ def generate(quick: bool, *, batch: int = 1, samples: int = 1,
   return measure.Case(
       ours=ours, peer=peer, unit='tokens/s',
       bytes=4 * size if batch == samples == 1 else 0,
-      note=f'transformers; {size / 1e6:.2g}M parameters, {batch} x {samples} '
+      note=f'transformers; {"SmolLM2, " if pretrained else ""}'
+           f'{size / 1e6:.3g}M parameters, {batch} x {samples} '
            f'x ({width} + {width}) tokens'
            + (', one token in 32 ends a row' if ragged else ''))
 
 
-def _step(forward, objective, params, data, annotate=lambda x, _: x,
+def step(forward, objective, params, data, annotate=lambda x, _: x,
           amount=None):
   """A function that trains one step of ours, of `amount` tokens."""
   tx = train.optimizer(learning_rate=RATE, num_steps=1000)
@@ -186,7 +204,7 @@ def _case(ours, peer, params, quick, *, passes=3, rows=1):
   """A step against TRL's, at two operations a parameter, token and pass.
 
   Args:
-    ours: of `_step`.
+    ours: of `step`.
     peer: of `steps`.
     params: that a token goes through.
     quick: see `rows_and_width`.
@@ -221,7 +239,7 @@ def sft(quick: bool, ragged: bool = False) -> measure.Case:
   if ragged:
     data = packing.pack(data, packing.size_of(data))
   amount = int(lengths.sum())
-  ours = _step(
+  ours = step(
       functools.partial(policy.forward, config), objectives.get('sft'),
       params_of(config), data, amount=amount)
   ids = [row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
@@ -252,7 +270,7 @@ def dpo(quick: bool) -> measure.Case:
   config = llama(quick)
   params = params_of(config)
   data, texts = pairs(config, quick)
-  ours = _step(
+  ours = step(
       functools.partial(policy.forward, config),
       algorithms.ALGORITHMS['dpo'].bind(), params, data,
       lambda batch, frozen: from_models.ref_logprobs(batch, config, frozen))
@@ -272,7 +290,7 @@ def reward_model(quick: bool) -> measure.Case:
   params = reward_models.init(
       config, jax.random.key(1), trunk=params_of(config))
   data, texts = pairs(config, quick)
-  ours = _step(functools.partial(reward_models.forward, config),
+  ours = step(functools.partial(reward_models.forward, config),
                objectives.get('bradley_terry'), params, data)
   peer = steps(
       'Reward', load(config, params, reward=True), texts,

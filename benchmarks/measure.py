@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import resource
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ class Case:
   Attributes:
     ours: does it once, to the end.
     peer: likewise.
-    unit: of a rate, such as 'tokens/s'.
+    unit: of a rate, such as 'tokens/s'; or 's', of the time for one of it.
     note: which peer, which shapes.
     flops: that a unit of work needs; 0: no share of a limit is said.
     bytes: that it reads of memory; likewise.
@@ -29,12 +30,17 @@ class Case:
   bytes: float = 0.0
 
 
+def _cpu() -> float:
+  """Seconds of all threads, and of the processes that have ended."""
+  ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
 def _spent(run: Callable[[], float]) -> tuple[float, float]:
   """Seconds by the wall and of all threads, for a unit of work."""
-  wall, cpu = time.perf_counter(), time.process_time()
+  wall, cpu = time.perf_counter(), _cpu()
   amount = run()
-  return ((time.perf_counter() - wall) / amount,
-          (time.process_time() - cpu) / amount)
+  return (time.perf_counter() - wall) / amount, (_cpu() - cpu) / amount
 
 
 def in_turns(case: Case, repeats: int) -> np.ndarray:
@@ -53,20 +59,20 @@ def in_turns(case: Case, repeats: int) -> np.ndarray:
   return turns
 
 
-def summary(turns: np.ndarray) -> dict[str, Any]:
+def summary(turns: np.ndarray, unit: str) -> dict[str, Any]:
   """Medians and ranges; a ratio is that of one turn, above 1 where we win.
 
   Args:
     turns: of `in_turns`.
+    unit: of the case.
 
   Returns:
-    'ours' and 'peer' in units a second, 'ratio' by the wall and 'cpu_ratio'
-    in CPU seconds; of all but the last also '<name>_range', lowest and
-    highest.
+    'ours' and 'peer' in that unit, 'ratio' by the wall and 'cpu_ratio' in CPU
+    seconds; of all but the last also '<name>_range', lowest and highest.
   """
-  rates = 1 / turns[:, :, 0]
+  shown = turns[:, :, 0] if unit == 's' else 1 / turns[:, :, 0]
   ratios = turns[:, 1] / turns[:, 0]  # [repeats, (wall, CPU)]
-  values = {'ours': rates[:, 0], 'peer': rates[:, 1], 'ratio': ratios[:, 0]}
+  values = {'ours': shown[:, 0], 'peer': shown[:, 1], 'ratio': ratios[:, 0]}
   line: dict[str, Any] = {}
   for name, x in values.items():
     line[name] = float(np.median(x))

@@ -38,31 +38,51 @@ def _member(config, i):
       config, jax.tree.map(lambda x: x[i], _params(config)), reward=True)
 
 
+def _step(config, data, members):
+  """A function that trains all on the same pairs; of 0, the first alone."""
+  learner = learners.learner(
+      reward_models.forward, config, {'name': 'bradley_terry'},
+      num_steps=1000, optimizer={'learning_rate': libraries.RATE},
+      num_microbatches=1, members=members)
+  key = jax.random.key(0)
+  if members:
+    key = jax.random.split(key, members)
+    data = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (members, *x.shape)), data)
+  # A copy, since the state is donated.
+  params = jax.tree.map(
+      lambda x: jnp.copy(x if members else x[0]), _params(config))
+  state = [train.place_state(params, learner.tx, key, members=members)]
+
+  def run():
+    state[0], metrics = learner.step(state[0], data)
+    jax.block_until_ready((state[0], metrics))
+    return data.tokens.size
+
+  return run
+
+
+def together(quick: bool) -> measure.Case:
+  """A step of all members, a member's part of it against a step of one."""
+  config = _config(quick)
+  data, _ = libraries.pairs(config, quick)
+  return measure.Case(
+      ours=_step(config, data, MEMBERS), peer=_step(config, data, 0),
+      unit='tokens/s', note='ourselves with one member alone; '
+      f'{_note(config, data.tokens)}, trained')
+
+
 def trained(quick: bool) -> measure.Case:
   """A step of all members on the same pairs, against a loop over trainers."""
   config = _config(quick)
   data, texts = libraries.pairs(config, quick)
-  learner = learners.learner(
-      reward_models.forward, config, {'name': 'bradley_terry'},
-      num_steps=1000, optimizer={'learning_rate': libraries.RATE},
-      num_microbatches=1, members=MEMBERS)
-  batch = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (MEMBERS, *x.shape)), data)
-  state = [train.place_state(
-      jax.tree.map(jnp.copy, _params(config)), learner.tx,
-      jax.random.split(jax.random.key(0), MEMBERS), members=MEMBERS)]
-
-  def ours():
-    state[0], metrics = learner.step(state[0], batch)
-    jax.block_until_ready((state[0], metrics))
-    return batch.tokens.size
-
   examples = [dict(zip(('chosen_ids', 'rejected_ids'), one.tolist()))
               for one in data.tokens]
   steps = [libraries.steps('Reward', _member(config, i), texts, examples)
            for i in range(MEMBERS)]
   return measure.Case(
-      ours=ours, peer=lambda: sum(step() for step in steps), unit='tokens/s',
+      ours=_step(config, data, MEMBERS),
+      peer=lambda: sum(step() for step in steps), unit='tokens/s',
       note=f'TRL, one by one; {_note(config, data.tokens)}')
 
 

