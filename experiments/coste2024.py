@@ -189,7 +189,7 @@ def use_smollm2(config: config_dict.ConfigDict):
   config.data.num_pair_prompts = 600
   config.data.files.format = 'chatml'
   config.policy.model.name = config.gold.model.name = 'smollm2'
-  config.policy.num_steps = 0
+  config.policy.update(num_steps=0, batch_size=8)
   config.proxy.held_out = 88
   if config.size == 'smoke':
     return
