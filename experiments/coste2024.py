@@ -180,28 +180,6 @@ def final(x: str, **fields) -> dict:
               columns=COLUMNS, baseline=dict(method='single')) | fields
 
 
-def use_smollm2(config: config_dict.ConfigDict):
-  """SmolLM2-135M-Instruct as it is writes, and one of its kind is gold.
-
-  For prompts and preferences that people wrote, which data.path and
-  data.preferences name. Proxies are from scratch and smaller, as in the paper.
-  """
-  config.data.num_pair_prompts = 600
-  config.data.files.format = 'chatml'
-  config.policy.model.name = config.gold.model.name = 'smollm2'
-  config.policy.update(num_steps=0, batch_size=8)
-  config.proxy.held_out = 88
-  if config.size == 'smoke':
-    return
-  config.data.num_eval_prompts = 48
-  config.gold.update(num_steps=60, batch_size=8, held_out=256)
-  config.gold.optimizer.update(learning_rate=1e-5, warmup_steps=10)
-  config.proxy.model.update(hidden_size=128, num_layers=2, num_heads=4,
-                            intermediate_size=256)
-  config.proxy.sft.update(num_steps=200, batch_size=32)
-  config.best_of_n.update(num_samples=128, samples_per_call=128)
-
-
 def methods(uncertainty_coefs: tuple[float, ...] = (0.5,)) -> dict:
   """Ensembles for best-of-n; the first coefficient has the plain name."""
   weighted = {

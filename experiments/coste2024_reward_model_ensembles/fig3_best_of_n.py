@@ -19,9 +19,7 @@ Differs:  the world. The laptop size writes reviews from a grammar and learns
           second time with an EOS forced at the last position. The option
           world=long_tail (20 seeds, n up to 1,024) has the fall in the content
           of responses, with an EOS forced in all of them, and the rule of the
-          world as gold score. :laptop,policy=smollm2 has SmolLM2-135M-Instruct
-          write, n up to 128, and wants real text: --config.data.path and
-          --config.data.preferences.
+          world as gold score.
 """
 
 from experiments import coste2024
@@ -29,9 +27,8 @@ from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):
-  """The config of one size, world and policy: 'laptop,world=long_tail'."""
-  size, world, policy = base.options(
-      size, world=base.WORLDS, policy=('scratch', 'smollm2'))
+  """The config of one size and world: 'laptop,world=long_tail'."""
+  size, world = base.options(size, world=base.WORLDS)
   config = coste2024.best_of_n(
       size, 'figure 3: best-of-n against proxy reward models',
       noise=(0.0, 0.25), methods=coste2024.methods(), world=world)
@@ -43,7 +40,4 @@ def get_config(size: str = 'laptop'):
     config.seeds = tuple(range(600, 620))
     config.best_of_n.num_samples = 1024
     config.data.num_eval_prompts = 64
-  if policy == 'smollm2':
-    config.force_eos = (False,)
-    coste2024.use_smollm2(config)
   return config.lock()

@@ -248,8 +248,8 @@ def lines(study: page_study.Study) -> list[dict]:
   groups = results.groups(study.policies, ())
   labels = [group[0].labels for group in groups]
   differ = [name for name in dict.fromkeys(n for one in labels for n in one)
-            if _values(labels, name) > (
-                1 if name == 'method' else _values(labels, 'method'))
+            if _by_method(labels, name) > (
+                1 if name == 'method' else _by_method(labels, 'method'))
             and name != 'member']
   differ.sort(key=lambda name: name != 'method')  # first
   shown = []
@@ -267,7 +267,7 @@ def lines(study: page_study.Study) -> list[dict]:
   return _coloured(shown)
 
 
-def _values(labels: Sequence[Mapping], name: str) -> int:
+def _by_method(labels: Sequence[Mapping], name: str) -> int:
   """How many values of a label there are, apart by method."""
   return len({(repr(one.get('method')), repr(one.get(name)))
               for one in labels})

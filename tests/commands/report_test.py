@@ -41,11 +41,16 @@ class ReportTest(absltest.TestCase):
     self.assertIn('figure 5: PPO', output.read_text())
 
   def test_a_title_of_several(self):
-    workdir = written_study.write(worlds.folder() / 'study',
-                                  title='RLOO and RAFT')
-    output = worlds.folder() / 'page.html'
+    folder = worlds.folder()
+    workdir = written_study.write(
+        folder / 'study', title='Paper, figure 1 (twice): RLOO')
+    (folder / 'experiments/paper').mkdir(parents=True)
+    for name in ('one', 'two'):
+      (folder / f'experiments/paper/{name}.py').write_text(
+          f'"""Paper, figure 1: {name}."""')
+    output = folder / 'page.html'
     own_data.succeed('report', workdir, f'--output={output}',
-                     f'--directory={ROOT}')
+                     f'--directory={folder / "experiments"}')
     self.assertIn('stands in several experiments', output.read_text())
 
   def test_mistakes(self):
