@@ -67,11 +67,12 @@ def run(argv: list[str]):
     paths = sorted(paper.glob('results/*/figure.png'))
     chosen = [path for path in paths
               if all(word in str(path) for word in words)]
-    stems = {_stem(named.get(path.parent.name, '')) for path in chosen}
-    planned = {path.parent.name: config_files.parse(
-        flags.FlagValues(), [argv[0], f'--config={named[path.parent.name]}'],
-        __doc__) for path in paths
-               if _stem(named.get(path.parent.name, '')) in stems - {''}}
+    stems = {name: _stem(named[name]) for name in (
+        path.parent.name for path in paths) if name in named}
+    wanted = {stems.get(path.parent.name) for path in chosen}
+    planned = {name: config_files.parse(
+        flags.FlagValues(), [argv[0], f'--config={named[name]}'], __doc__)
+               for name, stem in stems.items() if stem in wanted}
     for path in chosen:
       name = path.parent.name
       if name in planned and redraw.draw(path.parent, planned[name]):

@@ -71,7 +71,7 @@ def _panel(axis, rows: Sequence[files.Row], title: str):
   """One condition: gold solid on the left axis, proxy dashed on the right."""
   right = axis.twinx()
   methods = style.of_aggregates(r['method'] for r in rows)
-  for colour, part in _thin(rows, methods):
+  for (colour, _), part in thin(rows, methods):
     axis.plot([r['sqrt_kl'] for r in part], [r['gold'] for r in part],
               color=colour, linewidth=0.6, alpha=0.3)
   for method, (colour, label) in methods.items():
@@ -90,24 +90,30 @@ def _panel(axis, rows: Sequence[files.Row], title: str):
   return right
 
 
-def _thin(rows: Sequence[files.Row], methods: Mapping[str, tuple[str, str]]):
-  """Colour and rows of each seed, or of each member where there is one seed.
+def thin(rows: Sequence[files.Row], methods: Mapping[str, tuple[str, str]]
+         ) -> list[tuple[tuple[str, str], list[files.Row]]]:
+  """Colour with name, and rows, of each line of a single seed.
 
-  Single models by themselves are shown by the members of each seed.
+  With one seed these are its members; single models by themselves are shown by
+  the members of each seed.
+
+  Args:
+    rows: of one condition.
+    methods: of `style.of_aggregates`.
   """
   seeds = sorted({r['seed'] for r in rows})
   pick = lambda seed, name: [
       r for r in rows if (r['seed'], r['method']) == (seed, name)]
   if len(seeds) > 1 and len(methods) > 1:
-    return [(colour, pick(seed, name))
-            for name, (colour, _) in methods.items() for seed in seeds]
+    return [(look, pick(seed, name))
+            for name, look in methods.items() for seed in seeds]
   members = sorted({r['method'] for r in rows
                     if r['method'].startswith('single_')})
-  return [(style.STYLE['single'][0], pick(seed, name))
+  return [(style.STYLE['single'], pick(seed, name))
           for name in members for seed in seeds]
 
 
-def _note(rows: Sequence[files.Row]) -> str:
+def note(rows: Sequence[files.Row]) -> str:
   """What bands and thin lines are."""
   count = len({r['seed'] for r in rows})
   if count == 1:
@@ -158,4 +164,4 @@ def best_of_n(rows: Sequence[files.Row], path: str | os.PathLike, *,
   panels.align([*axes.flat], rights)
   handles, labels = axes[0, 0].get_legend_handles_labels()
   panels.save(figure, dict(zip(labels, handles)), labels, path, title,
-              _note(rows))
+              note(rows))

@@ -168,26 +168,25 @@ def _best_of_n(rows: Sequence[Mapping]) -> list[Chart]:
   for end, noise in sorted({(r['force_eos'], r['label_noise']) for r in rows}):
     part = [r for r in rows
             if (r['force_eos'], r['label_noise']) == (end, noise)]
-    series = []
-    names = {r['method'] for r in part}
-    members = {name: (style.STYLE['single'][0], name.replace('_', ' '))
-               for name in names}
-    looks = members | style.of_aggregates(names)
-    for name, (what, label) in sorted(looks.items()):
-      thin = name.startswith('single_')
-      for column in ('gold',) if thin else ('gold', 'proxy'):
+    methods = style.of_aggregates(r['method'] for r in part)
+    series = [{'name': plain(label), 'colour': _colour(what), 'thin': True,
+               'x': numbers([r['sqrt_kl'] for r in line]),
+               'y': numbers([r['gold'] for r in line])}
+              for (what, label), line in figures.thin(part, methods)]
+    for name, (what, label) in methods.items():
+      for column in ('gold', 'proxy'):
         x, mean, error = figures.lines(part, name, column)
         series.append({
-            'name': label, 'colour': _colour(what), 'x': numbers(x),
+            'name': plain(label), 'colour': _colour(what), 'x': numbers(x),
             'y': numbers(mean), 'low': numbers(mean - error),
-            'high': numbers(mean + error), 'thin': thin,
+            'high': numbers(mean + error),
             'dash': column == 'proxy', 'right': column == 'proxy'})
     charts.append({
         'title': f'{100 * noise:g} % label noise, ' + (
             'every response ends in EOS' if end else 'as sampled'),
         'kind': 'curves', 'x': plain(style.SQRT_KL), 'series': series,
         'y': 'gold score (solid), s.d. of samples',
-        'right': 'proxy score (dashed)'})
+        'right': 'proxy score (dashed)', 'note': figures.note(rows)})
   return charts
 
 

@@ -207,18 +207,25 @@ def _points(groups: Groups, places: Sequence[Mapping], figure: Mapping, *,
   return parts
 
 
+def _seeds(rows: Sequence[Mapping]) -> str:
+  """Over how many seeds the groups of a figure are means."""
+  counts = sorted({row['seeds'] for row in rows})
+  if counts == [1]:
+    return 'one seed'
+  count = '-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+  return f'mean of {count} seeds'
+
+
 def _note(rows: Sequence[Mapping], figure: Mapping, *, each: bool = False
           ) -> str:
   """What the errors of a figure are over, and what else it shows."""
-  counts = sorted({row['seeds'] for row in rows})
-  if counts == [1]:
-    text = 'one seed; +- one standard error over prompts, where it is known'
-  else:
-    count = '-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    text = f'mean of {count} seeds +- one standard error over them'
+  seeds = _seeds(rows)
+  alone = seeds == 'one seed'
+  text = seeds + ('; +- one standard error over prompts, where it is known'
+                  if alone else ' +- one standard error over them')
   if figure['kind'] == 'curves':
     text += ('; thin: single models of single seeds' if each else
-             '; thin: single seeds' * (counts != [1]))
+             '; thin: single seeds' * (not alone))
     text += ('; points: the end of training; a mean ends where its first seed '
              'does') * (figure['x'] in equal_kl.AXES)
   return text
@@ -276,8 +283,8 @@ def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
               if not results.matches(group[0].labels, figure['against'])],
         y=('win_rate',),
         suffix=f' against {style.name_of(figure["against"])}s',
-        note=_note(rows, figure).partition(' +-')[0]
-        + '; errors: standard deviation over those that it is against')
+        note=f'{_seeds(rows)}; errors: standard deviation over those that it '
+        'is against')
   name, told = _final(groups, placed, figure)
   return name, told | note
 

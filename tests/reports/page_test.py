@@ -198,6 +198,17 @@ class FiguresTest(parameterized.TestCase):
       seed, = (s for s in line['seeds'] if s['seed'] == row['seed'])
       self.assertAlmostEqual(seed['columns']['gold'][-1], row['gold'], 3)
 
+  def test_thin_lines_of_best_of_n_are_those_of_the_png(self):
+    """Of seeds and methods; of members where only single models are shown."""
+    for name, count in (('fig3_best_of_n', 5 * 4),
+                        ('fig16_best_of_n_members', 3 * 5)):
+      study, = written_study.read(RESULTS / name)
+      for chart in page_figures.of_study(study)[0]:
+        thin = [one for one in chart['series'] if one.get('thin')]
+        self.assertLen(thin, count)
+        self.assertLen({tuple(one['y']) for one in thin}, count)
+        self.assertIn('thin: ', chart['note'])
+
   def test_lines(self):
     """By the labels that differ; null where nothing is."""
     lines = page_figures.lines(of_written())

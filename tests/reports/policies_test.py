@@ -183,6 +183,8 @@ class PoliciesTest(written.ReportTestCase):
     given = self.drawn('bars', kind='win_rates', against={'method': 'single'})
     row, = given['rows']
     self.assertEqual((row['x'], row['panel']), ('ensemble mean', ''))
+    self.assertEqual(given['note'], 'mean of 2 seeds; errors: standard '
+                     'deviation over those that it is against')
     # Seed 0, prompt by prompt: tie, loss, win and tie, win, win.
     # Seed 1: tie, win, win and tie, win, tie.
     rates = [.5, 2.5 / 3, 2.5 / 3, 2 / 3]
