@@ -219,10 +219,10 @@ def _seeds(rows: Sequence[Mapping]) -> str:
 def _note(rows: Sequence[Mapping], figure: Mapping, *, each: bool = False
           ) -> str:
   """What the errors of a figure are over, and what else it shows."""
-  seeds = _seeds(rows)
-  alone = seeds == 'one seed'
-  text = seeds + ('; +- one standard error over prompts, where it is known'
-                  if alone else ' +- one standard error over them')
+  text = _seeds(rows)
+  alone = text == 'one seed'
+  text += ('; +- one standard error over prompts, where it is known'
+           if alone else ' +- one standard error over them')
   if figure['kind'] == 'curves':
     text += ('; thin: single models of single seeds' if each else
              '; thin: single seeds' * (not alone))
