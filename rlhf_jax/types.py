@@ -57,6 +57,7 @@ class Batch(_Node):
   # bool[B, K, T], within annotators: the mask before any of them cleared it.
   sampled: jax.Array | None = None
   packed: Packed | None = None  # what a forward pass then reads
+  features: jax.Array | None = None  # f32[B, K, D], of a frozen trunk
 
 
 @flax.struct.dataclass

@@ -315,6 +315,19 @@ MODEL = dict(family='llama', hidden_size=16, num_layers=1, num_heads=2)
 NUM_PAIRS, NUM_MEMBERS = 24, 2
 
 
+def loaded_node(**tuning) -> dict:
+  """A model that is loaded and reads the small world; what of it is trained."""
+  return dict(path=str(once('loaded_small', _make_loaded_small) / 'model'),
+              **tuning)
+
+
+def _make_loaded_small(directory: pathlib.Path):
+  shape = pretrained.config(
+      MODEL | {'num_layers': 2}, corpus().tokenizer.vocab_size)
+  convert.save(directory / 'model', shape, transformer.init(
+      shape, jax.random.key(5)))
+
+
 def corpus_of(seed: int) -> corpus_lib.Corpus:
   return load_lib.load(DATA, seed)
 

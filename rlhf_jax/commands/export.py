@@ -12,7 +12,6 @@ README.md has the lines that aggregate them. Adapters are merged, or with
 import pathlib
 
 from absl import flags
-import jax
 
 from rlhf_jax import errors
 from rlhf_jax.commands import arguments
@@ -25,6 +24,7 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import cards
 from rlhf_jax.pipeline import reward_directory
+from rlhf_jax.rewards import parameters
 from rlhf_jax.storage import files
 
 
@@ -76,7 +76,7 @@ def _of_member(models_, member: int, stage: pathlib.Path):
                              f'{models_.num_members - 1}')
   part = slice(member, member + 1)
   return models_._replace(
-      params=jax.tree.map(lambda x: x[part], models_.params),
+      params=parameters.take(models_.params, part),
       scale=models_.scale and {
           name: x[part] for name, x in models_.scale.items()})
 

@@ -79,10 +79,11 @@ def model(**shape) -> dict:
 
 
 def tuning() -> dict:
-  """What of a policy is trained, and how: all of it, unless told otherwise.
+  """What of a model is trained, and how: all of it, unless told otherwise.
 
-  Low-rank adapters (`lora.rank` > 0) or the last layers, of a policy that is
-  loaded; with `quantize`, adapters on frozen weights of 4 bits.
+  Low-rank adapters (`lora.rank` > 0) or the last layers, of a model that is
+  loaded; with `quantize`, adapters on frozen weights of 4 bits. Of reward
+  models `trainable_layers` may be 0, which leaves their heads.
   """
   return dict(dropout=0.0,
               lora=dict(rank=0, alpha=16.0, targets='layers/(q|v)$',
@@ -163,7 +164,7 @@ def _laptop(config):
       aggregate='token', optimizer=optimizer(3e-3))
   config.proxy = dict(
       model=model(family='llama', hidden_size=32, num_layers=1,
-                  num_heads=2, intermediate_size=64),
+                  num_heads=2, intermediate_size=64) | tuning(),
       trunk='shared',
       path=none(),  # of reward models that are trained already
       sft=dict(num_steps=400, batch_size=64, num_microbatches=1,
@@ -175,7 +176,7 @@ def _laptop(config):
   config.gold = dict(
       kind='model',  # or 'rule': the true reward of a small world itself
       model=model(family='llama', hidden_size=96, num_layers=2,
-                  num_heads=3, intermediate_size=192),
+                  num_heads=3, intermediate_size=192) | tuning(),
       num_steps=1000, batch_size=128, num_microbatches=1, packing=False,
       held_out=512, optimizer=optimizer(2e-3))
 

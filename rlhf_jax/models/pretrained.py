@@ -7,8 +7,8 @@
 
 Beside them, for the computation: dtype, remat, attention, dropout; and for
 what is trained: `lora` (arguments of `lora.init`; rank 0 is none), `quantize`
-(the frozen base in NF4) or `trainable_layers` (the last n alone). A field that
-is None is as good as absent.
+(the frozen base in NF4) or `trainable_layers` (the last n alone; 0 is nothing
+but a head, of a reward model). A field that is None is as good as absent.
 """
 
 import dataclasses
@@ -127,6 +127,16 @@ def _check_training(path, training):
         'quantize needs lora: weights in 4 bits are not trained')
 
 
+def is_partial(node: dict[str, Any]) -> bool:
+  """Whether only a part of a node's model is trained."""
+  return bool(_split(node)[2])
+
+
+def is_frozen(node: dict[str, Any]) -> bool:
+  """Whether nothing of a node's model is trained, but a head on it."""
+  return node.get('trainable_layers') == 0
+
+
 def config(node: dict[str, Any], vocab_size: int) -> transformer.Config:
   """The shape of a node's model, without its weights or adapters.
 
@@ -223,6 +233,8 @@ def _partition(config, params, training, key) -> Model:
     if 'quantize' in training:
       params = quantize.quantize_params(params)
     return Model(config, {'adapter': adapter}, params)
+  if training.get('trainable_layers') == 0:
+    return Model(config, {}, params)
   if 'trainable_layers' in training:
     base, top = lora.split_layers(params, training['trainable_layers'])
     return Model(config, top, base)

@@ -6,12 +6,14 @@ holds, so that whoever reads it needs no more than its name. A stage is told
 
   reference  the initial policy, of an SFT stage
   policy     the policy that goes on, or answers; the reference if absent
-  trunks     SFT policies that reward models start from, a list
+  trunks     SFT policies that reward models start from, a list; of those of
+             which only a part is trained the reference, for its tokens alone
   gold       the gold reward model
   pairs      two responses to each prompt with their gold scores; of a list,
              all pairs in this order
   proxies    an ensemble of reward models
   samples    many responses to each evaluation prompt
+  features   what a trunk that nobody trains says of pairs, or of samples
   scores     what an ensemble thinks of these
   log        logged responses with their rewards
   values     what the reference's own responses to each logged prompt are worth
@@ -38,6 +40,7 @@ from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
+from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import rule as rule_lib
 from rlhf_jax.rewards import scale as scale_lib
@@ -45,7 +48,7 @@ from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
 
 ROLES = ('reference', 'policy', 'trunks', 'gold', 'pairs', 'proxies',
-         'samples', 'scores', 'log', 'values')
+         'samples', 'features', 'scores', 'log', 'values')
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (tokens, mask)
 
 
@@ -165,16 +168,8 @@ def restore_parts(directory: pathlib.Path, *,
 def restore_rewards(directory: pathlib.Path) -> reward_models.RewardModels:
   """The reward models of a stage, leaves [E, ...], with the members' scale."""
   model = read_model(directory, 'reward')
-  config = pretrained.config(model['model'], model['vocab_size'])
-  members = model['num_members'] or 0
-  params = checkpoint.restore_params(
-      directory / 'checkpoints', sharding.abstract(
-          reward_models.abstract(config, members), members=members))
-  if not members:
-    params = reward_models.alone(params)
-  path = directory / 'scale.npz'
-  return reward_models.RewardModels(
-      config, params, files.load_arrays(path) if path.exists() else None)
+  return reward_parts.restore(
+      directory, model['model'], model['vocab_size'], model['num_members'])
 
 
 class World:

@@ -59,11 +59,13 @@ def chosen_first(arrays: dict[str, np.ndarray], first: np.ndarray
   """
   order = np.stack([first, 1 - first], axis=1)[..., None]
   take = lambda x: np.take_along_axis(x, order, axis=1)
-  return types.Batch(tokens=take(arrays['tokens']), mask=take(arrays['mask']))
+  return types.Batch(**{name: take(arrays[name]) for name in (
+      'tokens', 'mask', 'features') if name in arrays})
 
 
 def load(context: Any, stages: str | Sequence[str], seed: int,
-         label_noise: float, *, held_out: int, num_pairs: int | None
+         label_noise: float, *, held_out: int, num_pairs: int | None,
+         features: Sequence[str] = ()
          ) -> tuple[types.Batch, types.Batch, float]:
   """Training pairs, validation pairs, and the share of labels flipped.
 
@@ -74,10 +76,16 @@ def load(context: Any, stages: str | Sequence[str], seed: int,
     label_noise: share of the training labels of each stage that is flipped.
     held_out: pairs with clean labels for validation: the first.
     num_pairs: training pairs used, the first of the others; None: all.
+    features: stages that hold what a frozen trunk says of these pairs, in the
+      same order.
   """
   parts = [files.load_arrays(context.directory_of(stage) / 'pairs.npz')
            for stage in ([stages] if isinstance(stages, str) else stages)]
   arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+  if features:
+    arrays['features'] = np.concatenate([
+        files.load_arrays(context.directory_of(stage) / 'pairs.npz')['features']
+        for stage in features])
   labels = preferred(arrays['gold_scores'])
   total = len(labels) if num_pairs is None else held_out + num_pairs
   ends = np.minimum(np.cumsum([len(p['gold_scores']) for p in parts]), total)

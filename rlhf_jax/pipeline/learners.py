@@ -60,6 +60,14 @@ def of_rollouts(updates: Callable[..., Any]) -> Callable[..., Any]:
   return around
 
 
+def of_members(step: Callable[..., Any], members: int) -> Callable[..., Any]:
+  """A train step of every member of an ensemble; they share a base."""
+  def mapped(state, batch, base=None):
+    return sharding.map_members(
+        lambda state, batch: step(state, batch, base), members)(state, batch)
+  return mapped
+
+
 @functools.lru_cache(maxsize=8)
 def _learner(forward, config, objective, optimizer, num_microbatches, members
              ) -> Learner:
@@ -69,5 +77,5 @@ def _learner(forward, config, objective, optimizer, num_microbatches, members
       num_microbatches=num_microbatches,
       dropout=bool(config.dropout or config.adapter_dropout))
   if members:
-    step = sharding.map_members(step, members)
+    step = of_members(step, members)
   return Learner(jax.jit(step, donate_argnums=0), tx)

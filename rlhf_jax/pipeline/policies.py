@@ -15,7 +15,9 @@ from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
+from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.pipeline import rewarding
+from rlhf_jax.rewards import parameters
 from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
 
@@ -44,7 +46,9 @@ def add_value_head(world: artifacts.World, trainable: types.Params,
     key: of the head.
   """
   if value['trunk'] == 'reward':
-    first = jax.tree.map(lambda x: x[0], world.unfrozen('proxies').params)
+    proxies = world.unfrozen('proxies')
+    first = reward_parts.finish(
+        proxies.config, parameters.take(proxies.params, 0))
     return {**trainable, 'value_head': first['head'],
             'value_trunk': first['trunk']}
   head = sharding.born(_head, key, static=(

@@ -26,7 +26,9 @@ from rlhf_jax.models import convert
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import cards
+from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.rewards import parameters
 from rlhf_jax.storage import files
 
 _ENSEMBLE, _REWARD, _CARD = 'ensemble.json', 'reward.json', 'README.md'
@@ -167,7 +169,8 @@ def save(directory: pathlib.Path, models: reward_models.RewardModels,
 def _save_member(directory: pathlib.Path, models: reward_models.RewardModels,
                  member: int, texts: dict[str, Any] | None,
                  extra: dict[str, Any]):
-  params = jax.tree.map(lambda x: x[member], models.params)
+  params = reward_parts.finish(
+      models.config, parameters.take(models.params, member))
   bias = float(params['head']['bias'])
   params['head']['bias'] = 0 * params['head']['bias']
   convert.save_reward(directory, models.config, params, extra=extra)

@@ -17,10 +17,10 @@ from rlhf_jax import errors
 from rlhf_jax import types
 from rlhf_jax.annotators import from_models
 from rlhf_jax.evaluation import texts as texts_lib
-from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.rewards import components as components_lib
 from rlhf_jax.rewards import nodes as nodes_lib
+from rlhf_jax.rewards import parameters
 
 Nodes = Mapping[str, Mapping[str, Any]]  # of `rewards.nodes`
 
@@ -90,7 +90,7 @@ def frozen_models(world: artifacts.World, nodes: Nodes
                    for k, v in model.scale.items()}
             for kind, model in models.items() if model.scale is not None}
   return ({kind: model.config for kind, model in models.items()},
-          {kind: sharding.shard_params(model.params, members=model.num_members)
+          {kind: parameters.place(model.params)
            for kind, model in models.items()}, scales)
 
 

@@ -23,7 +23,9 @@ from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import gold_rows
 from rlhf_jax.pipeline import learners
+from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.rewards import parameters
 
 NEEDS, READS = ('reference',), ()
 
@@ -42,27 +44,24 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     seed: of the study.
     data: config node of the corpus.
     given: stages by role, see `artifacts`.
-    node: 'model' of `models.pretrained`, 'num_steps', 'batch_size' (texts or
-      pairs a step), 'optimizer' of `train.optimizer`, 'num_microbatches' of
-      `train.make_train_step`, 'packing' of `fit.Loop`, and 'held_out', rows
-      kept for validation; of a log at least so many.
+    node: 'model' of `models.pretrained`, with what of it is trained beside the
+      head; 'num_steps', 'batch_size' (texts or pairs a step), 'optimizer' of
+      `train.optimizer`, 'num_microbatches' of `train.make_train_step`,
+      'packing' of `fit.Loop`, and 'held_out', rows kept for validation; of a
+      log at least so many.
     sampler: temperature, top_k, top_p of the texts it is trained on.
     training: save_every and log_every of `fit.Loop`.
   """
   world = artifacts.World(context, data, seed, given)
   coder, batch_size = world.corpus.tokenizer, node['batch_size']
   key = functools.partial(streams.key, seed, 'gold')
-  trunk = None
-  if pretrained.source(node['model']) is not None:
-    trunk = pretrained.init(
-        node['model'], coder.vocab_size, key('weights')).trainable
   split = gold_rows.split(world, seed, node['held_out'], sampler)
   count = len(split.training.tokens)
   if count < batch_size:
     raise errors.ConfigError(
         f'config.gold.held_out is {node["held_out"]}, which leaves {count} '
         f'rows to train on, and batch_size is {batch_size}; lower it')
-  config = pretrained.config(node['model'], coder.vocab_size)
+  config, trunk, base = _start(node['model'], coder.vocab_size, key('weights'))
   num_steps = node['num_steps']
   learner = learners.learner(
       reward_models.forward, config, {'name': split.objective},
@@ -76,19 +75,28 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
                       seed=streams.number(seed, 'gold', 'order')),
       learner.step,
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
-                        packing=node['packing'], **training))
+                        packing=node['packing'], **training),
+      frozen=types.Frozen(base=base))
   artifacts.write_model(context, 'reward', node['model'], coder,
                         texts=artifacts.texts_of(world.corpus))
   tokens = batch_size * np.mean(
       split.training.mask.any(axis=1).sum(axis=-1))
-  return {**_quality(config, state.params, split.validation),
+  return {**_quality(config, {**(base or {}), **state.params},
+                     split.validation),
           **split.scale, **fit_lib.rate(last, tokens * num_steps)}
+
+
+def _start(node, vocab_size, key) -> pretrained.Model:
+  """The trunk; its `trainable` is None where nothing is loaded."""
+  if pretrained.source(node) is None:
+    return pretrained.Model(pretrained.config(node, vocab_size), None, None)
+  return reward_parts.start(node, vocab_size, key)
 
 
 def _quality(config, params, rows: types.Batch) -> dict[str, float]:
   """Correlation with the target, or accuracy on pairs, on held-out rows."""
   scores = reward_models.score_rows(
-      config, reward_models.alone(params), rows.tokens, rows.mask)[0]
+      config, parameters.alone(params), rows.tokens, rows.mask)[0]
   if rows.targets is None:
     return {'accuracy': float(statistics.pair_accuracy(scores))}
   correlation = np.corrcoef(scores[:, 0], rows.targets[:, 0])[0, 1]

@@ -18,16 +18,18 @@ from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.models import pretrained
+from rlhf_jax.parallel import processes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import labelled_pairs
 from rlhf_jax.pipeline import learners
+from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import scale as scale_lib
 from rlhf_jax.storage import files
 
-NEEDS, READS = ('pairs', 'trunks'), ()
+NEEDS, READS = ('pairs', 'trunks'), ('features',)
 
 
 def run(context, *, seed: int, given: Mapping[str, Any],
@@ -45,8 +47,10 @@ def run(context, *, seed: int, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     given: stages by role, see `artifacts`: `pairs`, one or several; `trunks`,
-      one shared by all members or one for each.
-    node: 'model', the shape of a trunk; 'num_members' E; 'num_epochs' over the
+      one shared by all members or one for each; `features` of these pairs,
+      where nothing of a trunk is trained.
+    node: 'model', the shape of a trunk, or of `models.pretrained` with what of
+      it is trained beside the heads; 'num_members' E; 'num_epochs' over the
       training pairs; 'batch_size', pairs a step and member; 'optimizer' of
       `train.optimizer`; 'held_out', pairs kept with clean labels for
       validation, the first; 'num_pairs' used for training, the first of the
@@ -61,21 +65,21 @@ def run(context, *, seed: int, given: Mapping[str, Any],
   """
   trunk = context.directory_of(given['trunks'][0])
   coder = artifacts.read_tokenizer(trunk)
-  config = pretrained.config(node['model'], coder.vocab_size)
+  features = given.get('features', ())
   rows, validation, flipped = labelled_pairs.load(
       context, given['pairs'], seed, label_noise, held_out=node['held_out'],
-      num_pairs=node['num_pairs'])
+      num_pairs=node['num_pairs'], features=features)
   members, batch_size = node['num_members'], node['batch_size']
   num_steps = node['num_epochs'] * len(rows.tokens) // batch_size
+  keys = lambda name: jnp.stack([
+      streams.key(seed, 'proxies', name, member)
+      for member in range(members)])
+  config, params, base = _init(
+      context, node, coder.vocab_size, keys('head'), given['trunks'])
   learner = learners.learner(
       reward_models.forward, config, {'name': 'bradley_terry'},
       num_steps=num_steps, optimizer=node['optimizer'],
       num_microbatches=node['num_microbatches'], members=members)
-  keys = lambda name: jnp.stack([
-      streams.key(seed, 'proxies', name, member)
-      for member in range(members)])
-  params = _init(context, config, keys('head'), given['trunks'],
-                 node['head_scale'])
   state, last = fit_lib.fit(
       context, train.place_state(
           params, learner.tx, keys('state'), members=members),
@@ -84,14 +88,15 @@ def run(context, *, seed: int, given: Mapping[str, Any],
           for member in range(members)]),
       learner.step,
       loop=fit_lib.Loop(num_steps, num_microbatches=node['num_microbatches'],
-                        packing=node['packing'], **training),
-      watch=_watch(config, rows, validation, batch_size)
+                        packing=node['packing'] and not features, **training),
+      frozen=types.Frozen(base=base),
+      watch=_watch(config, base, rows, validation, batch_size)
       if validate else None)
 
   artifacts.write_model(context, 'reward', node['model'], coder,
                         num_members=node['num_members'],
                         texts=artifacts.read_model(trunk)['texts'])
-  scores, _, accuracy = _quality(config, state.params, validation)
+  scores, _, accuracy = _quality(config, base, state.params, validation)
   files.save_arrays(
       context.directory / 'scale.npz', **scale_lib.of_members(scores))
   tokens = members * batch_size * 2 * rows.mask.sum(axis=-1).mean()
@@ -100,16 +105,28 @@ def run(context, *, seed: int, given: Mapping[str, Any],
           'flipped': flipped, **fit_lib.rate(last, tokens * num_steps)}
 
 
-def _init(context, config, keys, trunks, head_scale):
-  """Members on one shared SFT trunk, or each on one of its own."""
+def _init(context, node, vocab_size, keys, trunks) -> tuple[Any, ...]:
+  """Members on one shared SFT trunk, each on one of its own, or on a base.
+
+  Their config, what of them is trained, and what of them is not: None, all is;
+  or nothing, {}, where the features stand for it.
+  """
+  model, head_scale, members = node['model'], node['head_scale'], len(keys)
+  if pretrained.is_partial(model):
+    config, trunk, base = reward_parts.start(model, vocab_size, keys[0])
+    params = reward_models.born(
+        config, keys, trunk, head_scale=head_scale, members=members)
+    return config, params, base if trunk else {}
+  config = pretrained.config(model, vocab_size)
   load = lambda name: artifacts.restore_policy(
       context.directory_of(name)).params
   if len(trunks) == 1:
-    return reward_models.born(
+    return config, reward_models.born(
         config, keys, load(trunks[0]), head_scale=head_scale,
-        members=len(keys))
-  return sharding.born(_stacked, keys, list(map(load, trunks)),
-                       static=(config, head_scale), members=len(keys))
+        members=members), None
+  return config, sharding.born(
+      _stacked, keys, list(map(load, trunks)), static=(config, head_scale),
+      members=members), None
 
 
 def _stacked(config, head_scale, keys, trunks):
@@ -119,19 +136,23 @@ def _stacked(config, head_scale, keys, trunks):
   return jax.tree.map(lambda *x: jnp.stack(x), *members)
 
 
-def _quality(config, params, validation: types.Batch
+def _quality(config, base, params, validation: types.Batch
              ) -> tuple[np.ndarray, ...]:
   """Scores [E, N, 2] of held-out pairs; Bradley-Terry loss, accuracy [E]."""
-  scores = reward_models.score_rows(
-      config, params, validation.tokens, validation.mask)
+  if validation.features is not None:
+    scores = processes.whole(
+        reward_models.score_features(params, validation.features))
+  else:
+    scores = reward_models.score_rows(
+        config, {**(base or {}), **params}, validation.tokens, validation.mask)
   loss = np.logaddexp(0, scores[..., 1] - scores[..., 0]).mean(axis=-1)
   return scores, loss, statistics.pair_accuracy(scores)
 
 
-def _watch(config, rows, validation, batch_size) -> fit_lib.Watch:
+def _watch(config, base, rows, validation, batch_size) -> fit_lib.Watch:
   """Validates after every epoch."""
   def evaluate(step, state):
-    _, loss, accuracy = _quality(config, state.params, validation)
+    _, loss, accuracy = _quality(config, base, state.params, validation)
     row = {'epoch': step * batch_size / len(rows.tokens),
            'loss': loss.mean(), 'accuracy': accuracy.mean()}
     for member in range(len(loss)):

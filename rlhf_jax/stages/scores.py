@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.parallel import processes
 from rlhf_jax.pipeline import artifacts
+from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.storage import files
 
-NEEDS, READS = ('samples', 'proxies'), ()
+NEEDS, READS = ('samples', 'proxies'), ('features',)
 
 
 def run(context, *, given: Mapping[str, Any]) -> dict:
@@ -23,7 +25,8 @@ def run(context, *, given: Mapping[str, Any]) -> dict:
 
   Args:
     context: of the stage.
-    given: stages by role, see `artifacts`.
+    given: stages by role, see `artifacts`; `features` of the samples, where
+      the reward models are heads on frozen ones.
   """
   proxies = context.directory_of(given['proxies'])
   ensemble = artifacts.restore_rewards(proxies)
@@ -34,8 +37,13 @@ def run(context, *, given: Mapping[str, Any]) -> dict:
     arrays = files.load_arrays(path)
     tokens, mask = arrays.pop('tokens').astype(np.int32), arrays.pop('mask')
     arrays['gold'] = arrays.pop('gold_scores')
-    arrays['members'] = np.moveaxis(ensemble.scores(
-        tokens, mask, standardize=False), 0, 1)
+    if 'features' in given:
+      states = files.load_arrays(
+          context.directory_of(given['features']) / path.name)['features']
+      members = reward_models.score_features(ensemble.params, states)
+    else:
+      members = ensemble.scores(tokens, mask, standardize=False)
+    arrays['members'] = np.moveaxis(processes.whole(members), 0, 1)
     arrays['length'] = mask.sum(axis=-1).astype(np.float32)
     parts.append(arrays)
   scores = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

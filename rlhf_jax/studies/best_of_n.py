@@ -58,6 +58,8 @@ def _seed_stages(config: dict, seed: seed_lib.Seed) -> plan.Shown:
         {'reference': seed.reference, 'gold': seed.gold}, **seed.texts,
         force_eos=force_eos, sampler=config['sampler'], call=drawn,
         num_samples=config['best_of_n']['num_samples'])}
+    given['features'] = seed.add_features(
+        'samples', given['samples'], config['proxy'])
     for noise in config['label_noise']:
       here = f'{ending}/noise_{noise:.12g}'
       given['proxies'] = seed.add_proxies(

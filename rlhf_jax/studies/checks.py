@@ -70,6 +70,9 @@ def check(config: dict, proxies: Mapping[str, Mapping], mesh: AbstractMesh, *,
   require(0 < config['sampler']['top_p'] <= 1, 'sampler.top_p', 'in (0, 1]')
   require(config['sampler']['top_k'] >= 0, 'sampler.top_k', 'give 0 or more')
   _check_trained('policy', config['policy'], 'num_steps', config, least=0)
+  require(not pretrained.is_frozen(config['policy']['model']),
+          'policy.model.trainable_layers',
+          'a policy has no head that is trained alone; give at least 1')
   if trains_gold:
     require(config['gold']['held_out'] >= 2, 'gold.held_out',
             'give at least 2')
@@ -122,6 +125,11 @@ def _check_proxy(where: str, proxy: Mapping, config: dict):
   require(0 <= noise <= 1, f'{where}.label_noise', 'shares lie in [0, 1]')
   _check_trained(where, proxy, 'num_epochs', config)
   _check_trained(f'{where}.sft', proxy['sft'], 'num_steps', config, least=0)
+  if pretrained.is_partial(proxy['model']):
+    require(proxy['sft']['num_steps'] == 0, f'{where}.sft.num_steps',
+            'a part of a loaded model is trained on the rest as it is; give 0')
+    require(proxy['trunk'] == 'shared', f'{where}.trunk',
+            'members share what of a loaded model is not trained')
 
 
 def _check_model(where: str, model: Mapping, config: dict):

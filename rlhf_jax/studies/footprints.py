@@ -131,18 +131,28 @@ class Planner:
 
   def _use_proxies(self, name, arguments):
     node = arguments['node']
+    if 'features' in arguments['given']:  # which take the place of the base
+      return dataclasses.replace(
+          self._rewards(name, node, node['num_members']), frozen=0,
+          activations=0, program=None)
     return self._rewards(name, node, node['num_members'])
 
+  def _use_features(self, name, arguments):
+    frozen, scoring = self._judged([
+        shapes_lib.Model(arguments['model'], members=1)])
+    return Use(name, frozen=frozen, activations=scoring)
+
   def _rewards(self, name, node, members):
-    config, params = self._shapes.rewards(
-        shapes_lib.Model(node['model'], members))
-    trained, optimizer = self._shapes.state(params, members)
+    model = self._shapes.rewards(shapes_lib.Model(node['model'], members))
+    config, own, base = model
+    trained, optimizer = self._shapes.state(own, members)
     pairs, parts = node['batch_size'], node['num_microbatches']
     return Use(
-        name, trained, optimizer, activations=self._estimate.step(
+        name, trained, optimizer, self._shapes.place(base or {}),
+        activations=self._estimate.step(
             config, 2 * pairs // parts, vocabulary=False, members=members),
         program=functools.partial(
-            programs.reward_step, config, params, members=members, pairs=pairs,
+            programs.reward_step, *model, members=members, pairs=pairs,
             length=self._sizes.length, num_microbatches=parts))
 
   def _use_pairs(self, name, arguments):
@@ -194,10 +204,10 @@ class Planner:
   def _use_scores(self, name, arguments):
     proxies = self._left[arguments['given']['proxies']]
     frozen, scoring = self._judged([proxies])
-    config, params = self._shapes.rewards(proxies)
+    config, own, base = self._shapes.rewards(proxies)
     return Use(
         name, frozen=frozen, activations=scoring, program=functools.partial(
-            programs.scorer, config, shapes_lib.frozen(config, params),
+            programs.scorer, config, shapes_lib.frozen(config, own), base,
             members=proxies.members, rows=self._chunk(config, proxies),
             length=self._sizes.length))
 
@@ -320,9 +330,9 @@ class Planner:
     """
     held, most = 0, 0
     for model in models:
-      config, params = self._shapes.rewards(model)
-      held += self._shapes.place(
-          shapes_lib.frozen(config, params), model.members)
+      config, own, base = self._shapes.rewards(model)
+      held += self._shapes.place(base or {}) + self._shapes.place(
+          shapes_lib.frozen(config, own), model.members)
       most = max(most, self._estimate.score(
           config, rows or self._chunk(config, model), vocabulary=False,
           members=model.members))

@@ -26,6 +26,7 @@ from rlhf_jax import train
 from rlhf_jax import types
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
+from rlhf_jax.pipeline import learners
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.studies import shapes
 
@@ -75,14 +76,15 @@ def policy_step(config: transformer.Config, trainable: types.Params,
       base and sharding.abstract(base)), donated=(0,))
 
 
-def reward_step(config: transformer.Config, params: types.Params, *,
-                members: int, pairs: int, length: int,
-                num_microbatches: int = 1) -> Program:
+def reward_step(config: transformer.Config, params: types.Params,
+                base: types.Params | None, *, members: int, pairs: int,
+                length: int, num_microbatches: int = 1) -> Program:
   """A step of all members of an ensemble, each on pairs of its own.
 
   Args:
     config: of the reward models.
-    params: their shapes, leaves [E, ...].
+    params: shapes of what is trained, leaves [E, ...].
+    base: shapes of what lies under it, one for all members; None: nothing.
     members: E.
     pairs: B, of each member.
     length: T, tokens of a row.
@@ -92,10 +94,10 @@ def reward_step(config: transformer.Config, params: types.Params, *,
       functools.partial(reward_models.forward, config),
       objectives.get('bradley_terry'), shapes.TX,
       num_microbatches=num_microbatches)
-  return Program(sharding.map_members(step, members), (
+  return Program(learners.of_members(step, members), (
       sharding.abstract(shapes.state(params, members), members=members),
       batch('tokens', 'mask', shape=(members, pairs, 2, length),
-            members=members)), donated=(0,))
+            members=members), base and sharding.abstract(base)), donated=(0,))
 
 
 def sampler(config: transformer.Config, params: types.Params, *, prompts: int,
@@ -123,22 +125,26 @@ def sampler(config: transformer.Config, params: types.Params, *, prompts: int,
       sample, (sharding.abstract(params), tokens, lengths, key, row_ids))
 
 
-def scorer(config: transformer.Config, params: types.Params, *, members: int,
-           rows: int, length: int) -> Program:
+def scorer(config: transformer.Config, params: types.Params,
+           base: types.Params | None, *, members: int, rows: int, length: int
+           ) -> Program:
   """Scores of rows by all members of an ensemble.
 
   Args:
     config: of the reward models.
-    params: their shapes, leaves [E, ...].
+    params: shapes of what each has, leaves [E, ...].
+    base: shapes of what all share; None: nothing.
     members: E.
     rows: that each of them scores.
     length: T, tokens of a row.
   """
-  def score(members, tokens, mask):
-    return reward_models.score_members(config, members, tokens, mask)
+  def score(members, base, tokens, mask):
+    return reward_models.score_members(
+        config, {**(base or {}), **members}, tokens, mask)
   some = batch('tokens', 'mask', shape=(rows, 1, length))
-  return Program(score, (sharding.abstract(params, members=members),
-                         some.tokens, some.mask))
+  return Program(score, (
+      sharding.abstract(params, members=members),
+      base and sharding.abstract(base), some.tokens, some.mask))
 
 
 def batch(*fields: str, shape: Sequence[int], members: int = 0) -> types.Batch:

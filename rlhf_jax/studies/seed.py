@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from rlhf_jax import errors
+from rlhf_jax.models import pretrained
 from rlhf_jax.runner import run as run_lib
+from rlhf_jax.stages import features as features_stage
 from rlhf_jax.stages import feedback
 from rlhf_jax.stages import gold as gold_stage
 from rlhf_jax.stages import loaded_rewards
@@ -43,7 +45,7 @@ class Seed:
     """
     self.seed, self.name, self.stages = seed, f'seed_{seed}', []
     self.texts = {'seed': seed, 'data': data}
-    self._config, self._trunks = config, []
+    self._config, self._trunks, self._features = config, [], []
     self._training = {'training': config['training']}
 
   def add(self, name: str, stage: ModuleType, given: Mapping[str, Any],
@@ -92,12 +94,16 @@ class Seed:
                  ) -> list[str]:
     """SFT trunks of reward models: one shared, or one for each member.
 
-    Those that an earlier ensemble of the seed has started from are shared.
+    Those that an earlier ensemble of the seed has started from are shared. Of
+    reward models that are a part of a loaded one it is the reference, whose
+    tokens they read.
 
     Args:
       proxy: node of the ensemble.
       prefix: of the names of new stages.
     """
+    if pretrained.is_partial(proxy['model']):
+      return [self.reference]
     parts = ['trunk'] if proxy['trunk'] == 'shared' else [
         f'trunk_{m}' for m in range(proxy['num_members'])]
     made_of = (parts, proxy['model'], proxy['sft'])
@@ -163,11 +169,37 @@ class Seed:
     """An ensemble, of a config's `proxy` node."""
     node = {k: v for k, v in proxy.items()
             if k not in ('sft', 'trunk', 'validate', 'label_noise', 'path')}
+    stages = [pairs] if isinstance(pairs, str) else pairs
+    features = [self.add_features('pairs', stage, proxy) for stage in stages]
     return self.add(
         name, proxies_stage,
-        {'pairs': pairs, 'trunks': self.add_trunks(proxy, prefix)},
+        {'pairs': pairs, 'trunks': self.add_trunks(proxy, prefix),
+         'features': [x for x in features if x]},
         seed=self.seed, node=node, label_noise=label_noise,
         validate=proxy['validate'], **self._training)
+
+  def add_features(self, role: str, stage: str, proxy: Mapping[str, Any]
+                   ) -> str | None:
+    """What the trunk of an ensemble says of responses, if it is frozen.
+
+    Args:
+      role: of the stage, 'pairs' or 'samples'.
+      stage: that holds them.
+      proxy: node of the ensemble.
+    """
+    if not pretrained.is_frozen(proxy['model']):
+      return None
+    others = [name for of, model, name in self._features if of == stage
+              and model == proxy['model']]
+    if others:
+      return others[0]
+    number = sum(of == stage for of, *_ in self._features)
+    name = self.add(
+        f'{stage.removeprefix(f"{self.name}/")}_features' + (
+            f'_{number}' if number else ''), features_stage,
+        {'reference': self.reference, role: stage}, model=proxy['model'])
+    self._features.append((stage, proxy['model'], name))
+    return name
 
   def add_conditions(self, conditions: Mapping[str, Mapping],
                      pairs: str | None) -> dict[str, str]:

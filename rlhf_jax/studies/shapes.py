@@ -17,7 +17,8 @@ from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
-from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.pipeline import reward_parts
+from rlhf_jax.rewards import parameters
 
 # Any rate: shapes are those of every config's optimizer.
 TX = train.optimizer(learning_rate=1., num_steps=1)
@@ -47,10 +48,11 @@ class Shapes:
     config, trainable, base = pretrained.abstract(node, self._vocab_size)
     return config, frozen(config, {**(base or {}), **trainable})
 
-  def rewards(self, model: Model) -> tuple[transformer.Config, types.Params]:
-    """Config and parameters, leaves [E, ...], of reward models."""
-    config = pretrained.config(model.node, self._vocab_size)
-    return config, reward_models.abstract(config, model.members)
+  def rewards(self, model: Model) -> pretrained.Model:
+    """Of reward models: what is trained, leaves [E, ...], and their base."""
+    config, own, base = reward_parts.abstract(
+        model.node, self._vocab_size, model.members)
+    return pretrained.Model(config, own, base and frozen(config, base))
 
   def value_head(self, config: transformer.Config, value: Mapping[str, Any],
                  proxies: Model | None = None
@@ -63,9 +65,11 @@ class Shapes:
       proxies: from whose first member a trunk of kind 'reward' is made.
     """
     if value['trunk'] == 'reward':
-      trunk_config, params = self.rewards(proxies)
-      first = jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params)
+      trunk_config, own, base = self.rewards(proxies)
+      first = jax.eval_shape(
+          lambda own, base: reward_parts.finish(
+              trunk_config, parameters.take({**(base or {}), **own}, 0)),
+          own, base)
       return {'value_head': first['head'],
               'value_trunk': first['trunk']}, trunk_config
     head = {'value_head': jax.eval_shape(lambda: heads.init_scalar(

@@ -13,6 +13,7 @@ OPEN = ('aggregate', 'arguments', 'components', 'judge', 'labels')
 # where they are not.
 OPTIONAL = {
     'path': '', 'objective': '', 'model.name': '', 'model.attention': '',
+    'model.trainable_layers': 1,
     'num_pairs': 1,
     'optimizer.clip_norm': 1.0, 'reward.clip': 1.0, 'reward.scale': '',
     'eos.penalty': 1.0, 'eos.value': 1.0, 'kl.coef': 1.0, 'kl.target': 1.0,

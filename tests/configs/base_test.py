@@ -8,10 +8,10 @@ from rlhf_jax.configs import small_worlds
 from rlhf_jax.runner import workdirs
 from rlhf_jax.storage import files
 
-# Of the names of all fields at layout 7.
+# Of the names of all fields at layout 8.
 FIELDS = (
-    'b5b45f3ca3fc942b0e012544d52f0588a0589a8e'
-    '88ac0b44413f636be2afd0dd')
+    '274ed7b46f865996b905a1fd4ae63c9c08794b29'
+    'c191db9bf9aec2a27845392e')
 
 
 def _names(node, prefix=''):
@@ -29,7 +29,7 @@ class FieldsTest(absltest.TestCase):
     fields = sorted({name for make in (base.online_config, base.offline_config)
                      for name in _names(make('laptop'))})
     self.assertEqual(
-        (workdirs.LAYOUT, files.digest(fields)), (7, FIELDS),
+        (workdirs.LAYOUT, files.digest(fields)), (8, FIELDS),
         'raise workdirs.LAYOUT, and write down the new number and digest here')
 
 

@@ -21,6 +21,8 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.models import quantize
 from rlhf_jax.models import transformer
 from rlhf_jax.pipeline import artifacts
+from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.rewards import parameters
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import plan
@@ -140,6 +142,37 @@ class StudyTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.ConfigError, '--member=2.* 0 to 1'):
       export.export(self.workdir / stage, self.workdir / 'two', member=2)
 
+  def test_reward_models_that_are_parts_of_a_model(self):
+    """An adapted gold model, and heads on a trunk that nobody trains."""
+    study = config()
+    model = study['policy']['model']['path']
+    study['policy']['num_steps'] = study['proxy']['sft']['num_steps'] = 0
+    study['gold']['model'].update(path=model, lora=LORA)
+    study['proxy']['model'].update(path=model, trainable_layers=0)
+    study['data'].update(num_pair_prompts=40)
+    study['force_eos'], study['label_noise'] = (False,), (0.,)
+    study['proxy'].update(held_out=8)
+    run(self.workdir, study, [])
+    _, source = convert.load(pathlib.Path(model))
+    for stage, moved in (('gold', True), ('as_sampled/noise_0/proxies', False)):
+      stage, out = self.workdir / 'seed_0' / stage, self.workdir / 'out' / stage
+      export.export(stage, out)
+      models = artifacts.restore_rewards(stage)
+      rows = np.arange(24).reshape(2, 12)
+      for member in range(models.num_members):
+        shape, params = convert.load_reward(
+            out / f'member_{member}' if models.num_members > 1 else out)
+        scores = reward_models.score(shape, params, rows, rows > 0)
+        ours = reward_models.score(models.config, parameters.take(
+            models.params, member), rows, rows > 0)
+        np.testing.assert_allclose(
+            scores - ours, (scores - ours)[0], atol=1e-4)  # but for the bias
+        q = params['trunk']['layers']['q']['kernel']
+        self.assertEqual(
+            np.abs(q - source['layers']['q']['kernel']).max() > 1e-6, moved)
+        np.testing.assert_array_equal(
+            params['trunk']['embed'], source['embed'])
+
   def test_models_of_two_vocabularies(self):
     study = config()
     study['gold']['model']['path'] = str(worlds.loaded() / 'model')
@@ -175,7 +208,6 @@ class PlanTest(parameterized.TestCase):
       ('targets', dict(lora=LORA | dict(targets='layers/zzz')), 'layers/zzz'),
       ('pattern', dict(lora=LORA | dict(targets='(')), 'regular expression'),
       ('rank', dict(lora=LORA | dict(rank=-4)), 'rank'),
-      ('no_layer', dict(trainable_layers=0), '0'),
       ('layers', dict(trainable_layers=9), '9'),
       ('dtype', dict(dtype='float99'), "dtype .*'float99'"))
   def test_model(self, model, message):

@@ -219,12 +219,15 @@ class MembersTest(parameterized.TestCase):
     self.assertAlmostEqual((weight**2).mean() / expected, 1, delta=.05)
 
 
+COUNTED = {'trunk': {}, 'head': {'bias': np.zeros(2)}}
+
+
 def _fake(config, params, tokens, mask):
   """Two members: a sum of tokens, and the place of the last."""
   del config, params
   tokens, mask = np.asarray(tokens), np.asarray(mask)
   place = np.arange(1, tokens.shape[1] + 1) * mask
-  return np.stack([(tokens * mask).sum(-1), place.max(-1)])
+  return np.stack([(tokens * mask).sum(-1), place.max(-1)], axis=-1)
 
 
 class RowsTest(parameterized.TestCase):
@@ -241,7 +244,7 @@ class RowsTest(parameterized.TestCase):
 
     with mock.patch.object(reward_models, '_score_chunk', fake):
       scores = reward_models.score_rows(
-          CONFIG, {'count': np.zeros(2)}, tokens, mask, chunk_size=chunk_size,
+          CONFIG, COUNTED, tokens, mask, chunk_size=chunk_size,
           poll=lambda: polls.append(1))
     np.testing.assert_array_equal(
         scores, [(tokens * mask).sum(-1), end])
@@ -263,13 +266,13 @@ class RowsTest(parameterized.TestCase):
     def fake(config, params, tokens, mask):
       placed.append((tokens.shape[0], tokens.sharding.spec,
                      len(tokens.sharding.device_set),
-                     params['count'].is_fully_replicated))
+                     params['head']['bias'].is_fully_replicated))
       return _fake(config, params, tokens, mask)
 
     with worlds.devices(8), mock.patch.object(
         reward_models, '_score_chunk', fake):
       scores = reward_models.score_rows(
-          CONFIG, {'count': np.zeros(2)}, tokens, mask, chunk_size=5)
+          CONFIG, COUNTED, tokens, mask, chunk_size=5)
     np.testing.assert_array_equal(scores, [(tokens * mask).sum(-1), end])
     self.assertEqual(placed, [(8, PartitionSpec(meshes.ROWS), 8, True)] * 2)
 
@@ -325,11 +328,9 @@ class ChunkTest(absltest.TestCase):
     self.assertEqual(rows(5, 10**6), 1)
 
   def test_foreign_tokens(self):
-    params = jax.eval_shape(
-        lambda: reward_models.init(CONFIG, jax.random.key(0)))
     tokens = np.full((1, 4), CONFIG.vocab_size, np.int32)
     with self.assertRaisesRegex(errors.DataError, 'outside the vocabulary'):
-      reward_models.score_rows(CONFIG, params, tokens, tokens > 0)
+      reward_models.score_rows(CONFIG, _members(), tokens, tokens > 0)
 
 
 class RewardModelsTest(absltest.TestCase):

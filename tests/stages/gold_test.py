@@ -15,6 +15,7 @@ from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import gold_rows
+from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.stages import gold
 
@@ -35,6 +36,14 @@ def run_on(corpus, **changes):
   context.result_of = lambda name: {'corpus': corpus.fingerprint()}
   with mock.patch.object(load_lib, 'load', lambda data, seed: corpus):
     return context, run(context, **changes)
+
+
+def worlds_of(context, corpus):
+  """What the stage reads of others."""
+  with mock.patch.object(load_lib, 'load', lambda data, seed: corpus):
+    world = artifacts.World(context, worlds.DATA, 0, {'reference': 'sft'})
+    _ = world.corpus  # read here, and kept
+    return world
 
 
 class GoldTest(absltest.TestCase):
@@ -81,6 +90,25 @@ class GoldTest(absltest.TestCase):
       if 'kernel' in (name := sharding.path_of(path)) or 'embed' in name:
         self.assertLen(leaf.sharding.device_set, 8, name)
         self.assertFalse(leaf.is_fully_replicated, name)
+
+  def test_a_part_of_a_loaded_model(self):
+    """Adapters learn on a base that stays, and are what is validated."""
+    model = worlds.loaded_node(
+        lora=dict(rank=2, alpha=4., targets='layers/(q|v)$'))
+    corpus = voted.corpus(voted.log(160))
+    context, result = run_on(corpus, model=model, num_steps=6)
+    models = artifacts.restore_rewards(context.directory)
+    start = reward_parts.start(
+        model, worlds.config().vocab_size, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, models.params['base'],
+                 start.base['base'])
+    adapter = models.params['trunk']['adapter']['layers']
+    self.assertGreater(np.abs(adapter['v']['b']).max(), 1e-3)
+    validated = gold_rows.split(
+        worlds_of(context, corpus), 0, NODE['held_out'], {}).validation
+    scores = models.scores(validated.tokens, validated.mask)[0]
+    self.assertAlmostEqual(result['correlation'], np.corrcoef(
+        scores[:, 0], validated.targets[:, 0])[0, 1], 5)
 
   def test_too_few_rows_are_refused(self):
     log = voted.log(40)

@@ -96,9 +96,12 @@ class MembersTest(absltest.TestCase):
       worlds.save(self.workdir, f'trunk_{i}', {}, kind='policy', params=params)
 
   def init(self, trunks, head_scale=1.):
-    params = proxies._init(
-        worlds.Context(self.workdir), worlds.config(),
-        jax.random.split(jax.random.key(0), 2), trunks, head_scale)
+    config, params, base = proxies._init(
+        worlds.Context(self.workdir), NODE | dict(head_scale=head_scale),
+        worlds.config().vocab_size, jax.random.split(jax.random.key(0), 2),
+        trunks)
+    self.assertEqual(config, worlds.config())
+    self.assertIsNone(base)
     weights = params['head']['weight']
     self.assertEqual(len(weights), 2)
     self.assertGreater(np.abs(weights[0] - weights[1]).max(), .01)

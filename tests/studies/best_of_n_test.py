@@ -49,6 +49,26 @@ class BestOfNTest(parameterized.TestCase):
         self.assertEqual(stages[f'{here}/best_of_n']['given'], {
             'scores': f'{here}/scores', 'proxies': f'{here}/proxies'})
 
+  def test_heads_on_a_frozen_trunk_read_responses_once(self):
+    study = worlds.on_files(config())
+    model = str(worlds.loaded() / 'model')
+    study['data']['files']['tokenizer'] = model
+    study['force_eos'] = (False,)
+    study['proxy']['sft']['num_steps'] = 0
+    study['proxy']['model'].update(path=model, trainable_layers=0)
+    stages = keywords(study)
+    self.assertNotIn('seed_0/trunk', stages)
+    self.assertLen([x for x in stages if x.endswith('features')], 2)
+    pairs, samples = (f'seed_0/as_sampled/{x}' for x in ('pairs', 'samples'))
+    for noise in (0, .25):
+      here = f'seed_0/as_sampled/noise_{noise:g}'
+      self.assertEqual(stages[f'{here}/proxies']['given'], {
+          'pairs': pairs, 'trunks': ['seed_0/sft'],
+          'features': [f'{pairs}_features']})
+      self.assertEqual(stages[f'{here}/scores']['given'], {
+          'samples': samples, 'proxies': f'{here}/proxies',
+          'features': f'{samples}_features'})
+
   def test_what_the_report_shows(self):
     study = config()
     study['seeds'] = (0, 5)

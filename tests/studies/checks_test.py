@@ -158,6 +158,31 @@ class LoadedTest(parameterized.TestCase):
     one['data']['files']['tokenizer'] = str(worlds.loaded() / 'model')
     check(one)
 
+  @parameterized.parameters(
+      ('policy.model.trainable_layers', 0, 'a policy has no head'),
+      ('proxy.sft.num_steps', 3, 'the rest as it is; give 0'),
+      ('proxy.trunk', 'member', 'members share'))
+  def test_what_a_part_of_a_model_cannot_be(self, field, value, message):
+    one = worlds.on_files(config())
+    model = str(worlds.loaded() / 'model')
+    one['data']['files']['tokenizer'] = model
+    for part in ('policy', 'gold', 'proxy'):
+      one[part]['model']['path'] = model
+    for part, layers in (('policy', 1), ('gold', 0), ('proxy', 0)):
+      one[part]['model']['trainable_layers'] = layers
+    one['proxy']['sft']['num_steps'] = 0
+    check(one)
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'^config\.{field} is .*{message}'):
+      check(change(one, field, value))
+
+  @parameterized.parameters('gold', 'proxy')
+  def test_a_part_of_fresh_weights_would_stay_random(self, part):
+    with self.assertRaisesRegex(
+        errors.ConfigError, rf'^config\.{part}\.model: .*trainable_layers but '
+        'neither path nor name'):
+      check(change(config(), f'{part}.model.trainable_layers', 0))
+
   @parameterized.parameters(-1, 999)
   def test_least_tokens_of_a_response(self, least):
     one = change(config(), 'sampler.min_new_tokens', least)

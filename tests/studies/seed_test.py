@@ -12,6 +12,7 @@ from rlhf_jax import errors
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.stages import best_of_n
 from rlhf_jax.stages import best_of_n_policy
+from rlhf_jax.stages import features
 from rlhf_jax.stages import feedback
 from rlhf_jax.stages import gold
 from rlhf_jax.stages import loaded_rewards
@@ -29,9 +30,9 @@ from rlhf_jax.stages import sft
 from rlhf_jax.studies import nodes
 from rlhf_jax.studies import seed as seed_lib
 
-STAGES = (best_of_n, best_of_n_policy, feedback, gold, loaded_rewards, logged,
-          offline_policy, online_policy, pairs, preferences, prompt_value,
-          proxies, rule, samples, scores, sft)
+STAGES = (best_of_n, best_of_n_policy, features, feedback, gold,
+          loaded_rewards, logged, offline_policy, online_policy, pairs,
+          preferences, prompt_value, proxies, rule, samples, scores, sft)
 EVERYTHING = {role: f'seed_3/{role}' for role in artifacts.ROLES} | {
     'trunks': ['seed_3/trunk']}
 
@@ -96,6 +97,49 @@ class RolesTest(parameterized.TestCase):
     for stage in STAGES:
       self.assertIsInstance(stage, types.ModuleType)
       self.assertNoCommonElements(stage.NEEDS, stage.READS)
+
+
+class PartsTest(absltest.TestCase):
+  """Reward models of which a part is trained, on a loaded model."""
+
+  def proxy(self, **tuning):
+    node = config()['proxy']
+    return node | {'model': node['model'] | tuning | {'path': '/a/model'}}
+
+  def test_adapters_start_from_no_trunk(self):
+    one = seed()
+    one.add_proxies('proxies', self.proxy(lora=dict(rank=2)),
+                    pairs='seed_3/pairs', label_noise=0.)
+    self.assertEqual(names(one), ['sft', 'proxies'])
+    self.assertEqual(keywords(one, 'proxies')['given'], {
+        'pairs': 'seed_3/pairs', 'trunks': ['seed_3/sft']})
+
+  def test_heads_share_the_features_of_the_same_responses(self):
+    one, proxy = seed(), self.proxy(trainable_layers=0)
+    for name in ('one', 'two'):
+      one.add_proxies(name, proxy, pairs='seed_3/pairs', label_noise=.1)
+    self.assertEqual(names(one), ['sft', 'pairs_features', 'one', 'two'])
+    for name in ('one', 'two'):
+      self.assertEqual(keywords(one, name)['given'], {
+          'pairs': 'seed_3/pairs', 'trunks': ['seed_3/sft'],
+          'features': ['seed_3/pairs_features']})
+    told = keywords(one, 'pairs_features')
+    self.assertEqual(told, {'model': proxy['model'], 'given': {
+        'reference': 'seed_3/sft', 'pairs': 'seed_3/pairs'}})
+    # Of several rounds in their order, and of another trunk others.
+    other = self.proxy(trainable_layers=0, dtype='bfloat16')
+    one.add_proxies('three', other, label_noise=.1, pairs=[
+        'seed_3/round/pairs', 'seed_3/pairs'])
+    self.assertEqual(keywords(one, 'three')['given']['features'], [
+        'seed_3/round/pairs_features', 'seed_3/pairs_features_1'])
+    self.assertEqual(
+        keywords(one, 'pairs_features_1')['model'], other['model'])
+    self.assertEqual(one.add_features('samples', 'seed_3/samples', proxy),
+                     'seed_3/samples_features')
+    self.assertEqual(keywords(one, 'samples_features')['given'], {
+        'reference': 'seed_3/sft', 'samples': 'seed_3/samples'})
+    self.assertIsNone(one.add_features(
+        'samples', 'seed_3/samples', config()['proxy']))
 
 
 class StagesTest(parameterized.TestCase):

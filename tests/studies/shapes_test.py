@@ -6,12 +6,14 @@ import jax
 import worlds
 
 from rlhf_jax import train
+from rlhf_jax.models import convert
 from rlhf_jax.models import heads
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import policies
+from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.studies import shapes as shapes_lib
 
@@ -62,11 +64,40 @@ class ShapesTest(parameterized.TestCase):
         params, TX, KEY))
 
   def test_reward_models(self):
-    config, params = self.shapes.rewards(shapes_lib.Model(MODEL, MEMBERS))
+    config, params, base = self.shapes.rewards(
+        shapes_lib.Model(MODEL, MEMBERS))
+    self.assertIsNone(base)
     keys = jax.random.split(KEY, MEMBERS)
     self.check(params, train.place_state(
         reward_models.init_members(config, keys), TX, keys, members=MEMBERS),
                MEMBERS)
+
+  @parameterized.parameters(
+      dict(lora=dict(rank=2, alpha=4.)), dict(trainable_layers=1),
+      dict(trainable_layers=0))
+  def test_reward_models_of_a_part(self, **tuning):
+    """Members have what is trained, and share what is not."""
+    path = worlds.folder() / 'model'
+    config = transformer.make_config(
+        'llama', vocab_size=VOCABULARY, hidden_size=16, num_layers=2,
+        num_heads=2)
+    convert.save(path, config, transformer.init(config, KEY))
+    node = dict(path=str(path), dtype='bfloat16', **tuning)
+    _, own, base = self.shapes.rewards(shapes_lib.Model(node, MEMBERS))
+    config, trunk, frozen = reward_parts.start(node, VOCABULARY, KEY)
+    keys = jax.random.split(KEY, MEMBERS)
+    self.check(own, train.place_state(
+        reward_models.born(config, keys, trunk, members=MEMBERS), TX, keys,
+        members=MEMBERS), MEMBERS)
+    self.assertEqual(self.shapes.place(base), sharding.device_bytes(
+        transformer.frozen(config, frozen)))
+    value = {'trunk': 'reward', 'mlp': True, 'scale': 1.}
+    added, _ = self.shapes.value_head(
+        World.config, value, shapes_lib.Model(node, MEMBERS))
+    whole = reward_models.init(config, KEY)
+    self.assertEqual(
+        jax.tree.map(lambda x: x.shape, added['value_trunk']),
+        jax.tree.map(lambda x: x.shape, whole['trunk']))
 
   def test_frozen(self):
     """In the numbers of the computation, half as wide."""
