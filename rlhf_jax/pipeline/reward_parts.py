@@ -4,11 +4,12 @@ A checkpoint holds what was trained; what is frozen under it comes from where
 the model node says, as it does for policies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from rlhf_jax import types
 from rlhf_jax.models import heads
@@ -32,6 +33,30 @@ def start(node: Mapping[str, Any], vocab_size: int, key: jax.Array
   if model.base is None:
     return model
   return model._replace(base={'base': heads.trunk(model.base)})
+
+
+def born(config: transformer.Config, keys: jax.Array,
+         trunks: Sequence[types.Params], head_scale: float) -> types.Params:
+  """Members, leaves [E, ...], on one trunk, or each on one of its own.
+
+  Args:
+    config: shape of the trunk.
+    keys: of the heads, key[E].
+    trunks: one or E of them, see `rewards.models.init`.
+    head_scale: see there.
+  """
+  if len(trunks) == 1:
+    return reward_models.born(
+        config, keys, trunks[0], head_scale=head_scale, members=len(keys))
+  return sharding.born(_stacked, keys, list(trunks),
+                       static=(config, head_scale), members=len(keys))
+
+
+def _stacked(config, head_scale, keys, trunks):
+  members = [
+      reward_models.init(config, k, trunk=trunk, head_scale=head_scale)
+      for k, trunk in zip(keys, trunks, strict=True)]
+  return jax.tree.map(lambda *x: jnp.stack(x), *members)
 
 
 def abstract(node: Mapping[str, Any], vocab_size: int, members: int

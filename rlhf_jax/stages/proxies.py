@@ -8,7 +8,6 @@ of the data.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +18,6 @@ from rlhf_jax import types
 from rlhf_jax.evaluation import statistics
 from rlhf_jax.models import pretrained
 from rlhf_jax.parallel import processes
-from rlhf_jax.parallel import sharding
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import fit as fit_lib
 from rlhf_jax.pipeline import labelled_pairs
@@ -111,29 +109,16 @@ def _init(context, node, vocab_size, keys, trunks) -> tuple[Any, ...]:
   Their config, what of them is trained, and what of them is not: None, all is;
   or nothing, {}, where the features stand for it.
   """
-  model, head_scale, members = node['model'], node['head_scale'], len(keys)
+  model, base = node['model'], None
   if pretrained.is_partial(model):
     config, trunk, base = reward_parts.start(model, vocab_size, keys[0])
-    params = reward_models.born(
-        config, keys, trunk, head_scale=head_scale, members=members)
-    return config, params, base if trunk else {}
-  config = pretrained.config(model, vocab_size)
-  load = lambda name: artifacts.restore_policy(
-      context.directory_of(name)).params
-  if len(trunks) == 1:
-    return config, reward_models.born(
-        config, keys, load(trunks[0]), head_scale=head_scale,
-        members=members), None
-  return config, sharding.born(
-      _stacked, keys, list(map(load, trunks)), static=(config, head_scale),
-      members=members), None
-
-
-def _stacked(config, head_scale, keys, trunks):
-  members = [
-      reward_models.init(config, k, trunk=trunk, head_scale=head_scale)
-      for k, trunk in zip(keys, trunks, strict=True)]
-  return jax.tree.map(lambda *x: jnp.stack(x), *members)
+    starts, base = [trunk], base if trunk else {}
+  else:
+    config = pretrained.config(model, vocab_size)
+    starts = [artifacts.restore_policy(context.directory_of(name)).params
+              for name in trunks]
+  return config, reward_parts.born(
+      config, keys, starts, node['head_scale']), base
 
 
 def _quality(config, base, params, validation: types.Batch
