@@ -123,9 +123,11 @@ def add_k_sweep(config: config_dict.ConfigDict):
   """Adds RLOO and RAFT, k = 2 and 4, on as many prompts: figures 3 and 4.
 
   So k = 4 draws twice as many responses in a rollout as k = 2, which is what
-  tells the two figures apart.
+  tells the two figures apart. The title says how many, for elsewhere k = 4 has
+  fewer.
   """
+  prompts = RESPONSES[config.size] // 2
+  config.title += f', {prompts} prompts a rollout'
   for algorithm in ('rloo', 'raft'):
     for samples in (2, 4):
-      add_method(config, algorithm, samples,
-                 prompts=RESPONSES[config.size] // 2)
+      add_method(config, algorithm, samples, prompts=prompts)

@@ -15,7 +15,8 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           for the text has none. Scores are standardised, not logits. Every
           method draws as many responses in a rollout, 64, so that k = 4 has a
           quarter of the prompts. DPO, which is offline and has no reward, is
-          not in the figure, as in the paper.
+          not in the figure, as in the paper. The text does not say how the
+          figure is drawn: bars, of the end of training, are ours.
 """
 
 from experiments import ahmadian2024
@@ -25,6 +26,7 @@ from rlhf_jax.configs import base
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = ahmadian2024.online(size, 'figure 2: reward of every online method')
+  config.title += f', {ahmadian2024.RESPONSES[size]} responses a rollout'
   ahmadian2024.add_all(config)
   config.figure = dict(
       kind='final', x='method', y=('proxy',), line=(),
