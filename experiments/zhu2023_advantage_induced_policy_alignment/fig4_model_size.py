@@ -10,6 +10,8 @@ Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           one study for each policy, since each has a reference of its own:
           :laptop is the larger one, :laptop,policy=small the smaller one
           :laptop,settings=text is as in the text, :laptop as in the code
+Beside:   fig3_apa_awr_ppo.py, whose policy lies between these two:
+          `rlhf-jax figures` draws all three together
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop, both policies).
 Differs:  as fig3_apa_awr_ppo.py, whose policy, of width 64 and two layers,

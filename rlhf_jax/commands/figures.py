@@ -3,16 +3,17 @@
   rlhf-jax figures [word ...] [--directory=experiments]
 
 Words select those whose path has all of them. Nothing is run: the numbers are
-those of results.csv, the title and the kind of figure those of the config. Of
-studies of best-of-n that are one config with several options, such as
-`:laptop,best_of_n=3`, best_of_n.png beside the figure of the config shows them
-together.
+those of results.csv and the files beside it, the title and the kind of figure
+those of the config. Studies that are one config with several options, such as
+`:laptop,best_of_n=3`, are shown together too, beside the figure of the config:
+those of best-of-n in best_of_n.png, policies of several widths in by_width.png.
+What another config has trained and belongs there, a docstring names after
+`Beside:`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import pathlib
 import re
-from typing import Any
 
 from absl import flags
 
@@ -22,6 +23,10 @@ from rlhf_jax.commands import verdicts
 from rlhf_jax.reports import across
 from rlhf_jax.reports import redraw
 from rlhf_jax.storage import files
+
+# The pictures of several studies by their kind, and what their title adds.
+TOGETHER = {'best_of_n': ('best_of_n.png', 'best-of-n'),
+            'online': ('by_width.png', 'policies of several widths')}
 
 
 def configs(paper: pathlib.Path) -> dict[str, str]:
@@ -67,49 +72,62 @@ def run(argv: list[str]):
     paths = sorted(paper.glob('results/*/figure.png'))
     chosen = [path for path in paths
               if all(word in str(path) for word in words)]
-    stems = {name: _stem(named[name]) for name in (
-        path.parent.name for path in paths) if name in named}
-    wanted = {stems.get(path.parent.name) for path in chosen}
-    planned = {name: config_files.parse(
-        flags.FlagValues(), [argv[0], f'--config={named[name]}'], __doc__)
-               for name, stem in stems.items() if stem in wanted}
+    wanted = {path.parent.name for path in chosen}
+    parts = {stem: names for stem, names in beside(
+        named, [path.parent.name for path in paths]).items()
+             if wanted & {*names}}
+    studies = {name: redraw.read(paper / 'results' / name, config_files.parse(
+        flags.FlagValues(), [argv[0], f'--config={named[name]}'], __doc__))
+               for name in dict.fromkeys(
+                   name for names in parts.values() for name in names)}
     for path in chosen:
       name = path.parent.name
-      if name in planned and redraw.draw(path.parent, planned[name]):
+      if name in studies and redraw.draw(studies[name]):
         print(path)
       else:
-        reason = ('results.csv does not hold what it shows' if name in named
+        reason = ('a table of what it shows is not there' if name in named
                   else f'no config or contrast is of {name}')
         arguments.progress(f'{path} is left as it is: {reason}')
-    for path in together(paper, named, planned):
-      print(path)
+    for stem, names in parts.items():
+      for path in together(paper / 'results' / stem,
+                           [studies[name] for name in names]):
+        print(path)
 
 
-def _stem(config: str) -> str:
-  """The name of a config's file."""
-  return pathlib.Path(config.partition(':')[0]).stem
-
-
-def together(paper: pathlib.Path, named: Mapping[str, str],
-             planned: Mapping[str, Any]) -> list[pathlib.Path]:
-  """Draws the studies of best-of-n that are of one config; their figures.
+def beside(named: Mapping[str, str], names: Iterable[str]
+           ) -> dict[str, list[str]]:
+  """The results that belong together, by the name of their config's file.
 
   Args:
-    paper: directory of the configs.
     named: of `configs`.
-    planned: the config of each directory of results.
+    names: of the directories of results.
   """
-  parts: dict[str, list[across.Study]] = {}
-  for name, config in planned.items():
-    if config['study'] == 'best_of_n':
-      rows = redraw.table(paper / 'results' / name / 'results.csv')
-      parts.setdefault(_stem(named[name]), []).append(
-          across.Study(config, rows))
+  names = [name for name in names if name in named]
+  parts: dict[str, list[str]] = {}
+  for name in names:
+    stem = pathlib.Path(named[name].partition(':')[0]).stem
+    parts.setdefault(stem, []).append(name)
+  for own in parts.values():
+    path = pathlib.Path(named[own[0]].partition(':')[0])
+    own += [other for other in re.findall(
+        r'^Beside: +(\w+)\.py', path.read_text(), re.MULTILINE)
+            if other in names]
+  return parts
+
+
+def together(directory: pathlib.Path, studies: Sequence[redraw.Study]
+             ) -> list[pathlib.Path]:
+  """Draws the studies of each kind that differ; their figures.
+
+  Args:
+    directory: of the results of the config, for the figures.
+    studies: of the config, and what is beside them.
+  """
   drawn = []
-  for stem, studies in parts.items():
-    if len(studies) > 1 and across.differing(studies):
-      path = paper / 'results' / stem / 'best_of_n.png'
-      title = studies[0].config['title'].partition(': ')[0]
-      across.draw(studies, path, title=f'{title}: best-of-n')
-      drawn.append(path)
+  for kind, (name, what) in TOGETHER.items():
+    alike = [study for study in studies if study.config['study'] == kind]
+    if len(alike) > 1 and across.differing(alike):
+      title = alike[0].config['title'].partition(': ')[0]
+      across.draw(alike, directory / name, title=f'{title}: {what}')
+      drawn.append(directory / name)
   return drawn

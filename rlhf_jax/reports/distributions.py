@@ -19,7 +19,8 @@ from rlhf_jax.reports import style
 from rlhf_jax.reports import violins
 from rlhf_jax.storage import files
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+PERCENTILES = [i / 100 for i in range(101)]
+_SHOWN = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +115,10 @@ def _component(columns: Mapping, column: str, path: os.PathLike):
 
 
 def table(shown: Sequence[Distribution]) -> list[dict]:
-  """A row for each: quantiles of all seeds together, and the mean.
+  """A row for each: percentiles of all seeds together, and the mean.
 
-  The error of the mean is over seeds, or over responses with one seed.
+  Percentiles are values that occur, so that few values stay few. The error of
+  the mean is over seeds, or over responses with one seed.
   """
   rows = []
   for one in shown:
@@ -128,18 +130,32 @@ def table(shown: Sequence[Distribution]) -> list[dict]:
         'component': one.component, 'name': one.name, 'logged': one.logged,
         'seeds': len(one.seeds), 'responses': len(values),
         'mean': mean, 'mean_se': error} | {
-            f'quantile_{share:g}': float(np.quantile(values, share))
-            for share in QUANTILES})
+            _column(share): float(value) for share, value in zip(
+                PERCENTILES, np.quantile(
+                    values, PERCENTILES, method='inverted_cdf'))})
   return rows
 
 
-def draw(shown: Sequence[Distribution], path: str | os.PathLike, *,
-         title: str):
-  """Draws the figure: a panel for each component."""
-  seeds = max(len(one.seeds) for one in shown)
+def _column(share: float) -> str:
+  return f'quantile_{share:g}'
+
+
+def draw(rows: Sequence[files.Row], path: str | os.PathLike, *, title: str):
+  """Draws the figure: a panel for each component.
+
+  Args:
+    rows: of `table`; of older ones, which have five quantiles, the violins are
+      not known.
+    path: of the PNG, written whole or not at all.
+    title: above the panels.
+  """
+  seeds = max(row['seeds'] for row in rows)
+  whole = all(_column(share) in rows[0] for share in PERCENTILES)
+  pick = lambda row, at: np.array([row[_column(share)] for share in at])
   violins.draw(
-      [{'panel': style.label_name(one.component), 'x': one.name,
-        'logged': one.logged, 'values': np.concatenate(one.seeds)}
-       for one in shown], path, title=title, x_name='reward, in its range',
-      note=f'responses of {seeds} seed{"s" * (seeds > 1)} together; bar: '
-           'quartiles; stroke: median; point: mean')
+      [{'panel': style.label_name(row['component']), 'x': row['name'],
+        'logged': row['logged'], 'responses': row['responses'],
+        'mean': row['mean'], 'quantiles': pick(row, _SHOWN),
+        'values': pick(row, PERCENTILES) if whole else None}
+       for row in rows], path, title=title, x_name='reward, in its range',
+      note=f'responses of {seeds} seed{"s" * (seeds > 1)} together')

@@ -20,6 +20,7 @@ from rlhf_jax.reports import policies as policies_lib
 from rlhf_jax.reports import results
 from rlhf_jax.reports import spec
 from rlhf_jax.reports import style
+from rlhf_jax.reports import violins
 from rlhf_jax.storage import files
 
 Chart = dict[str, Any]
@@ -145,21 +146,26 @@ def bars(rows, y: Sequence[str], suffix: str = '', note: str = ''
   return charts
 
 
-def violins(shown: Sequence[distributions.Distribution]) -> list[Chart]:
+def spread(shown: Sequence[distributions.Distribution]) -> list[Chart]:
   """As `violins.draw`: how components are distributed."""
   names = list(dict.fromkeys(one.name for one in shown))
   colours = style.colours(names)
-  charts: dict[str, Chart] = {}
+  parts: dict[str, list[distributions.Distribution]] = {}
   for one in shown:
-    panel = style.label_name(one.component)
-    chart = charts.setdefault(panel, {
-        'title': panel, 'kind': 'violins', 'x': 'reward, in its range',
-        'y': '', 'series': [], 'right': None})
-    chart['series'].append({
+    parts.setdefault(style.label_name(one.component), []).append(one)
+  charts = []
+  for panel, part in parts.items():
+    values = [np.concatenate(one.seeds) for one in part]
+    few = violins.shares(np.concatenate(values)) is not None
+    series = [{
         'name': plain(one.name),
         'colour': '#999999' if one.logged else _colour(colours[one.name]),
-        'x': numbers(np.concatenate(one.seeds))})
-  return list(charts.values())
+        **(dict(zip(('x', 'share'), map(numbers, violins.shares(x)))) if few
+           else {'x': numbers(x)})} for one, x in zip(part, values)]
+    charts.append({
+        'title': panel, 'kind': 'discs' if few else 'violins',
+        'x': 'reward, in its range', 'y': '', 'series': series, 'right': None})
+  return charts
 
 
 def _best_of_n(rows: Sequence[Mapping]) -> list[Chart]:
@@ -227,7 +233,7 @@ def _of_policies(study: page_study.Study, figure: Mapping) -> list[Chart]:
   figure = spec.restrict(figure, results.measured(trained))
   groups = results.groups(trained, spec.apart(figure))
   if figure['kind'] == 'distributions':
-    return violins(distributions.read(
+    return spread(distributions.read(
         page_study.Across(study.directory), groups, logs, figure))
   summary = policies_lib.summary(groups, trained, figure)
   name, told = policies_lib.drawing(groups, summary, figure)

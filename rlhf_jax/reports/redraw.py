@@ -6,11 +6,12 @@ So that all figures look alike, whenever their studies were run.
 from collections.abc import Mapping, Sequence
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax.reports import distributions
 from rlhf_jax.reports import figures
 from rlhf_jax.reports import policies as policies_lib
 from rlhf_jax.reports import results
@@ -20,18 +21,34 @@ from rlhf_jax.storage import files
 _FIRST = ('step', 'epoch')  # columns of evaluations, after those of labels
 
 
-def draw(directory: pathlib.Path, config: Mapping[str, Any]) -> bool:
+class Study(NamedTuple):
+  """Results of a study: where they lie, its config, rows of results.csv."""
+
+  directory: pathlib.Path
+  config: Mapping[str, Any]
+  rows: Sequence[files.Row]
+
+
+def read(directory: pathlib.Path, config: Mapping[str, Any]) -> Study:
+  """Reads results.csv.
+
+  Raises:
+    CheckpointError: it is missing or no text.
+  """
+  return Study(directory, config, table(directory / 'results.csv'))
+
+
+def draw(study: Study) -> bool:
   """Draws figure.png of a directory of results; False where it cannot.
 
   Args:
-    directory: with results.csv, and training.csv or win_rates.csv where the
-      study writes them.
-    config: of the study, for its title and its figure.
+    study: whose directory has training.csv, win_rates.csv or distributions.csv
+      too, where its figure is of these.
 
   Raises:
     UserError: a file is damaged, or the figure is not of these runs.
   """
-  rows = table(directory / 'results.csv')
+  directory, config, rows = study
   path, title = directory / 'figure.png', config['title']
   if config['study'] == 'best_of_n':
     figures.best_of_n([
@@ -39,17 +56,29 @@ def draw(directory: pathlib.Path, config: Mapping[str, Any]) -> bool:
         for row in rows], path, title=title)
     return True
   kind = config['figure']['kind']
-  if kind == 'distributions' or (kind == 'win_rates' and not (
-      directory / 'win_rates.csv').exists()):
+  if kind in ('distributions', 'win_rates') and not (
+      directory / f'{kind}.csv').exists():
     return False
-  trained = policies(directory, rows)
-  figure = spec.check(config['figure'], [
+  if kind == 'distributions':
+    distributions.draw(table(directory / f'{kind}.csv'), path, title=title)
+  else:
+    policies_lib.draw(*grouped(study), path, title=title)
+  return True
+
+
+def grouped(study: Study) -> tuple[list[list[results.Policy]], list[dict],
+                                   dict[str, Any]]:
+  """What `policies.drawing` asks for: groups, their summary and the figure.
+
+  Raises:
+    UserError: as `draw`.
+  """
+  trained = policies(study.directory, study.rows)
+  figure = spec.check(study.config['figure'], [
       *{policy.run: policy.labels for policy in trained}.values()])
   figure = spec.restrict(figure, results.measured(trained))
   groups = results.groups(trained, spec.apart(figure))
-  summary = policies_lib.summary(groups, trained, figure)
-  policies_lib.draw(groups, summary, figure, path, title=title)
-  return True
+  return groups, policies_lib.summary(groups, trained, figure), figure
 
 
 def table(path: pathlib.Path) -> list[dict[str, Any]]:

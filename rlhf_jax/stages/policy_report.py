@@ -57,8 +57,9 @@ def run(context, *, policies: Sequence[Mapping], stages: Sequence[str],
                    policies_lib.page(summary, figure) + '\n')
   path = directory / 'figure.png'
   if figure['kind'] == 'distributions':
-    shown = distributions.read(context, groups, logs, figure)
-    write('distributions', distributions.table(shown))
+    shown = distributions.table(
+        distributions.read(context, groups, logs, figure))
+    write('distributions', shown)
     distributions.draw(shown, path, title=title)
   else:
     policies_lib.draw(groups, summary, figure, path, title=title)

@@ -1,8 +1,8 @@
 """Tests for rlhf_jax.commands.figures."""
 
 import json
-import pathlib
 import shutil
+from unittest import mock
 
 from absl.testing import absltest
 import own_data
@@ -10,6 +10,7 @@ import worlds
 
 from rlhf_jax.commands import figures
 from rlhf_jax.commands import verdicts
+from rlhf_jax.storage import files
 
 
 class FiguresTest(absltest.TestCase):
@@ -38,35 +39,54 @@ class FiguresTest(absltest.TestCase):
         'fig1_noise_03': 'fig1.py:laptop,noise=0.3',
         'fig1_noise_1_members_2': 'fig1.py:laptop,noise=1,members=2'})
 
-  def test_one_is_drawn_again(self):
+  def copy(self, paper, ignore=None):
+    """The experiments of one paper alone; their results."""
     folder = worlds.folder() / 'experiments'
-    paper = 'zhu2023_advantage_induced_policy_alignment'
-    shutil.copytree(worlds.ROOT / 'experiments' / paper, folder / paper)
-    shutil.copy(worlds.ROOT / 'experiments/zhu2023.py', folder)
-    kept = folder / paper / 'results/fig7_apa_lambda/figure.png'
+    paper = worlds.ROOT / paper
+    shutil.copytree(paper, folder / paper.name, ignore=ignore)
+    shared = f'{paper.name.partition("_")[0]}.py'
+    shutil.copy(paper.parent / shared, folder)
+    return folder, folder / paper.name / 'results'
+
+  def test_one_is_drawn_again(self):
+    for paper, name in ((worlds.ZHU, 'fig7_apa_lambda'),
+                        (worlds.BAHETI, 'fig5_components')):
+      folder, results = self.copy(paper)
+      kept = results / name / 'figure.png'
+      drawn = kept.read_bytes()
+      kept.write_bytes(b'')
+      printed = own_data.succeed('figures', name, f'--directory={folder}')
+      self.assertEqual(printed.strip(), str(kept))
+      self.assertEqual(kept.read_bytes(), drawn)
+
+  def test_policies_of_several_configs_are_drawn_together(self):
+    """What the docstring of one of them says, each read once."""
+    folder, results = self.copy(worlds.ZHU)
+    kept = results / 'fig4_model_size/by_width.png'
     drawn = kept.read_bytes()
-    kept.write_bytes(b'')
-    printed = own_data.succeed('figures', 'fig7', f'--directory={folder}')
-    self.assertEqual(printed.strip(), str(kept))
+    kept.unlink()
+    with mock.patch.object(files, 'read_csv', wraps=files.read_csv) as read:
+      printed = own_data.succeed('figures', 'fig3', f'--directory={folder}')
+    self.assertEqual(printed.split(), [
+        str(results / 'fig3_apa_awr_ppo/figure.png'), str(kept)])
     self.assertEqual(kept.read_bytes(), drawn)
+    self.assertCountEqual([call.args[0] for call in read.call_args_list], [
+        results / name / 'results.csv' for name in (
+            'fig3_apa_awr_ppo', 'fig4_model_size', 'fig4_model_size_small')])
 
   def test_studies_of_one_config_are_drawn_together(self):
-    folder = worlds.folder() / 'experiments'
-    coste = pathlib.Path(worlds.COSTE).name
-    shutil.copytree(
-        worlds.ROOT / worlds.COSTE, folder / coste,
-        ignore=lambda _, names: [name for name in names if name[3:4].isdigit()
-                                 and not name.startswith('fig8')])
-    shutil.copy(worlds.ROOT / 'experiments/coste2024.py', folder)
+    folder, results = self.copy(worlds.COSTE, lambda _, names: [
+        name for name in names
+        if name[3:4].isdigit() and not name.startswith('fig8')])
     # One is asked for, and the others are of the picture all the same.
-    kept = folder / coste / 'results/fig8_model_size/best_of_n.png'
+    kept = results / 'fig8_model_size/best_of_n.png'
     drawn = kept.read_bytes()
     kept.unlink()
     printed = own_data.succeed('figures', 'best_of_n_small',
                                f'--directory={folder}')
     self.assertEqual(printed.split(), [
-        str(folder / coste / 'results' / 'fig8_model_size_best_of_n_small'
-            / 'figure.png'), str(kept)])
+        str(results / 'fig8_model_size_best_of_n_small/figure.png'),
+        str(kept)])
     self.assertEqual(kept.read_bytes(), drawn)
 
   def test_no_experiments(self):

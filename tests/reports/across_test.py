@@ -1,11 +1,13 @@
 """Tests for rlhf_jax.reports.across, with studies written by hand."""
 
+import pathlib
 from unittest import mock
 
 from absl.testing import absltest
 
 from rlhf_jax.reports import across
 from rlhf_jax.reports import panels
+from rlhf_jax.reports import redraw
 from rlhf_jax.reports import style
 
 UWO = style.STYLE['uncertainty_weighted'][1]
@@ -15,8 +17,10 @@ SINGLE = style.STYLE['single'][1]
 def study(width=32, held_out=10, members=5, level=0., methods=()):
   """Two seeds, of which the second is 2 higher; gold is `level` at n=4."""
   names = ('single', 'single_0', *methods)
-  return across.Study(
-      {'proxy': {'model': {'hidden_size': width}, 'held_out': held_out,
+  return redraw.Study(
+      pathlib.Path(),
+      {'study': 'best_of_n',
+       'proxy': {'model': {'hidden_size': width}, 'held_out': held_out,
                  'num_members': members},
        'data': {'num_pair_prompts': 100},
        'best_of_n': {'methods': dict(methods)}},
@@ -26,11 +30,26 @@ def study(width=32, held_out=10, members=5, level=0., methods=()):
        for seed in (0, 1) for i, name in enumerate(names) for n in (1, 4)])
 
 
+def policies(width, level, **online):
+  """A study of two methods and seeds, of which the second is 2 higher."""
+  return redraw.Study(
+      pathlib.Path(),
+      {'study': 'online', 'policy': {'model': {'hidden_size': width}},
+       'online': online, 'runs': {}, 'figure': {
+           'kind': 'curves', 'x': 'step', 'y': ['gold', 'kl_k1']}},
+      [{'seed': seed, 'run': method, 'method': method, 'step': step,
+        **{f'{name}{end}': level + 2 * seed + step
+           for name in ('gold', 'proxy', 'kl_k1') for end in ('', '_se')}}
+       for seed in (0, 1) for method in ('PPO', 'APA') for step in (0, 5)])
+
+
 def drawn(function, studies):
   with mock.patch.object(panels, function) as draw:
     across.draw(studies, 'path', title='A title')
-  assert draw.call_args.args[1] == 'path'
-  return draw.call_args.args[0], draw.call_args.kwargs
+  told = dict(zip(('rows', 'path'), draw.call_args.args))
+  told |= draw.call_args.kwargs
+  assert (told['path'], told['title']) == ('path', 'A title')
+  return told['rows'], told
 
 
 class AcrossTest(absltest.TestCase):
@@ -88,6 +107,27 @@ class AcrossTest(absltest.TestCase):
          ('pairs', 'pairs 90', 2., 1., .5)])
     self.assertLen(rows, 8)
     self.assertEqual(told['y'], ('gold', 'proxy'))
+
+  def test_policies_side_by_side(self):
+    """By their width; without what is trained otherwise than the first."""
+    studies = [policies(128, 7.), policies(32, 1.),
+               policies(64, 3., num_steps=9)]
+    rows, told = drawn('curves', studies)
+    self.assertEqual(
+        [(row['panel'], row['line'], row['step'], row['gold'])
+         for row in rows if row['step']],
+        [('width of the policy 32', 'PPO', 5, 7.),
+         ('width of the policy 32', 'APA', 5, 7.),
+         ('width of the policy 128', 'PPO', 5, 13.),
+         ('width of the policy 128', 'APA', 5, 13.)])
+    self.assertLen(told['seeds'], 8)
+    self.assertEqual([list(seed['gold']) for seed in told['seeds'][-2:]],
+                     [[7., 12.], [9., 14.]])
+    self.assertEqual((told['x'], list(told['y'])), ('step', ['gold', 'kl_k1']))
+    self.assertIn('mean of 2 seeds', told['note'])
+    self.assertEmpty(across.differing(studies[::2]))
+    self.assertEmpty(across.differing([
+        redraw.Study(pathlib.Path(), {'study': 'iterated'}, [])] * 2))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Tests for rlhf_jax.reports.distributions, on hand-written stages."""
 
+import shutil
 from unittest import mock
 
 from absl.testing import absltest
@@ -8,6 +9,8 @@ import numpy as np
 from reports import written
 
 from rlhf_jax import errors
+from rlhf_jax.reports import distributions
+from rlhf_jax.reports import redraw
 from rlhf_jax.reports import violins
 from rlhf_jax.stages import policy_report
 from rlhf_jax.storage import files
@@ -61,16 +64,46 @@ class DistributionsTest(written.ReportTestCase):
         draw.call_args.args[0], expected.items(), strict=True):
       self.assertEqual((given['panel'], given['x'], given['logged']),
                        ('safe', name, 'logged' in name))
-      np.testing.assert_allclose(given['values'], values, rtol=1e-6)
+      # Of so few responses each is several percentiles.
+      np.testing.assert_allclose(
+          np.unique(given['values']), np.unique(values), rtol=1e-6)
+      self.assertLen(given['values'], 101)
+      np.testing.assert_array_equal(
+          given['quantiles'], given['values'][[5, 25, 50, 75, 95]])
       row = rows[name]
+      self.assertEqual((given['mean'], given['responses']),
+                       (float(row['mean']), len(values)))
       self.assertEqual((row['component'], int(row['responses'])),
                        ('safe', len(values)))
       mean, error = np.mean(means or values), np.std(
           means or values, ddof=1) / 2**.5
       for column, number in (('mean', mean), ('mean_se', error),
-                             ('quantile_0.5', np.median(values)),
-                             ('quantile_0.95', np.quantile(values, .95))):
+                             ('quantile_0', min(values)),
+                             ('quantile_0.5', sorted(values)[
+                                 (len(values) - 1) // 2]),
+                             ('quantile_1', max(values))):
         self.assertAlmostEqual(float(row[column]), number, 6, column)
+
+  def test_it_is_drawn_again(self):
+    """The same from distributions.csv, and without violins from few columns."""
+    self.distributions(logs=('pairs',))
+    kept = self.context.directory.parent / 'kept'
+    kept.mkdir()
+    for name in ('results', 'distributions'):
+      shutil.copy(self.context.directory / f'{name}.csv', kept)
+    study = redraw.read(kept, dict(
+        study='offline', title='A title', figure=dict(kind='distributions')))
+    self.assertTrue(redraw.draw(study))
+    self.assertEqual((kept / 'figure.png').read_bytes(),
+                     (self.context.directory / 'figure.png').read_bytes())
+    rows = redraw.table(kept / 'distributions.csv')
+    with mock.patch.object(violins, 'draw') as draw:
+      distributions.draw([{name: value for name, value in row.items()
+                           if name != 'quantile_0.99'} for row in rows],
+                         'path', title='')
+    for given, row in zip(draw.call_args.args[0], rows, strict=True):
+      self.assertIsNone(given['values'])
+      self.assertEqual(given['quantiles'][4], row['quantile_0.95'])
 
   def test_distributions_of_some(self):
     self.distributions(logs=('up',), components=('safe',),

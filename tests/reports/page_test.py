@@ -13,6 +13,7 @@ import worlds
 import written_study
 
 from rlhf_jax import errors
+from rlhf_jax.reports import distributions
 from rlhf_jax.reports import page
 from rlhf_jax.reports import page_claims
 from rlhf_jax.reports import page_figures
@@ -185,6 +186,19 @@ class FiguresTest(parameterized.TestCase):
     self.assertEqual(reason, '')
     self.assertEqual((chart['kind'], len(chart['series'])), (kind, series))
     json.dumps(chart, allow_nan=False)
+
+  def test_distributions(self):
+    """Shares where there are few values, as in the PNG."""
+    few, many = [0., .5, 1., 1.], list(np.linspace(0, 1, 20))
+    charts = page_figures.spread([
+        distributions.Distribution(name, line, False, [np.array(values)])
+        for name, values in (('topic', few), ('safe', many))
+        for line in ('NLL', 'A-LOL')])
+    self.assertEqual([(chart['title'], chart['kind']) for chart in charts],
+                     [('topic', 'discs'), ('safe', 'violins')])
+    for one in charts[0]['series']:
+      self.assertEqual((one['x'], one['share']), ([0, .5, 1], [.25, .25, .5]))
+    self.assertLen(charts[1]['series'][0]['x'], 20)
 
   def test_best_of_n(self):
     study, = written_study.read(RESULTS / 'fig3_best_of_n')

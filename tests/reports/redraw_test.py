@@ -23,8 +23,9 @@ class RedrawTest(written.ReportTestCase):
     shutil.copy(self.context.directory / 'results.csv', folder)
     return folder
 
-  def config(self, **figure):
-    return dict(study='online', title='A title', figure=figure)
+  def draw(self, folder, **figure):
+    return redraw.draw(redraw.read(folder, dict(
+        study='online', title='A title', figure=figure)))
 
   def test_it_is_the_same_picture(self):
     for figure in (FIGURE, dict(kind='table', columns=('gold',)),
@@ -36,7 +37,7 @@ class RedrawTest(written.ReportTestCase):
       folder = self.results()
       if figure['kind'] == 'win_rates':
         shutil.copy(self.context.directory / 'win_rates.csv', folder)
-      self.assertTrue(redraw.draw(folder, self.config(**figure)))
+      self.assertTrue(self.draw(folder, **figure))
       self.assertEqual((folder / 'figure.png').read_bytes(), drawn)
       shutil.rmtree(folder)
 
@@ -58,16 +59,17 @@ class RedrawTest(written.ReportTestCase):
         mean.evaluation['win_rate'], [np.nan, np.nan, .75])
     self.assertTrue(np.isnan(mean.evaluation['rule']).all())
     np.testing.assert_array_equal(mean.training['rollout/score'], [0, 2, 5.5])
-    self.assertTrue(redraw.draw(folder, self.config(**figure)))
+    self.assertTrue(self.draw(folder, **figure))
 
   def test_what_it_cannot(self):
     folder = self.context.directory
     self.report(kind='table')
-    figure = dict(kind='win_rates', against={'method': 'single'})
-    self.assertFalse(redraw.draw(folder, self.config(**figure)))
+    for figure in (dict(kind='win_rates', against={'method': 'single'}),
+                   dict(kind='distributions', components=('safe',))):
+      self.assertFalse(self.draw(folder, **figure))
     pathlib.Path(folder, 'results.csv').write_text('a,b\n1,2\n')
     with self.assertRaisesRegex(errors.DataError, 'no columns seed, run and'):
-      redraw.draw(folder, self.config(kind='table'))
+      self.draw(folder, kind='table')
 
 
 if __name__ == '__main__':

@@ -71,6 +71,12 @@ const TRACES = {
     type: 'violin', orientation: 'h', x: one.x, name: plain(one.name),
     line: {color: inked(one.colour)}, box: {visible: true},
     meanline: {visible: true}, points: false, spanmode: 'hard'})),
+  discs: (chart) => chart.series.map((one) => ({
+    type: 'scatter', mode: 'markers', x: one.x, name: plain(one.name),
+    y: one.x.map(() => plain(one.name)), customdata: one.share,
+    marker: {color: inked(one.colour), opacity: .6,
+             size: one.share.map((share) => 26 * Math.sqrt(share))},
+    hovertemplate: '%{customdata:.1%} at %{x}<extra></extra>'})),
   histograms: (chart) => chart.series.map((one) => ({
     type: 'histogram', x: one.x, name: plain(one.name), opacity: .6,
     bingroup: 1, nbinsx: 30, marker: {color: inked(one.colour)},
@@ -82,7 +88,7 @@ function layoutOf(chart, width) {
   const axis = {gridcolor: line, zerolinecolor: line, linecolor: line,
                 automargin: true};
   const title = (words) => ({text: plain(words), font: {size: 12}});
-  const lying = chart.kind === 'bars' || chart.kind === 'violins';
+  const lying = ['bars', 'violins', 'discs'].includes(chart.kind);
   const names = lying ? new Set(chart.series.flatMap(
     (one) => chart.kind === 'bars' ? one.y : [one.name])).size : 0;
   const layout = {
@@ -135,7 +141,8 @@ function legend(where) {
   const names = new Map(charts.flatMap((one) => one.chart.series)
     .filter((one) => one.name && !one.thin && !one.right &&
             typeof one.colour === 'string').map((one) => [one.name, one]));
-  const lying = charts.some((one) => one.chart.kind === 'violins');
+  const lying = charts.some(
+    (one) => ['violins', 'discs'].includes(one.chart.kind));
   if (names.size < 2 || lying) return;
   const box = document.createElement('div'), hidden = new Set();
   box.className = 'legend';
