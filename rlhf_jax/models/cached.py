@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import types
 from rlhf_jax.models import transformer
+from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import sharding
 
 
@@ -25,13 +26,26 @@ class State(NamedTuple):
   """What a decoder has read."""
 
   hidden: jax.Array  # [B, D], of the last token, not normalised
-  cache: Any  # of `transformer.make_cache`
+  cache: Any  # of `transformer.make_cache`; or without its first axis, `of_one`
 
 
 def prepare(config: transformer.Config, params: types.Params) -> Model:
   """A decoder for the functions below, to be made outside of the loop."""
   params = sharding.gathered(transformer.frozen(config, params))
   return Model(params, transformer.unstack(config, params))
+
+
+def of_one(states: Sequence[State]) -> list[State]:
+  """States of one row on a CPU, whose caches have no axis of rows.
+
+  As a loop should carry them: with that axis XLA writes each token twice, and
+  copies every layer's keys and values four times a token (jaxlib 0.10). Other
+  states come back as they are.
+  """
+  if len(states[0].hidden) > 1 or not meshes.on_one_cpu():
+    return list(states)
+  return [state._replace(cache=jax.tree.map(lambda x: x[0], state.cache))
+          for state in states]
 
 
 def prefill(config: transformer.Config, models: Sequence[Model],
@@ -87,15 +101,24 @@ def extend(config: transformer.Config, models: Sequence[Model],
   Args:
     config: shape of every decoder.
     models: of `prepare`.
-    states: of `prefill`.
+    states: of `prefill`, or of `of_one`.
     token: i32[B].
     positions: i32[B], of the token.
     mask: bool[B, S], of the slots to be read.
     slot: of the token, i32[], or i32[B].
     key_positions: i32[B, S], of `transformer.extend`.
   """
-  read = [transformer.extend(
-      config, model.params, token[:, None], positions[:, None], mask[:, None],
-      state.cache, slot, layers=model.layers, key_positions=key_positions)
-          for model, state in zip(models, states, strict=True)]
-  return [State(hidden[:, 0], cache) for hidden, cache in read]
+  def read(model, state):
+    alone = state.cache[0][0].ndim == 3
+    cache = state.cache
+    if alone:
+      cache = jax.tree.map(lambda x: x[None], cache)
+    hidden, cache = transformer.extend(
+        config, model.params, token[:, None], positions[:, None],
+        mask[:, None], cache, slot, layers=model.layers,
+        key_positions=key_positions)
+    if alone:
+      cache = jax.tree.map(lambda x: x[0], cache)
+    return State(hidden[:, 0], cache)
+
+  return list(map(read, models, states))

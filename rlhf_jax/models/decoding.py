@@ -58,8 +58,9 @@ def together(config: transformer.Config, models: Sequence[cached.Model],
   """
   width, new = prompts.shape[1], rules.max_new_tokens
   at = jnp.arange(width + new)[None]
-  states = cached.prefill(config, models, prompts, prompt_lengths,
-                          num_slots=at.size, num_samples=rules.num_samples)
+  states = cached.of_one(cached.prefill(
+      config, models, prompts, prompt_lengths, num_slots=at.size,
+      num_samples=rules.num_samples))
   lengths = jnp.repeat(prompt_lengths, rules.num_samples)
   rows = jnp.arange(len(lengths))
   positions = _positions(at, width, lengths)

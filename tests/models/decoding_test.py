@@ -1,6 +1,7 @@
 """Tests for rlhf_jax.models.decoding, through the sampler that it serves."""
 
 import functools
+import re
 from unittest import mock
 
 from absl.testing import absltest
@@ -16,6 +17,7 @@ from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import stops
+from rlhf_jax.parallel import meshes
 
 V, P, N, K = 11, 4, 7, 6
 ROWS = 3 * K
@@ -118,6 +120,58 @@ class InSlotsTest(parameterized.TestCase):
     few, _ = count(6)
     self.assertLess(few, N * lengths.size / 6)
     self.assertGreaterEqual(few, lengths.sum() / 6)
+
+
+class OneCpuTest(parameterized.TestCase):
+  """On a mesh of one CPU, where decoding has forms of its own."""
+
+  @parameterized.product(
+      family=('llama', 'mistral'), rows=(slice(1), slice(3)))
+  def test_the_same_is_drawn(self, family, rows):
+    kwargs = dict(family=family, num_samples=1, prompts=PROMPTS[rows],
+                  prompt_lengths=LENGTHS[rows])
+    plain = sample(0, **kwargs)
+    with jax.set_mesh(meshes.make(devices=jax.devices()[:1])):
+      ours = sample(0, **kwargs)
+    np.testing.assert_array_equal(ours.tokens, plain.tokens)
+    np.testing.assert_array_equal(ours.mask, plain.mask)
+    np.testing.assert_allclose(
+        ours.old_logprobs, plain.old_logprobs, rtol=1e-5, atol=1e-6)
+
+  def test_one_prompt_in_slots(self):
+    kwargs = dict(prompts=PROMPTS[:1], prompt_lengths=LENGTHS[:1])
+    plain = sample(2, **kwargs)
+    with jax.set_mesh(meshes.make(devices=jax.devices()[:1])):
+      ours = sample(2, **kwargs), sample(1, **kwargs)
+    for one in ours:
+      np.testing.assert_array_equal(one.tokens, plain.tokens)
+
+  def test_forms_of_the_program(self):
+    """Products are no convolutions when compiled; one row has few copies."""
+    config = make_config('gpt_neox')  # of two heads
+
+    def program(rows):
+      def run(params):
+        models = [cached.prepare(config, params)]
+        rules = decoding.Rules(
+            lambda states, rows, t: (
+                states[0].hidden.argmax(-1).astype('int32') % V,
+                states[0].hidden[:, 0]),
+            lambda token, seen: (token < 0, seen), lambda count: (), 1, N, 0)
+        return decoding.together(
+            config, models, rules, PROMPTS[:rows], LENGTHS[:rows])
+      with jax.set_mesh(meshes.make(devices=jax.devices()[:1])):
+        lowered = jax.jit(run).lower(params_of(config))
+        return lowered.as_text(), lowered.compile().as_text()
+
+    few, compiled = program(3)
+    self.assertEqual(few.count('stablehlo.convolution'), 2 * 6)
+    self.assertNotIn(' convolution(', compiled)
+    one, compiled = program(1)
+    self.assertNotIn('stablehlo.convolution', one)
+    cache = rf'= f32\[(?:1,)?2,{P + N},8\]\S* copy\('
+    # Keys and values of two layers once; with the axis of rows four times.
+    self.assertLen(re.findall(cache, compiled), 4)
 
 
 class ChoiceTest(absltest.TestCase):
