@@ -68,7 +68,7 @@ TESTS = {
     'runner/context': ('runner/run', 'runner/trust'),
     'runner/stop': ('runner/run',),
     'runner/voice': ('runner/run',),
-    'stages/loaded_rewards': ('stages/preferences',),
+    'stages/loaded_rewards': ('stages/preferences', 'stages/features'),
     'models/cached': ('sampling',),
     'studies/estimates': ('studies/memory',),
     'studies/labels': ('stages/feedback', 'configs/training'),

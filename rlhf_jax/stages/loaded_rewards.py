@@ -6,6 +6,7 @@ from typing import Any
 from rlhf_jax import errors
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import reward_directory
+from rlhf_jax.rewards import parameters
 from rlhf_jax.storage import checkpoint
 from rlhf_jax.storage import files
 
@@ -35,7 +36,7 @@ def run(context, *, given: Mapping[str, Any], rewards: str) -> dict:
   artifacts.write_model(context, 'reward', loaded.node, coder,
                         num_members=models.num_members, texts=loaded.texts)
   with checkpoint.Checkpointer(context.directory / 'checkpoints') as saver:
-    saver.save(0, models.params)
+    saver.save(0, parameters.split(models.params)[1])
   if models.scale is not None:
     files.save_arrays(context.directory / 'scale.npz', **models.scale)
   return {'members': models.num_members,

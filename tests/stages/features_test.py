@@ -15,6 +15,7 @@ from rlhf_jax.pipeline import learners
 from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.stages import features
+from rlhf_jax.stages import loaded_rewards
 from rlhf_jax.stages import proxies
 from rlhf_jax.stages import scores
 from rlhf_jax.storage import files
@@ -155,6 +156,19 @@ class HeadsTest(absltest.TestCase):
                      (raw[..., 0] > raw[..., 1]).mean(axis=1).tolist())
     self.assertAlmostEqual(
         context.lines('evaluation')[-1]['accuracy'], result['accuracy'], 6)
+
+  def test_another_study_may_use_them(self):
+    folder = workdir()
+    read(folder, 'pairs', 'of_pairs')
+    trained, _ = train(folder, 'proxies_', frozen(), features=['of_pairs'])
+    context = worlds.Context(folder, folder / 'loaded')
+    context.directory.mkdir()
+    loaded_rewards.run(context, given={'reference': 'sft'},
+                       rewards=str(trained.directory))
+    ours, theirs = (artifacts.restore_rewards(x.directory)
+                    for x in (context, trained))
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    jax.tree.map(np.testing.assert_array_equal, ours.scale, theirs.scale)
 
   def test_scores_are_those_of_whole_rows(self):
     folder = workdir()
