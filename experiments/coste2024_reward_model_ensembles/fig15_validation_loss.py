@@ -23,5 +23,5 @@ def get_config(size: str = 'laptop'):
   config.seeds = (0,) if size == 'smoke' else (1, 2, 3)
   coste2024.condition(config, 0.0)
   config.figure = dict(kind='curves', x='epoch', y=('loss', 'accuracy'),
-                       line=(), columns=('loss', 'accuracy'))
+                       line=('condition',), columns=('loss', 'accuracy'))
   return config.lock()
