@@ -82,8 +82,9 @@ class Programs:
 
   def reward_step(self):
     return programs.reward_step(
-        self.config, self.ensemble(), members=self.members, pairs=self.prompts,
-        length=self.width, num_microbatches=self.microbatches)
+        self.config, self.ensemble(), None, members=self.members,
+        pairs=self.prompts, length=self.width,
+        num_microbatches=self.microbatches)
 
   def sampler(self):
     return programs.sampler(
@@ -92,5 +93,5 @@ class Programs:
 
   def scorer(self):
     return programs.scorer(
-        self.config, self.ensemble(), members=self.members,
+        self.config, self.ensemble(), None, members=self.members,
         rows=self.prompts * self.samples, length=self.width)
