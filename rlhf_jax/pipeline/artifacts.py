@@ -165,11 +165,13 @@ def restore_parts(directory: pathlib.Path, *,
       directory / 'checkpoints', sharding.abstract(parts.trainable)))
 
 
-def restore_rewards(directory: pathlib.Path) -> reward_models.RewardModels:
-  """The reward models of a stage, leaves [E, ...], with the members' scale."""
+def restore_rewards(directory: pathlib.Path, *, with_base: bool = True
+                    ) -> reward_models.RewardModels:
+  """The reward models of a stage, see `reward_parts.restore`."""
   model = read_model(directory, 'reward')
   return reward_parts.restore(
-      directory, model['model'], model['vocab_size'], model['num_members'])
+      directory, model['model'], model['vocab_size'], model['num_members'],
+      with_base=with_base)
 
 
 class World:

@@ -77,13 +77,15 @@ def abstract(node: Mapping[str, Any], vocab_size: int, members: int
 
 
 def restore(directory: pathlib.Path, node: Mapping[str, Any], vocab_size: int,
-            members: int | None) -> reward_models.RewardModels:
+            members: int | None, *, with_base: bool = True
+            ) -> reward_models.RewardModels:
   """The reward models of a stage, leaves [E, ...], with the members' scale.
 
   Args:
     directory: of the stage.
     node, vocab_size: of `start`.
     members: E; None: one model, which becomes an ensemble of one.
+    with_base: False leaves out what was not trained, and loads no model.
   """
   members = members or 0
   config, own, base = abstract(node, vocab_size, members)
@@ -91,7 +93,7 @@ def restore(directory: pathlib.Path, node: Mapping[str, Any], vocab_size: int,
       directory / 'checkpoints', sharding.abstract(own, members=members))
   if not members:
     params = parameters.alone(params)
-  if base is not None:
+  if base is not None and with_base:
     params |= start(node, vocab_size, jax.random.key(0)).base
   path = directory / 'scale.npz'
   return reward_models.RewardModels(

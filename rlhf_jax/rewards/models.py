@@ -225,17 +225,17 @@ def _read_chunk(config, trunk, tokens, mask):
 CHUNK = 2048  # rows scored at a time at most
 
 
-def rows_per_chunk(config: transformer.Config, members: int, width: int,
+def rows_per_chunk(config: transformer.Config, trunks: int, width: int,
                    most: int) -> int:
   """As many rows as keep the attention weights of a layer near 1 GiB.
 
   Args:
-    config: shape of the trunk.
-    members: E.
+    config: shape of a trunk.
+    trunks: that read a row.
     width: T, tokens of a row.
     most: rows at most.
   """
-  row = 4 * members * config.num_heads * width**2  # bytes
+  row = 4 * trunks * config.num_heads * width**2  # bytes
   return max(min(most, 2**30 // row), 1)
 
 
@@ -262,10 +262,10 @@ def score_rows(config: transformer.Config, params: types.Params,
   Raises:
     DataError: a token is not of the model's vocabulary.
   """
-  members = parameters.num_members(params)
   scores = _by_chunk(
       functools.partial(_score_chunk, config, parameters.place(params)),
-      (tokens, mask), (members,), config, members, chunk_size, poll)
+      (tokens, mask), (parameters.num_members(params),), config,
+      parameters.num_trunks(params), chunk_size, poll)
   return np.moveaxis(scores, -1, 0)
 
 
@@ -278,7 +278,7 @@ def read_rows(config: transformer.Config, trunk: types.Params,
       (tokens, mask), (config.hidden_size,), config, 1, chunk_size, poll)
 
 
-def _by_chunk(program, pair, each, config, members, chunk_size, poll):
+def _by_chunk(program, pair, each, config, trunks, chunk_size, poll):
   """What a program says of rows, f32[..., *each], see `score_rows`."""
   tokenizer.check_ids(pair[0], config.vocab_size)
   shape, width = pair[0].shape[:-1], pair[0].shape[-1]
@@ -287,7 +287,7 @@ def _by_chunk(program, pair, each, config, members, chunk_size, poll):
   order = np.argsort(lengths, kind='stable')
   out = np.empty((len(tokens), *each), np.float32)
   size = rows_per_chunk(
-      config, members, int(lengths.max(initial=1)), chunk_size)
+      config, trunks, int(lengths.max(initial=1)), chunk_size)
   for rows, count in sharding.chunks(len(tokens), size, meshes.row_parts()):
     poll()
     at = order[rows]

@@ -47,6 +47,11 @@ def num_members(params: types.Params) -> int:
   return len(params['head']['bias'])
 
 
+def num_trunks(params: types.Params) -> int:
+  """How many trunks of an ensemble read a response: E, or one for all."""
+  return num_members(params) if 'trunk' in params else 1
+
+
 def place(params: types.Params) -> types.Params:
   """Places an ensemble on the mesh in use, see `sharding.shard_params`."""
   shared, own = split(params)

@@ -73,7 +73,7 @@ def run(context, *, seed: int, given: Mapping[str, Any],
       streams.key(seed, 'proxies', name, member)
       for member in range(members)])
   config, params, base = _init(
-      context, node, coder.vocab_size, keys('head'), given['trunks'])
+      context, node, coder.vocab_size, keys('head'), given)
   learner = learners.learner(
       reward_models.forward, config, {'name': 'bradley_terry'},
       num_steps=num_steps, optimizer=node['optimizer'],
@@ -103,20 +103,22 @@ def run(context, *, seed: int, given: Mapping[str, Any],
           'flipped': flipped, **fit_lib.rate(last, tokens * num_steps)}
 
 
-def _init(context, node, vocab_size, keys, trunks) -> tuple[Any, ...]:
+def _init(context, node, vocab_size, keys, given) -> tuple[Any, ...]:
   """Members on one shared SFT trunk, each on one of its own, or on a base.
 
-  Their config, what of them is trained, and what of them is not: None, all is;
-  or nothing, {}, where the features stand for it.
+  Their config, what of them is trained, and what of them is not: None, all is,
+  or the features stand for it.
   """
   model, base = node['model'], None
-  if pretrained.is_partial(model):
+  if given.get('features'):
+    config, starts = reward_parts.abstract(model, vocab_size, 0).config, [{}]
+  elif pretrained.is_partial(model):
     config, trunk, base = reward_parts.start(model, vocab_size, keys[0])
-    starts, base = [trunk], base if trunk else {}
+    starts = [trunk]
   else:
     config = pretrained.config(model, vocab_size)
     starts = [artifacts.restore_policy(context.directory_of(name)).params
-              for name in trunks]
+              for name in given['trunks']]
   return config, reward_parts.born(
       config, keys, starts, node['head_scale']), base
 

@@ -29,7 +29,8 @@ def run(context, *, given: Mapping[str, Any]) -> dict:
       the reward models are heads on frozen ones.
   """
   proxies = context.directory_of(given['proxies'])
-  ensemble = artifacts.restore_rewards(proxies)
+  ensemble = artifacts.restore_rewards(
+      proxies, with_base='features' not in given)
   parts = []
   for path in sorted(
       context.directory_of(given['samples']).glob('shard_*.npz')):

@@ -12,11 +12,14 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from rlhf_jax import policy
+from rlhf_jax import types
 from rlhf_jax.data import coders
 from rlhf_jax.data import load as load_lib
 from rlhf_jax.data import small_worlds
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import meshes
+from rlhf_jax.rewards import models as reward_models
+from rlhf_jax.rewards import parameters
 
 
 class Sizes(NamedTuple):
@@ -127,6 +130,17 @@ class Estimates:
     """As many as `sharding.chunks` makes of them, a multiple of the parts."""
     parts = meshes.row_parts(self.mesh)
     return -(-prompts // parts) * parts
+
+  def chunk(self, config: transformer.Config, params: types.Params) -> int:
+    """Rows that reward models score at a time, from the host.
+
+    Args:
+      config: of a trunk.
+      params: shapes of what each member has, leaves [E, ...].
+    """
+    return self.filled(reward_models.rows_per_chunk(
+        config, parameters.num_trunks(params), self.sizes.length,
+        reward_models.CHUNK))
 
   def tokens(self, rows: int, members: int = 0) -> int:
     """Of rows on one device, filled up to as many on each."""

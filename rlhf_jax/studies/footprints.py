@@ -23,8 +23,8 @@ from rlhf_jax.pipeline import online_models
 from rlhf_jax.pipeline import prompt_values
 from rlhf_jax.pipeline import reward_directory
 from rlhf_jax.pipeline import rows as rows_lib
-from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import nodes as reward_nodes
+from rlhf_jax.rewards import parameters
 from rlhf_jax.runner import run as run_lib
 from rlhf_jax.studies import estimates
 from rlhf_jax.studies import programs
@@ -89,8 +89,8 @@ class Planner:
     # Stages of other seeds are alike, and shapes take a while to trace.
     key = json.dumps([kind, {k: v for k, v in arguments.items() if k not in (
         'seed', 'part', 'given', 'data')}, {
-            role: self._left[name] for role, name in arguments['given'].items()
-            if isinstance(name, str) and name in self._left}])
+            role: self._left.get(name) if isinstance(name, str) else None
+            for role, name in arguments['given'].items()}])
     if key not in self._uses:
       self._uses[key] = getattr(self, f'_use_{kind}')(stage.name, arguments)
     return dataclasses.replace(self._uses[key], stage=stage.name)
@@ -203,12 +203,14 @@ class Planner:
 
   def _use_scores(self, name, arguments):
     proxies = self._left[arguments['given']['proxies']]
-    frozen, scoring = self._judged([proxies])
     config, own, base = self._shapes.rewards(proxies)
+    if 'features' in arguments['given']:  # which take the place of the base
+      return Use(name, frozen=self._shapes.place(own, proxies.members))
+    frozen, scoring = self._judged([proxies])
     return Use(
         name, frozen=frozen, activations=scoring, program=functools.partial(
             programs.scorer, config, shapes_lib.frozen(config, own), base,
-            members=proxies.members, rows=self._chunk(config, proxies),
+            members=proxies.members, rows=self._estimate.chunk(config, own),
             length=self._sizes.length))
 
   def _use_online_policy(self, name, arguments):
@@ -334,14 +336,9 @@ class Planner:
       held += self._shapes.place(base or {}) + self._shapes.place(
           shapes_lib.frozen(config, own), model.members)
       most = max(most, self._estimate.score(
-          config, rows or self._chunk(config, model), vocabulary=False,
-          members=model.members))
+          config, rows or self._estimate.chunk(config, own), vocabulary=False,
+          members=parameters.num_trunks(own)))
     return held, most
-
-  def _chunk(self, config, model):
-    """Rows that reward models score at a time, from the host."""
-    return self._estimate.filled(reward_models.rows_per_chunk(
-        config, model.members, self._sizes.length, reward_models.CHUNK))
 
 
 def _evaluated(run):

@@ -15,6 +15,7 @@ import worlds
 
 from rlhf_jax import errors
 from rlhf_jax import types
+from rlhf_jax.models import heads
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import meshes
 from rlhf_jax.rewards import models as reward_models
@@ -323,9 +324,21 @@ class ChunkTest(absltest.TestCase):
     rows = lambda members, width: reward_models.rows_per_chunk(
         CONFIG, members, width, 2048)
     self.assertEqual(rows(5, 32), 2048)
-    heads = CONFIG.num_heads
-    self.assertEqual(rows(5, 776), 2**30 // (4 * 5 * heads * 776**2))
+    self.assertEqual(
+        rows(5, 776), 2**30 // (4 * 5 * CONFIG.num_heads * 776**2))
     self.assertEqual(rows(5, 10**6), 1)
+
+  def test_a_trunk_of_all_members_reads_once(self):
+    tokens, mask, _ = _responses((4,))
+    trunk = heads.trunk(transformer.init(CONFIG, jax.random.key(0)))
+    members = {'base': trunk, 'head': _members()['head']}
+    with mock.patch.object(reward_models, 'rows_per_chunk',
+                           return_value=4) as rows:
+      scores = reward_models.score_rows(CONFIG, members, tokens, mask)
+      reward_models.score_rows(CONFIG, _members(), tokens, mask)
+    self.assertEqual([call.args[1] for call in rows.mock_calls], [1, E])
+    np.testing.assert_allclose(scores, reward_models.score_members(
+        CONFIG, members, tokens, mask), atol=1e-5)
 
   def test_foreign_tokens(self):
     tokens = np.full((1, 4), CONFIG.vocab_size, np.int32)

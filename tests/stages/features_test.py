@@ -122,11 +122,24 @@ class FeaturesTest(absltest.TestCase):
 
 class HeadsTest(absltest.TestCase):
 
+  def test_trained_without_features(self):
+    """Where nobody has read the pairs before."""
+    folder = workdir()
+    read(folder, 'pairs', 'of_pairs')
+    heads = [artifacts.restore_rewards(
+        train(folder, name, frozen(), **more)[0].directory).params['head']
+             for name, more in (('with', {'features': ['of_pairs']}),
+                                ('without', {}))]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+                 *heads)
+
   def test_trained_on_features_as_on_what_they_stand_for(self):
     """The same heads as with the frozen trunk below every step."""
     folder = workdir()
     read(folder, 'pairs', 'of_pairs')
-    context, result = train(folder, 'proxies_', frozen(), features=['of_pairs'])
+    with mock.patch.object(reward_parts, 'start', side_effect=AssertionError):
+      context, result = train(
+          folder, 'proxies_', frozen(), features=['of_pairs'])
     ensemble = artifacts.restore_rewards(context.directory)
     config, _, base = reward_parts.start(
         frozen(), VOCABULARY, jax.random.key(0))
@@ -182,7 +195,9 @@ class HeadsTest(absltest.TestCase):
       context.directory.mkdir()
       with mock.patch.object(
           reward_models, 'score_rows', side_effect=AssertionError if more
-          else reward_models.score_rows):
+          else reward_models.score_rows), mock.patch.object(
+              reward_parts, 'start', side_effect=AssertionError if more
+              else reward_parts.start):
         scores.run(context, given=dict(
             samples='samples', proxies='proxies_', **more))
       arrays[name] = files.load_arrays(context.directory / 'scores.npz')

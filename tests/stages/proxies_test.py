@@ -99,7 +99,7 @@ class MembersTest(absltest.TestCase):
     config, params, base = proxies._init(
         worlds.Context(self.workdir), NODE | dict(head_scale=head_scale),
         worlds.config().vocab_size, jax.random.split(jax.random.key(0), 2),
-        trunks)
+        {'trunks': trunks})
     self.assertEqual(config, worlds.config())
     self.assertIsNone(base)
     weights = params['head']['weight']

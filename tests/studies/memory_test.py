@@ -27,6 +27,7 @@ from rlhf_jax.stages import pairs
 from rlhf_jax.stages import prompt_value
 from rlhf_jax.stages import proxies
 from rlhf_jax.stages import samples
+from rlhf_jax.stages import scores
 from rlhf_jax.stages import sft
 from rlhf_jax.studies import estimates
 from rlhf_jax.studies import footprints
@@ -307,6 +308,37 @@ class PlannerTest(absltest.TestCase):
            * shape.head_size + 2 * 512) * 4
     self.assertEqual(self.samples(96) - self.samples(64), 32 * row)
     self.assertEqual(self.samples(64, num_samples=16), self.samples(16))
+
+  def heads(self):
+    """Reward models that are heads on a model which is loaded."""
+    self.planner = footprints.Planner(
+        meshes.planned({'data': 8}, 8), self.SIZES._replace(
+            vocab_size=worlds.corpus().tokenizer.vocab_size))
+    return self.config['proxy'] | {'model': worlds.loaded_node(
+        trainable_layers=0)}
+
+  def test_features_take_the_place_of_what_is_read(self):
+    """Heads are then all there is, and nothing reads a response."""
+    node = self.heads()
+    alone = self.use('proxies', proxies, node=node)
+    scored = self.use('scores', scores)
+    self.given['features'] = 'features'
+    heads_alone = self.use('proxies', proxies, node=node)
+    self.assertEqual(heads_alone.frozen, 0)
+    self.assertGreater(alone.frozen, 10 * alone.trained)
+    self.assertEqual(heads_alone.trained, alone.trained)
+    use = self.use('scores', scores)
+    self.assertEqual((use.frozen, use.activations, use.program),
+                     (alone.trained, 0, None))
+    self.assertEqual(scored.frozen, alone.frozen + alone.trained)
+
+  def test_a_trunk_of_all_members_reads_once(self):
+    node = self.heads()
+    def scoring(members):
+      self.use('proxies', proxies, node=node | {'num_members': members})
+      return self.use('scores', scores).activations
+    self.assertEqual(scoring(5), scoring(1))
+    self.assertGreater(scoring(1), 0)
 
   def test_prompts_at_a_time(self):
     """256 on eight devices, and 32 on each."""
