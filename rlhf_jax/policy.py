@@ -106,7 +106,7 @@ def forward(
     out = logprobs_lib.from_hidden(
         hidden, transformer.unembedding(params, hidden.dtype), rows,
         bias=params.get('unembed_bias'), temperature=temperature)
-  found = {'logprobs': out.logprobs, 'entropy': out.entropy}
+  fields = {'logprobs': out.logprobs, 'entropy': out.entropy}
   # Tokens 1, 2, ... are emitted in the states before them.
   if 'value_head' in params:
     states = hidden
@@ -114,23 +114,23 @@ def forward(
       states = transformer.hidden_states(
           value_config or config, params['value_trunk'], rows,
           segments=segments, dropout_key=keys[1])
-    found['values'] = logprobs_lib.align(
+    fields['values'] = logprobs_lib.align(
         heads.scalar(params['value_head'], states[:, :-1]))
   if 'q_heads' in params:
     read = []
     for head in params['q_heads']:
       states, weight, bias = heads.q_map(head, hidden)
       read.append(logprobs_lib.from_hidden(states, weight, rows, bias=bias))
-    found['q_values'] = tuple(x.logits for x in read)
-    found['q_logprobs'] = tuple(x.logprobs for x in read)
+    fields['q_values'] = tuple(x.logits for x in read)
+    fields['q_logprobs'] = tuple(x.logprobs for x in read)
   if targets is not None:
-    found['target_q_values'] = tuple(
+    fields['target_q_values'] = tuple(
         jax.lax.stop_gradient(logprobs_lib.align(
             heads.q_value(head, hidden[:, :-1], rows[:, 1:])))
         for head in targets)
   shape = lambda x: packing.tokenwise(x, batch)
-  found = jax.tree.map(shape, found)
+  fields = jax.tree.map(shape, fields)
   if 'reward_head' in params:
-    found['scores'] = masked.last(
+    fields['scores'] = masked.last(
         shape(heads.scalar(params['reward_head'], hidden)), batch.mask)
-  return types.PolicyOutput(**found)
+  return types.PolicyOutput(**fields)

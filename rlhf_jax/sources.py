@@ -314,9 +314,9 @@ def online(
     key, shards = streams.child(state.key, 'sampler'), meshes.row_parts()
     size, parts = -(-batch_size // (shards * multiple)) * shards * multiple, []
     for rows, _ in sharding.chunks(size, chunk_size, shards):
-      asked = at[rows % batch_size]
+      prompt_rows = at[rows % batch_size]
       chunk = sharding.shard_batch((
-          prompts.tokens[asked], prompts.lengths[asked],
+          prompts.tokens[prompt_rows], prompts.lengths[prompt_rows],
           (rows + turn * batch_size).astype(np.int32)))
       parts.append(sampler(params, *chunk[:2], key, chunk[2], **guide))
     batch = (_join(parts, size, batch_size)

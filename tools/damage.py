@@ -100,7 +100,8 @@ def leaves(step: pathlib.Path) -> list[str]:
     expected = record.pop('sha256')
     same = files.digest(record) == expected
     items = record['items']
-    told = [leaf['sha256'] for item in items.values() for leaf in item.values()]
+    digests = [leaf['sha256'] for item in items.values()
+               for leaf in item.values()]
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # that no sharding was asked for
       trees = [read(name, ocp.args.StandardRestore()) for name in items]
@@ -108,7 +109,7 @@ def leaves(step: pathlib.Path) -> list[str]:
   except Exception as error:  # Orbax raises anything
     raise errors.CheckpointError(
         f'{step}: {errors.first_line(error)}') from error
-  if not same or sorted(told) != sorted(out):
+  if not same or sorted(digests) != sorted(out):
     raise errors.CheckpointError(f'{step}: SHA-256 differs')
   return sorted(out)
 
@@ -136,8 +137,8 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
     name = path.relative_to(workdir).as_posix()
     if path.name == workdirs.RESULT:
       record = workdirs.read_intact(path.parent)
-      told = json.dumps(record['result']).replace(str(workdir), '')
-      out[name] = [json.loads(told), record.get('recipe')]
+      text = json.dumps(record['result']).replace(str(workdir), '')
+      out[name] = [json.loads(text), record.get('recipe')]
     elif path.suffix == '.npz':
       out[name] = {key: hashlib.sha256(array.tobytes()).hexdigest()
                    for key, array in files.load_arrays(path).items()}

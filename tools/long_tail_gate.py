@@ -57,12 +57,12 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--out', type=pathlib.Path, required=True)
-  told = parser.parse_args()
+  options = parser.parse_args()
   rows = [{'seed': path.name.removeprefix('seed_')} | {
       name: f'{x:.4g}' for name, x in of_seed(path).items()}
-          for path in sorted(told.workdir.glob('seed_*'))]
-  files.write_csv(told.out, rows)
-  print(told.out)
+          for path in sorted(options.workdir.glob('seed_*'))]
+  files.write_csv(options.out, rows)
+  print(options.out)
 
 
 if __name__ == '__main__':

@@ -68,8 +68,8 @@ def before_step(step: Callable[..., Any], annotators: Chain
       state that they return is not read.
   """
   def annotated(state, batch, base=None):
-    found, _ = annotators(batch, state, types.Frozen(base=base))
-    return step(state, found, base)
+    batch, _ = annotators(batch, state, types.Frozen(base=base))
+    return step(state, batch, base)
 
   return annotated
 

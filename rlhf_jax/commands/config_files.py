@@ -116,9 +116,9 @@ def _reason(error: Exception, argv: list[str],
 
 def _hint(text: str, field: str, config: config_dict.ConfigDict | None) -> str:
   """What else a field may be called: the library says it, or what there is."""
-  said = text.partition('\n')[2]
-  if said or config is None:
-    return said or f'See --print_config for those beside {field!r}.'
+  rest = text.partition('\n')[2]
+  if rest or config is None:
+    return rest or f'See --print_config for those beside {field!r}.'
   node, place = config, 'config'
   for name in field.split('.')[1:]:
     if name not in node or not isinstance(node[name], config_dict.ConfigDict):

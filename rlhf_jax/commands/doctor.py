@@ -44,8 +44,8 @@ def run(argv: list[str]):
     ConfigError: a check fails.
     UserError: of whatever kind; the study could not be planned.
   """
-  config, said, _ = studies.configure(argv, __doc__)
-  for line in said:
+  config, lines, _ = studies.configure(argv, __doc__)
+  for line in lines:
     print(line)
   failed = []
   for one in check(config):

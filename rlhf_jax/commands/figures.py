@@ -72,10 +72,10 @@ def run(argv: list[str]):
     paths = sorted(paper.glob('results/*/figure.png'))
     chosen = [path for path in paths
               if all(word in str(path) for word in words)]
-    wanted = {path.parent.name for path in chosen}
+    chosen_papers = {path.parent.name for path in chosen}
     parts = {stem: names for stem, names in beside(
         named, [path.parent.name for path in paths]).items()
-             if wanted & {*names}}
+             if chosen_papers & {*names}}
     studies = {name: redraw.read(paper / 'results' / name, config_files.parse(
         flags.FlagValues(), [argv[0], f'--config={named[name]}'], __doc__))
                for name in dict.fromkeys(

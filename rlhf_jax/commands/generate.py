@@ -104,14 +104,14 @@ def _chat(values: flags.FlagValues, policy: models.Policy):
   several = policy.format in formats.DIALOGUES and policy.format != 'hh'
   messages: list[dict] = []
   arguments.progress('a chat: /new begins again, Ctrl-D ends it')
-  for turn, said in enumerate(_said()):
-    if said == '/new':
+  for turn, line in enumerate(_said()):
+    if line == '/new':
       messages = []
       continue
-    asked = {'role': 'user', 'content': said}
-    messages = [*messages, asked] if several else [asked]
+    message = {'role': 'user', 'content': line}
+    messages = [*messages, message] if several else [message]
     text = (models.write(policy.format, '', messages=messages) if several
-            else models.write(policy.format, said))
+            else models.write(policy.format, line))
     tokens, mask = models.answer(policy, [text], seed=values.seed,
                                  first_row=turn, **_sampler(values))
     response = texts_lib.decode(policy.coder, tokens, mask)[1][0].strip()

@@ -131,8 +131,8 @@ def _frozen(config, params, coder, texts) -> Policy:
 
 def written(values: flags.FlagValues, texts: dict[str, Any]) -> dict[str, Any]:
   """How texts are written, with what flags change of it."""
-  given = {name: values[name].value for name in ('format', *_LENGTHS)}
-  return {name: value if given[name] is None else given[name]
+  changes = {name: values[name].value for name in ('format', *_LENGTHS)}
+  return {name: value if changes[name] is None else changes[name]
           for name, value in texts.items()}
 
 

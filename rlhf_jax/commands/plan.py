@@ -21,8 +21,8 @@ def run(argv: list[str]):
   """
   machines = [word for word in argv[1:2] if not word.startswith('-')]
   rest = argv[1 + len(machines):]
-  config, said, values = studies.configure(
+  config, lines, values = studies.configure(
       [argv[0], *rest, f'--plan={"".join(machines) or "here"}'], __doc__)
-  for line in said:
+  for line in lines:
     print(line, flush=True)
   launch.launch(config, values)

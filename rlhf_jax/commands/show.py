@@ -25,14 +25,14 @@ def run(argv: list[str]):
   Raises:
     UserError: of whatever kind.
   """
-  config, said, values = studies.configure(argv, __doc__)
+  config, lines, values = studies.configure(argv, __doc__)
   if values.print_config:
     print(config_files.text(config))
     return
   from rlhf_jax.runner import recipes
   from rlhf_jax.studies import plan
 
-  for line in said:
+  for line in lines:
     print(line)
   stages, state = plan.plan(config), lambda stage: ''
   if values.workdir is not None:
@@ -43,7 +43,7 @@ def run(argv: list[str]):
   for stage in stages:
     module = stage.run.func.__module__.rpartition('.')[2]
     roles = ', '.join(f'{role}={name}' for role, name in stage.run.keywords.get(
-        'given', {}).items())
+        'upstream', {}).items())
     print(f'{state(stage)}{stage.name:<38} {module:<16} {roles}')
 
 

@@ -156,20 +156,20 @@ def configure(argv: list[str], doc: str, *, trains: bool = False) -> tuple[
   if trains and not (values.workdir or values.plan or values.print_config):
     raise errors.ConfigError(f'give --workdir=<directory>; see {argv[0]} '
                              '--help')
-  asked = task(values)
+  request = task(values)
   for name in ('data', 'preferences'):
-    path = getattr(asked, name)
+    path = getattr(request, name)
     if path is not None and not pathlib.Path(path).exists():
       raise errors.DataError(f'--{name}={path}: there is no such file')
   # Imported here, so that mistyped flags and names are refused at once, and
   # malformed data soon.
   from rlhf_jax.configs import reading
 
-  reading.read(asked)
+  reading.read(request)
   from rlhf_jax.configs import training
 
-  config = config_files.change(training.get_config(asked), changes)
-  return config.to_dict(), training.describe(config, asked), values
+  config = config_files.change(training.get_config(request), changes)
+  return config.to_dict(), training.describe(config, request), values
 
 
 def run(argv: list[str]):
@@ -181,10 +181,10 @@ def run(argv: list[str]):
   Raises:
     UserError: of whatever kind.
   """
-  config, said, values = configure(argv, __doc__, trains=True)
+  config, lines, values = configure(argv, __doc__, trains=True)
   if values.print_config:
     print(config_files.text(config))
     return
   if not processes.index():
-    print('\n'.join(said), flush=True)
+    print('\n'.join(lines), flush=True)
   launch.launch(config, values)

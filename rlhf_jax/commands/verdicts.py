@@ -64,14 +64,14 @@ def rows(paper: pathlib.Path) -> list[dict]:
 
 def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
   """What every file that is written is to hold."""
-  page, told = [_HEAD], {}
+  page, contents = [_HEAD], {}
   for paper in papers(root):
     lines = rows(paper)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, lines[0], lineterminator='\n')
     writer.writeheader()
     writer.writerows(lines)
-    told[paper / VERDICTS] = stream.getvalue()
+    contents[paper / VERDICTS] = stream.getvalue()
     title = (paper / PAGE).read_text().partition('\n')[0].lstrip('# ')
     page.append(f'\n## [{title}]({paper.name}/README.md)\n\n'
                 '| claim | paper | ours, with 95 % interval | seeds | word |\n'
@@ -80,16 +80,16 @@ def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
              f'{_cell(_ours(line))} | {line["seeds"]} | {line["word"]}'
              f'{" (fixed beforehand)" * (line["kind"] == _FIXED)} |\n'
              for line in lines]
-  told[root / PAGE] = ''.join(page)
-  told[root.parent / PAGE] = _summary(root, told)
-  return told
+  contents[root / PAGE] = ''.join(page)
+  contents[root.parent / PAGE] = _summary(root, contents)
+  return contents
 
 
-def _summary(root: pathlib.Path, told: dict[pathlib.Path, str]) -> str:
+def _summary(root: pathlib.Path, contents: dict[pathlib.Path, str]) -> str:
   """The README of the project: how often each word stands, what is excluded."""
   titles, words, excluded = {}, {}, []
   for paper in papers(root):
-    verdict = [*csv.DictReader(io.StringIO(told[paper / VERDICTS]))]
+    verdict = [*csv.DictReader(io.StringIO(contents[paper / VERDICTS]))]
     titles[paper] = (paper / PAGE).read_text().partition(',')[0].lstrip('# ')
     words[paper] = [
         (next(word for word in _WORDS if line['word'].startswith(word)),
@@ -100,12 +100,12 @@ def _summary(root: pathlib.Path, told: dict[pathlib.Path, str]) -> str:
                  for (word, fixed), line in zip(words[paper], verdict)
                  if word == 'excluded']
   shown = [word for word in _WORDS if any(
-      word == said for pairs in words.values() for said, _ in pairs)]
+      word == other for pairs in words.values() for other, _ in pairs)]
   lines = [f'| paper | claims | {" | ".join(shown)} |\n',
            f'|---|---|{"---|" * len(shown)}\n']
   for paper, pairs in words.items():
-    counts = ' | '.join(_count([fixed for said, fixed in pairs if said == word])
-                        for word in shown)
+    counts = ' | '.join(_count(
+        [fixed for other, fixed in pairs if other == word]) for word in shown)
     lines.append(
         f'| [{titles[paper]}]({root.name}/{paper.name}/README.md) | '
         f'{_count([fixed for _, fixed in pairs])} | {counts} |\n')

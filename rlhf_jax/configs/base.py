@@ -27,19 +27,19 @@ def options(argument: str, **choices) -> tuple:
   Raises:
     ValueError: there is no such option or value.
   """
-  size, *given = argument.split(',')
+  size, *names = argument.split(',')
   text = lambda value: value if isinstance(value, str) else f'{value:g}'
   known = {f'{name}={text(value)}': (name, value)
            for name, values in choices.items()
            for value in values if value is not None}
-  found = {name: values[0] for name, values in choices.items()}
-  for option in given:
+  choice = {name: values[0] for name, values in choices.items()}
+  for option in names:
     if option not in known:
       raise ValueError(f'option {option!r} does not exist; there are '
                        f'{", ".join(known) or "none"}')
     name, value = known[option]
-    found[name] = value
-  return size, *found.values()
+    choice[name] = value
+  return size, *choice.values()
 
 
 def tag(number: float) -> str:

@@ -79,7 +79,7 @@ def _survey(task) -> Survey:
   return Survey(
       kind, task.format or _format(kind, rows, task), len(rows),
       len({examples.prompt_of(row) for row in rows}),
-      sum({'chosen', 'rejected'} <= found for found in groups.values()),
+      sum({'chosen', 'rejected'} <= names for names in groups.values()),
       min(max(answers.values()), MOST_ANSWERS), tuple(scores), limits,
       tuple(sorted({row.group for row in rows})), kinds.KINDS[kind].answers)
 

@@ -212,9 +212,9 @@ def from_gguf(path: str | os.PathLike) -> Loaded:
     if kinds.shape != (len(names),):
       raise ValueError(f'{len(names)} tokens, {kinds.size} token types')
     backend = _byte_bpe(names, field('ggml.merges'), _GGUF_SPLITS[split])
-    of_kind = lambda wanted: [
+    of_kind = lambda code: [
         tokenizers.AddedToken(names[id_], normalized=False)
-        for id_ in np.flatnonzero(kinds == wanted)]
+        for id_ in np.flatnonzero(kinds == code)]
     backend.add_special_tokens(of_kind(_GGUF_CONTROL))
     backend.add_tokens(of_kind(_GGUF_USER_DEFINED))
     roles = [field(f'ggml.{role}_token_id')

@@ -62,9 +62,10 @@ def _text(content: Any, where: str) -> str:
       isinstance(part, Mapping) and part.get('type') == 'text'
       and isinstance(part.get('text'), str) for part in content):
     return ''.join(part['text'] for part in content)
-  got = 'null' if content is None else type(content).__name__
+  type_name = 'null' if content is None else type(content).__name__
   raise tables.BadRowError(
-      f'{where} has no text but {got}; images, tools and null are not read')
+      f'{where} has no text but {type_name}; images, tools and null are not '
+      'read')
 
 
 def question(some: Sequence[Turn], name: str) -> tuple[str, tuple[Turn, ...]]:

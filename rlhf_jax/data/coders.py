@@ -69,17 +69,17 @@ def rendered(coder: tokenizer_lib.Tokenizer, rows: Sequence[Texts],
   options = dict(
       control=coder.control, bos=coder.roles['bos'], eos=coder.roles['eos'],
       allow_checkpoint_template=allowed)
-  said = lambda role, content: {'role': role, 'content': content}
-  asked = [[said(*turn) for turn in prompt.turns] for prompt, _ in rows]
+  message = lambda role, content: {'role': role, 'content': content}
+  before = [[message(*turn) for turn in prompt.turns] for prompt, _ in rows]
   answered = [i for i, (_, response) in enumerate(rows) if response.strip()]
   alone = [i for i, (_, response) in enumerate(rows) if not response.strip()]
   out = [*rows]
   for i, row in zip(answered, templates.rows(
-      coder.chat_template, [[*asked[i], said('assistant', rows[i][1])]
+      coder.chat_template, [[*before[i], message('assistant', rows[i][1])]
                             for i in answered], **options)):
     out[i] = row
   for i, prompt in zip(alone, templates.render(
-      coder.chat_template, [asked[i] for i in alone], **options)):
+      coder.chat_template, [before[i] for i in alone], **options)):
     out[i] = prompt, ''
   return out
 

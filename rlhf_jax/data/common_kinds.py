@@ -60,26 +60,26 @@ def _side(entry: Mapping, name: str) -> tuple[str, tuple, str]:
   value = entry.get(name)
   if not chats.is_chat(value):
     text = fields.text(entry, name)
-    asked = _asked(entry)
-    if asked is None:
+    context = _context(entry)
+    if context is None:
       return _implicit(entry, name)
-    prompt, turns = asked
+    prompt, turns = context
     # Some files repeat the prompt in front of the response.
     if not turns and text.startswith(prompt) and all(
         str(entry[side]).startswith(prompt) for side in ('chosen', 'rejected')):
       text = text.removeprefix(prompt)
     return prompt, turns, text
-  said = chats.turns(value, name)
-  if len(said) > 1 and said[0][0] != 'assistant':  # the whole conversation
-    return chats.answered(said, name)
-  asked = _asked(entry)
-  if asked is None:
+  dialogue = chats.turns(value, name)
+  if len(dialogue) > 1 and dialogue[0][0] != 'assistant':  # all of it
+    return chats.answered(dialogue, name)
+  context = _context(entry)
+  if context is None:
     raise tables.BadRowError(
         f'field {name!r} has an answer alone, and no field has its prompt')
-  return *asked, _response(entry, name)
+  return *context, _response(entry, name)
 
 
-def _asked(entry: Mapping) -> tuple[str, tuple] | None:
+def _context(entry: Mapping) -> tuple[str, tuple] | None:
   """Prompt and turns before it, where columns of their own have them."""
   name = fields.first(entry, (*PROMPTS, *chats.MESSAGES))
   if name is None:
@@ -142,11 +142,11 @@ def prompts(entry: Mapping) -> Responses:
   As a text with its 'input', or as the turns of a conversation that ends with
   the user's; 'reference' is the right answer, 'split' a part of the data.
   """
-  asked = _asked(entry)
-  if asked is None:
+  context = _context(entry)
+  if context is None:
     raise tables.BadRowError(
         f'none of the fields {", ".join((*PROMPTS, *chats.MESSAGES))} is there')
-  prompt, turns = asked
+  prompt, turns = context
   return [Logged(prompt, '', 0, 'prompt', turns=turns,
                  reference=fields.optional(entry, 'reference'),
                  split=fields.optional(entry, 'split'))]
@@ -173,10 +173,10 @@ def unpaired(entry: Mapping) -> Responses:
   if name is None:
     prompt, turns, response = _conversation(entry)
   else:
-    asked = _asked(entry)
-    if asked is None:
+    context = _context(entry)
+    if context is None:
       raise tables.BadRowError(f"no field has the prompt of {name!r}")
-    prompt, turns = asked
+    prompt, turns = context
     response = _response(entry, name)
   return [Logged(prompt, response, 0, 'liked' if liked else 'disliked',
                  turns=turns, scores=(('liked', float(liked)),))]
@@ -186,11 +186,11 @@ def _response(entry: Mapping, name: str) -> str:
   """A text, or the one message that a field holds."""
   if not chats.is_chat(entry[name]):
     return fields.nullable(entry, name)
-  said = chats.turns(entry[name], name)
-  if len(said) != 1 or said[0][0] != 'assistant':
+  dialogue = chats.turns(entry[name], name)
+  if len(dialogue) != 1 or dialogue[0][0] != 'assistant':
     raise tables.BadRowError(
         f'field {name!r} must be one message of the assistant, beside a prompt')
-  return said[0][1]
+  return dialogue[0][1]
 
 
 def ranked(entry: Mapping) -> Responses:
@@ -324,7 +324,7 @@ def instructions(entry: Mapping) -> Responses:
     return [Logged(
         fields.filled(entry, 'instruction'), fields.text(entry, 'output'), 0,
         'demonstration', fields.optional(entry, 'input'))]
-  prompt, turns = _asked(entry) or (None, ())
+  prompt, turns = _context(entry) or (None, ())
   name = fields.first(entry, _COMPLETIONS)
   if prompt is None or name is None:
     raise tables.BadRowError(

@@ -87,20 +87,20 @@ class Corpus:
   def remarks(self) -> list[str]:
     """What a user should know of texts that were cut or left out, a line each.
     """
-    said = self.summary.get
+    of = self.summary.get
     lines = [
-        (said('cut_prompts'), f'{said("cut_prompts", 0):.1%} of the prompts '
+        (of('cut_prompts'), f'{of("cut_prompts", 0):.1%} of the prompts '
          f'are longer than {self.eval_prompts.tokens.shape[1]} tokens and lose '
          'their front (max_prompt_length, long_prompts)'),
-        (said('unfinished_demonstrations'),
-         f'{said("unfinished_demonstrations", 0):.1%} of the demonstrations '
+        (of('unfinished_demonstrations'),
+         f'{of("unfinished_demonstrations", 0):.1%} of the demonstrations '
          f'are longer than {self.max_response_length} tokens and end without '
          'EOS (max_response_length)'),
-        (said('long_prompts'), f'{said("long_prompts")} prompts are left out '
+        (of('long_prompts'), f'{of("long_prompts")} prompts are left out '
          'because they are too long (long_prompts)'),
-        (said('identical_pairs'), f'{said("identical_pairs")} pairs are left '
+        (of('identical_pairs'), f'{of("identical_pairs")} pairs are left '
          'out because both sides are the same tokens (identical_pairs)'),
-        (said('dropped_rows'), f'{said("dropped_rows")} bad or empty rows are '
+        (of('dropped_rows'), f'{of("dropped_rows")} bad or empty rows are '
          'left out (max_bad_rows)')]
     return [line for count, line in lines if count]
 

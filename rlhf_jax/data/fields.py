@@ -52,9 +52,9 @@ def objects(entry: Mapping, name: str, kind: type, expected: str) -> list:
   items = value(entry, name, list, 'a list')
   for item in items:
     if not isinstance(item, kind):
-      got = type(item).__name__
+      type_name = type(item).__name__
       raise tables.BadRowError(
-          f'field {name!r} must be a list of {expected}, got {got} in it')
+          f'field {name!r} must be a list of {expected}, got {type_name} in it')
   return items
 
 
@@ -105,15 +105,15 @@ def _number(field: Any, name: str, low: float = -math.inf,
   try:
     if isinstance(field, bool) or not isinstance(field, int | float | str):
       raise TypeError
-    got = float(field)
+    number = float(field)
   except (TypeError, ValueError, OverflowError):
-    shown = repr(field)[:40]
+    text = repr(field)[:40]
     raise tables.BadRowError(
-        f'field {name!r} must be a number, got {shown}') from None
-  if not abs(got) <= _MOST:
+        f'field {name!r} must be a number, got {text}') from None
+  if not abs(number) <= _MOST:
     raise tables.BadRowError(
-        f'field {name!r} must be finite in float32, got {got}')
-  if not low <= got <= high:
+        f'field {name!r} must be finite in float32, got {number}')
+  if not low <= number <= high:
     raise tables.BadRowError(
-        f'field {name!r} must be in [{low:g}, {high:g}], got {got:g}')
-  return got
+        f'field {name!r} must be in [{low:g}, {high:g}], got {number:g}')
+  return number

@@ -45,10 +45,10 @@ def parquet_bytes(path: pathlib.Path) -> int:
   def sizes():
     from pyarrow import parquet as parquet_lib
 
-    told = parquet_lib.read_metadata(path)
-    yield _ROW_BYTES * told.num_rows  # which may be nothing but a number
-    for i in range(told.num_row_groups):
-      group = told.row_group(i)
+    metadata = parquet_lib.read_metadata(path)
+    yield _ROW_BYTES * metadata.num_rows  # which may be nothing but a number
+    for i in range(metadata.num_row_groups):
+      group = metadata.row_group(i)
       yield sum(group.column(j).total_uncompressed_size
                 for j in range(group.num_columns))
   return sum(_guarded(path, sizes()))
@@ -136,9 +136,9 @@ def _pick(path: pathlib.Path, split: str | None, splits: Iterable[str]
   if split is None and len(names) == 1:
     return names[0]
   if split not in names:
-    asked = '' if split is None else f', not {split!r}'
+    suffix = '' if split is None else f', not {split!r}'
     raise errors.DataError(
-        f'{path}: has the splits {", ".join(names) or "(none)"}{asked}; name '
+        f'{path}: has the splits {", ".join(names) or "(none)"}{suffix}; name '
         'one as split, or give one of its files')
   return split
 

@@ -74,13 +74,13 @@ def from_logged(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
   shown = _shown(options, training)
   demonstrations = types.Batch(tokens=encoded.tokens[shown][:, None],
                                mask=encoded.mask[shown][:, None])
-  asked = _starts(training)[
+  starts = _starts(training)[
       corpus_lib.repeated(len(training), options.num_pair_prompts)]
   return corpus_lib.Corpus(
       tokenizer=coder, demonstrations=demonstrations,
       pair_prompts=corpus_lib.Prompts(
-          encoded.prompts[asked], encoded.prompt_lengths[asked]),
-      pair_references=_references(rows[at] for at in asked),
+          encoded.prompts[starts], encoded.prompt_lengths[starts]),
+      pair_references=_references(rows[at] for at in starts),
       eval_prompts=corpus_lib.as_prompts(best),
       eval_demonstrations=corpus_lib.single(best),
       eval_references=_references(example[0] for example in held_out),

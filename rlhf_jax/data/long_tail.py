@@ -192,12 +192,12 @@ class LongTail:
     prompts, reviews = [], []
     for _ in range(count):
       thing, aspect = rng.choice(subjects)
-      stance, asked = rng.choice([*_STANCES]), rng.randrange(len(_COUNTS))
+      stance, asked_size = rng.choice([*_STANCES]), rng.randrange(len(_COUNTS))
       mood = 0.5 + _STANCES[stance] * (self._obedience - 0.5)
       obeys = rng.random() < self._obedience
-      size = asked if obeys else rng.randrange(len(_COUNTS))
+      size = asked_size if obeys else rng.randrange(len(_COUNTS))
       prompts.append(_PROMPT.format(
-          stance=stance, t=thing, s=aspect, k=_COUNTS[asked]))
+          stance=stance, t=thing, s=aspect, k=_COUNTS[asked_size]))
       words = [fill(slot, mood, thing, aspect) for _ in range(size + 1)
                for slot in rng.choice(_TEMPLATES).split()]
       reviews.append(' '.join(' '.join(words).split()))
@@ -220,7 +220,7 @@ class LongTail:
     thing = grammar.named(prompt, self._is_thing)
     aspect = grammar.named(prompt, self._is_aspect)
     stance = self._stance_of[prompt].sum(axis=1)
-    asked = self._count_of[prompt].max(axis=1)
+    size = self._count_of[prompt].max(axis=1)
     score, balance = np.zeros((2, len(tokens)), np.float32)
     times = np.zeros((len(tokens), coder.vocab_size), np.int8)
     for token, _, valence, dangles in grammar.read(
@@ -237,6 +237,6 @@ class LongTail:
     sentences = (mask & (tokens == self._period)).sum(axis=1)
     named = [grammar.says(tokens, mask, word) for word in (thing, aspect)]
     score += np.sum(named, axis=0)
-    score -= np.abs(sentences - asked) + 4.0 * ~coder.finished(tokens, mask)
+    score -= np.abs(sentences - size) + 4.0 * ~coder.finished(tokens, mask)
     score -= np.where(stance == 0, np.abs(balance), 0)
     return score.reshape(shape)

@@ -21,24 +21,24 @@ def guarded() -> Iterator[None]:
 
   What else is written to descriptor 2 meanwhile is passed on afterwards.
   """
-  with _LOCK, tempfile.TemporaryFile() as said:
+  with _LOCK, tempfile.TemporaryFile() as noise:
     try:
       terminal = os.dup(2)
     except OSError:  # it is closed: there is nothing to guard
       terminal = None
     try:
       if terminal is not None:
-        os.dup2(said.fileno(), 2)
+        os.dup2(noise.fileno(), 2)
       yield
     except BaseException as error:
       if type(error).__name__ != 'PanicException':
         raise
-      said.truncate(0)
+      noise.truncate(0)
       raise RuntimeError(' '.join(str(error).split())[:200]) from None
     finally:
       if terminal is not None:
         os.dup2(terminal, 2)
-        said.seek(0)
+        noise.seek(0)
         with contextlib.suppress(OSError):
-          os.write(terminal, said.read(_MOST))
+          os.write(terminal, noise.read(_MOST))
         os.close(terminal)

@@ -84,12 +84,12 @@ def _answered(num_rows: int, rng: random.Random, most: int, **options
   counts = [rng.randint(2, most) for _ in range(num_rows)]
   world, prompts, texts = _reviews(sum(counts), rng, **options)
   ends = list(itertools.accumulate(counts))
-  asked = [prompts[end - count] for count, end in zip(counts, ends)
-           for _ in range(count)]
-  texts = [_moved(*row) for row in zip(texts, prompts, asked)]
-  quality = _quality(world, asked, texts)
+  row_prompts = [prompts[end - count] for count, end in zip(counts, ends)
+                 for _ in range(count)]
+  texts = [_moved(*row) for row in zip(texts, prompts, row_prompts)]
+  quality = _quality(world, row_prompts, texts)
   for count, end in zip(counts, ends):
-    yield asked[end - 1], texts[end - count:end], quality[end - count:end]
+    yield row_prompts[end - 1], texts[end - count:end], quality[end - count:end]
 
 
 def hh_scored(num_rows: int, rng: random.Random, noise: float = 1.0,

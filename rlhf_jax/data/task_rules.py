@@ -139,13 +139,13 @@ def fluent(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     seen, sound = set(), []
     sentences = _sentences(response.split())
     for words in sentences:
-      said = [word for word in words if word in adjectives]
+      uses = [word for word in words if word in adjectives]
       sound.append(
           len(words) > 3 and words[-1] in _ENDS
           and words[-2] not in grammar.MODIFIERS
           and all(a != b for a, b in itertools.pairwise(words))
-          and len({*said}) == len(said) and not seen.intersection(said))
-      seen.update(said)
+          and len({*uses}) == len(uses) and not seen.intersection(uses))
+      seen.update(uses)
     return sum(sound) / len(sound) if sound else 0.0
 
   return [score(response) for response in responses]
@@ -206,8 +206,8 @@ def faithful(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     if not label:
       raise ValueError(f'prompt must have knowledge: {prompt[:80]!r}')
     knowledge = {*rest.partition(' .')[0].split()}
-    said = {word for word in response.split() if word in _SLOTS}
-    said -= {word for word in knowledge if _SLOTS.get(word) == 'topic'}
-    return len(said & knowledge) / len(said) if said else 0.0
+    facts = {word for word in response.split() if word in _SLOTS}
+    facts -= {word for word in knowledge if _SLOTS.get(word) == 'topic'}
+    return len(facts & knowledge) / len(facts) if facts else 0.0
 
   return [score(*pair) for pair in zip(prompts, responses)]

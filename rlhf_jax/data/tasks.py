@@ -91,13 +91,13 @@ def _grounded_dialogue(num_rows: int, rng: random.Random,
     other = {slot: pair[1] for slot, pair in drawn.items()}
     other['topic'] = facts['topic']
     before = rng.choice(_HISTORY)[:rng.choice((0, 2))]
-    said = rng.choice(_SAID)
-    response, original, begin = said.format(**facts), None, ['Entailment']
+    template = rng.choice(_SAID)
+    response, original, begin = template.format(**facts), None, ['Entailment']
     if rng.random() < edited:
       original, begin = rng.choice((
           (rng.choice(_SAID).format(**other), ['Hallucination']),
           (_LIVED.format(**other), ['Hallucination']),
-          (f'{said.format(**facts)} {_LIVED.format(**other)}',
+          (f'{template.format(**facts)} {_LIVED.format(**other)}',
            ['Hallucination', 'Entailment']),
           (rng.choice(_GENERIC), ['Generic'])))
     speech = ['Ack.' if begin == ['Generic'] else

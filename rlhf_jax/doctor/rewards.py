@@ -34,13 +34,13 @@ def check(components: Mapping[str, Mapping], pool: Mapping[str, Any],
     Their sum f32[N] of the responses that they do not drop, None where there
     is no such component, and what was found.
   """
-  asked = {name: dict(node) for name, node in components.items()
+  nodes = {name: dict(node) for name, node in components.items()
            if node['kind'] in _KINDS}
-  if not asked:
+  if not nodes:
     return None, []
   try:
     with contextlib.closing(components_lib.Components(
-        asked, pool=pool)) as rewards:
+        nodes, pool=pool)) as rewards:
       total = rewards.total(rewards(tokens, mask, prompts, responses).values)
   except errors.RewardError as error:
     return None, [findings.Finding(
@@ -48,7 +48,7 @@ def check(components: Mapping[str, Mapping], pool: Mapping[str, Any],
   total = total[~np.isnan(total)]  # without what `on_bad_reward` drops
   equal = len(total) > 1 and bool(np.all(total == total[0]))
   return total, [findings.judge(
-      'reward', f'{", ".join(asked)}: {total.min():.4g} to {total.max():.4g} '
+      'reward', f'{", ".join(nodes)}: {total.min():.4g} to {total.max():.4g} '
       f'on {len(total)} responses', warn=equal, remedy='all are alike, so '
       'that nothing is learned from them; look at the function, or sample '
       'more')]

@@ -21,14 +21,14 @@ def check(data: dict, seed: int) -> tuple[
     seed: of the study.
   """
   corpus = load_lib.load(data, seed)
-  found = list(_special(corpus))
+  results = list(_special(corpus))
   if load_lib.has_answers(data):
-    found.append(_endings(corpus))
-  found.append(_lengths(corpus))
+    results.append(_endings(corpus))
+  results.append(_lengths(corpus))
   if corpus.preferences is not None:
-    found.append(_pairs(corpus.preferences, corpus.summary.get(
+    results.append(_pairs(corpus.preferences, corpus.summary.get(
         'identical_pairs', 0)))
-  return corpus, found
+  return corpus, results
 
 
 def _special(corpus: corpus_lib.Corpus) -> Iterable[findings.Finding]:

@@ -153,12 +153,12 @@ def _check(config: Config, layers: types.Params,
       raise ValueError(f'adapter has layers/{name}; there are '
                        f'{", ".join(sizes)}.')
     rank = factors['a'].shape[-1]
-    wanted = [(config.num_layers, sizes[name][0], rank),
-              (config.num_layers, rank, sizes[name][1])]
-    found = [factors[k].shape for k in 'ab']
-    if found != wanted or not rank:
-      raise ValueError(f'adapter layers/{name} has shapes {found}, and the '
-                       f'decoder needs {wanted}.')
+    expected = [(config.num_layers, sizes[name][0], rank),
+                (config.num_layers, rank, sizes[name][1])]
+    shapes = [factors[k].shape for k in 'ab']
+    if shapes != expected or not rank:
+      raise ValueError(f'adapter layers/{name} has shapes {shapes}, and the '
+                       f'decoder needs {expected}.')
 
 
 def _blocks(parts: list[np.ndarray]) -> list[np.ndarray]:

@@ -210,8 +210,8 @@ class _Reader:
     names = {rule.name.format(0) for rule in self._table.rules}
     bare = {name.removeprefix(prefix) for name in names
             if name.startswith(prefix)}
-    given = self._tensors.specs.keys()
-    return prefix if len(bare & given) > len(names & given) else ''
+    stored = self._tensors.specs.keys()
+    return prefix if len(bare & stored) > len(names & stored) else ''
 
   def run(self, allow_extra: bool):
     known = set()
@@ -253,14 +253,14 @@ class _Reader:
     if spec.dtype not in tensors_lib.DTYPES:
       return self._note(name, f'has dtype {spec.dtype}, which is not one of '
                         f'{", ".join(tensors_lib.DTYPES)}')
-    found = tensors_lib.DTYPES[spec.dtype]
-    dtype = self._dtype or found
+    file_dtype = tensors_lib.DTYPES[spec.dtype]
+    dtype = self._dtype or file_dtype
     if rule.leaves[0] not in self.params:  # pages are taken as they are filled
       self.params |= {k: np.empty(self._shapes[k], dtype) for k in rule.leaves}
     stacks = [self.params[k] for k in rule.leaves]
     if stacks[0].dtype != dtype:
-      return self._note(name, f'has dtype {found}, and that of another layer '
-                        f'is {stacks[0].dtype}; choose a dtype for all')
+      return self._note(name, f'has dtype {file_dtype}, and that of another '
+                        f'layer is {stacks[0].dtype}; choose a dtype for all')
     tensor = self._tensors[name]
     if not np.isfinite(tensor).all():
       return self._note(name, 'has a NaN or an infinity')
@@ -269,8 +269,8 @@ class _Reader:
       for stack, part in zip(
           stacks, rule.layout.split(tensor, self._config), strict=True):
         stack[at] = part
-    if found != dtype:
-      self.cast = f'parameters of dtype {found} are cast to {dtype}'
+    if file_dtype != dtype:
+      self.cast = f'parameters of dtype {file_dtype} are cast to {dtype}'
       if not all(np.isfinite(stack[at]).all() for stack in stacks):
         self._note(name, f'does not fit into {dtype}')
 

@@ -91,14 +91,14 @@ def read_config(
   """
   config = read_json(directory, 'config.json')
   path = pathlib.Path(directory) / 'config.json'
-  found = config.get('model_type') if isinstance(config, dict) else None
-  if not isinstance(found, str):
+  model_type = config.get('model_type') if isinstance(config, dict) else None
+  if not isinstance(model_type, str):
     raise errors.CheckpointError(
         f'{path} has no model_type; it is not the config of a model')
-  if model_types is not None and found not in model_types:
+  if model_types is not None and model_type not in model_types:
     raise errors.CheckpointError(
-        f'{path}: model_type {quote(found)} is not supported; it must be one '
-        f'of {", ".join(sorted(model_types))}')
+        f'{path}: model_type {quote(model_type)} is not supported; it must be '
+        f'one of {", ".join(sorted(model_types))}')
   return config
 
 

@@ -219,12 +219,12 @@ def _read_windows(f: fields.Fields, family: str, layers: int) -> list[int]:
     first = f.whole('max_window_layers', 28, least=0)
   slides = [window > 0 and i >= first for i in range(layers)]
   if types is not None:
-    said = [t == 'sliding_attention' for t in types]
-    if (any(said) and not window) or (
-        family in ('llama', 'mistral') and said != slides):
+    sliding = [t == 'sliding_attention' for t in types]
+    if (any(sliding) and not window) or (
+        family in ('llama', 'mistral') and sliding != slides):
       fields.refuse('layer_types', types, f'the layers of {family} have a '
                     f'window of {window or "all"}')
-    slides = said
+    slides = sliding
   return [window if slide else 0 for slide in slides]
 
 
@@ -303,16 +303,16 @@ def from_json(raw: dict[str, Any]) -> Config:
   for name in _UNSUPPORTED:
     if raw.get(name):
       fields.refuse(name, raw[name], 'the decoder does not have it')
-  found = fields.Fields(raw)
+  settings = fields.Fields(raw)
   try:
-    kwargs = FAMILIES[family].read(found)
+    kwargs = FAMILIES[family].read(settings)
     if not any(kwargs.get('windows', ())):
       kwargs['windows'] = ()
     config = config_lib.make_config(family, **kwargs)
   except ValueError as error:
     raise errors.ConfigError(str(error)) from error
   extra = {key: value for key, value in raw.items()
-           if key not in found.read and key not in _DROPPED}
+           if key not in settings.read and key not in _DROPPED}
   return config.replace(extra=json.dumps(extra, sort_keys=True))
 
 
@@ -353,10 +353,10 @@ def to_json(config: Config, *, classifier: bool = False,
 def _check_same(config: Config, read: Config):
   """ConfigError if what was written is not what would be read."""
   for field in dataclasses.fields(Config):
-    wanted, found = getattr(config, field.name), getattr(read, field.name)
-    if field.name == 'windows' and not any(wanted):
-      wanted = ()
-    if field.name not in _FREE and wanted != found:
+    ours, theirs = getattr(config, field.name), getattr(read, field.name)
+    if field.name == 'windows' and not any(ours):
+      ours = ()
+    if field.name not in _FREE and ours != theirs:
       raise errors.ConfigError(
-          f'{field.name} is {wanted!r}, and a {config.family} of transformers '
-          f'can only have {found!r}; keep the model as a checkpoint')
+          f'{field.name} is {ours!r}, and a {config.family} of transformers '
+          f'can only have {theirs!r}; keep the model as a checkpoint')

@@ -30,12 +30,12 @@ class Fields:
 
   def get(self, names: str, default: Any = None) -> Any:
     """The value under one of the names, which are separated by spaces."""
-    found = {n: self.raw[n] for n in names.split() if n in self.raw}
-    self.read.update(found)
-    values = list(found.values())
+    settings = {n: self.raw[n] for n in names.split() if n in self.raw}
+    self.read.update(settings)
+    values = list(settings.values())
     if any(value != values[0] for value in values):
       raise errors.ConfigError(
-          f'{" and ".join(found)} are the same setting and differ: '
+          f'{" and ".join(settings)} are the same setting and differ: '
           f'{", ".join(map(show, values))}; remove one')
     return values[0] if values else default
 

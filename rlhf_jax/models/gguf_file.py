@@ -172,11 +172,11 @@ class _Weights:
 
 def _config(file: gguf_header.File) -> config_lib.Config:
   """The config that the metadata describe."""
-  found = file.metadata.get('general.architecture')
-  if str(found) != 'llama':
+  architecture = file.metadata.get('general.architecture')
+  if str(architecture) != 'llama':
     raise errors.ConfigError(
-        f'{file.path}: architecture {_show(found)} is not implemented for '
-        f"GGUF, only 'llama'; {_ELSEWHERE}")
+        f'{file.path}: architecture {_show(architecture)} is not implemented '
+        f"for GGUF, only 'llama'; {_ELSEWHERE}")
   scaling = _rope_scaling(file)
   number = lambda name, default=None, kind=int: _number(
       file, f'llama.{name}', default, kind)
@@ -297,19 +297,19 @@ def _check_shapes(file: gguf_header.File, config: config_lib.Config):
       'attn_norm': (d,), 'attn_q': (q, d), 'attn_k': (kv, d),
       'attn_v': (kv, d), 'attn_output': (d, q), 'ffn_norm': (d,),
       'ffn_gate': (f, d), 'ffn_up': (f, d), 'ffn_down': (d, f)}
-  wanted = {f'blk.{i}.{name}.weight': shape for name, shape in layer.items()
-            for i in range(config.num_layers)}
-  wanted['token_embd.weight'] = (config.vocab_size, d)
-  wanted['output_norm.weight'] = (d,)
+  expected = {f'blk.{i}.{name}.weight': shape for name, shape in layer.items()
+              for i in range(config.num_layers)}
+  expected['token_embd.weight'] = (config.vocab_size, d)
+  expected['output_norm.weight'] = (d,)
   if not config.tie_embeddings:
-    wanted['output.weight'] = (config.vocab_size, d)
+    expected['output.weight'] = (config.vocab_size, d)
   _complain(file, {
-      'missing': [name for name in wanted if name not in file.tensors],
+      'missing': [name for name in expected if name not in file.tensors],
       'unknown': [directory.quote(name) for name in file.tensors
-                  if name not in wanted],
+                  if name not in expected],
       'of a wrong shape': [
           f'{name} {file.tensors[name].shape} for {shape}'
-          for name, shape in wanted.items()
+          for name, shape in expected.items()
           if name in file.tensors and file.tensors[name].shape != shape]})
 
 

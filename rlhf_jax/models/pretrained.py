@@ -149,14 +149,14 @@ def config(node: dict[str, Any], vocab_size: int) -> transformer.Config:
     if path is None:
       return config_lib.make_config(
           vocab_size=vocab_size, **shape, **computation)
-    found = _reader(path).load_config(path).replace(**computation)
+    model_config = _reader(path).load_config(path).replace(**computation)
   except (TypeError, ValueError) as error:
     raise errors.ConfigError(f'a model: {error}') from None
-  if found.vocab_size < vocab_size:
+  if model_config.vocab_size < vocab_size:
     raise errors.ConfigError(
-        f'{path} has {found.vocab_size} embeddings and the tokenizer '
+        f'{path} has {model_config.vocab_size} embeddings and the tokenizer '
         f'{vocab_size} tokens; use the tokenizer that the model came with')
-  return found
+  return model_config
 
 
 def check(node: dict[str, Any], vocab_size: int, length: int) -> Model:

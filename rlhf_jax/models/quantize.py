@@ -157,18 +157,18 @@ def kernel_names(params: types.Params, targets: str) -> list[str]:
       for stack in ('layers', 'top_layers')
       for name, entry in params.get(stack, {}).items()}
   try:
-    found = [name for name in names if re.fullmatch(targets, name)]
+    matches = [name for name in names if re.fullmatch(targets, name)]
   except re.error as error:
     raise ValueError(
         f'targets {targets!r} is no regular expression: {error}.') from None
-  wrong = [name for name in found if not names[name]]
-  if wrong or not found:
+  wrong = [name for name in matches if not names[name]]
+  if wrong or not matches:
     kernels = ', '.join(name for name, linear in names.items() if linear)
     raise ValueError(
         f'targets {targets!r} matches '
         f'{wrong[0] + ", which is no linear map" if wrong else "nothing"}; '
         f'there are {kernels}.')
-  return sorted(found)
+  return sorted(matches)
 
 
 def quantize_params(

@@ -270,8 +270,8 @@ def _naturals(obj: Any) -> bool:
       type(n) is int and 0 <= n < 2**63 for n in obj)  # a bool is an int too
 
 
-def _check_names(path: pathlib.Path, found: Set[str], promised: Set[str]):
-  missing, extra = sorted(promised - found), sorted(found - promised)
+def _check_names(path: pathlib.Path, present: Set[str], expected: Set[str]):
+  missing, extra = sorted(expected - present), sorted(present - expected)
   if missing or extra:
     listed = lambda names: (
         f'{", ".join(map(directories.quote, names[:3]))}'

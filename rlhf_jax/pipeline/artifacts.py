@@ -2,7 +2,7 @@
 
 The directory of a stage that trains a model says in `model.json` what it
 holds, so that whoever reads it needs no more than its name. A stage is told
-`given`, the names of the stages that it reads, by role:
+`upstream`, the names of the stages that it reads, by role:
 
   reference  the initial policy, of an SFT stage
   policy     the policy that goes on, or answers; the reference if absent
@@ -179,31 +179,31 @@ class World:
 
   Attributes:
     context: of the stage.
-    given: stages by role, those alone that there are.
+    upstream: stages by role, those alone that there are.
   """
 
   def __init__(self, context: Any, data: dict, seed: int,
-               given: Mapping[str, Any]):
+               upstream: Mapping[str, Any]):
     """Loads nothing yet.
 
     Args:
       context: of the stage.
       data: config node of the corpus.
       seed: of the study.
-      given: stages by role; None is as good as absent.
+      upstream: stages by role; None is as good as absent.
     """
     self.context = context
-    self.given = {role: x for role, x in given.items() if x is not None}
+    self.upstream = {role: x for role, x in upstream.items() if x is not None}
     self._data, self._seed = data, seed
     self._bases = {}
 
   def directory(self, role: str) -> pathlib.Path:
     """Of the stage that has a role; CheckpointError if it is not complete."""
-    return self.context.directory_of(self.given[role])
+    return self.context.directory_of(self.upstream[role])
 
   def result(self, role: str) -> dict:
     """Its result; CheckpointError if it is not complete."""
-    return self.context.result_of(self.given[role])
+    return self.context.result_of(self.upstream[role])
 
   @functools.cached_property
   def corpus(self) -> corpus_lib.Corpus:
@@ -217,9 +217,9 @@ class World:
     if self.result('reference')['corpus'] != corpus.fingerprint():
       raise errors.CheckpointError(
           'the corpus is not the one that '
-          f'{self.given["reference"]} was trained on; go back to the versions '
-          'of tokenizers, vaderSentiment and numpy it was made with, or '
-          'choose another --workdir')
+          f'{self.upstream["reference"]} was trained on; go back to the '
+          'versions of tokenizers, vaderSentiment and numpy it was made with, '
+          'or choose another --workdir')
     return corpus
 
   @functools.cached_property
@@ -230,7 +230,7 @@ class World:
   @functools.cached_property
   def policy(self) -> Policy:
     """The policy that goes on, or answers: the reference unless told so."""
-    if 'policy' not in self.given:
+    if 'policy' not in self.upstream:
       return self.reference
     return self._frozen('policy')
 
@@ -244,7 +244,7 @@ class World:
 
   def start(self) -> pretrained.Model:
     """The same in its parts, to be trained: new arrays but for the base."""
-    return self._parts('policy' if 'policy' in self.given else 'reference')
+    return self._parts('policy' if 'policy' in self.upstream else 'reference')
 
   def _frozen(self, role: str) -> Policy:
     config, trainable, base = self._parts(role)
@@ -262,13 +262,13 @@ class World:
   @property
   def node(self) -> dict[str, Any]:
     """The config node of its model."""
-    role = 'policy' if 'policy' in self.given else 'reference'
+    role = 'policy' if 'policy' in self.upstream else 'reference'
     return read_model(self.directory(role))['model']
 
   @functools.cached_property
   def proxies(self) -> reward_models.RewardModels | None:
     """The ensemble, with the scale of its members on held-out responses."""
-    if 'proxies' not in self.given:
+    if 'proxies' not in self.upstream:
       return None
     return restore_rewards(self.directory('proxies')).frozen()
 
@@ -285,9 +285,9 @@ class World:
     In deviations from their mean: of `pairs`, of the first where there are
     several; as it is where there are none.
     """
-    if 'gold' not in self.given:
+    if 'gold' not in self.upstream:
       return None
-    if 'pairs' not in self.given:
+    if 'pairs' not in self.upstream:
       return self._gold
     pairs = self.result('pairs')
     if 'gold_mean' not in pairs:  # a judge has labelled them
@@ -298,7 +298,7 @@ class World:
   @functools.cached_property
   def column(self) -> tuple[str, reward_models.RewardModels] | None:
     """The column of the log that the gold model has learned, in its units."""
-    learned = self.result('gold') if 'gold' in self.given else {}
+    learned = self.result('gold') if 'gold' in self.upstream else {}
     if 'target_mean' not in learned:
       return None
     unit = scale_lib.unit(learned['target_mean'], learned['target_std'])
@@ -317,7 +317,7 @@ class World:
     `pairs`.
     """
     world = self.corpus.world
-    if world is None or 'pairs' not in self.given:
+    if world is None or 'pairs' not in self.upstream:
       return None
     arrays = files.load_arrays(self.directory('pairs') / 'pairs.npz')
     samples = world.rule(arrays['tokens'], arrays['mask'])

@@ -94,15 +94,15 @@ def _format(texts: dict[str, Any] | None) -> str:
   name = texts['format']
   if not name:
     return f'\nTexts are as they are. {lengths}'
-  said = ''
+  example = ''
   try:
     prompt, response = formats.get(name)('PROMPT', 'RESPONSE')
-    said = (f': the prompt PROMPT is\n\n```\n{_spelled(prompt)!r}\n```\n\n'
-            f'and the response RESPONSE is `{_spelled(response)!r}`')
+    example = (f': the prompt PROMPT is\n\n```\n{_spelled(prompt)!r}\n```\n\n'
+               f'and the response RESPONSE is `{_spelled(response)!r}`')
   except (TypeError, ValueError, errors.UserError):
     pass  # of a conversation with more parts
   return (f'\nTexts are written in the format `{name}` of '
-          f'`rlhf_jax.data.formats`{said}. {lengths}')
+          f'`rlhf_jax.data.formats`{example}. {lengths}')
 
 
 def _spelled(text: Any) -> str:

@@ -68,7 +68,7 @@ def _of_pairs(world, seed, label_noise, clean) -> tuple[corpus_lib.Log, float]:
 
   The first `clean` pairs are ordered by gold.
   """
-  if 'pairs' not in world.given:
+  if 'pairs' not in world.upstream:
     raise errors.ConfigError(
         "source is 'pairs', and this study has none; give source='corpus'")
   arrays = files.load_arrays(world.directory('pairs') / 'pairs.npz')

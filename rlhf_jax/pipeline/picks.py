@@ -15,20 +15,20 @@ def grid(num_samples: int) -> list[int]:
   return [n for n in powers if n < num_samples] + [num_samples]
 
 
-def load(context: Any, given: Mapping[str, Any], standardize: bool
+def load(context: Any, upstream: Mapping[str, Any], standardize: bool
          ) -> dict[str, np.ndarray]:
   """The arrays of a stage `scores`.
 
   Args:
     context: of the stage that asks.
-    given: `scores` and `proxies`.
+    upstream: `scores` and `proxies`.
     standardize: members to mean 0 and deviation 1 on held-out responses.
   """
   scores = files.load_arrays(
-      context.directory_of(given['scores']) / 'scores.npz')
+      context.directory_of(upstream['scores']) / 'scores.npz')
   if standardize:
     scale = files.load_arrays(
-        context.directory_of(given['proxies']) / 'scale.npz')
+        context.directory_of(upstream['proxies']) / 'scale.npz')
     scores['members'] = np.asarray(
         scale_lib.standardize(scores['members'], scale))
   return scores

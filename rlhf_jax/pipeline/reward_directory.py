@@ -116,9 +116,9 @@ def load(path: str | os.PathLike) -> Loaded:
   parts = members(path)
   loaded = [convert.load_reward(part, dtype='float32') for part in parts]
   config = loaded[0][0]
-  told = [files.read_object(part / _REWARD) if (part / _REWARD).exists() else {}
-          for part in parts]
-  for part, (other, params), one in zip(parts, loaded, told):
+  records = [files.read_object(part / _REWARD)
+             if (part / _REWARD).exists() else {} for part in parts]
+  for part, (other, params), one in zip(parts, loaded, records):
     if other.replace(extra=config.extra) != config:
       raise errors.CheckpointError(
           f'{part} has another shape than {parts[0]}; members are alike')
@@ -126,14 +126,14 @@ def load(path: str | os.PathLike) -> Loaded:
         one.get('bias', 0))
   params = jax.tree.map(lambda *x: np.stack(x), *(p for _, p in loaded))
   scale = None
-  if all('std' in one for one in told):
-    scale = {name: np.float32([one[name] for one in told])
+  if all('std' in one for one in records):
+    scale = {name: np.float32([one[name] for one in records])
              for name in ('mean', 'std')}
   return Loaded(
       reward_models.RewardModels(
           config, sharding.shard_params(params, members=len(parts)), scale),
       coders.load_tokenizer(str(parts[0])), {'path': str(parts[0])},
-      told[0].get('texts'))
+      records[0].get('texts'))
 
 
 def save(directory: pathlib.Path, models: reward_models.RewardModels,

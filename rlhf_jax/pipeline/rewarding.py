@@ -47,7 +47,7 @@ def bind(world: artifacts.World, nodes: Nodes, pool: Mapping[str, Any], *,
   """
   kinds = nodes_lib.kinds(nodes)
   column = world.column if 'file' in kinds else None
-  if 'file' in kinds and 'gold' in world.given and column is None:
+  if 'file' in kinds and 'gold' in world.upstream and column is None:
     raise errors.ConfigError(_not_learned(world))
   responses = []
   if 'tfidf' in kinds:

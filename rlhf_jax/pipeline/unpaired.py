@@ -88,7 +88,7 @@ def mismatched(tokens: np.ndarray, mask: np.ndarray
   other = np.empty_like(order)
   other[order] = np.roll(order, -most)
   place = np.arange(tokens.shape[1])[None] - starts  # in the response
-  found = (place >= 0) & (place < lengths[other])
+  inside = (place >= 0) & (place < lengths[other])
   theirs = np.take_along_axis(
-      tokens[other], np.where(found, starts[other] + place, 0), axis=1)
-  return np.where(place < 0, tokens, np.where(found, theirs, 0)), found
+      tokens[other], np.where(inside, starts[other] + place, 0), axis=1)
+  return np.where(place < 0, tokens, np.where(inside, theirs, 0)), inside

@@ -48,8 +48,8 @@ def draw(studies: Sequence[redraw.Study], path: str | os.PathLike, *,
     title: above the panels.
   """
   if studies[0].config['study'] == 'online':
-    name, told = _side_by_side(studies)
-    getattr(panels, name)(path=path, title=title, **told)
+    name, arguments = _side_by_side(studies)
+    getattr(panels, name)(path=path, title=title, **arguments)
   else:
     _best_of_n(studies, path, title=title)
 
@@ -60,11 +60,11 @@ def _side_by_side(studies: Sequence[redraw.Study]) -> tuple[str, dict]:
   of = _fields(studies)[field]
   rows = {'rows': [], 'seeds': []}
   for study in sorted(_alike(studies), key=lambda one: of(one.config)):
-    name, told = policies.drawing(*redraw.grouped(study))
+    name, arguments = policies.drawing(*redraw.grouped(study))
     panel = {'panel': f'{field} {of(study.config)}'}
-    for key in rows.keys() & told.keys():
-      rows[key] += [row | panel for row in told[key]]
-  return name, {key: rows.get(key, value) for key, value in told.items()}
+    for key in rows.keys() & arguments.keys():
+      rows[key] += [row | panel for row in arguments[key]]
+  return name, {key: rows.get(key, value) for key, value in arguments.items()}
 
 
 def _best_of_n(studies: Sequence[redraw.Study], path: str | os.PathLike, *,

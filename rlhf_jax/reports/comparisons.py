@@ -287,8 +287,8 @@ def win_rates(context, pairs: Pairs, node: Mapping[str, Any],
 
   Arguments and errors are those of `choices`.
   """
-  said = choices(context, pairs, node, answers)
-  rates, count = judging.judge_win_rate(*said), len(pairs.prompts)
+  decisions = choices(context, pairs, node, answers)
+  rates, count = judging.judge_win_rate(*decisions), len(pairs.prompts)
   return {'run': pairs.policy['run'], 'seed': pairs.policy['seed'],
           'prompts': count, **rates, 'agreement': rates['kept'] / count,
-          'win_rate': judging.judge_average(*said)}
+          'win_rate': judging.judge_average(*decisions)}

@@ -116,17 +116,18 @@ def _study(study: page_study.Study, path: pathlib.Path | None
            ) -> dict[str, Any]:
   """What the template says of one."""
   charts, reason = page_figures.of_study(study)
-  image, told, claims = page_figures.png(study), {}, []
+  image, docstring, claims = page_figures.png(study), {}, []
   if path is not None:
-    told = page_claims.paragraphs(path)
+    docstring = page_claims.paragraphs(path)
     claims = page_claims.rows(study, path)
   return {
       'name': study.name, 'state': study.state,
-      'title': study.config.get('title') or told.get('Title') or study.name,
+      'title': (study.config.get('title') or docstring.get('Title')
+                or study.name),
       'directory': str(study.directory), 'status': study.status,
       'notes': study.notes, 'stages': study.stages, 'charts': charts,
       'reason': reason, 'experiment': None if path is None else str(path),
-      'told': told, 'claims': claims, 'versions': _versions(study),
+      'told': docstring, 'claims': claims, 'versions': _versions(study),
       'minutes': sum(stage.seconds or 0 for stage in study.stages) / 60,
       'seeds': sorted({policy.seed for policy in study.policies}
                       | {row['seed'] for row in study.rows if 'seed' in row}),

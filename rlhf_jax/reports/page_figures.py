@@ -236,8 +236,8 @@ def _of_policies(study: page_study.Study, figure: Mapping) -> list[Chart]:
     return spread(distributions.read(
         page_study.Across(study.directory), groups, logs, figure))
   summary = policies_lib.summary(groups, trained, figure)
-  name, told = policies_lib.drawing(groups, summary, figure)
-  return {'curves': curves, 'points': points, 'bars': bars}[name](**told)
+  name, arguments = policies_lib.drawing(groups, summary, figure)
+  return {'curves': curves, 'points': points, 'bars': bars}[name](**arguments)
 
 
 def lines(study: page_study.Study) -> list[dict]:

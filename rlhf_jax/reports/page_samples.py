@@ -42,21 +42,21 @@ def of_studies(studies: Sequence[page_study.Study], most: int
     'seed' and 'phase' of each; 'names' of the numbers; 'total', how many there
     are; 'spread', see `_spread`.
   """
-  sources = [(i, told, rows) for i, study in enumerate(studies)
-             for told, rows in _sources(study)]
+  sources = [(i, labels, rows) for i, study in enumerate(studies)
+             for labels, rows in _sources(study)]
   total = sum(len(rows) for _, _, rows in sources)
   chosen = []
-  for (i, told, rows), count in zip(sources, _shares(
+  for (i, labels, rows), count in zip(sources, _shares(
       [len(rows) for _, _, rows in sources], most)):
     at = np.linspace(0, len(rows), count, endpoint=False).astype(int)
-    chosen += [(i, told, rows[k]) for k in at]
+    chosen += [(i, labels, rows[k]) for k in at]
   names = [name for name in dict.fromkeys(
       [*NUMBERS, *(key for _, _, row in chosen for key in row
                    if key.startswith('component_'))])
            if any(row.get(name) is not None for _, _, row in chosen)]
   return {
       'study': [i for i, _, _ in chosen],
-      **{key: [told[key] for _, told, _ in chosen]
+      **{key: [labels[key] for _, labels, _ in chosen]
          for key in ('seed', 'run', 'phase')},
       'texts': {name: [row.get(name) for _, _, row in chosen]
                 for name in TEXTS},
@@ -80,12 +80,13 @@ def _spread(sources) -> list[dict]:
   """{'study', 'run', 'column', 'name', 'before', 'after'}: scores, all seeds.
   """
   parts: dict[tuple, dict[str, list]] = {}
-  for i, told, rows in sources:
+  for i, labels, rows in sources:
     for name in _SCORES:
       values = [row[name] for row in rows if row.get(name) is not None]
-      if values and told['phase'] in (BEFORE, AFTER):
-        part = parts.setdefault((i, told['run'], name), {BEFORE: [], AFTER: []})
-        part[told['phase']] += values
+      if values and labels['phase'] in (BEFORE, AFTER):
+        part = parts.setdefault(
+            (i, labels['run'], name), {BEFORE: [], AFTER: []})
+        part[labels['phase']] += values
   return [{'study': i, 'run': run, 'column': name,
            'name': page_figures.plain(style.axis_name(name)),
            **{phase: page_figures.numbers(x) for phase, x in part.items()}}
@@ -96,14 +97,14 @@ def _sources(study: page_study.Study) -> Iterator[Source]:
   """The samples of each stage that has some; what is damaged is noted."""
   for stage in study.stages:
     seed, _, run = stage.name.partition('/')
-    told = {'seed': seed.removeprefix('seed_'),
-            'run': run.removeprefix('policies/')}
+    labels = {'seed': seed.removeprefix('seed_'),
+              'run': run.removeprefix('policies/')}
     try:
       if (stage.directory / 'evaluation.jsonl').is_file():
         for phase, rows in _of_policy(stage.directory):
-          yield told | {'phase': phase}, rows
+          yield labels | {'phase': phase}, rows
       elif (stage.directory / 'shard_0000.npz').is_file():
-        yield told | {'phase': 'sampled'}, _of_shards(study, stage, seed)
+        yield labels | {'phase': 'sampled'}, _of_shards(study, stage, seed)
     except (errors.UserError, OSError, LookupError, TypeError, ValueError
             ) as error:
       study.notes.append(f'The samples of {stage.name} cannot be read: '

@@ -285,8 +285,8 @@ def drawing(groups: Groups, rows: Sequence[Mapping], figure: Mapping
         suffix=f' against {style.name_of(figure["against"])}s',
         note=f'{_seeds(rows)}; errors: standard deviation over those that it '
         'is against')
-  name, told = _final(groups, placed, figure)
-  return name, told | note
+  name, arguments = _final(groups, placed, figure)
+  return name, arguments | note
 
 
 def _title(policy: results.Policy, groups: Groups) -> str:
@@ -326,5 +326,5 @@ def draw(groups: Groups, rows: Sequence[Mapping], figure: Mapping,
     path: of the PNG, written whole or not at all.
     title: above the panels.
   """
-  name, told = drawing(groups, rows, figure)
-  getattr(panels, name)(path=path, title=title, **told)
+  name, arguments = drawing(groups, rows, figure)
+  getattr(panels, name)(path=path, title=title, **arguments)

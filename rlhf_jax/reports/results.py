@@ -130,9 +130,9 @@ def stage_rows(context, stages: Iterable[str]) -> list[dict]:
           for name in stages]
 
 
-def matches(labels: Mapping, wanted: Mapping) -> bool:
+def matches(labels: Mapping, selection: Mapping) -> bool:
   """Whether a run has all the labels of `wanted`."""
-  return all(labels.get(name) == value for name, value in wanted.items())
+  return all(labels.get(name) == value for name, value in selection.items())
 
 
 def pick(labels: Mapping, names: Iterable[str]) -> dict:
@@ -218,12 +218,12 @@ def curve(group: Sequence[Policy], names: Sequence[str], *,
   return dict(zip(points, kept))
 
 
-def others(policy: Policy, policies: Sequence[Policy], wanted: Mapping,
+def others(policy: Policy, policies: Sequence[Policy], selection: Mapping,
            figure: Mapping) -> list[Policy]:
   """Those that `policy` is compared with: same seed, same `paired_by`."""
   cell = pick(policy.labels, figure['paired_by'])
   return [p for p in policies if p.seed == policy.seed
-          and matches(p.labels, wanted) and matches(p.labels, cell)]
+          and matches(p.labels, selection) and matches(p.labels, cell)]
 
 
 def win_rate_rows(policy: Policy, policies: Sequence[Policy], figure: Mapping

@@ -239,8 +239,8 @@ def _open(components: Sequence[str] | None) -> list[str]:
 def _check_distributions(figure: Mapping, logs: Sequence[str],
                          components: Sequence[str] | None):
   """Refuses components and logs that the study does not have."""
-  wanted = figure['components']
-  _require(len(wanted) > 0, 'components', wanted, 'give at least one')
+  listed = figure['components']
+  _require(len(listed) > 0, 'components', listed, 'give at least one')
   for field, names in (('components', components), ('logs', logs)):
     for name in figure[field]:
       _require(names is None or name in names, field, figure[field],
@@ -290,11 +290,11 @@ def _check_runs(figure: Mapping, labels: Sequence[Mapping]):
 def _chosen(figure: Mapping, field: str, labels: Sequence[Mapping]
             ) -> list[Mapping]:
   """The runs that have the labels of a field, at least one."""
-  wanted = figure[field]
-  _require(isinstance(wanted, Mapping) and wanted, field, wanted,
+  selection = figure[field]
+  _require(isinstance(selection, Mapping) and selection, field, selection,
            "give labels, such as {'method': 'single'}")
-  chosen = [one for one in labels if results.matches(one, dict(wanted))]
-  _require(len(chosen) > 0, field, dict(wanted), 'no run has these labels')
+  chosen = [one for one in labels if results.matches(one, dict(selection))]
+  _require(len(chosen) > 0, field, dict(selection), 'no run has these labels')
   return chosen
 
 

@@ -285,20 +285,21 @@ def row(contrast: Contrast, results: pathlib.Path, *,
   fixed = contrast.num_seeds or 0
   ends = '', '', ''
   if not run:
-    said = 'not yet run'
+    verdict = 'not yet run'
   elif len(numbers) < fixed:
-    said = f'not yet run, {fixed - len(numbers)} seeds are left'
+    verdict = f'not yet run, {fixed - len(numbers)} seeds are left'
   elif not numbers:  # no run came as far as the claim is about
-    said = 'not comparable'
+    verdict = 'not comparable'
   else:
     ends = tuple(f'{x:.3f}' for x in interval([*numbers.values()]))
-    said = word([*numbers.values()], expects=contrast.expects,
-                margin=contrast.margin, effect=None if contrast.effect is None
-                else contrast.effect - contrast.reference)
+    verdict = word([*numbers.values()], expects=contrast.expects,
+                   margin=contrast.margin,
+                   effect=None if contrast.effect is None
+                   else contrast.effect - contrast.reference)
   return {'claim': contrast.claim, 'paper': contrast.paper,
           'contrast': contrast.describe(), 'statistic': contrast.statistic,
           'margin': contrast.margin, 'seeds': len(numbers),
-          **dict(zip(('mean', 'low', 'high'), ends)), 'word': said,
+          **dict(zip(('mean', 'low', 'high'), ends)), 'word': verdict,
           'kind': contrast.kind, 'command': contrast.command}
 
 

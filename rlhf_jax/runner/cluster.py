@@ -95,13 +95,13 @@ def supervise():
       signal.signal(number, lambda number, _: os.kill(child, number))
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   noise.seek(0)
-  said = noise.read().decode(errors='replace')
-  if code == -signal.SIGABRT and any(x in said for x in _BROKEN):
+  message = noise.read().decode(errors='replace')
+  if code == -signal.SIGABRT and any(x in message for x in _BROKEN):
     error = errors.LostProcessError(_DEATH)
     print(errors.last_line(error), file=sys.stderr, flush=True)
     code = error.exit_code
   elif code < 0:
-    print(said, file=sys.stderr, flush=True)
+    print(message, file=sys.stderr, flush=True)
   os._exit(code if code >= 0 else 128 - code)
 
 

@@ -166,13 +166,13 @@ def _telling(workdir: pathlib.Path) -> Iterator[status_lib.Status]:
       voice.tell(workdir, f'status.json: {error}')
 
 
-def _check_alike(told: dict):
+def _check_alike(values: dict):
   """TopologyError unless all processes were told the same.
 
   Args:
     told: JSON values: the config, with what is read from outside, and stages.
   """
-  digests = processes.from_all(files.digest(told))
+  digests = processes.from_all(files.digest(values))
   other = [i for i, value in enumerate(digests) if value != digests[0]]
   if other:
     raise errors.TopologyError(

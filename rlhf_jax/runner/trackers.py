@@ -102,11 +102,11 @@ class WeightsAndBiases:
   def _begin(self):
     import wandb
 
-    asked = os.environ.get
+    variable = os.environ.get
     run = wandb.init(
-        project=asked('WANDB_PROJECT', 'rlhf_jax'), group=self._workdir.name,
+        project=variable('WANDB_PROJECT', 'rlhf_jax'), group=self._workdir.name,
         name=self._name, config=dict(self._config), dir=str(self._workdir),
-        mode=asked('WANDB_MODE', 'offline'), reinit='create_new',
+        mode=variable('WANDB_MODE', 'offline'), reinit='create_new',
         settings=wandb.Settings(
             silent=True, console='off', finish_timeout=_PATIENCE))
     run.define_metric('*', step_metric='step')

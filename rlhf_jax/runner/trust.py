@@ -44,9 +44,9 @@ def complete(context: Any, stage: Any, *, accept_code_change: bool) -> bool:
     if any(directory.iterdir()):
       _remake(context, f'{directory} holds files of no stage')
     return False
-  told = record or begun
+  origin = record or begun
   made_of, code = ([], []) if context.recipe is None else recipes.differences(
-      told, context.recipe)
+      origin, context.recipe)
   if not made_of and not code:
     return record is not None
   if stage.quick or (record is None and not _has_progress(directory)):
@@ -55,10 +55,10 @@ def complete(context: Any, stage: Any, *, accept_code_change: bool) -> bool:
   if made_of or not accept_code_change:
     raise errors.ConfigError(_refusal(
         stage.name, 'made' if record else 'begun', made_of, code))
-  old = {name: digest for name, digest in told.get('code', {}).items()
+  old = {name: digest for name, digest in origin.get('code', {}).items()
          if context.recipe.code.get(name) != digest}
-  accepted = told | {'code': context.recipe.code,
-                     'accepted': told.get('accepted', {}) | old}
+  accepted = origin | {'code': context.recipe.code,
+                       'accepted': origin.get('accepted', {}) | old}
   context.show(f'{stage.name:<38} kept, though made by other code '
                f'({recipes.listed(code)})')
   (workdirs.write_record if record else workdirs.begin)(directory, accepted)

@@ -27,7 +27,7 @@ RESULT, BEGUN = 'result.json', 'begun.json'
 # Of what is in a workdir. It changes when an older version of this package
 # would have made the same study otherwise, from other streams of randomness
 # say, or a config has other fields, so that nothing of two versions is mixed.
-LAYOUT = 8
+LAYOUT = 9
 _ARRAYS = 'd'  # what Orbax calls the directory of a checkpoint's arrays
 _ABSENT = '(absent)'
 _DIGEST = 'sha256'

@@ -19,19 +19,19 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('scores', 'proxies'), ()
 
 
-def run(context, *, given: Mapping[str, Any],
+def run(context, *, upstream: Mapping[str, Any],
         methods: Mapping[str, Mapping[str, Any]], standardize: bool) -> dict:
   """Writes `curves.npz`: `<what>__<method>` f32[B, len(ns)], and `ns`.
 
   Args:
     context: of the stage.
-    given: stages by role, see `artifacts`.
+    upstream: stages by role, see `artifacts`.
     methods: name to the arguments of `ops.ensembles.aggregate`.
     standardize: members to mean 0 and deviation 1 on held-out responses
       before they are combined; False combines raw scores, as the released
       code does.
   """
-  scores = picks.load(context, given, standardize)
+  scores = picks.load(context, upstream, standardize)
   members = scores.pop('members')
   singles = {f'single_{m}': dict(kind='single', member=m)
              for m in range(len(members))}

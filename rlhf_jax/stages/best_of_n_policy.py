@@ -20,7 +20,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('reference', 'gold', 'pairs', 'scores', 'proxies'), ()
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         proxy: Mapping[str, Any]) -> dict:
   """Writes evaluation.jsonl and final.jsonl, as `stages.online_policy` does.
 
@@ -34,13 +34,13 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`.
+    upstream: stages by role, see `artifacts`.
     proxy: component of kind 'proxy', see `rewards.nodes`, by whose
       'aggregate' the best are chosen; the study refuses one whose score would
       be scaled or squashed.
   """
-  world = artifacts.World(context, data, seed, given)
-  scores = picks.load(context, given, proxy['standardize'])
+  world = artifacts.World(context, data, seed, upstream)
+  scores = picks.load(context, upstream, proxy['standardize'])
   score = proxy['weight'] * np.asarray(ensembles.aggregate(
       scores.pop('members'), **proxy['aggregate']), np.float32)
   ns = picks.grid(score.shape[1])

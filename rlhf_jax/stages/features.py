@@ -20,7 +20,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('reference',), ('pairs', 'samples')
 
 
-def run(context, *, given: Mapping[str, Any], model: Mapping[str, Any]
+def run(context, *, upstream: Mapping[str, Any], model: Mapping[str, Any]
         ) -> dict:
   """Reads pairs, or samples shard by shard, and goes on where it was left.
 
@@ -29,25 +29,25 @@ def run(context, *, given: Mapping[str, Any], model: Mapping[str, Any]
 
   Args:
     context: of the stage.
-    given: stages by role, see `artifacts`: either `pairs` or `samples`.
+    upstream: stages by role, see `artifacts`: either `pairs` or `samples`.
     model: of `models.pretrained`, of which nothing is trained.
   """
-  role, pattern = (('pairs', 'pairs.npz') if 'pairs' in given else
+  role, pattern = (('pairs', 'pairs.npz') if 'pairs' in upstream else
                    ('samples', 'shard_*.npz'))
-  coder = artifacts.read_tokenizer(context.directory_of(given['reference']))
+  coder = artifacts.read_tokenizer(context.directory_of(upstream['reference']))
   config, _, base = reward_parts.start(
       model, coder.vocab_size, jax.random.key(0))
-  paths = sorted(context.directory_of(given[role]).glob(pattern))
+  paths = sorted(context.directory_of(upstream[role]).glob(pattern))
   count = 0
   with context.progress(len(paths), 0, 'features') as bar:
     for path in paths:
       arrays = files.load_arrays(path)
       tokens, mask = arrays['tokens'].astype(np.int32), arrays['mask']
       count += mask[..., 0].size
-      kept = context.directory / path.name
-      if not processes.from_owner(kept.exists):
+      target = context.directory / path.name
+      if not processes.from_owner(target.exists):
         files.save_arrays(
-            kept, owner=context.key, features=reward_models.read_rows(
+            target, owner=context.key, features=reward_models.read_rows(
                 config, base['base'], tokens, mask,
                 poll=lambda name=path.name: context.stop.check(name)))
       bar.update(1)

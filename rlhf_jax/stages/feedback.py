@@ -24,7 +24,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('reference',), ('policy',)
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         force_eos: bool, sampler: Mapping[str, Any], judge: Mapping[str, Any]
         ) -> dict:
   """Samples and asks; `pairs.npz` then holds tokens, mask, gold_scores.
@@ -39,7 +39,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`: `policy` answers.
+    upstream: stages by role, see `artifacts`: `policy` answers.
     force_eos: see `sampling.sample`.
     sampler: temperature, top_k, top_p.
     judge: of `comparisons.make_judge`; 'instructions' of 'http' hold the
@@ -49,7 +49,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     ConfigError: the endpoint or the function refuses.
     RewardError: it does not answer, or decides on fewer than two pairs.
   """
-  world = artifacts.World(context, data, seed, given)
+  world = artifacts.World(context, data, seed, upstream)
   tokens, mask = rows_lib.sample_rows(
       world, world.policy, world.corpus.pair_prompts,
       streams.key(seed, 'feedback'),

@@ -30,7 +30,7 @@ from rlhf_jax.rewards import parameters
 NEEDS, READS = ('reference',), ()
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         node: Mapping[str, Any], sampler: Mapping[str, Any],
         training: Mapping[str, int]) -> dict:
   """Trains the gold model; `checkpoints` then holds its parameters.
@@ -43,7 +43,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`.
+    upstream: stages by role, see `artifacts`.
     node: 'model' of `models.pretrained`, with what of it is trained beside the
       head; 'num_steps', 'batch_size' (texts or pairs a step), 'optimizer' of
       `train.optimizer`, 'num_microbatches' of `train.make_train_step`,
@@ -52,7 +52,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     sampler: temperature, top_k, top_p of the texts it is trained on.
     training: save_every and log_every of `fit.Loop`.
   """
-  world = artifacts.World(context, data, seed, given)
+  world = artifacts.World(context, data, seed, upstream)
   coder, batch_size = world.corpus.tokenizer, node['batch_size']
   key = functools.partial(streams.key, seed, 'gold')
   split = gold_rows.split(world, seed, node['held_out'], sampler)

@@ -13,19 +13,19 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('reference',), ()
 
 
-def run(context, *, given: Mapping[str, Any], rewards: str) -> dict:
+def run(context, *, upstream: Mapping[str, Any], rewards: str) -> dict:
   """Copies them; the stage then looks like one of `stages.proxies`.
 
   Args:
     context: of the stage.
-    given: stages by role, see `artifacts`.
+    upstream: stages by role, see `artifacts`.
     rewards: a directory of `reward_directory`.
 
   Raises:
     ConfigError: they read other tokens than the policy.
     CheckpointError: the directory is damaged, or holds no reward model.
   """
-  coder = artifacts.read_tokenizer(context.directory_of(given['reference']))
+  coder = artifacts.read_tokenizer(context.directory_of(upstream['reference']))
   loaded = reward_directory.load(rewards)
   token = coder.differs_from(loaded.coder)
   if token is not None:

@@ -19,7 +19,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('reference',), ('gold', 'pairs', 'proxies')
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         node: Mapping[str, Any], label_noise: float, pool: Mapping[str, Any]
         ) -> dict:
   """Scores the log; `logged.npz` then holds N examples of K responses.
@@ -35,7 +35,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`.
+    upstream: stages by role, see `artifacts`.
     node: 'source', 'pairs' (of that stage, the one of higher gold score as
       'chosen' before the 'rejected' one) or 'corpus' (the log of the corpus);
       'num_validation' examples, with clean labels, of 'pairs' the first; and
@@ -56,7 +56,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     ConfigError: an argument is out of range, or the corpus has no log.
     RewardError: a component gives no usable value, see `components`.
   """
-  world = artifacts.World(context, data, seed, given)
+  world = artifacts.World(context, data, seed, upstream)
   coder, num_validation = world.corpus.tokenizer, node['num_validation']
   log, at, flipped = log_rows.load(
       world, seed, node['source'], label_noise, num_validation)

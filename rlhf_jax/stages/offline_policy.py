@@ -27,7 +27,7 @@ NEEDS = ('reference', 'log')
 READS = ('gold', 'pairs', 'proxies', 'values')
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         run: Mapping[str, Any], measure: Mapping[str, Any],
         training: Mapping[str, int]) -> dict:
   """Trains, evaluates on the way, and writes what a report reads.
@@ -38,7 +38,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`; `values` where the row has
+    upstream: stages by role, see `artifacts`; `values` where the row has
       advantages of prompts.
     run: node `offline` of the config: algorithm, arguments, use, filtered,
       priority, batch_size (examples), num_microbatches, packing, num_steps,
@@ -48,7 +48,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     measure: of `policies.watch`.
     training: save_every and log_every of `fit.Loop`.
   """
-  world = artifacts.World(context, data, seed, given)
+  world = artifacts.World(context, data, seed, upstream)
   model, row = world.start(), offline_methods.make_row(run)
   trainable, value_config, targets = _with_heads(
       world, model.trainable, row, run, functools.partial(

@@ -30,7 +30,7 @@ NEEDS = ('reference',)
 READS = ('policy', 'gold', 'pairs', 'proxies', 'log')
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         run: Mapping[str, Any], measure: Mapping[str, Any], part: int,
         training: Mapping[str, int]) -> dict:
   """Trains, evaluates on the way, and writes what a report reads.
@@ -44,8 +44,8 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`: `policy` goes on, the reference is
-      that of the KL.
+    upstream: stages by role, see `artifacts`: `policy` goes on, the reference
+      is that of the KL.
     run: node `online` of the config: algorithm, arguments, reward, kl,
       rollout, updates, value, num_steps (rollouts), optimizer, evaluation.
     measure: of `policies.watch`.
@@ -56,7 +56,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
   What is counted as responses or samples are those trained on; with
   `rollout.resample` more are drawn, 'rollout/rounds' times as many.
   """
-  world = artifacts.World(context, data, seed, given)
+  world = artifacts.World(context, data, seed, upstream)
   key = functools.partial(streams.key, seed, 'online', part)
   model, reward, rollout = world.start(), run['reward'], run['rollout']
   shapes, frozen, scales = rewarding.frozen_models(

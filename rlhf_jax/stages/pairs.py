@@ -16,7 +16,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('reference', 'gold'), ('policy',)
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         force_eos: bool, sampler: Mapping[str, Any], first: int = 0,
         num_pairs: int | None = None) -> dict:
   """Samples and scores; `pairs.npz` then holds tokens, mask, gold_scores.
@@ -25,14 +25,14 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`: `policy` answers.
+    upstream: stages by role, see `artifacts`: `policy` answers.
     force_eos: see `sampling.sample`.
     sampler: temperature, top_k, top_p.
     first: the pair prompt that is answered first; its number is part of the
       name of the samples' stream.
     num_pairs: prompts answered from there on; None: all.
   """
-  world = artifacts.World(context, data, seed, given)
+  world = artifacts.World(context, data, seed, upstream)
   prompts = world.corpus.pair_prompts
   at = slice(first, None if num_pairs is None else first + num_pairs)
   tokens, mask = rows_lib.sample_rows(

@@ -17,7 +17,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = (), ()
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any]) -> dict:
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any]) -> dict:
   """Writes `pairs.npz`: tokens, mask [N, 2, T], the chosen response first.
 
   `gold_scores` f32[N, 2] are 1 and 0, which orders them. Pairs of one prompt
@@ -28,12 +28,12 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any]) -> dict:
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: empty; see `artifacts`.
+    upstream: empty; see `artifacts`.
 
   Raises:
     ConfigError: the corpus has no pairs.
   """
-  del given
+  del upstream
   corpus = load_lib.load(data, seed)
   rows = corpus.preferences
   if rows is None:

@@ -38,7 +38,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('reference', 'log'), ('gold', 'pairs', 'proxies')
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         node: Mapping[str, Any], components: Mapping[str, Any],
         pool: Mapping[str, Any], training: Mapping[str, int]) -> dict:
   """Trains the head; `values.npz` then holds `values` f32[N] of the log.
@@ -51,7 +51,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`; the validation prompts of `log`
+    upstream: stages by role, see `artifacts`; the validation prompts of `log`
       are answered.
     node: 'num_samples' responses to each of them; 'temperature' of these, 0
       is greedy, as in the paper; 'num_heads' of attention, 8 in the paper;
@@ -74,7 +74,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     RewardError: a component gives no usable value, see `components`.
   """
   prompt_values.check(components)
-  world = artifacts.World(context, data, seed, given)
+  world = artifacts.World(context, data, seed, upstream)
   config, num_heads = world.reference.config, node['num_heads']
   if num_heads < 1 or config.hidden_size % num_heads:
     raise errors.ConfigError(

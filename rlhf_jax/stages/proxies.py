@@ -30,7 +30,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('pairs', 'trunks'), ('features',)
 
 
-def run(context, *, seed: int, given: Mapping[str, Any],
+def run(context, *, seed: int, upstream: Mapping[str, Any],
         node: Mapping[str, Any], label_noise: float, validate: bool,
         training: Mapping[str, int]) -> dict:
   """Trains the members by one step of all.
@@ -44,9 +44,9 @@ def run(context, *, seed: int, given: Mapping[str, Any],
   Args:
     context: of the stage.
     seed: of the study.
-    given: stages by role, see `artifacts`: `pairs`, one or several; `trunks`,
-      one shared by all members or one for each; `features` of these pairs,
-      where nothing of a trunk is trained.
+    upstream: stages by role, see `artifacts`: `pairs`, one or several;
+      `trunks`, one shared by all members or one for each; `features` of these
+      pairs, where nothing of a trunk is trained.
     node: 'model', the shape of a trunk, or of `models.pretrained` with what of
       it is trained beside the heads; 'num_members' E; 'num_epochs' over the
       training pairs; 'batch_size', pairs a step and member; 'optimizer' of
@@ -61,11 +61,11 @@ def run(context, *, seed: int, given: Mapping[str, Any],
       15).
     training: save_every and log_every of `fit.Loop`.
   """
-  trunk = context.directory_of(given['trunks'][0])
+  trunk = context.directory_of(upstream['trunks'][0])
   coder = artifacts.read_tokenizer(trunk)
-  features = given.get('features', ())
+  features = upstream.get('features', ())
   rows, validation, flipped = labelled_pairs.load(
-      context, given['pairs'], seed, label_noise, held_out=node['held_out'],
+      context, upstream['pairs'], seed, label_noise, held_out=node['held_out'],
       num_pairs=node['num_pairs'], features=features)
   members, batch_size = node['num_members'], node['batch_size']
   num_steps = node['num_epochs'] * len(rows.tokens) // batch_size
@@ -73,7 +73,7 @@ def run(context, *, seed: int, given: Mapping[str, Any],
       streams.key(seed, 'proxies', name, member)
       for member in range(members)])
   config, params, base = _init(
-      context, node, coder.vocab_size, keys('head'), given)
+      context, node, coder.vocab_size, keys('head'), upstream)
   learner = learners.learner(
       reward_models.forward, config, {'name': 'bradley_terry'},
       num_steps=num_steps, optimizer=node['optimizer'],
@@ -103,14 +103,14 @@ def run(context, *, seed: int, given: Mapping[str, Any],
           'flipped': flipped, **fit_lib.rate(last, tokens * num_steps)}
 
 
-def _init(context, node, vocab_size, keys, given) -> tuple[Any, ...]:
+def _init(context, node, vocab_size, keys, upstream) -> tuple[Any, ...]:
   """Members on one shared SFT trunk, each on one of its own, or on a base.
 
   Their config, what of them is trained, and what of them is not: None, all is,
   or the features stand for it.
   """
   model, base = node['model'], None
-  if given.get('features'):
+  if upstream.get('features'):
     config, starts = reward_parts.abstract(model, vocab_size, 0).config, [{}]
   elif pretrained.is_partial(model):
     config, trunk, base = reward_parts.start(model, vocab_size, keys[0])
@@ -118,7 +118,7 @@ def _init(context, node, vocab_size, keys, given) -> tuple[Any, ...]:
   else:
     config = pretrained.config(model, vocab_size)
     starts = [artifacts.restore_policy(context.directory_of(name)).params
-              for name in given['trunks']]
+              for name in upstream['trunks']]
   return config, reward_parts.born(
       config, keys, starts, node['head_scale']), base
 

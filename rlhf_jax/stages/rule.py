@@ -11,16 +11,16 @@ from rlhf_jax.pipeline import artifacts
 NEEDS, READS = ('reference',), ()
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any]) -> dict:
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any]) -> dict:
   """Says which world's rule it is, and its mean over the demonstrations.
 
   Args:
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`.
+    upstream: stages by role, see `artifacts`.
   """
-  corpus = artifacts.World(context, data, seed, given).corpus
+  corpus = artifacts.World(context, data, seed, upstream).corpus
   scores = corpus.world.rule(
       corpus.demonstrations.tokens, corpus.demonstrations.mask)
   return {'rule': data['name'], 'mean': float(scores.mean()),

@@ -20,7 +20,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('reference', 'gold'), ('policy',)
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         force_eos: bool, sampler: Mapping[str, Any], num_samples: int,
         call: Mapping[str, int]) -> dict:
   """Samples N responses a prompt; `shard_<i>.npz` then hold [b, N, T].
@@ -32,7 +32,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: stages by role, see `artifacts`: `policy` answers.
+    upstream: stages by role, see `artifacts`: `policy` answers.
     force_eos: see `sampling.sample`.
     sampler: temperature, top_k, top_p.
     num_samples: N, a multiple of `samples_per_call` or below it.
@@ -40,7 +40,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       that their key-value cache stays in the processor's cache; and
       'shard_prompts', prompts a shard.
   """
-  world = artifacts.World(context, data, seed, given)
+  world = artifacts.World(context, data, seed, upstream)
   prompts = world.corpus.eval_prompts
   size, totals = call['shard_prompts'], {'sampling': 0.0, 'scoring': 0.0}
   draw = rows_lib.Draw(

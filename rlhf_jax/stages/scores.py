@@ -16,7 +16,7 @@ from rlhf_jax.storage import files
 NEEDS, READS = ('samples', 'proxies'), ('features',)
 
 
-def run(context, *, given: Mapping[str, Any]) -> dict:
+def run(context, *, upstream: Mapping[str, Any]) -> dict:
   """Scores the N responses to each of B prompts, shard by shard.
 
   `scores.npz` then holds members f32[E, B, N], as they are; gold f32[B, N];
@@ -25,22 +25,22 @@ def run(context, *, given: Mapping[str, Any]) -> dict:
 
   Args:
     context: of the stage.
-    given: stages by role, see `artifacts`; `features` of the samples, where
+    upstream: stages by role, see `artifacts`; `features` of the samples, where
       the reward models are heads on frozen ones.
   """
-  proxies = context.directory_of(given['proxies'])
+  proxies = context.directory_of(upstream['proxies'])
   ensemble = artifacts.restore_rewards(
-      proxies, with_base='features' not in given)
+      proxies, with_base='features' not in upstream)
   parts = []
   for path in sorted(
-      context.directory_of(given['samples']).glob('shard_*.npz')):
+      context.directory_of(upstream['samples']).glob('shard_*.npz')):
     context.stop.check(f'the start of {context.directory.name}')
     arrays = files.load_arrays(path)
     tokens, mask = arrays.pop('tokens').astype(np.int32), arrays.pop('mask')
     arrays['gold'] = arrays.pop('gold_scores')
-    if 'features' in given:
+    if 'features' in upstream:
       states = files.load_arrays(
-          context.directory_of(given['features']) / path.name)['features']
+          context.directory_of(upstream['features']) / path.name)['features']
       members = reward_models.score_features(ensemble.params, states)
     else:
       members = ensemble.scores(tokens, mask, standardize=False)

@@ -24,7 +24,7 @@ from rlhf_jax.pipeline import policies
 NEEDS, READS = (), ()
 
 
-def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
+def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
         node: Mapping[str, Any], part: str, training: Mapping[str, int]
         ) -> dict:
   """Trains a policy; `checkpoints` then holds what of it was trained.
@@ -33,7 +33,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
     context: of the stage.
     seed: of the study.
     data: config node of the corpus.
-    given: empty; see `artifacts`.
+    upstream: empty; see `artifacts`.
     node: 'model' of `models.pretrained`, 'num_steps' (0 keeps the model as it
       is, and reads no demonstration), 'batch_size' (demonstrations a step),
       'optimizer' of `train.optimizer`, 'num_microbatches' of
@@ -43,7 +43,7 @@ def run(context, *, seed: int, data: dict, given: Mapping[str, Any],
       own.
     training: save_every and log_every of `fit.Loop`.
   """
-  del given
+  del upstream
   corpus = load_lib.load(data, seed)
   coder, rows = corpus.tokenizer, corpus.demonstrations
   tokenizer.check_ids(rows.tokens, coder.vocab_size)

@@ -184,10 +184,10 @@ class Checkpointer:
     if abstract_training is not None:
       abstract['training'] = abstract_training
       self._check_space(abstract)
-    found = _restore_newest(self.directory, abstract, strict)
-    if found is None:
+    newest = _restore_newest(self.directory, abstract, strict)
+    if newest is None:
       return None
-    step, trees, record = found
+    step, trees, record = newest
     damaged = [s for s in _steps(self.directory) if s > step]
     processes.from_owner(lambda: self._set_aside(damaged))
     if damaged:
@@ -344,16 +344,16 @@ def _check_template(
   """Orbax would cast a dtype silently, so names and dtypes come first."""
   if manifest is None:
     raise errors.CheckpointError(f'{path} has no item {name!r}')
-  wanted = {leaf: _signature(x) for leaf, x in _leaves(name, tree).items()}
-  problems = [f'{leaf} is missing' for leaf in wanted if leaf not in manifest]
+  expected = {leaf: _signature(x) for leaf, x in _leaves(name, tree).items()}
+  problems = [f'{leaf} is missing' for leaf in expected if leaf not in manifest]
   problems += [f'{leaf} is unexpected' for leaf in manifest
-               if leaf not in wanted]
-  for leaf in wanted.keys() & manifest.keys():
+               if leaf not in expected]
+  for leaf in expected.keys() & manifest.keys():
     saved = {k: manifest[leaf][k] for k in ('dtype', 'shape')}
-    if wanted[leaf] != saved:
+    if expected[leaf] != saved:
       problems.append(
           f'{leaf} is {saved["dtype"]}{saved["shape"]}, expected '
-          f'{wanted[leaf]["dtype"]}{wanted[leaf]["shape"]}'
+          f'{expected[leaf]["dtype"]}{expected[leaf]["shape"]}'
       )
   if problems:
     shown = '; '.join(sorted(problems)[:3])

@@ -221,8 +221,8 @@ def load_arrays(path: str | os.PathLike, *, owner: str | None = None
       arrays = {name: stream[name] for name in stream.files}
     if _arrays_digest(arrays) != str(arrays.pop(_DIGEST)):
       raise ValueError('SHA-256 differs')
-    told = str(arrays.pop(_OWNER, ''))
-    if owner is not None and told != f'{owner} {pathlib.Path(path).name}':
+    mark = str(arrays.pop(_OWNER, ''))
+    if owner is not None and mark != f'{owner} {pathlib.Path(path).name}':
       raise ValueError('it belongs to another stage, or has another name')
   except Exception as error:  # zip, npy and zlib raise many kinds
     raise errors.CheckpointError(

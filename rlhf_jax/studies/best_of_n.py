@@ -53,20 +53,20 @@ def _seed_stages(config: dict, seed: seed_lib.Seed) -> plan.Shown:
   for force_eos in config['force_eos']:
     ending = 'forced_eos' if force_eos else 'as_sampled'
     pairs = seed.add_pairs(f'{ending}/pairs', force_eos=force_eos)
-    given = {'samples': seed.add(
+    upstream = {'samples': seed.add(
         f'{ending}/samples', samples,
         {'reference': seed.reference, 'gold': seed.gold}, **seed.texts,
         force_eos=force_eos, sampler=config['sampler'], call=drawn,
         num_samples=config['best_of_n']['num_samples'])}
-    given['features'] = seed.add_features(
-        'samples', given['samples'], config['proxy'])
+    upstream['features'] = seed.add_features(
+        'samples', upstream['samples'], config['proxy'])
     for noise in config['label_noise']:
       here = f'{ending}/noise_{noise:.12g}'
-      given['proxies'] = seed.add_proxies(
+      upstream['proxies'] = seed.add_proxies(
           f'{here}/proxies', config['proxy'], pairs=pairs, label_noise=noise)
-      given['scores'] = seed.add(f'{here}/scores', scores, given)
+      upstream['scores'] = seed.add(f'{here}/scores', scores, upstream)
       stage = seed.add(
-          f'{here}/best_of_n', best_of_n, given,
+          f'{here}/best_of_n', best_of_n, upstream,
           methods=config['best_of_n']['methods'],
           standardize=config['best_of_n']['standardize'])
       shown.append({'stage': stage, 'force_eos': force_eos,

@@ -88,9 +88,9 @@ class Planner:
     self._left[stage.name] = self._leaves(kind, arguments)
     # Stages of other seeds are alike, and shapes take a while to trace.
     key = json.dumps([kind, {k: v for k, v in arguments.items() if k not in (
-        'seed', 'part', 'given', 'data')}, {
+        'seed', 'part', 'upstream', 'data')}, {
             role: self._left.get(name) if isinstance(name, str) else None
-            for role, name in arguments['given'].items()}])
+            for role, name in arguments['upstream'].items()}])
     if key not in self._uses:
       self._uses[key] = getattr(self, f'_use_{kind}')(stage.name, arguments)
     return dataclasses.replace(self._uses[key], stage=stage.name)
@@ -104,15 +104,15 @@ class Planner:
     if kind == 'loaded_rewards':
       return shapes_lib.Model(*reward_directory.shape(arguments['rewards']))
     if kind in ('online_policy', 'offline_policy'):
-      return self._start(arguments['given'])
+      return self._start(arguments['upstream'])
     if kind == 'logged':
       pairs = arguments['node']['source'] == 'pairs'
       return _Log(2 if pairs else arguments['data'].get('max_samples', 2))
     return None
 
-  def _start(self, given):
+  def _start(self, upstream):
     """The policy that goes on, or answers."""
-    return self._left[given.get('policy') or given['reference']]
+    return self._left[upstream.get('policy') or upstream['reference']]
 
   # Stages.
 
@@ -131,7 +131,7 @@ class Planner:
 
   def _use_proxies(self, name, arguments):
     node = arguments['node']
-    if 'features' in arguments['given']:  # which take the place of the base
+    if 'features' in arguments['upstream']:  # which take the place of the base
       return dataclasses.replace(
           self._rewards(name, node, node['num_members']), frozen=0,
           activations=0, program=None)
@@ -156,22 +156,24 @@ class Planner:
             length=self._sizes.length, num_microbatches=parts))
 
   def _use_pairs(self, name, arguments):
-    given = arguments['given']
+    upstream = arguments['upstream']
     return self._sampling(
-        name, given, self._judges(given, also=('gold',)), rows_lib.CHUNK, 2)
+        name, upstream, self._judges(upstream, also=('gold',)),
+        rows_lib.CHUNK, 2)
 
   def _use_samples(self, name, arguments):
-    given, call = arguments['given'], arguments['call']['samples_per_call']
+    upstream = arguments['upstream']
+    call = arguments['call']['samples_per_call']
     return self._sampling(  # of one prompt at a time, on each device
-        name, given, self._judges(given, also=('gold',)), 1,
+        name, upstream, self._judges(upstream, also=('gold',)), 1,
         min(call, arguments['num_samples']))
 
   def _use_prompt_value(self, name, arguments):
-    given, node = arguments['given'], arguments['node']
+    upstream, node = arguments['upstream'], arguments['node']
     use = self._sampling(
-        name, given, self._judges(given, arguments['components']),
+        name, upstream, self._judges(upstream, arguments['components']),
         rows_lib.CHUNK, node['num_samples'])
-    config, _ = self._shapes.policy(self._start(given).node)
+    config, _ = self._shapes.policy(self._start(upstream).node)
     trained, optimizer = self._shapes.state({'head': jax.eval_shape(
         lambda: heads.init_prompt_value(
             jax.random.key(0), config.hidden_size,
@@ -186,11 +188,11 @@ class Planner:
 
   def _use_logged(self, name, arguments):
     frozen, scoring = self._judged(self._judges(
-        arguments['given'], arguments['node']['components']))
+        arguments['upstream'], arguments['node']['components']))
     return Use(name, frozen=frozen, activations=scoring)
 
-  def _sampling(self, name, given, judges, prompts, samples):
-    config, params = self._shapes.policy(self._start(given).node)
+  def _sampling(self, name, upstream, judges, prompts, samples):
+    config, params = self._shapes.policy(self._start(upstream).node)
     more, scoring = self._judged(judges)
     return Use(
         name, frozen=self._shapes.place(params) + more, activations=scoring,
@@ -202,9 +204,9 @@ class Planner:
             new_tokens=self._sizes.response))
 
   def _use_scores(self, name, arguments):
-    proxies = self._left[arguments['given']['proxies']]
+    proxies = self._left[arguments['upstream']['proxies']]
     config, own, base = self._shapes.rewards(proxies)
-    if 'features' in arguments['given']:  # which take the place of the base
+    if 'features' in arguments['upstream']:  # which take the place of the base
       return Use(name, frozen=self._shapes.place(own, proxies.members))
     frozen, scoring = self._judged([proxies])
     return Use(
@@ -214,7 +216,7 @@ class Planner:
             length=self._sizes.length))
 
   def _use_online_policy(self, name, arguments):
-    given, run = arguments['given'], arguments['run']
+    upstream, run = arguments['upstream'], arguments['run']
     rollout, updates = run['rollout'], run['updates']
     parts = updates['num_minibatches'] * updates['num_microbatches']
     prompts, samples = rollout['batch_size'], rollout['samples']
@@ -224,16 +226,16 @@ class Planner:
     value = run['value'] if methods.has_values(row) else None
     reward = run['reward']['components']
     use = self._trained_policy(
-        name, given, value, (reward, arguments['measure']['components']),
+        name, upstream, value, (reward, arguments['measure']['components']),
         _Rows(step, step * parts, step * parts, _evaluated(run), (
             rollout['chunk_size'] or prompts, samples)))
     # Within a program, and not in chunks from the host.
-    _, scoring = self._judged(self._judges(given, reward), step * parts)
+    _, scoring = self._judged(self._judges(upstream, reward), step * parts)
     use = dataclasses.replace(use, activations=max(use.activations, scoring))
     if online_models.mask(row) is None:
       return use
     # NLPO copies the policy, and samples and learns beside the copy.
-    node = self._start(given).node
+    node = self._start(upstream).node
     model, (config, params) = self._shapes.parts(node), self._shapes.policy(
         node)
     sampler = self._estimate.sampler(
@@ -246,7 +248,7 @@ class Planner:
             config, step * parts))
 
   def _use_offline_policy(self, name, arguments):
-    given, run = arguments['given'], arguments['run']
+    upstream, run = arguments['upstream'], arguments['run']
     row = offline_methods.make_row(run)
     value = run['value'] if methods.has_values(row) else None
     # Of an example: that lie there, and that a step learns from.
@@ -255,7 +257,7 @@ class Planner:
       responses = 2
     if row.source in offline_data.PAIRED:  # of others, all that there are
       responses = learned = (2 if row.source == 'preferences'
-                             else self._left[given['log']].responses)
+                             else self._left[upstream['log']].responses)
     passes = any(methods.has(row, x) for x in ('ref_logprobs', 'old_values'))
     step, batch, annotated = map(self._estimate.filled, (
         run['batch_size'] // run['num_microbatches'], run['batch_size'],
@@ -264,11 +266,11 @@ class Planner:
     if row.source == 'unpaired':  # the reference point is of a whole batch
       read = max(read, batch)
     use = self._trained_policy(
-        name, given, value, (arguments['measure']['components'],), _Rows(
+        name, upstream, value, (arguments['measure']['components'],), _Rows(
             step * learned, batch * responses, read, _evaluated(run)))
     if not methods.is_ilql(row):
       return use
-    config, _ = self._shapes.policy(self._start(given).node)
+    config, _ = self._shapes.policy(self._start(upstream).node)
     q_heads = {'q_heads': jax.eval_shape(lambda: heads.init_q(
         jax.random.key(0), config.hidden_size, config.vocab_size,
         mlp=run['q']['mlp'], scale=run['q']['scale']))}
@@ -277,28 +279,28 @@ class Planner:
         use, trained=use.trained + trained,
         optimizer=use.optimizer + more + trained)
 
-  def _trained_policy(self, name, given, value, rewards, rows):
+  def _trained_policy(self, name, upstream, value, rewards, rows):
     """A policy that is trained, evaluated and, online, sampled from.
 
     Args:
       name: of the stage.
-      given: stages by role.
+      upstream: stages by role.
       value: node of its value head; None without one.
       rewards: components, by which it is trained or evaluated.
       rows: that its programs read.
     """
-    model, also = self._shapes.parts(self._start(given).node), ['gold']
+    model, also = self._shapes.parts(self._start(upstream).node), ['gold']
     trainable, trunk, config = model.trainable, None, model.config
     if value is not None:
       if value['trunk'] == 'reward':
         also.append('proxies')
       added, trunk = self._shapes.value_head(
-          config, value, self._left.get(given.get('proxies')))
+          config, value, self._left.get(upstream.get('proxies')))
       trainable = {**trainable, **added}
     trained, optimizer = self._shapes.state(trainable)
-    held, scoring = self._judged(self._judges(given, *rewards, also=also))
+    held, scoring = self._judged(self._judges(upstream, *rewards, also=also))
     # Under adapters the reference shares the base.
-    _, reference = self._shapes.policy(self._start(given).node)
+    _, reference = self._shapes.policy(self._start(upstream).node)
     whole = sharding.device_bytes(reference)
     step = self._estimate.step(config, rows.step)
     if trunk is not None:
@@ -319,11 +321,11 @@ class Planner:
 
   # Reward models.
 
-  def _judges(self, given, *rewards, also=()):
+  def _judges(self, upstream, *rewards, also=()):
     """The reward models that components of rewards read, and roles `also`."""
     roles = {*also}.union(*map(reward_nodes.roles, rewards))
-    return [self._left[given[role]] for role in ('proxies', 'gold')
-            if role in roles and self._left.get(given.get(role))]
+    return [self._left[upstream[role]] for role in ('proxies', 'gold')
+            if role in roles and self._left.get(upstream.get(role))]
 
   def _judged(self, models, rows=None):
     """Bytes of frozen reward models, and what scoring `rows` at once needs.

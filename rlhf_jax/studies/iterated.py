@@ -128,10 +128,10 @@ def _add_round(config: dict, seed: seed_lib.Seed, proxy: Mapping,
   proxies = seed.add_proxies(
       f'{here}/proxies', proxy, pairs=list(pairs),
       label_noise=proxy['label_noise'])
-  given = {'reference': seed.reference, 'policy': current, 'gold': seed.gold,
-           'pairs': pairs[0], 'proxies': proxies}
+  upstream = {'reference': seed.reference, 'policy': current, 'gold': seed.gold,
+              'pairs': pairs[0], 'proxies': proxies}
   components = config['online']['reward']['components']
   return seed.add(
-      f'{here}/policy', online_policy, given, **seed.texts, part=number,
+      f'{here}/policy', online_policy, upstream, **seed.texts, part=number,
       run=nodes.of_stage(config['online'], 'condition'),
       measure=online.measure(config, components), training=config['training'])

@@ -65,9 +65,9 @@ def describe(config: dict) -> plan.Study:
   rows = {}
 
   def of_seed(seed):
-    given, proxies = seed.cast(
+    upstream, proxies = seed.cast(
         used, reads_gold=reads_gold, reads_pairs=reads_pairs)
-    stages, of_logs = _seed_stages(config, seed, logs, runs, given, proxies)
+    stages, of_logs = _seed_stages(config, seed, logs, runs, upstream, proxies)
     for name, stage in of_logs.items():
       rows.setdefault(name, []).append({'stage': stage, 'seed': seed.seed})
     return [{'stage': stages[name], 'run': name, 'labels': run['labels']}
@@ -85,14 +85,15 @@ def describe(config: dict) -> plan.Study:
                                'figure': config['figure']})
 
 
-def _seed_stages(config, seed: seed_lib.Seed, logs, runs, given, proxies
+def _seed_stages(config, seed: seed_lib.Seed, logs, runs, upstream, proxies
                  ) -> tuple[dict[str, str], dict[str, str]]:
   """Adds the stages of logs and runs; that of each run, and of each log."""
   of_logs = {}
   for name in dict.fromkeys(run['log'] for run in runs.values()):
-    of_logs[name] = _log_stages(config, seed, name, logs[name], runs, given | (
-        {'proxies': proxies[logs[name]['condition']]}
-        if reads_proxies(logs[name]) else {}))
+    of_logs[name] = _log_stages(
+        config, seed, name, logs[name], runs, upstream | (
+            {'proxies': proxies[logs[name]['condition']]}
+            if reads_proxies(logs[name]) else {}))
   stages = {}
   for name, run in runs.items():
     log, roles = logs[run['log']], of_logs[run['log']]
@@ -112,15 +113,15 @@ def _seed_stages(config, seed: seed_lib.Seed, logs, runs, given, proxies
   return stages, {name: roles['log'] for name, roles in of_logs.items()}
 
 
-def _log_stages(config, seed, name, log, runs, given) -> dict[str, str]:
+def _log_stages(config, seed, name, log, runs, upstream) -> dict[str, str]:
   """Adds the stages of one log; the roles of what learns from it."""
   noise = 0.0
   if log['source'] == 'pairs' and log['condition'] in config['conditions']:
     noise = nodes.conditions(config)[log['condition']]['label_noise']
   rewards = {'pool': config['pool']}
   node = {k: log[k] for k in ('source', 'num_validation', 'components')}
-  roles = given | {'log': seed.add(
-      f'logs/{name}/logged', logged, given, **seed.texts, **rewards,
+  roles = upstream | {'log': seed.add(
+      f'logs/{name}/logged', logged, upstream, **seed.texts, **rewards,
       node=node, label_noise=noise)}
   if any(reads_values(run) for run in runs.values() if run['log'] == name):
     roles['values'] = seed.add(

@@ -46,9 +46,9 @@ def describe(config: dict) -> plan.Study:
                  or nodes.compares_by_gold(config, components))
 
   def of_seed(seed):
-    given, proxies = seed.cast(
+    upstream, proxies = seed.cast(
         used, reads_gold=reads_gold, reads_pairs=reads_pairs)
-    stages = _seed_stages(config, seed, runs, given, proxies)
+    stages = _seed_stages(config, seed, runs, upstream, proxies)
     return [{'stage': stages[name], 'run': name, 'labels': run['labels']}
             for name, run in runs.items()]
 
@@ -98,12 +98,12 @@ def measure(config: dict, components: Mapping[str, Mapping]) -> dict[str, Any]:
           'sampler': config['sampler']}
 
 
-def _seed_stages(config, seed: seed_lib.Seed, runs, given, proxies
+def _seed_stages(config, seed: seed_lib.Seed, runs, upstream, proxies
                  ) -> dict[str, str]:
   """Adds the stages of runs; that of each."""
   stages, shared = {}, {}
   for name, run in runs.items():
-    roles = dict(given)
+    roles = dict(upstream)
     if nodes.reads_proxies(run):
       roles['proxies'] = proxies[run['condition']]
     if nodes.is_best_of_n(run):

@@ -89,12 +89,12 @@ def plan(config: dict, num_devices: int | None = None) -> list[run_lib.Stage]:
     stages += seed.stages
   judges = study.judge(shown)
   stages += judges
-  told = study.arguments(shown)
+  keywords = study.arguments(shown)
   if judges:
-    told |= {'judged': judges[-1].name}
+    keywords |= {'judged': judges[-1].name}
   return [*stages, run_lib.Stage(final(config), functools.partial(
       study.report.run, stages=[stage.name for stage in stages],
-      title=config['title'], **told), alone=True, quick=True)]
+      title=config['title'], **keywords), alone=True, quick=True)]
 
 
 def with_inputs(config: dict, stages: Iterable[run_lib.Stage]

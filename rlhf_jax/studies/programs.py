@@ -202,10 +202,10 @@ def quick_compiler() -> Iterator[None]:
   Memory and collectives are nearly those of an optimised program. What a cache
   holds cannot be read back without a device.
   """
-  wanted = {'jax_optimization_level': 'O0',
-            'jax_enable_compilation_cache': False}
-  before = {name: getattr(jax.config, name) for name in wanted}
-  for name, value in wanted.items():
+  flags = {'jax_optimization_level': 'O0',
+           'jax_enable_compilation_cache': False}
+  before = {name: getattr(jax.config, name) for name in flags}
+  for name, value in flags.items():
     jax.config.update(name, value)
   try:
     yield

@@ -227,13 +227,13 @@ def _check_evaluation(where, run, num_eval_prompts, require):
 def _check_best_of_n(where, run, require):
   """Refuses what best-of-n would not do, though the run asks for it."""
   reward, kl = run['reward'], run['kl']
-  told = [(f'reward.components.{name}.{field}', node[field] != neutral)
-          for name, node in reward_nodes.check(reward['components']).items()
-          for field, neutral in UNTOUCHED.items() if field in node]
+  settings = [(f'reward.components.{name}.{field}', node[field] != neutral)
+              for name, node in reward_nodes.check(reward['components']).items()
+              for field, neutral in UNTOUCHED.items() if field in node]
   for field, wrong in (
       ('reward.components', list(reward_nodes.kinds(reward['components']))
        != ['proxy'] or len(reward['components']) != 1),
-      *told, ('reward.noise', reward['noise']),
+      *settings, ('reward.noise', reward['noise']),
       ('reward.scale', reward['scale'] is not None),
       ('reward.eos.penalty', reward['eos']['penalty'] is not None),
       ('reward.eos.value', reward['eos']['value'] is not None),

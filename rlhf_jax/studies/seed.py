@@ -48,30 +48,30 @@ class Seed:
     self._config, self._trunks, self._features = config, [], []
     self._training = {'training': config['training']}
 
-  def add(self, name: str, stage: ModuleType, given: Mapping[str, Any],
+  def add(self, name: str, stage: ModuleType, upstream: Mapping[str, Any],
           **kwargs) -> str:
     """Adds one stage and returns its whole name.
 
     Args:
       name: below that of the seed.
       stage: module of `stages`.
-      given: stages by role; those that it does not read are left out, so that
-        what it is made from says no more than it reads.
+      upstream: stages by role; those that it does not read are left out, so
+        that what it is made from says no more than it reads.
       **kwargs: of its `run`.
 
     Raises:
       ConfigError: a role that it needs is not there.
     """
     for role in stage.NEEDS:
-      if not given.get(role):
+      if not upstream.get(role):
         raise errors.ConfigError(
             f'stage {name} needs {role!r}, which this study does not make; '
             'name a condition, a log or data that give it')
-    roles = {role: given[role] for role in (*stage.NEEDS, *stage.READS)
-             if given.get(role)}
+    roles = {role: upstream[role] for role in (*stage.NEEDS, *stage.READS)
+             if upstream.get(role)}
     name = f'{self.name}/{name}'
     self.stages.append(run_lib.Stage(
-        name, functools.partial(stage.run, given=roles, **kwargs)))
+        name, functools.partial(stage.run, upstream=roles, **kwargs)))
     return name
 
   @functools.cached_property
@@ -123,8 +123,9 @@ class Seed:
   def add_pairs(self, name: str = 'pairs', *, force_eos: bool,
                 policy: str | None = None, **part) -> str:
     """Pairs of a policy, the reference if none is named, with gold scores."""
-    given = {'reference': self.reference, 'gold': self.gold, 'policy': policy}
-    return self.add(name, pairs_stage, given, **self.texts,
+    upstream = {
+        'reference': self.reference, 'gold': self.gold, 'policy': policy}
+    return self.add(name, pairs_stage, upstream, **self.texts,
                     force_eos=force_eos, sampler=self._config['sampler'],
                     **part)
 

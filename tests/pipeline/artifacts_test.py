@@ -117,7 +117,7 @@ class WorldTest(parameterized.TestCase):
 
   def test_what_is_absent_is_absent(self):
     there = world(reference='sft', gold=None)
-    self.assertEqual(there.given, {'reference': 'sft'})
+    self.assertEqual(there.upstream, {'reference': 'sft'})
     self.assertIsNone(there.gold)
     self.assertIsNone(there.proxies)
     self.assertIsNone(there.column)

@@ -15,12 +15,12 @@ from rlhf_jax.pipeline import rewarding
 from rlhf_jax.storage import files
 
 PAIRS, HELD_OUT = worlds.NUM_PAIRS, 4
-GIVEN = dict(reference='sft', gold='gold', pairs='pairs')
+UPSTREAM = dict(reference='sft', gold='gold', pairs='pairs')
 
 
 def world(corpus=None, **given):
   there = artifacts.World(worlds.Context(worlds.untrained()), worlds.DATA, 0,
-                          GIVEN | given)
+                          UPSTREAM | given)
   there.corpus = corpus or worlds.corpus()
   return there
 

@@ -31,10 +31,10 @@ class LoadTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.context = worlds.Context(worlds.once('picks', stages))
-    self.given = dict(scores='scores', proxies='proxies')
+    self.upstream = dict(scores='scores', proxies='proxies')
 
   def test_standardised_on_held_out_responses(self):
-    arrays = picks.load(self.context, self.given, True)
+    arrays = picks.load(self.context, self.upstream, True)
     np.testing.assert_allclose(
         arrays['members'], [[[-1.5, -.5], [.5, 1.5]], [[0, 0], [40, 40]]])
     np.testing.assert_array_equal(arrays['gold'], GOLD)

@@ -26,7 +26,7 @@ from rlhf_jax.rewards import nodes as nodes_lib
 
 B, K = 3, 2
 PLACES = np.array([5, 2, 7])  # of the prompts of a batch, among all
-GIVEN = dict(reference='sft', gold='gold', pairs='pairs', proxies='proxies')
+UPSTREAM = dict(reference='sft', gold='gold', pairs='pairs', proxies='proxies')
 MEAN, STD = 7., 3.  # of the column that the gold model has learned
 AGGREGATES = (dict(kind='mean'), dict(kind='worst_case'),
               dict(kind='single', member=1),
@@ -44,7 +44,7 @@ def learned(workdir):
 
 
 def world(corpus=None, **changes):
-  given = {k: v for k, v in (GIVEN | changes).items() if v is not None}
+  given = {k: v for k, v in (UPSTREAM | changes).items() if v is not None}
   there = artifacts.World(worlds.Context(worlds.once('learned', learned)),
                           worlds.DATA, 0, given)
   there.corpus = corpus or dataclasses.replace(
@@ -237,7 +237,7 @@ class BindTest(parameterized.TestCase):
 
   def test_a_gold_model_that_has_learned_no_score(self):
     there = artifacts.World(
-        worlds.Context(worlds.untrained()), worlds.DATA, 0, GIVEN)
+        worlds.Context(worlds.untrained()), worlds.DATA, 0, UPSTREAM)
     results = dict(gold={})
     of = there.context.result_of
     there.context.result_of = lambda name: results.get(name, of(name))

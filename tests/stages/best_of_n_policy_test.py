@@ -15,9 +15,9 @@ from rlhf_jax.stages import best_of_n_policy
 from rlhf_jax.studies import nodes
 
 ENDING, CONDITION = 'seed_0/as_sampled', 'seed_0/as_sampled/noise_0.25'
-GIVEN = dict(reference='seed_0/sft', gold='seed_0/gold',
-             pairs=f'{ENDING}/pairs', scores=f'{CONDITION}/scores',
-             proxies=f'{CONDITION}/proxies')
+UPSTREAM = dict(reference='seed_0/sft', gold='seed_0/gold',
+                pairs=f'{ENDING}/pairs', scores=f'{CONDITION}/scores',
+                proxies=f'{CONDITION}/proxies')
 AGGREGATES = {
     'mean': dict(kind='mean'), 'single_1': dict(kind='single', member=1),
     'worst_case': dict(kind='worst_case')}
@@ -28,7 +28,8 @@ def run(name, context=None, **fields):
   context = context or figure_3.context()
   node = dict(kind='proxy', aggregate=AGGREGATES[name]) | fields
   result = best_of_n_policy.run(
-      context, seed=0, data=nodes.data_config(figure_3.config()), given=GIVEN,
+      context, seed=0, data=nodes.data_config(figure_3.config()),
+      upstream=UPSTREAM,
       proxy=reward_nodes.check({'proxy': node})['proxy'])
   return context, result
 

@@ -50,8 +50,8 @@ class CurvesTest(parameterized.TestCase):
     condition = figure_3.CONDITIONS[1]
     context = figure_3.context()
     result = best_of_n.run(
-        context, given={role: f'{condition}/{role}'
-                        for role in ('scores', 'proxies')},
+        context, upstream={role: f'{condition}/{role}'
+                           for role in ('scores', 'proxies')},
         methods={'cautious': dict(kind='uncertainty_weighted',
                                   uncertainty_coef=3.)}, standardize=False)
     self.assertEqual(result['methods'], ['single_0', 'single_1', 'cautious'])

@@ -65,15 +65,15 @@ def read(folder, role, name, stop=None):
   context = worlds.Context(folder, folder / name, stop=stop)
   context.directory.mkdir(exist_ok=True)
   finish(context, features.run(
-      context, given={'reference': 'sft', role: role}, model=frozen()))
+      context, upstream={'reference': 'sft', role: role}, model=frozen()))
   return context
 
 
-def train(folder, name, model, **given):
+def train(folder, name, model, **upstream):
   context = worlds.Context(folder, folder / name)
   context.directory.mkdir()
   result = proxies.run(
-      context, seed=0, given=dict(pairs='pairs', trunks=['sft'], **given),
+      context, seed=0, upstream=dict(pairs='pairs', trunks=['sft'], **upstream),
       node=NODE | dict(model=model), label_noise=.25, validate=True,
       training={})
   finish(context, result)
@@ -176,7 +176,7 @@ class HeadsTest(absltest.TestCase):
     trained, _ = train(folder, 'proxies_', frozen(), features=['of_pairs'])
     context = worlds.Context(folder, folder / 'loaded')
     context.directory.mkdir()
-    loaded_rewards.run(context, given={'reference': 'sft'},
+    loaded_rewards.run(context, upstream={'reference': 'sft'},
                        rewards=str(trained.directory))
     ours, theirs = (artifacts.restore_rewards(x.directory)
                     for x in (context, trained))
@@ -198,7 +198,7 @@ class HeadsTest(absltest.TestCase):
           else reward_models.score_rows), mock.patch.object(
               reward_parts, 'start', side_effect=AssertionError if more
               else reward_parts.start):
-        scores.run(context, given=dict(
+        scores.run(context, upstream=dict(
             samples='samples', proxies='proxies_', **more))
       arrays[name] = files.load_arrays(context.directory / 'scores.npz')
     self.assertEqual(arrays['with']['members'].shape, (2, 8, 2))

@@ -42,7 +42,7 @@ def run(workdir, function='longer', **changes):
   context = worlds.Context(workdir)
   result = feedback.run(context, **dict(
       seed=0, data=worlds.DATA, force_eos=False, sampler={'temperature': 1.},
-      given=dict(reference='sft'),
+      upstream=dict(reference='sft'),
       judge=dict(kind='function', function=f'judges:{function}')) | changes)
   return files.load_arrays(context.directory / 'pairs.npz'), result, context
 
@@ -83,7 +83,7 @@ class StageTest(parameterized.TestCase):
     np.testing.assert_array_equal(arrays['tokens'], again['tokens'])
     context = worlds.Context(self.workdir)
     pairs.run(context, seed=0, data=worlds.DATA, force_eos=False, sampler={},
-              given=dict(reference='sft', gold='gold'))
+              upstream=dict(reference='sft', gold='gold'))
     others = files.load_arrays(context.directory / 'pairs.npz')['tokens']
     self.assertFalse(all((row == others).all(axis=(1, 2)).any()
                          for row in arrays['tokens']))
@@ -100,7 +100,7 @@ class StageTest(parameterized.TestCase):
     _, _, context = run(self.workdir)
     judges.calls.clear()
     feedback.run(context, seed=0, data=worlds.DATA, force_eos=False,
-                 sampler={'temperature': 1.}, given=dict(reference='sft'),
+                 sampler={'temperature': 1.}, upstream=dict(reference='sft'),
                  judge=dict(kind='function', function='judges:longer'))
     self.assertEmpty(judges.calls)
 
@@ -142,7 +142,7 @@ class PlanTest(absltest.TestCase):
     self.assertEmpty({*stages} & {'gold', 'pairs'})
     proxies = next(stage for name, stage in stages.items()
                    if name.endswith('proxies'))
-    self.assertEqual(proxies.run.keywords['given']['pairs'],
+    self.assertEqual(proxies.run.keywords['upstream']['pairs'],
                      'seed_0/feedback')
     self.assertIn('function judges', plan.inputs(one, stages.values()))
 

@@ -26,7 +26,7 @@ NODE = dict(model=worlds.MODEL, num_steps=1, batch_size=32, held_out=64,
 
 def run(context, **changes):
   return gold.run(
-      context, seed=0, data=worlds.DATA, given={'reference': 'sft'},
+      context, seed=0, data=worlds.DATA, upstream={'reference': 'sft'},
       node=NODE | changes, sampler={}, training={})
 
 

@@ -17,16 +17,16 @@ from rlhf_jax.stages import logged
 from rlhf_jax.storage import files
 
 PAIRS, HELD_OUT = worlds.NUM_PAIRS, 4
-GIVEN = dict(reference='sft', gold='gold', pairs='pairs')
+UPSTREAM = dict(reference='sft', gold='gold', pairs='pairs')
 NODES = dict(good=dict(kind='gold', weight=2., scale=.5, squash='sigmoid'),
              short=dict(kind='length', target=20))
 
 
-def run(*, label_noise=.25, seed=0, given=None, **node):
+def run(*, label_noise=.25, seed=0, upstream=None, **node):
   """The arrays and the result of the stage."""
   context = worlds.Context(worlds.untrained())
   result = logged.run(
-      context, seed=seed, data=worlds.DATA, given=given or GIVEN,
+      context, seed=seed, data=worlds.DATA, upstream=upstream or UPSTREAM,
       label_noise=label_noise, pool={}, node=dict(
           source='pairs', num_validation=HELD_OUT, components=NODES) | node)
   return files.load_arrays(context.directory / 'logged.npz'), result
@@ -45,7 +45,7 @@ def run_on_log(corpus):
             {'corpus': corpus.fingerprint()} if name == 'sft'
             else of(context, name)))):
     return run(source='corpus', label_noise=0., num_validation=2,
-               given={'reference': 'sft'}, components=dict(votes=dict(
+               upstream={'reference': 'sft'}, components=dict(votes=dict(
                    kind='file', column='votes', weight=.5)))
 
 
@@ -55,7 +55,7 @@ class PairsTest(parameterized.TestCase):
     arrays, result = usual()
     log, at, _ = log_rows.load(
         artifacts.World(worlds.Context(worlds.untrained()), worlds.DATA, 0,
-                        GIVEN), 0, 'pairs', .25, HELD_OUT)
+                        UPSTREAM), 0, 'pairs', .25, HELD_OUT)
     np.testing.assert_array_equal(arrays['example'], at)
     # The first pairs of the stage are those for validation, in their order.
     np.testing.assert_array_equal(at[-HELD_OUT:], np.arange(HELD_OUT))

@@ -33,9 +33,9 @@ NODES = dict(short=dict(kind='length', target=20, weight=2.),
 CLIP = dict(clip_ratio=.8)
 ONE = dict(one=dict(kind='length', target=.01))  # of any text
 Q = dict(mlp=True, scale=1., rate=.25, every=2, shift=4., top_k=20)
-GIVEN = dict(reference='sft', gold='gold', pairs='pairs', log='log',
-             values='log_values')
-NO_VALUES = dict(GIVEN, values=None)
+UPSTREAM = dict(reference='sft', gold='gold', pairs='pairs', log='log',
+                values='log_values')
+NO_VALUES = dict(UPSTREAM, values=None)
 RUN = dict(
     algorithm='a_lol', arguments={}, use='all', filtered=False,
     priority='none', batch_size=BATCH, num_microbatches=1, packing=False,
@@ -88,14 +88,14 @@ def values():
   return files.load_arrays(workdir() / 'log_values/values.npz')['values']
 
 
-def run(context=None, *, evaluate=False, given=GIVEN, num_devices=1,
+def run(context=None, *, evaluate=False, upstream=UPSTREAM, num_devices=1,
         **changes):
   """(context, result) of the stage; without evaluations, which compile."""
   context = context or worlds.Context(workdir(), num_devices=num_devices)
   if 'algorithm' not in changes:
     changes['arguments'] = dict(alol=CLIP)
   stage = functools.partial(
-      offline_policy.run, context, seed=0, data=worlds.DATA, given=given,
+      offline_policy.run, context, seed=0, data=worlds.DATA, upstream=upstream,
       run=RUN | changes, training=dict(save_every=1, log_every=1),
       measure=dict(components=NODES, pool={}, sampler=dict(temperature=1.)))
   if evaluate:
@@ -179,17 +179,17 @@ class ReductionTest(parameterized.TestCase):
   def test_cloning_weighted_by_one_is_cloning(self):
     context = worlds.Context(workdir())
     result = logged.run(
-        context, seed=0, data=worlds.DATA, given=GIVEN, label_noise=0.,
+        context, seed=0, data=worlds.DATA, upstream=UPSTREAM, label_noise=0.,
         pool={}, node=dict(source='pairs', components=ONE,
                            num_validation=VALIDATION))
     arrays = files.load_arrays(context.directory / 'logged.npz')
     np.testing.assert_array_equal(arrays['scores'], 1)
     worlds.save(workdir(), 'ones', result, logged=arrays)
-    ones = dict(GIVEN, log='ones')
+    ones = dict(UPSTREAM, log='ones')
     nll = restored(run(
         algorithm='sft', arguments=dict(sft=dict(aggregate='sequence')),
-        given=ones)[0], STEPS)
-    wbc = restored(run(algorithm='wbc', given=ones)[0], STEPS)
+        upstream=ones)[0], STEPS)
+    wbc = restored(run(algorithm='wbc', upstream=ones)[0], STEPS)
     close(wbc, nll, rtol=1e-6, atol=1e-7)
     self.assertGreater(differ(nll, initial()), .01)
     # With rewards of its own it is another.
@@ -255,20 +255,20 @@ class DataTest(parameterized.TestCase):
     np.testing.assert_array_equal(other.tokens, own.tokens)
     np.testing.assert_array_equal(other.mask, own.mask)
     self.assertGreater(result['filtered_share'], 0)
-    _, result = dataset(algorithm='sft', given=NO_VALUES)
+    _, result = dataset(algorithm='sft', upstream=NO_VALUES)
     self.assertEqual(result['filtered_share'], 0)
 
   @parameterized.parameters(
       ('first', (0,)), ('up', (0,)), ('down', (1,)), ('all', (0, 1)))
   def test_use(self, use, columns):
-    batch, _ = dataset(algorithm='wbc', use=use, given=NO_VALUES)
+    batch, _ = dataset(algorithm='wbc', use=use, upstream=NO_VALUES)
     mask = log()['mask']
     self.check_rows(batch, [(i, k) for i in range(EXAMPLES - VALIDATION)
                             for k in columns if mask[i, k].any()])
 
   @parameterized.parameters(('dpo', 'scores'), ('pro', 'raw_scores'))
   def test_comparisons(self, algorithm, scores):
-    batch, _ = dataset(algorithm=algorithm, given=NO_VALUES)
+    batch, _ = dataset(algorithm=algorithm, upstream=NO_VALUES)
     arrays = log()
     whole = [i for i in range(EXAMPLES - VALIDATION)
              if arrays['mask'][i].any(axis=-1).all()]
@@ -278,13 +278,13 @@ class DataTest(parameterized.TestCase):
   def test_nothing_has_an_advantage(self):
     with self.assertRaisesRegex(errors.ConfigError,
                                 'A-LOL is left without a response') as caught:
-      run(given=dict(GIVEN, log='hopeless', values='hopeless_values'))
+      run(upstream=dict(UPSTREAM, log='hopeless', values='hopeless_values'))
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(
       (dict(use='best'), "use is 'best'; there are first, all, up, down"),
       (dict(algorithm='wbc', priority='reward',
-            given=dict(GIVEN, log='worthless')),
+            upstream=dict(UPSTREAM, log='worthless')),
        "priority is 'reward', and none of 38 responses"))
   def test_what_the_log_does_not_have(self, changes, message):
     with self.assertRaisesRegex(errors.ConfigError, message) as caught:
@@ -347,13 +347,13 @@ class CriticTest(parameterized.TestCase):
   def test_devices_change_nothing(self, algorithm):
     """What the initial policy says is computed over all of them."""
     one, eight = (dataset(num_devices=devices, algorithm=algorithm,
-                          given=NO_VALUES)[0] for devices in (1, 8))
+                          upstream=NO_VALUES)[0] for devices in (1, 8))
     close(one, eight, rtol=1e-4, atol=1e-5)
 
   @parameterized.parameters('apa_offline', 'awr_offline')
   def test_data_set_by_hand(self, algorithm):
     """Values and reference of the initial model; statistics of all rows."""
-    filled, _ = dataset(algorithm=algorithm, given=NO_VALUES)
+    filled, _ = dataset(algorithm=algorithm, upstream=NO_VALUES)
     config = worlds.config()
     sft = artifacts.restore_policy(workdir() / 'sft').params
     params = {**sft, 'value_trunk': heads.trunk(sft),
@@ -431,7 +431,7 @@ class IlqlTest(parameterized.TestCase):
       self.assertEqual(np.any(head['weight']), bool(scale))
 
   def test_targets_follow_every_second_step(self):
-    ilql = dict(algorithm='ilql', given=NO_VALUES)
+    ilql = dict(algorithm='ilql', upstream=NO_VALUES)
     context = stopped(1, **ilql)
     start = restored(context, 1, 'training')['targets']
     stopped(1, context, **ilql)
@@ -487,7 +487,7 @@ class EvaluationTest(parameterized.TestCase):
   def test_columns_of_gold_where_there_is_gold(self):
     context, _ = untrained()
     bare, _ = run(evaluate=True, num_steps=0,
-                  given=dict(GIVEN, gold=None, pairs=None))
+                  upstream=dict(UPSTREAM, gold=None, pairs=None))
     (row,), (other,) = (c.lines('evaluation') for c in (context, bare))
     splits = {f'gold_split_{split}' for split in worlds.corpus().eval_splits}
     self.assertEqual(row.keys() - other.keys(), {
@@ -499,7 +499,7 @@ class EvaluationTest(parameterized.TestCase):
     row = {}
     for shift in (0., 4.):
       context, _ = run(evaluate=True, num_steps=0, algorithm='ilql',
-                       given=NO_VALUES, q=Q | dict(shift=shift))
+                       upstream=NO_VALUES, q=Q | dict(shift=shift))
       row[shift], = context.lines('evaluation')
       self.assertNotIn('perplexity', row[shift])
     # Without a shift it is the language model, but for top-k.

@@ -37,7 +37,7 @@ from rlhf_jax.studies import trees
 # One row of each way to an update; k = 2 where samples are compared.
 METHODS = dict(ppo=1, reinforce=1, raft=2, grpo=2, apa=1)
 RATIOS = ('ppo', 'grpo')  # have an importance ratio
-GIVEN = dict(reference='sft', gold='gold', pairs='pairs', proxies='proxies')
+UPSTREAM = dict(reference='sft', gold='gold', pairs='pairs', proxies='proxies')
 ALONE = dict(reference='sft')  # a policy, and no one else
 BATCH = 8  # prompts a rollout
 NOT_OF_THE_POLICY = ('step', 'updates', 'samples')
@@ -52,7 +52,7 @@ def run_node(**changes):
   return trees.merge(node, changes, 'test')
 
 
-def run(context=None, *, workdir=None, given=GIVEN, seed=0, part=0,
+def run(context=None, *, workdir=None, upstream=UPSTREAM, seed=0, part=0,
         measured=None, num_devices=1, timeout=60., save_every=100, stop=(),
         **changes):
   """The context of the stage, run to its end; one device compiles faster."""
@@ -61,8 +61,8 @@ def run(context=None, *, workdir=None, given=GIVEN, seed=0, part=0,
   node = run_node(**changes)
   with context.devices():
     context.result = online_policy.run(
-        context, seed=seed, data=worlds.DATA | dict(stop=stop), given=given,
-        run=node, part=part,
+        context, seed=seed, data=worlds.DATA | dict(stop=stop),
+        upstream=upstream, run=node, part=part,
         measure=dict(components=measured or node['reward']['components'],
                      pool=dict(timeout=timeout, num_workers=1),
                      sampler=dict(temperature=1.)),
@@ -399,7 +399,7 @@ class WiringTest(absltest.TestCase):
     """Of rollouts; evaluations have a sampler of their own."""
     of_rollouts = mock.Mock(wraps=sampling)
     with mock.patch.object(online_methods, 'sampling', of_rollouts):
-      run(given=ALONE, algorithm='reinforce', kl=dict(coef=0.),
+      run(upstream=ALONE, algorithm='reinforce', kl=dict(coef=0.),
           reward=dict(components=dict(a=dict(kind='length', target=1e9))),
           rollout=dict(min_new_tokens=3))
     self.assertEqual(
@@ -420,7 +420,7 @@ class WiringTest(absltest.TestCase):
     worlds.copy(worlds.untrained(), workdir)
     better = transformer.init(worlds.config(), jax.random.key(9))
     worlds.save(workdir, 'better', {}, kind='policy', params=better)
-    context = run(workdir=workdir, given=GIVEN | dict(policy='better'),
+    context = run(workdir=workdir, upstream=UPSTREAM | dict(policy='better'),
                   **resting('reinforce'))
     for row in context.lines('evaluation'):  # far from the reference
       self.assertGreater(row['kl_k1'], 1)
@@ -446,7 +446,7 @@ class ProgramsTest(absltest.TestCase):
                             wraps=policy_lib.forward) as forward):
       for seed, coefficient, reference in ((0, .1, 'sft'), (1, .7, 'sft_1')):
         context = ppo()(
-            workdir=workdir, given=GIVEN | dict(reference=reference),
+            workdir=workdir, upstream=UPSTREAM | dict(reference=reference),
             seed=seed, kl=dict(coef=coefficient, target=6., horizon=100))
         traced.append((sampler.sample.call_count, forward.call_count))
     info = online_methods.programs.cache_info()
@@ -488,7 +488,7 @@ def rloo(name, context=None, on_bad_reward='error', **changes):
   (folder / 'rewards_of_texts.py').write_text(FUNCTIONS)
   with mock.patch.object(sys, 'path', [str(folder), *sys.path]):
     return folder, run(
-        context, given=ALONE, algorithm='rloo', kl=dict(coef=0.),
+        context, upstream=ALONE, algorithm='rloo', kl=dict(coef=0.),
         reward=dict(clip=None, components={name: dict(
             kind='function', function=f'rewards_of_texts:{name}', weight=.5,
             on_bad_reward=on_bad_reward)}),

@@ -15,12 +15,12 @@ from rlhf_jax.storage import files
 NAMES = [f'seed_0/{ending}/pairs' for ending in figure_3.ENDINGS]
 
 
-def run(workdir=None, given=None, stop=None, **changes):
+def run(workdir=None, upstream=None, stop=None, **changes):
   """The arrays and the result of the stage, on an untrained world."""
   context = worlds.Context(workdir or worlds.untrained(), stop=stop)
   result = pairs.run(context, **dict(
       seed=0, data=worlds.DATA, force_eos=False, sampler={},
-      given=dict(reference='sft', gold='gold') | (given or {})) | changes)
+      upstream=dict(reference='sft', gold='gold') | (upstream or {})) | changes)
   return files.load_arrays(context.directory / 'pairs.npz'), result
 
 

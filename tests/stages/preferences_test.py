@@ -42,7 +42,7 @@ class PreferencesTest(absltest.TestCase):
   def run_stage(self, one, seed=0):
     context = worlds.Context(worlds.folder())
     with mock.patch.object(load_lib, 'load', lambda *unused: one):
-      result = preferences.run(context, seed=seed, data={}, given={})
+      result = preferences.run(context, seed=seed, data={}, upstream={})
     return files.load_arrays(context.directory / 'pairs.npz'), result
 
   def test_all_pairs_chosen_first(self):
@@ -75,10 +75,11 @@ class PreferencesTest(absltest.TestCase):
 
 class LoadedTest(absltest.TestCase):
 
-  def run_stage(self, directory, **given):
+  def run_stage(self, directory, **upstream):
     context = worlds.Context(worlds.untrained())
     result = loaded_rewards.run(
-        context, given=dict(reference='sft') | given, rewards=str(directory))
+        context, upstream=dict(reference='sft') | upstream,
+        rewards=str(directory))
     return artifacts.restore_rewards(context.directory), result
 
   def test_they_are_the_same(self):

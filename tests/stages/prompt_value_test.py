@@ -20,7 +20,7 @@ from rlhf_jax.storage import files
 
 VALIDATION, EXAMPLES, UPPER = 48, 72, 2.0
 LIKED = 'phone hotel book film camera coat lamp novel'.split()
-GIVEN = dict(reference='sft', log='logged')
+UPSTREAM = dict(reference='sft', log='logged')
 
 
 class Rewards:
@@ -127,7 +127,7 @@ def run(context=None, arrays=None, liked=None, **changes) -> Run:
         mock.patch.object(load_lib, 'load', return_value=corpus()),
         source as seen):
     result = prompt_value.run(
-        context, seed=0, data=worlds.DATA, given=GIVEN, pool={},
+        context, seed=0, data=worlds.DATA, upstream=UPSTREAM, pool={},
         components=nodes, training=dict(save_every=60), node=dict(
             num_samples=2, temperature=1., num_heads=2, batch_size=16,
             num_steps=120, held_out=.25,

@@ -21,9 +21,9 @@ NODE = dict(model=worlds.MODEL, num_members=2, num_epochs=2, batch_size=5,
             head_scale=1., num_microbatches=1, packing=False)
 
 
-def run(context, *, given=None, validate=False, noise=.25, **node):
+def run(context, *, upstream=None, validate=False, noise=.25, **node):
   return proxies.run(
-      context, seed=0, given=given or dict(pairs='pairs', trunks=['sft']),
+      context, seed=0, upstream=upstream or dict(pairs='pairs', trunks=['sft']),
       node=NODE | node, label_noise=noise, validate=validate, training={})
 
 
@@ -62,7 +62,7 @@ class FinishedTest(parameterized.TestCase):
       with self.assertRaises(StopIteration):
         proxies.run(
             figure_3.context(), seed=0, node=node, label_noise=share,
-            validate=False, training={}, given=dict(
+            validate=False, training={}, upstream=dict(
                 pairs=f'{ending}/pairs', trunks=['seed_0/trunk']))
     rows = source.call_args.args[0]
     self.assertLen(rows.tokens, 64)

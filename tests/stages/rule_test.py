@@ -17,7 +17,7 @@ from rlhf_jax.studies import nodes
 from rlhf_jax.studies import plan
 
 ARGUMENTS = dict(seed=0, data=worlds.DATA, force_eos=False, sampler={},
-                 given=dict(reference='sft', gold='gold'))
+                 upstream=dict(reference='sft', gold='gold'))
 
 
 class StageTest(absltest.TestCase):
@@ -30,7 +30,7 @@ class StageTest(absltest.TestCase):
     context = worlds.Context(self.workdir, self.workdir / 'gold')
     context.directory.mkdir()
     self.result = rule.run(context, seed=0, data=worlds.DATA,
-                           given=dict(reference='sft'))
+                           upstream=dict(reference='sft'))
     files.write_json(self.workdir / 'gold/result.json', {
         'result': self.result})
     self.context = worlds.Context(self.workdir)
@@ -57,8 +57,8 @@ class StageTest(absltest.TestCase):
     np.testing.assert_array_equal(arrays['gold_scores'], arrays['rule'])
 
   def test_policies_are_watched_in_the_unit_of_pairs(self):
-    given = dict(reference='sft', gold='gold', pairs='pairs')
-    world = artifacts.World(self.context, worlds.DATA, 0, given)
+    upstream = dict(reference='sft', gold='gold', pairs='pairs')
+    world = artifacts.World(self.context, worlds.DATA, 0, upstream)
     texts = worlds.corpus().eval_demonstrations
     rows = texts.tokens[:, 0], texts.mask[:, 0]
     unit = scale.single(.1, .7)  # of the world's pairs

@@ -16,7 +16,7 @@ from rlhf_jax.stages import samples
 from rlhf_jax.storage import files
 from rlhf_jax.studies import nodes
 
-GIVEN = dict(reference='seed_0/sft', gold='seed_0/gold')
+UPSTREAM = dict(reference='seed_0/sft', gold='seed_0/gold')
 
 
 def run(context, **changes):
@@ -24,7 +24,7 @@ def run(context, **changes):
   call = {name: config['best_of_n'][name]
           for name in ('samples_per_call', 'shard_prompts')}
   return samples.run(context, **dict(
-      seed=0, data=nodes.data_config(config), given=GIVEN,
+      seed=0, data=nodes.data_config(config), upstream=UPSTREAM,
       force_eos=False, sampler=config['sampler'], call=call,
       num_samples=config['best_of_n']['num_samples']) | changes)
 
@@ -119,7 +119,7 @@ class SamplesTest(parameterized.TestCase):
     for workdir, roles in ((beside, {}), (beside, {'policy': 'better'}),
                            (instead, {})):
       context = worlds.Context(workdir)
-      run(context, data=worlds.DATA, num_samples=4, given=dict(
+      run(context, data=worlds.DATA, num_samples=4, upstream=dict(
           reference='sft', gold='gold') | roles)
       rows.append(files.load_arrays(context.directory / 'shard_0000.npz'))
     for name, values in rows[2].items():

@@ -10,8 +10,8 @@ from rlhf_jax import errors
 from rlhf_jax.stages import scores
 from rlhf_jax.storage import files
 
-GIVEN = dict(samples='seed_0/as_sampled/samples',
-             proxies='seed_0/as_sampled/noise_0.25/proxies')
+UPSTREAM = dict(samples='seed_0/as_sampled/samples',
+                proxies='seed_0/as_sampled/noise_0.25/proxies')
 
 
 class ScoresTest(parameterized.TestCase):
@@ -38,7 +38,7 @@ class ScoresTest(parameterized.TestCase):
   def test_eight_devices_say_what_one_says(self):
     context = figure_3.context(num_devices=8)
     with context.devices():
-      scores.run(context, given=GIVEN)
+      scores.run(context, upstream=UPSTREAM)
     eight, one = (files.load_arrays(folder / 'scores.npz') for folder in (
         context.directory,
         figure_3.study() / 'seed_0/as_sampled/noise_0.25/scores'))
@@ -46,7 +46,7 @@ class ScoresTest(parameterized.TestCase):
 
   def test_asks_whether_to_stop(self):
     with self.assertRaises(errors.Interrupted):
-      scores.run(figure_3.context(stop=worlds.Stop(-1)), given=GIVEN)
+      scores.run(figure_3.context(stop=worlds.Stop(-1)), upstream=UPSTREAM)
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ def run(context=None, *, part='policy', seed=0, save_every=100, **changes):
   """(context, result) of the stage."""
   context = context or worlds.Context(worlds.SHARED)
   return context, sft.run(
-      context, seed=seed, data=worlds.DATA, given={}, part=part,
+      context, seed=seed, data=worlds.DATA, upstream={}, part=part,
       node=NODE | changes, training=dict(save_every=save_every, log_every=1))
 
 

@@ -36,17 +36,17 @@ class BestOfNTest(parameterized.TestCase):
       pairs, samples = (f'seed_0/{ending}/{x}' for x in ('pairs', 'samples'))
       for name in (pairs, samples):
         self.assertEqual(stages[name]['force_eos'], force_eos)
-        self.assertEqual(stages[name]['given'], {
+        self.assertEqual(stages[name]['upstream'], {
             'reference': 'seed_0/sft', 'gold': 'seed_0/gold'})
       for noise in (0, .25):
         here = f'seed_0/{ending}/noise_{noise:g}'
         told = stages[f'{here}/proxies']
-        self.assertEqual(told['given'], {
+        self.assertEqual(told['upstream'], {
             'pairs': pairs, 'trunks': ['seed_0/trunk']})
         self.assertEqual(told['label_noise'], noise)
-        self.assertEqual(stages[f'{here}/scores']['given'], {
+        self.assertEqual(stages[f'{here}/scores']['upstream'], {
             'samples': samples, 'proxies': f'{here}/proxies'})
-        self.assertEqual(stages[f'{here}/best_of_n']['given'], {
+        self.assertEqual(stages[f'{here}/best_of_n']['upstream'], {
             'scores': f'{here}/scores', 'proxies': f'{here}/proxies'})
 
   def test_heads_on_a_frozen_trunk_read_responses_once(self):
@@ -62,10 +62,10 @@ class BestOfNTest(parameterized.TestCase):
     pairs, samples = (f'seed_0/as_sampled/{x}' for x in ('pairs', 'samples'))
     for noise in (0, .25):
       here = f'seed_0/as_sampled/noise_{noise:g}'
-      self.assertEqual(stages[f'{here}/proxies']['given'], {
+      self.assertEqual(stages[f'{here}/proxies']['upstream'], {
           'pairs': pairs, 'trunks': ['seed_0/sft'],
           'features': [f'{pairs}_features']})
-      self.assertEqual(stages[f'{here}/scores']['given'], {
+      self.assertEqual(stages[f'{here}/scores']['upstream'], {
           'samples': samples, 'proxies': f'{here}/proxies',
           'features': f'{samples}_features'})
 

@@ -35,9 +35,9 @@ def check(one: dict, *, trains_gold=True):
 
 def check_mesh(num_devices=None, **axes):
   one = config() | {'mesh': axes}
-  proxies, given = {'proxy': one['proxy']}, mesh(one, num_devices)
-  checks.check(one, proxies, given, trains_gold=True)
-  checks.check_tokens(one, nodes.data_config(one), proxies, given,
+  proxies, planned = {'proxy': one['proxy']}, mesh(one, num_devices)
+  checks.check(one, proxies, planned, trains_gold=True)
+  checks.check_tokens(one, nodes.data_config(one), proxies, planned,
                       trains_gold=True)
 
 

@@ -59,7 +59,7 @@ def training_rows(stage: str, *, pairs=None, num_pairs=None, **changes):
   """What the reward models of a round are trained on."""
   told = keywords(stage)
   if pairs is not None:
-    changes['given'] = told['given'] | {'pairs': pairs}
+    changes['upstream'] = told['upstream'] | {'pairs': pairs}
   call = first_call(
       proxies_lib.sources, 'offline_members', stage, proxies_lib.run,
       node=told['node'] | {'num_pairs': num_pairs}, **changes)
@@ -92,18 +92,18 @@ class PlanTest(parameterized.TestCase):
       here = f'seed_0/{collect}/round_0'
       of_all = {'reference': 'seed_0/sft', 'gold': 'seed_0/gold'}
       self.assertEqual(
-          keywords(f'{collect}/round_0/pairs')['given'], of_all)
+          keywords(f'{collect}/round_0/pairs')['upstream'], of_all)
       self.assertEqual(
-          keywords(f'{collect}/round_1/pairs')['given'], of_all | answers)
-      self.assertEqual(keywords(f'{collect}/round_0/policy')['given'], {
+          keywords(f'{collect}/round_1/pairs')['upstream'], of_all | answers)
+      self.assertEqual(keywords(f'{collect}/round_0/policy')['upstream'], {
           **of_all, 'pairs': f'{here}/pairs', 'proxies': f'{here}/proxies'})
       told = keywords(f'{collect}/round_1/policy')
-      self.assertEqual(told['given'], {
+      self.assertEqual(told['upstream'], {
           **of_all, 'policy': f'{here}/policy', 'pairs': f'{here}/pairs',
           'proxies': f'seed_0/{collect}/round_1/proxies'})
       self.assertEqual(told['part'], 1)
       self.assertEqual(
-          keywords(f'{collect}/round_1/proxies')['given']['pairs'],
+          keywords(f'{collect}/round_1/proxies')['upstream']['pairs'],
           [f'{here}/pairs', f'seed_0/{collect}/round_1/pairs'])
 
   def test_every_prompt_is_answered_once(self):
@@ -241,7 +241,7 @@ class RoundTest(parameterized.TestCase):
     stage, here = 'current/round_1/proxies', 'seed_0/current/round_0/pairs'
     whole = training_rows(stage, label_noise=0.)
     for pairs, count in ((here, 16), ([here], 16),
-                         (keywords(stage)['given']['pairs'], 40)):
+                         (keywords(stage)['upstream']['pairs'], 40)):
       rows = training_rows(stage, label_noise=0., pairs=pairs, num_pairs=count)
       np.testing.assert_array_equal(rows.tokens, whole.tokens[:count])
     # The share is one of those that are used.

@@ -267,7 +267,7 @@ class PlannerTest(absltest.TestCase):
     self.config = worlds.get_config(TABLE_2, 'laptop')
     self.planner = footprints.Planner(
         meshes.planned({'data': 8}, 8), self.SIZES)
-    self.given = dict(
+    self.upstream = dict(
         reference='sft', gold='gold', proxies='proxies', log='log')
     for name, stage in (('sft', sft), ('gold', gold), ('proxies', proxies)):
       self.use(name, stage, node=self.config[
@@ -279,7 +279,7 @@ class PlannerTest(absltest.TestCase):
 
   def use(self, name, stage, **arguments):
     return self.planner.use(run_lib.Stage(name, functools.partial(
-        stage.run, **{'given': self.given, 'data': {}} | arguments)))
+        stage.run, **{'upstream': self.upstream, 'data': {}} | arguments)))
 
   def samples(self, samples_per_call, num_samples=1_000):
     """Of a stage that draws so many for each device at a time."""
@@ -322,7 +322,7 @@ class PlannerTest(absltest.TestCase):
     node = self.heads()
     alone = self.use('proxies', proxies, node=node)
     scored = self.use('scores', scores)
-    self.given['features'] = 'features'
+    self.upstream['features'] = 'features'
     heads_alone = self.use('proxies', proxies, node=node)
     self.assertEqual(heads_alone.frozen, 0)
     self.assertGreater(alone.frozen, 10 * alone.trained)
@@ -394,8 +394,8 @@ class PlannerTest(absltest.TestCase):
     # Logits are the most that there is.
     self.planner = footprints.Planner(
         meshes.planned({'data': 8}, 8), self.SIZES._replace(vocab_size=65_536))
-    self.given = {'reference': 'sft', 'log': 'log'}
-    self.use('sft', sft, node=self.config['policy'], given={})
+    self.upstream = {'reference': 'sft', 'log': 'log'}
+    self.use('sft', sft, node=self.config['policy'], upstream={})
     read = lambda algorithm, prompts=8: self.offline(
         algorithm=algorithm, batch_size=8,
         evaluation=dict(num_prompts=prompts, chunk_size=512)).activations
@@ -412,14 +412,14 @@ class PlannerTest(absltest.TestCase):
 
   def test_judges(self):
     """Those that components read; of policies, gold where there is one."""
-    frozen = lambda kind=None, **given: self.offline(
+    frozen = lambda kind=None, **upstream: self.offline(
         {kind: {'kind': kind}} if kind else {}, algorithm='dpo',
         batch_size=8).frozen
     proxied = frozen('proxy') - frozen()
     self.assertGreater(proxied, 0)
     self.assertEqual(frozen('gold'), frozen())
     with_gold = frozen()
-    del self.given['gold']
+    del self.upstream['gold']
     self.assertLess(frozen(), with_gold)
     self.assertEqual(frozen('proxy') - frozen(), proxied)
 

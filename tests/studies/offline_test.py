@@ -98,7 +98,7 @@ class PlanTest(parameterized.TestCase):
         'sft', 'logs/pairs/logged', 'policies/one', 'policies/rloo',
         'report_seeds_0'])
     for name in ('one', 'rloo'):
-      self.assertEqual(keywords(study, f'policies/{name}')['given'], {
+      self.assertEqual(keywords(study, f'policies/{name}')['upstream'], {
           'reference': 'seed_0/sft', 'log': 'seed_0/logs/pairs/logged'})
 
   def test_a_log_that_no_run_names_makes_nothing(self):
@@ -120,25 +120,25 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(told['node'], {
         'source': 'pairs', 'num_validation': 16,
         'components': {'reward': {'kind': 'proxy', 'squash': 'sigmoid'}}})
-    self.assertEqual(told['given'], NOISY)
+    self.assertEqual(told['upstream'], NOISY)
     told = keywords(several(), 'logs/pairs/logged')
     self.assertEqual(told['label_noise'], 0)
     self.assertEqual(told['node']['components'], NODES)
-    self.assertEqual(told['given'], OF_SEED)
+    self.assertEqual(told['upstream'], OF_SEED)
     told = keywords(several(), 'logs/noisy/prompt_value')
-    self.assertEqual(told['given']['log'], 'seed_0/logs/noisy/logged')
-    self.assertEqual(told['given']['proxies'], 'seed_0/noisy/proxies')
+    self.assertEqual(told['upstream']['log'], 'seed_0/logs/noisy/logged')
+    self.assertEqual(told['upstream']['proxies'], 'seed_0/noisy/proxies')
     self.assertEqual(told['components'],
                      {'reward': {'kind': 'proxy', 'squash': 'sigmoid'}})
 
   def test_runs_are_told_of_their_log(self):
     for name in ('a_lol', 'filtered'):
       told = keywords(several(), f'policies/{name}')
-      self.assertEqual(told['given'], NOISY | {
+      self.assertEqual(told['upstream'], NOISY | {
           'log': 'seed_0/logs/noisy/logged',
           'values': 'seed_0/logs/noisy/prompt_value'})
     told = keywords(several(), 'policies/wbc')
-    self.assertEqual(told['given'], OF_SEED | {
+    self.assertEqual(told['upstream'], OF_SEED | {
         'log': 'seed_0/logs/pairs/logged'})
     self.assertEqual(told['measure']['components'], NODES)
 
@@ -148,12 +148,12 @@ class PlanTest(parameterized.TestCase):
     study.runs.wbc = dict(algorithm='wbc', labels=dict(method='wbc'))
     values = 'seed_0/logs/pairs/prompt_value'
     self.assertEqual(
-        [keywords(study, f'policies/{name}')['given'].get('values')
+        [keywords(study, f'policies/{name}')['upstream'].get('values')
          for name in ('one', 'wbc')], [values, None])
 
   def test_online_learns_from_its_condition_and_is_compared_by_the_log(self):
     told = keywords(several(), 'policies/ppo')
-    self.assertEqual(told['given'], OF_SEED | {
+    self.assertEqual(told['upstream'], OF_SEED | {
         'proxies': 'seed_0/clean/proxies', 'log': 'seed_0/logs/pairs/logged'})
     self.assertEqual(told['measure']['components'], NODES)
     self.assertEqual(told['run']['reward']['components'], base.proxy())
@@ -167,7 +167,7 @@ class PlanTest(parameterized.TestCase):
     told = next(stage for stage in stages
                 if stage.name == 'seed_3/policies/a_lol').run.keywords
     self.assertEqual(told['seed'], 3)
-    self.assertEqual(set(told['given'].values()), {
+    self.assertEqual(set(told['upstream'].values()), {
         f'seed_3/{name}' for name in (
             'sft', 'gold', 'pairs', 'noisy/proxies', 'logs/noisy/logged',
             'logs/noisy/prompt_value')})

@@ -58,12 +58,12 @@ class PlanTest(parameterized.TestCase):
             'policies/single_1', 'policies/worst_case', 'clean/scores',
             'policies/clean', 'policies/ppo')), 'report_seeds_0'])
     for name, condition in (('mean', 'noise_25'), ('clean', 'clean')):
-      given = keywords(study, f'seed_0/policies/{name}')['given']
-      self.assertEqual(given, {
+      upstream = keywords(study, f'seed_0/policies/{name}')['upstream']
+      self.assertEqual(upstream, {
           'reference': 'seed_0/sft', 'gold': 'seed_0/gold',
           'pairs': 'seed_0/pairs', 'scores': f'seed_0/{condition}/scores',
           'proxies': f'seed_0/{condition}/proxies'})
-    self.assertEqual(keywords(study, 'seed_0/clean/scores')['given'], {
+    self.assertEqual(keywords(study, 'seed_0/clean/scores')['upstream'], {
         'samples': 'seed_0/samples', 'proxies': 'seed_0/clean/proxies'})
     study['runs'] = dict(ppo=study['runs']['ppo'])
     self.assertEqual(names(study), [
@@ -77,7 +77,7 @@ class PlanTest(parameterized.TestCase):
     study['seeds'] = (0, 4)
     study['runs'] = dict(one=ppo(reward=dict(components=components)))
     told = keywords(study, 'seed_4/policies/one')
-    self.assertEqual(told['given'], {
+    self.assertEqual(told['upstream'], {
         'reference': 'seed_4/sft', 'gold': 'seed_4/gold',
         'pairs': 'seed_4/pairs', 'proxies': 'seed_4/noise_25/proxies'})
     self.assertEqual(told['measure'], {
@@ -296,7 +296,7 @@ class MistakesTest(parameterized.TestCase):
     study = policies(value=dict(trunk='reward'), reward=dict(
         components=dict(short=dict(kind='length', target=9))))
     self.assertEqual(
-        keywords(study, 'seed_0/policies/one')['given']['proxies'],
+        keywords(study, 'seed_0/policies/one')['upstream']['proxies'],
         'seed_0/clean/proxies')
     study['runs']['one']['condition'] = 'dirty'
     with self.assertRaisesRegex(

@@ -142,7 +142,7 @@ class StagesTest(parameterized.TestCase):
       self.assertEqual(list(stages), [
           'seed_0/sft', 'seed_0/policies/rloo', 'seed_7/sft',
           'seed_7/policies/rloo', 'report_seeds_0_7'])
-      self.assertEqual(stages['seed_7/policies/rloo']['given'],
+      self.assertEqual(stages['seed_7/policies/rloo']['upstream'],
                        {'reference': 'seed_7/sft'})
       self.assertEqual(stages['report_seeds_0_7']['stages'],
                        list(stages)[:-1])

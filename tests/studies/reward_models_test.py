@@ -31,7 +31,7 @@ class RewardModelsTest(parameterized.TestCase):
     for name, noise in (('clean', 0.), ('large', .25)):
       told = stages[f'seed_2/{name}/proxies']
       self.assertEqual((told['validate'], told['label_noise']), (True, noise))
-      self.assertEqual(told['given']['pairs'], 'seed_2/pairs')
+      self.assertEqual(told['upstream']['pairs'], 'seed_2/pairs')
     self.assertEqual(stages['report_seeds_2_0']['policies'], [
         {'stage': f'seed_{seed}/{name}/proxies', 'run': name, 'seed': seed,
          'labels': {'condition': name}}

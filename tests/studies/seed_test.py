@@ -64,7 +64,7 @@ class RolesTest(parameterized.TestCase):
     self.assertEqual(name, 'seed_3/one')
     self.assertIs(one.stages[0].run.func, stage.run)
     told = keywords(one, 'one')
-    self.assertEqual(told.pop('given'), {
+    self.assertEqual(told.pop('upstream'), {
         role: EVERYTHING[role] for role in (*stage.NEEDS, *stage.READS)})
     self.assertEqual(told, {'note': 'kept'})
     self.assertContainsSubset(stage.NEEDS + stage.READS, artifacts.ROLES)
@@ -73,18 +73,18 @@ class RolesTest(parameterized.TestCase):
       *((stage, role) for stage in STAGES for role in stage.NEEDS))
   def test_a_role_that_is_needed_and_not_there(self, stage, role):
     for absent in ({}, {role: None}, {role: []}):
-      given = {k: v for k, v in EVERYTHING.items() if k != role} | absent
+      upstream = {k: v for k, v in EVERYTHING.items() if k != role} | absent
       one = seed()
       with self.assertRaisesRegex(
           errors.ConfigError, f"^stage policies/one needs '{role}', which this "
           'study does not make; name a condition, a log or data'):
-        one.add('policies/one', stage, given)
+        one.add('policies/one', stage, upstream)
       self.assertEmpty(one.stages)
 
   def test_a_role_that_may_be_absent_is_absent(self):
     one = seed()
     one.add('one', online_policy, {'reference': 'seed_3/sft', 'gold': None})
-    self.assertEqual(keywords(one, 'one')['given'],
+    self.assertEqual(keywords(one, 'one')['upstream'],
                      {'reference': 'seed_3/sft'})
 
   def test_every_stage_of_a_seed_says_what_it_needs(self):
@@ -111,7 +111,7 @@ class PartsTest(absltest.TestCase):
     one.add_proxies('proxies', self.proxy(lora=dict(rank=2)),
                     pairs='seed_3/pairs', label_noise=0.)
     self.assertEqual(names(one), ['sft', 'proxies'])
-    self.assertEqual(keywords(one, 'proxies')['given'], {
+    self.assertEqual(keywords(one, 'proxies')['upstream'], {
         'pairs': 'seed_3/pairs', 'trunks': ['seed_3/sft']})
 
   def test_heads_share_the_features_of_the_same_responses(self):
@@ -120,23 +120,23 @@ class PartsTest(absltest.TestCase):
       one.add_proxies(name, proxy, pairs='seed_3/pairs', label_noise=.1)
     self.assertEqual(names(one), ['sft', 'pairs_features', 'one', 'two'])
     for name in ('one', 'two'):
-      self.assertEqual(keywords(one, name)['given'], {
+      self.assertEqual(keywords(one, name)['upstream'], {
           'pairs': 'seed_3/pairs', 'trunks': ['seed_3/sft'],
           'features': ['seed_3/pairs_features']})
     told = keywords(one, 'pairs_features')
-    self.assertEqual(told, {'model': proxy['model'], 'given': {
+    self.assertEqual(told, {'model': proxy['model'], 'upstream': {
         'reference': 'seed_3/sft', 'pairs': 'seed_3/pairs'}})
     # Of several rounds in their order, and of another trunk others.
     other = self.proxy(trainable_layers=0, dtype='bfloat16')
     one.add_proxies('three', other, label_noise=.1, pairs=[
         'seed_3/round/pairs', 'seed_3/pairs'])
-    self.assertEqual(keywords(one, 'three')['given']['features'], [
+    self.assertEqual(keywords(one, 'three')['upstream']['features'], [
         'seed_3/round/pairs_features', 'seed_3/pairs_features_1'])
     self.assertEqual(
         keywords(one, 'pairs_features_1')['model'], other['model'])
     self.assertEqual(one.add_features('samples', 'seed_3/samples', proxy),
                      'seed_3/samples_features')
-    self.assertEqual(keywords(one, 'samples_features')['given'], {
+    self.assertEqual(keywords(one, 'samples_features')['upstream'], {
         'reference': 'seed_3/sft', 'samples': 'seed_3/samples'})
     self.assertIsNone(one.add_features(
         'samples', 'seed_3/samples', config()['proxy']))
@@ -162,7 +162,7 @@ class StagesTest(parameterized.TestCase):
     one.add_pairs('round/pairs', force_eos=True, policy='seed_3/policy',
                   first=7, num_pairs=5)
     told = keywords(one, 'round/pairs')
-    self.assertEqual(told['given'], {
+    self.assertEqual(told['upstream'], {
         'reference': 'seed_3/sft', 'gold': 'seed_3/gold',
         'policy': 'seed_3/policy'})
     self.assertEqual((told['force_eos'], told['first'], told['num_pairs']),
@@ -178,7 +178,7 @@ class StagesTest(parameterized.TestCase):
                     pairs=['seed_3/pairs', 'seed_3/round/pairs'],
                     label_noise=.25)
     told = keywords(one, 'round/proxies')
-    self.assertEqual(told['given'], {
+    self.assertEqual(told['upstream'], {
         'pairs': ['seed_3/pairs', 'seed_3/round/pairs'],
         'trunks': ['seed_3/trunk']})
     self.assertEqual((told['label_noise'], told['validate']), (.25, False))
@@ -223,7 +223,7 @@ class StagesTest(parameterized.TestCase):
                       for name in stages], [0., .1, .1])
     for name in stages:
       self.assertEqual(
-          keywords(one, f'{name}/proxies')['given']['pairs'], 'seed_3/pairs')
+          keywords(one, f'{name}/proxies')['upstream']['pairs'], 'seed_3/pairs')
 
 
 if __name__ == '__main__':

@@ -30,8 +30,8 @@ from rlhf_jax.storage import files
 
 SEED, STEPS, BATCH, VALIDATION = 0, 3, 6, 4
 GROUPS = ['rejected', 'chosen']  # a log may name its groups in any order
-GIVEN = dict(reference='sft', gold='gold', pairs='pairs', log='log',
-             values='values')
+UPSTREAM = dict(reference='sft', gold='gold', pairs='pairs', log='log',
+                values='values')
 Q = dict(mlp=True, scale=.5, rate=.25, every=2, shift=4., top_k=20)
 ROWS = [name for name, row in algorithms.ALGORITHMS.items()
         if name in offline_methods.names()]
@@ -89,7 +89,7 @@ class Trace:
 
     with mock.patch.object(offline_methods, 'programs', recorded):
       offline_policy.run(
-          self.context, seed=SEED, data=worlds.DATA, given=GIVEN,
+          self.context, seed=SEED, data=worlds.DATA, upstream=UPSTREAM,
           run=self.run, training=dict(save_every=1, log_every=1),
           measure=dict(components=dict(short=dict(kind='length', target=8)),
                        pool={}, sampler=dict(temperature=1.)))

@@ -36,7 +36,7 @@ from rlhf_jax.stages import online_policy
 
 SEED, TEMPERATURE, SIGMA, LIMIT, PENALTY = 0, .8, .3, .9, .4
 WEIGHTS, COEF, TARGET = dict(proxy=.7, short=.5), .2, 8
-GIVEN = dict(reference='sft', gold='gold', pairs='pairs', proxies='proxies')
+UPSTREAM = dict(reference='sft', gold='gold', pairs='pairs', proxies='proxies')
 AGGREGATE = dict(kind='uncertainty_weighted', uncertainty_coef=.7)
 # What of a run is particular to each case: k, and changes of its node.
 CASES = dict(
@@ -103,7 +103,7 @@ class Trace:
     with mock.patch.object(online_methods, 'programs', lambda method:
                            self._recorded(programs(method))):
       self.result = online_policy.run(
-          self.context, seed=SEED, data=worlds.DATA, given=GIVEN,
+          self.context, seed=SEED, data=worlds.DATA, upstream=UPSTREAM,
           run=self.run, part=0, training=dict(save_every=1, log_every=1),
           measure=dict(components=self.run['reward']['components'], pool={},
                        sampler=dict(temperature=1.)))
