@@ -309,11 +309,11 @@ class PlannerTest(absltest.TestCase):
     self.assertEqual(self.samples(96) - self.samples(64), 32 * row)
     self.assertEqual(self.samples(64, num_samples=16), self.samples(16))
 
-  def heads(self):
+  def heads(self, **sizes):
     """Reward models that are heads on a model which is loaded."""
     self.planner = footprints.Planner(
         meshes.planned({'data': 8}, 8), self.SIZES._replace(
-            vocab_size=worlds.corpus().tokenizer.vocab_size))
+            vocab_size=worlds.corpus().tokenizer.vocab_size, **sizes))
     return self.config['proxy'] | {'model': worlds.loaded_node(
         trainable_layers=0)}
 
@@ -333,7 +333,7 @@ class PlannerTest(absltest.TestCase):
     self.assertEqual(scored.frozen, alone.frozen + alone.trained)
 
   def test_a_trunk_of_all_members_reads_once(self):
-    node = self.heads()
+    node = self.heads(response=2_000)  # of which few are read at a time
     def scoring(members):
       self.use('proxies', proxies, node=node | {'num_members': members})
       return self.use('scores', scores).activations
