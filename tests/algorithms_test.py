@@ -85,8 +85,8 @@ class AlgorithmsTest(parameterized.TestCase):
     out, example = contracts.example(row.objective['name'])
 
     def loss(nodes):
-      found = row.bind()(out, _annotated(nodes, example, row))
-      return found.loss, found.weight
+      actual = row.bind()(out, _annotated(nodes, example, row))
+      return actual.loss, actual.weight
 
     whole = loss(row.annotators)
     for i in range(len(row.annotators)):

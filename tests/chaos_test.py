@@ -142,19 +142,19 @@ class Scripted(chaos.Chaos):
 def scripted(folder, *ends):
   study(folder / 'peace', 0)
   study(folder / 'other', 1)
-  found = Scripted(folder, [chaos.End(*end) for end in ends])
-  found._reference = damage.contents(folder / 'peace')
+  actual = Scripted(folder, [chaos.End(*end) for end in ends])
+  actual._reference = damage.contents(folder / 'peace')
   (folder / 'x').mkdir()
-  return found
+  return actual
 
 
 def test_a_round_ends_where_the_study_does(tmp_path):
-  found = scripted(
+  actual = scripted(
       tmp_path, (-9, ''), (75, ''), (4, 'rlhf_jax: x; --redo=draw'), (0, ''))
-  found.round('x')
-  assert found.divergences == []
-  assert found.flags[-1] in ((), ('--redo=draw',))
-  assert found.events.total() >= 3
+  actual.round('x')
+  assert actual.divergences == []
+  assert actual.flags[-1] in ((), ('--redo=draw',))
+  assert actual.events.total() >= 3
   assert not (tmp_path / 'x').exists()
 
 
@@ -163,10 +163,10 @@ def test_a_round_ends_where_the_study_does(tmp_path):
     ([(1, 'Traceback')], 'ended with 1'), ([(-11, '')], 'ended with -11'),
     ([(2, 'rlhf_jax: CONFIG: no')] * 9, 'no way on: rlhf_jax: CONFIG: no')])
 def test_divergences_are_seen_and_kept(tmp_path, ends, what):
-  found = scripted(tmp_path, *ends)
-  found.rng = random.Random(0)  # whose first event is no full disk
-  found.round('x')
-  (line,) = found.divergences
+  actual = scripted(tmp_path, *ends)
+  actual.rng = random.Random(0)  # whose first event is no full disk
+  actual.round('x')
+  (line,) = actual.divergences
   assert what in line
   assert (tmp_path / 'divergence_1/output.txt').exists()
 

@@ -200,9 +200,9 @@ def claims():
 class ClaimsTest(parameterized.TestCase):
 
   def test_the_readmes_say_it(self):
-    found = [*claims(), *offline_claims()]
-    self.assertGreater(len(found), 30)
-    for paper, text in found:
+    actual = [*claims(), *offline_claims()]
+    self.assertGreater(len(actual), 30)
+    for paper, text in actual:
       self.assertIn(text, (ROOT / paper / 'README.md').read_text())
 
 

@@ -74,11 +74,11 @@ def _expected_groups(make_advantages, count, **kwargs):
   """The same over every tuple of `count` independent samples of a prompt."""
   groups = np.array(list(itertools.product(range(9), repeat=count)))
   weight = jnp.prod(_probs(POLICY)[groups], axis=1)
-  found = make_advantages(REWARD[groups])
+  actual = make_advantages(REWARD[groups])
   def total(table):
     out = reinforce.reinforce_loss(
         _token_logprobs(table)[groups], _token_logprobs(POLICY)[groups],
-        found, np.ones((*groups.shape, T), bool), **kwargs)
+        actual, np.ones((*groups.shape, T), bool), **kwargs)
     return jnp.sum(jax.lax.stop_gradient(weight) * out.loss.mean(1))
   return jax.grad(total)(POLICY)
 
@@ -165,10 +165,10 @@ class TokenTest(parameterized.TestCase):
     return advantages.gae(rewards, _states(values)[:, None], MASK[:, None],
                           gae_lambda=gae_lambda)[0]
 
-  def _gradient(self, found, **kwargs):
+  def _gradient(self, actual, **kwargs):
     old = _token_logprobs(POLICY)[:, None]
     return _expected(lambda x: ppo.ppo_loss(
-        x, old, found, MASK[:, None], **kwargs).loss)
+        x, old, actual, MASK[:, None], **kwargs).loss)
 
   def _true_values(self):
     """E[sum of later rewards] in each state, by enumeration."""
@@ -184,8 +184,8 @@ class TokenTest(parameterized.TestCase):
     return jnp.concatenate([start[None], second])
 
   def test_vanilla_pg_is_unbiased_for_any_value(self):
-    found = self._advantages(ANY_VALUES, 1.)
-    assert_close(self._gradient(found, ratio='none'), _regularised_gradient())
+    actual = self._advantages(ANY_VALUES, 1.)
+    assert_close(self._gradient(actual, ratio='none'), _regularised_gradient())
 
   @parameterized.parameters(0., .95)
   def test_smaller_lambda_needs_the_true_value(self, gae_lambda):
@@ -197,24 +197,24 @@ class TokenTest(parameterized.TestCase):
   def test_reward_less_value_is_not_an_advantage(self):
     # The RLHF notes call r_t - V(s_t) unbiased; it is where one token is all.
     rewards = jnp.zeros((9, 1, T)).at[:, 0, -1].set(REWARD)
-    found = rewards - _states(ANY_VALUES)[:, None]
-    assert_far(self._gradient(found, ratio='none'), _reward_gradient())
+    actual = rewards - _states(ANY_VALUES)[:, None]
+    assert_far(self._gradient(actual, ratio='none'), _reward_gradient())
     last = lambda table: jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(
         table[0])) @ (jax.nn.softmax(table[1:]) * REWARD.reshape(V, V)))
-    assert_close(self._gradient(found, ratio='none')[1:],
+    assert_close(self._gradient(actual, ratio='none')[1:],
                  -jax.grad(last)(POLICY)[1:])
 
   @parameterized.parameters(None, .2, ((.2, .3),))
   def test_ppo_at_ratio_one_is_vanilla_pg(self, clip_ratio):
-    found = self._advantages(ANY_VALUES, .95)
-    assert_close(self._gradient(found, clip_ratio=clip_ratio),
-                 self._gradient(found, ratio='none'))
+    actual = self._advantages(ANY_VALUES, .95)
+    assert_close(self._gradient(actual, clip_ratio=clip_ratio),
+                 self._gradient(actual, ratio='none'))
 
   def test_kl_penalty_to_the_old_policy_starts_flat(self):
-    found = self._advantages(ANY_VALUES, 1.)
+    actual = self._advantages(ANY_VALUES, 1.)
     assert_close(
-        self._gradient(found, clip_ratio=None, kl_penalty_coef=2.),
-        self._gradient(found, ratio='none'))
+        self._gradient(actual, clip_ratio=None, kl_penalty_coef=2.),
+        self._gradient(actual, ratio='none'))
 
 
 class KlTest(parameterized.TestCase):

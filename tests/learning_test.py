@@ -315,10 +315,10 @@ class MaskedPolicyTest(absltest.TestCase):
       allowed = nucleus.nucleus(logits(guide, batch), top_p=.95)  # kept
       old = logprobs_of(table, batch, allowed)
       score = _reward(batch)
-      found = jnp.where(batch.mask, (score - score.mean())[..., None], 0)
+      actual = jnp.where(batch.mask, (score - score.mean())[..., None], 0)
       for _ in range(2):  # updates of one rollout
         loss = lambda x: twin.mean(ppo.ppo_loss(
-            logprobs_of(x, batch, allowed), old, found, batch.mask))
+            logprobs_of(x, batch, allowed), old, actual, batch.mask))
         updates, opt_state = tx.update(
             jax.grad(loss)(table), opt_state, table)
         table = table + updates

@@ -191,16 +191,16 @@ class ForwardTest(parameterized.TestCase):
       return (jnp.einsum('bktd,vd->bktv', states, weight)
               + bias[None, None, None])
 
-    for found, given in ((out.q_values, params['q_heads']),
-                         (out.target_q_values, targets)):
-      self.assertLen(found, 2)
-      for q, head in zip(found, given):
+    for actual, given in ((out.q_values, params['q_heads']),
+                          (out.target_q_values, targets)):
+      self.assertLen(actual, 2)
+      for q, head in zip(actual, given):
         taken = jnp.take_along_axis(
             table(head)[..., :-1, :], batch.tokens[..., 1:, None], -1)[..., 0]
         np.testing.assert_allclose(q[..., 1:], taken, atol=1e-5)
         np.testing.assert_array_equal(q[..., 0], 0)
-    for found, head in zip(out.q_logprobs, params['q_heads']):
-      np.testing.assert_allclose(found, logprobs.token_logprobs(
+    for actual, head in zip(out.q_logprobs, params['q_heads']):
+      np.testing.assert_allclose(actual, logprobs.token_logprobs(
           table(head), batch.tokens), atol=1e-5)
 
   def test_values_of_a_separate_trunk(self):

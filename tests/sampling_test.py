@@ -165,13 +165,13 @@ class SampleTest(parameterized.TestCase):
     batch = _rollout(config=config, temperature=.5, top_p=.9)
     rows = batch.tokens.reshape(-1, P + N)
     params = _params(config)
-    found = jax.jit(logprobs.from_hidden, static_argnames=(
+    actual = jax.jit(logprobs.from_hidden, static_argnames=(
         'temperature', 'chunk_size'))(
             _hidden(config, params, rows), transformer.unembedding(params),
             rows, bias=params['unembed_bias'], temperature=.5,
             chunk_size=chunk_size).logprobs.reshape(batch.mask.shape)
     np.testing.assert_allclose(
-        batch.old_logprobs[batch.mask], found[batch.mask], atol=1e-5)
+        batch.old_logprobs[batch.mask], actual[batch.mask], atol=1e-5)
 
   def test_bfloat16_logprobs_are_near_those_of_training(self):
     config = LLAMA.replace(dtype='bfloat16')
@@ -483,11 +483,11 @@ class GuideTest(parameterized.TestCase):
     guide, drawn = nucleus.Guide(_other(LLAMA), top_p), {}
     batch = _sample(guide=guide, temperature=temperature, num_samples=64,
                     max_new_tokens=3)
-    for row, mask, found in zip(*(
+    for row, mask, actual in zip(*(
         x.reshape(-1, x.shape[-1]) for x in (
             batch.tokens, batch.mask, batch.old_logprobs)), strict=True):
       for t in np.flatnonzero(mask):
-        drawn.setdefault(tuple(row[:t]), []).append((row[t], found[t]))
+        drawn.setdefault(tuple(row[:t]), []).append((row[t], actual[t]))
     left_out = []
     for prefix, pairs in drawn.items():
       own, theirs = (_next(params, prefix) / temperature

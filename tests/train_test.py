@@ -502,7 +502,7 @@ class UpdatesTest(parameterized.TestCase):
     step = train.make_train_step(_bigram, _weighted, tx)
     counts = dict(num_epochs=epochs, num_minibatches=parts, repeats=repeats)
     state = _state(tx)
-    found, metrics = jax.jit(train.make_updates(step, **counts))(
+    actual, metrics = jax.jit(train.make_updates(step, **counts))(
         state, self._rollout(seen=jnp.float32(5)))
     order = train.minibatch_order(
         jax.random.fold_in(state.key, 4), B, **counts)
@@ -510,13 +510,13 @@ class UpdatesTest(parameterized.TestCase):
     for at in order:
       state, one = step(state, jax.tree.map(lambda x, at=at: x[at], _batch()))
       losses.append(one['train/loss'])
-    chex.assert_trees_all_close(found.params, state.params, rtol=1e-5)
+    chex.assert_trees_all_close(actual.params, state.params, rtol=1e-5)
     np.testing.assert_allclose(metrics['train/loss'], losses, rtol=1e-5)
     self.assertLen(losses, epochs * parts * repeats)
-    self.assertEqual(found.step, len(losses))
+    self.assertEqual(actual.step, len(losses))
     self.assertEqual(metrics['rollout/score'], 7)
-    self.assertEqual(found.statistics, {'seen': 5})
-    self.assertTrue((jax.random.key_data(found.key)
+    self.assertEqual(actual.statistics, {'seen': 5})
+    self.assertTrue((jax.random.key_data(actual.key)
                      == jax.random.key_data(state.key)).all())
 
   def test_member_scores_fit_no_minibatch(self):

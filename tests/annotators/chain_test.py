@@ -98,12 +98,12 @@ class BeforeStepTest(absltest.TestCase):
     annotated = chain_lib.before_step(
         step, chain_lib.chain([{'name': 'add'}], {'add': add}))
     for base in (None, 100.):
-      after, found, given = annotated(
+      after, actual, given = annotated(
           state, batch(), *([] if base is None else [base]))
       self.assertIs(after, state)
       self.assertEqual(given, base)
       np.testing.assert_array_equal(
-          found.scores, batch().scores + 10 + (base or 0))
+          actual.scores, batch().scores + 10 + (base or 0))
 
 
 if __name__ == '__main__':

@@ -51,12 +51,12 @@ class InitTest(absltest.TestCase):
   def test_has_what_the_nodes_use(self):
     nodes = [_node('noise', sigma=1.), _node('kl_scores', kl_coef=.2)]
     self.assertEqual(running.init(nodes), {})
-    found = running.init([
+    actual = running.init([
         *nodes, _node('moving_average'), _node('scale_scores'),
         _node('adapt_kl_coef', target=6., horizon=100.)])
-    self.assertCountEqual(found, ['kl_coef', 'baseline', 'score_moments'])
-    np.testing.assert_allclose(found.pop('kl_coef'), .2)
-    for leaf in jax.tree.leaves(found):
+    self.assertCountEqual(actual, ['kl_coef', 'baseline', 'score_moments'])
+    np.testing.assert_allclose(actual.pop('kl_coef'), .2)
+    for leaf in jax.tree.leaves(actual):
       self.assertEqual((leaf, leaf.dtype, leaf.shape), (0, np.float32, ()))
 
   def test_a_controller_starts_above_zero(self):
@@ -108,50 +108,50 @@ class NoiseTest(absltest.TestCase):
   def test_reaches_rloo(self):
     # [Ex 7.6] what the samples of a prompt share does not.
     batch = _batch([[1., 2., 3., 6.]])
-    found = lambda b: arithmetic.leave_one_out(b).advantages
+    actual = lambda b: arithmetic.leave_one_out(b).advantages
     expected = [[-8 / 3, -4 / 3, 0, 4]]
     for given in (batch, batch.replace(scores=batch.scores + 7)):
-      np.testing.assert_allclose(found(given), expected, atol=1e-6)
+      np.testing.assert_allclose(actual(given), expected, atol=1e-6)
     noisy, _ = running.noise(batch, _state(), sigma=1.)
-    self.assertGreater(np.abs(found(noisy) - found(batch)).max(), .1)
+    self.assertGreater(np.abs(actual(noisy) - actual(batch)).max(), .1)
 
 
 class ScaleScoresTest(parameterized.TestCase):
 
   def _fold(self, rollouts, **kwargs):
-    state, found = _state([_node('scale_scores')]), []
+    state, actual = _state([_node('scale_scores')]), []
     step = jax.jit(functools.partial(running.scale_scores, **kwargs))
     for scores in rollouts:
       batch, state = step(_batch(scores), state)
-      found.append(batch.scores)
-    return found, state.statistics['score_moments']
+      actual.append(batch.scores)
+    return actual, state.statistics['score_moments']
 
   def test_running_by_hand(self):
     # Deviations, ddof 1, of 1 and 2, then of 1, 2, 3, 6; nothing is centred.
-    found, seen = self._fold([[[1., 2.]], [[3.], [6.]]])
+    actual, seen = self._fold([[[1., 2.]], [[3.], [6.]]])
     np.testing.assert_allclose(
-        found[0], [[2**.5, 2 * 2**.5]], rtol=1e-6)
+        actual[0], [[2**.5, 2 * 2**.5]], rtol=1e-6)
     np.testing.assert_allclose(
-        found[1], np.array([[3], [6]]) / (14 / 3)**.5, rtol=1e-6)
+        actual[1], np.array([[3], [6]]) / (14 / 3)**.5, rtol=1e-6)
     self.assertEqual((seen.count, seen.mean), (4, 3))
 
   def test_first_by_hand(self):
-    found, seen = self._fold([[[1., 2.]], [[3.], [6.]], [[1e4]]],
-                             kind='first')
+    actual, seen = self._fold([[[1., 2.]], [[3.], [6.]], [[1e4]]],
+                              kind='first')
     np.testing.assert_allclose(
-        np.concatenate([np.ravel(x) for x in found]),
+        np.concatenate([np.ravel(x) for x in actual]),
         np.array([1, 2, 3, 6, 1e4]) * 2**.5, rtol=1e-6)
     self.assertEqual((seen.count, seen.mean), (2, 1.5))
 
   def test_missing_and_broken_scores_do_not_count(self):
-    found, seen = self._fold([[[1., NAN], [2., np.inf]], [[3.], [6.]]])
+    actual, seen = self._fold([[[1., NAN], [2., np.inf]], [[3.], [6.]]])
     np.testing.assert_allclose(
-        found[0], np.array([[1, NAN], [2, np.inf]]) * 2**.5, rtol=1e-6)
+        actual[0], np.array([[1, NAN], [2, np.inf]]) * 2**.5, rtol=1e-6)
     self.assertEqual((seen.count, seen.mean), (4, 3))
 
   def test_equal_scores_stay(self):
-    found, _ = self._fold([[[4., 4.]], [[4.]]])
-    np.testing.assert_array_equal(found[0], [[4, 4]])
+    actual, _ = self._fold([[[4., 4.]], [[4.]]])
+    np.testing.assert_array_equal(actual[0], [[4, 4]])
     with self.assertRaisesRegex(ValueError, "kind.*'ref'"):
       self._fold([[[1.]]], kind='ref')
 
@@ -288,7 +288,7 @@ class MetricsTest(absltest.TestCase):
                                  [[2., NAN], [0., 1.]]]),
         rewards=jnp.full((2, 2, 5), .5).at[..., 0].set(NAN),
         advantages=jnp.array([[2., NAN], [4., 3.]]))
-    found = running.metrics(batch)
+    actual = running.metrics(batch)
     expected = {
         'score': 2, 'score_std': 2**.5, 'length': 7 / 3,
         'reward': 3.5 / 3, 'advantage_std': (2 / 3)**.5,
@@ -298,15 +298,15 @@ class MetricsTest(absltest.TestCase):
         'kl_k1': (.4 + .3) / 3, 'kl_k2': (.14 + .045) / 3,
         'kl_k3': (2 * SUMS['kl_k3'] + .040818) / 3}
     chex.assert_trees_all_close(
-        found, {f'rollout/{k}': jnp.float32(v) for k, v in expected.items()},
+        actual, {f'rollout/{k}': jnp.float32(v) for k, v in expected.items()},
         rtol=2e-5)
 
   def test_measures_what_is_there(self):
     batch = _batch([[1., 3.]])
-    found = running.metrics(batch)
-    self.assertEqual(found['rollout/reward'], 2)  # no rewards: the scores
+    actual = running.metrics(batch)
+    self.assertEqual(actual['rollout/reward'], 2)  # no rewards: the scores
     for name, value in SUMS.items():
-      np.testing.assert_allclose(found[f'rollout/{name}'], value, rtol=2e-5)
+      np.testing.assert_allclose(actual[f'rollout/{name}'], value, rtol=2e-5)
     bare = types.Batch(tokens=batch.tokens, mask=batch.mask)
     self.assertEqual(running.metrics(bare), {'rollout/length': 3})
     tokens = running.metrics(bare.replace(advantages=jnp.where(
@@ -345,17 +345,17 @@ class EndToEndTest(absltest.TestCase):
   CHAIN = staticmethod(jax.jit(chain_lib.chain(NODES, {})))
 
   def _run(self, change=lambda batch: batch):
-    state, found = _state(self.NODES), []
+    state, actual = _state(self.NODES), []
     for batch in self._rollouts():
       batch, state = self.CHAIN(change(batch), state, None)
-      found.append(batch.advantages)
+      actual.append(batch.advantages)
     self.assertEqual(self.CHAIN._cache_size(), 1)  # the state keeps its types
-    return np.stack(found), state.statistics
+    return np.stack(actual), state.statistics
 
   def test_against_numpy(self):
-    found, statistics = self._run()
+    actual, statistics = self._run()
     raw, shaped, kl_coef = [], [], .1
-    for batch, mine in zip(self._rollouts(), found):
+    for batch, mine in zip(self._rollouts(), actual):
       there = np.asarray(batch.mask.any(-1))
       scores = np.float64(batch.scores)[there]
       raw.extend(scores)
@@ -387,10 +387,10 @@ class EndToEndTest(absltest.TestCase):
 
   def test_the_order_of_the_prompts_does_not_matter(self):
     at = np.array([2, 0, 3, 1])
-    found, statistics = self._run(
+    actual, statistics = self._run(
         lambda batch: jax.tree.map(lambda x: x[at], batch))
     whole, same = self._run()
-    np.testing.assert_allclose(found, whole[:, at], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, whole[:, at], rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(statistics, same, rtol=1e-6)
 
 

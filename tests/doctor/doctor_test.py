@@ -190,8 +190,8 @@ class ModelsTest(absltest.TestCase):
       return wrong
 
     with mock.patch.object(models, 'merged', trained):
-      found = states(models.check_step(own, self.batch, 0, make))
-    self.assertEqual(found['reference'], 'fail')
+      actual = states(models.check_step(own, self.batch, 0, make))
+    self.assertEqual(actual['reference'], 'fail')
 
   def test_nothing_is_trained(self):
     def make(*args, **kwargs):
@@ -209,9 +209,9 @@ class ModelsTest(absltest.TestCase):
         return state, metrics | {'train/loss': metrics['train/loss'] * (
             num_microbatches * jnp.float32(batch.tokens.shape[-1]))}
       return wrong
-    found = states(models.check_step(model(), self.batch, 0, make))
-    self.assertEqual(found['invariance to padding'], 'fail')
-    self.assertEqual(found['invariance to micro-batches'], 'fail')
+    actual = states(models.check_step(model(), self.batch, 0, make))
+    self.assertEqual(actual['invariance to padding'], 'fail')
+    self.assertEqual(actual['invariance to micro-batches'], 'fail')
 
 
 class RewardsTest(parameterized.TestCase):

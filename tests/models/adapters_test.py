@@ -67,11 +67,11 @@ class RoundTripTest(parameterized.TestCase):
       targets=('layers/(q|k|v|o|gate|up|down)', 'layers/(q|v)'))
   def test_exact(self, family, targets):
     config, adapter = self._save(family, targets=targets)
-    again, found = adapters.load(self.directory, _model(family)[0])
+    again, actual = adapters.load(self.directory, _model(family)[0])
     self.assertEqual(again, config)
     self.assertEqual(again.adapter_scale, 1.5)
     self.assertEqual(again.adapter_dropout, .25)
-    jax.tree.map(np.testing.assert_array_equal, found, adapter)
+    jax.tree.map(np.testing.assert_array_equal, actual, adapter)
 
   def test_names_and_numbers(self):
     _, adapter = self._save(targets='layers/(q|down)')
@@ -123,10 +123,10 @@ class RoundTripTest(parameterized.TestCase):
     config, adapter = lora.init(
         *_model('gpt2'), jax.random.key(1), rank=2, alpha=3)
     adapters.save(self.directory, config, adapter, base='x')
-    found = adapters.load(self.directory, config)[1]['layers']
-    self.assertEqual(found['k']['a'].shape, (L, D, 6))
-    self.assertEqual(found['o']['a'].shape, (L, D, 2))
-    np.testing.assert_array_equal(found['k']['b'], 0)
+    actual = adapters.load(self.directory, config)[1]['layers']
+    self.assertEqual(actual['k']['a'].shape, (L, D, 6))
+    self.assertEqual(actual['o']['a'].shape, (L, D, 2))
+    np.testing.assert_array_equal(actual['k']['b'], 0)
 
   def test_other_dtypes_are_cast(self):
     _, adapter = self._save()
@@ -134,10 +134,10 @@ class RoundTripTest(parameterized.TestCase):
     tensors = {k: v.astype(ml_dtypes.bfloat16)
                for k, v in self._tensors().items()}
     safetensors.numpy.save_file(tensors, path)
-    found = adapters.load(self.directory, _model('llama')[0])[1]
+    actual = adapters.load(self.directory, _model('llama')[0])[1]
     leaf = adapter['layers']['q']['a'].astype(ml_dtypes.bfloat16)
-    self.assertEqual(found['layers']['q']['a'].dtype, np.float32)
-    np.testing.assert_array_equal(found['layers']['q']['a'], leaf)
+    self.assertEqual(actual['layers']['q']['a'].dtype, np.float32)
+    np.testing.assert_array_equal(actual['layers']['q']['a'], leaf)
 
   @parameterized.parameters(
       ('use_dora', True), ('modules_to_save', ['lm_head']), ('bias', 'all'),
@@ -163,10 +163,10 @@ class RoundTripTest(parameterized.TestCase):
     _, adapter = self._save(targets='layers/(q|down)')
     raw = self._raw() | {'use_rslora': True, 'alpha_pattern': {'q_proj': 12}}
     (self.directory / 'adapter_config.json').write_text(json.dumps(raw))
-    config, found = adapters.load(self.directory, _model('llama')[0])
+    config, actual = adapters.load(self.directory, _model('llama')[0])
     self.assertAlmostEqual(config.adapter_scale, 3 / 2**.5)
     for name, factor in (('q', 4), ('down', 1)):
-      np.testing.assert_allclose(found['layers'][name]['b'],
+      np.testing.assert_allclose(actual['layers'][name]['b'],
                                  factor * adapter['layers'][name]['b'],
                                  rtol=1e-6)
 
@@ -177,11 +177,11 @@ class RoundTripTest(parameterized.TestCase):
     path = self.directory / 'adapter_config.json'
     path.write_text(json.dumps(raw))
     alpha = raw['lora_alpha']
-    found = adapters.load(self.directory, _model('llama')[0])[1]['layers']
+    actual = adapters.load(self.directory, _model('llama')[0])[1]['layers']
     for name, alphas in (('q', (alpha, 6)), ('down', (1.5, alpha))):
       factor = np.float32(alphas) / alpha
       np.testing.assert_allclose(
-          found[name]['b'],
+          actual[name]['b'],
           factor[:, None, None] * adapter['layers'][name]['b'], rtol=1e-6)
     path.write_text(json.dumps(raw | {
         'rank_pattern': {'layers.1.self_attn.q_proj': 4}}))
@@ -254,8 +254,8 @@ class RoundTripTest(parameterized.TestCase):
     config, adapter = _trained('llama')
     adapters.save(self.directory, config,
                   jax.tree.map(jnp.asarray, adapter), base='x')
-    found = adapters.load(self.directory, config)[1]
-    jax.tree.map(np.testing.assert_array_equal, found, adapter)
+    actual = adapters.load(self.directory, config)[1]
+    jax.tree.map(np.testing.assert_array_equal, actual, adapter)
 
 
 if __name__ == '__main__':

@@ -43,13 +43,13 @@ def _golden(family):
 
 def _weights(family, classifier=False):
   """Tensors by name, of a language model or a reward model."""
-  found = {k.removeprefix('weights/'): v for k, v in _golden(family).items()
-           if k.startswith('weights/')}
+  actual = {k.removeprefix('weights/'): v for k, v in _golden(family).items()
+            if k.startswith('weights/')}
   if classifier:
-    found = {k: v for k, v in found.items()
-             if not k.startswith(('lm_head.', 'embed_out.'))}
-    found['score.weight'] = _golden(family)['score']
-  return found
+    actual = {k: v for k, v in actual.items()
+              if not k.startswith(('lm_head.', 'embed_out.'))}
+    actual['score.weight'] = _golden(family)['score']
+  return actual
 
 
 def _write(directory, family, weights=None, **change):
@@ -162,11 +162,11 @@ class RoundTripTest(DirectoryTest):
       self.assertEqual(
           {x.dtype for x in jax.tree.leaves(params)}, {np.dtype(dtype)})
       save(second, config, params)
-      found = tensors.read(second / 'model.safetensors')
-      self.assertEqual(found.keys(), weights.keys())
+      actual = tensors.read(second / 'model.safetensors')
+      self.assertEqual(actual.keys(), weights.keys())
       for name, x in weights.items():
-        self.assertEqual(found[name].dtype, x.dtype)
-        self.assertEqual(found[name].tobytes(), x.tobytes(), name)
+        self.assertEqual(actual[name].dtype, x.dtype)
+        self.assertEqual(actual[name].tobytes(), x.tobytes(), name)
       raw = files.read_json(second / 'config.json')
       self.assertEqual(raw['torch_dtype'], str(np.dtype(dtype)))
       self.assertEqual(raw['eos_token_id'], 2)
@@ -188,9 +188,9 @@ class RoundTripTest(DirectoryTest):
         directory, _weights('llama'), max_shard_bytes=4000)
     self.assertGreater(len(written), 3)
     (directory / 'config.json').write_text(str(_golden('llama')['config']))
-    again, found = convert.load(directory)
+    again, actual = convert.load(directory)
     self.assertEqual(again, config)
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+    jax.tree.map(np.testing.assert_array_equal, actual, params)
 
   def test_extra_fields(self):
     config, params = convert.load(self.write('gpt2', made_by='us'))
@@ -327,9 +327,9 @@ class DtypeTest(DirectoryTest):
     config, params = convert.load(first)
     self.assertEqual(params['norm']['scale'].dtype, np.float32)
     convert.save(second, config, params)
-    found = tensors.read(second / 'model.safetensors')
+    actual = tensors.read(second / 'model.safetensors')
     for name, x in weights.items():
-      self.assertEqual(found[name].tobytes(), x.tobytes())
+      self.assertEqual(actual[name].tobytes(), x.tobytes())
     name = 'model.layers.1.mlp.up_proj.weight'
     weights[name] = weights[name].astype(np.float32)
     directory = self.write('llama', weights)
@@ -357,11 +357,11 @@ class RefusalTest(DirectoryTest):
   @parameterized.parameters(*FAMILIES)
   def test_all_problems_at_once(self, family):
     weights = _weights(family)
-    found = sorted(weights)
+    actual = sorted(weights)
     missing, shape, transposed, nan, infinite = (
-        found[0], found[1],
-        next(k for k in found[5:] if weights[k].ndim == 2
-             and len(set(weights[k].shape)) > 1), found[3], found[4])
+        actual[0], actual[1],
+        next(k for k in actual[5:] if weights[k].ndim == 2
+             and len(set(weights[k].shape)) > 1), actual[3], actual[4])
     del weights[missing]
     weights[shape] = np.zeros(3, np.float32)
     weights[transposed] = np.ascontiguousarray(weights[transposed].T)
@@ -523,10 +523,10 @@ class MemoryTest(DirectoryTest):
     first = self.directory()
     def peak(f):
       tracemalloc.start()
-      found = f()
+      actual = f()
       _, most = tracemalloc.get_traced_memory()
       tracemalloc.stop()
-      return found, most
+      return actual, most
     _, most = peak(lambda: convert.save(first, config, params))
     self.assertLess(most, 2 * layer)
     (again, _), most = peak(lambda: convert.load(first))

@@ -354,8 +354,8 @@ class WeightFilesTest(DirectoryTestCase):
     self.put(b__safetensors=b'', a__safetensors=b'', c__safetensors=b'')
     self.index({'x': 'b.safetensors', 'y': 'a.safetensors',
                 'z': 'b.safetensors'})
-    found = directory.weight_files(self.path)
-    self.assertEqual(list(found.items()), [
+    actual = directory.weight_files(self.path)
+    self.assertEqual(list(actual.items()), [
         (self.path / 'a.safetensors', {'y'}),
         (self.path / 'b.safetensors', {'x', 'z'})])
 

@@ -167,11 +167,11 @@ class ReadTest(parameterized.TestCase):
       scaling = {k: v for k, v in ROPE_3.items() if k[:2] != 'or'}
       if given:
         scaling['original_max_position_embeddings'] = given
-      found = families.from_json(_json(
+      actual = families.from_json(_json(
           'llama', rope_scaling=scaling, max_position_embeddings=99))
-      self.assertEqual(found.rope_scaling.original_length, expected)
+      self.assertEqual(actual.rope_scaling.original_length, expected)
       self.assertEqual(
-          families.to_json(found)['max_position_embeddings'], 99)
+          families.to_json(actual)['max_position_embeddings'], 99)
 
   @parameterized.parameters(
       ('qwen2', {}, ()),
@@ -228,8 +228,8 @@ class ReadTest(parameterized.TestCase):
       ('qwen3', {}, 'qk_norm', True),
       ('qwen3', dict(attention_bias=True), 'output_bias', True))
   def test_flags(self, family, change, field, expected):
-    found = getattr(families.from_json(_json(family, **change)), field)
-    self.assertEqual((found, type(found)), (expected, type(expected)))
+    actual = getattr(families.from_json(_json(family, **change)), field)
+    self.assertEqual((actual, type(actual)), (expected, type(expected)))
 
   def test_rotary_dim_is_kept(self):
     for size in range(2, 150):
@@ -241,8 +241,8 @@ class ReadTest(parameterized.TestCase):
 
   @parameterized.parameters('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast')
   def test_names_of_one_activation(self, name):
-    found = families.from_json(_json('llama', hidden_act=name))
-    self.assertEqual(found.activation, 'gelu_new')
+    actual = families.from_json(_json('llama', hidden_act=name))
+    self.assertEqual(actual.activation, 'gelu_new')
 
 
 class RefusalTest(parameterized.TestCase):

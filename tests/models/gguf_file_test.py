@@ -156,9 +156,9 @@ class LoadTest(GgufTest):
     with mock.patch.dict(OURS, {  # as many key heads as this config has
         'attn_k': ('k', 'kernel', config.num_kv_heads)}):
       self._write(tensors=_tensors(config), metadata=metadata)
-    found, params = gguf_file.load(self.path)
-    self.assertEqual(found.replace(extra=''), config)
-    self.assertEqual(gguf_file.load_config(self.path), found)
+    actual, params = gguf_file.load(self.path)
+    self.assertEqual(actual.replace(extra=''), config)
+    self.assertEqual(gguf_file.load_config(self.path), actual)
     jax.tree.map(np.testing.assert_array_equal, params, _params(config))
     for leaf in jax.tree.leaves(params):
       self.assertIsInstance(leaf, jax.Array)
@@ -181,7 +181,7 @@ class LoadTest(GgufTest):
   def test_quantized(self, kind, tolerance):
     config = _model_config()
     self._write(kind=kind)
-    found, params = gguf_file.load(self.path)
+    actual, params = gguf_file.load(self.path)
     # To the bit what was quantised, tensor by tensor.
     stored = {
         name: gguf.quants.dequantize(*_quantized(array, kind))
@@ -198,7 +198,7 @@ class LoadTest(GgufTest):
     # And so near to the model that was written; logits vary by about 2.
     tokens = jnp.arange(24).reshape(2, 12)
     exact = _logits(config, _params(config), tokens)
-    error = np.abs(_logits(found, params, tokens) - exact) / np.std(exact)
+    error = np.abs(_logits(actual, params, tokens) - exact) / np.std(exact)
     self.assertLess(np.sqrt(np.mean(np.square(error))), tolerance)
     self.assertGreater(np.max(error), 1e-6)
 

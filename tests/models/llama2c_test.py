@@ -123,10 +123,10 @@ class Llama2cTest(parameterized.TestCase):
     self.assertEqual(jax.tree.map(lambda x: x.shape, params),
                      jax.tree.map(lambda x: x.shape, shapes))
     tokens = np.random.default_rng(1).integers(0, 11, 16)
-    found = _logits(config, params, tokens[None])[0]
+    actual = _logits(config, params, tokens[None])[0]
     wanted = _run_c(header, _arrays(header), tokens)
     self.assertGreater(np.std(wanted), .5)
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    np.testing.assert_allclose(actual, wanted, atol=1e-4)
 
   @parameterized.parameters('float32', 'bfloat16', 'float16')
   def test_dtype(self, dtype):

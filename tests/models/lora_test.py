@@ -127,14 +127,14 @@ class InitTest(parameterized.TestCase):
         make()[1]['layers'], ['q', 'k', 'v', 'o', 'up', 'down'])
     listed = ('there are layers/down, layers/k, layers/o, layers/q, layers/up,'
               ' layers/v')
-    for targets, found in (
+    for targets, actual in (
         ('layers/x', 'nothing'), ('q', 'nothing'), ('layers/', 'nothing'),
         ('embed', 'embed, which is no linear map'),
         ('layers/.*', 'layers/attention_norm, which is no linear map')):
       with self.assertRaisesRegex(
-          ValueError, f"targets '{targets}'.* {found}; {listed}".replace(
+          ValueError, f"targets '{targets}'.* {actual}; {listed}".replace(
               '.*', r'\.\*', 1) if targets == 'layers/.*' else
-          f"targets '{targets}' matches {found}; {listed}"):
+          f"targets '{targets}' matches {actual}; {listed}"):
         make(targets=targets)
 
   @parameterized.parameters(

@@ -54,8 +54,8 @@ class Nf4Test(parameterized.TestCase):
         rows, columns, seed=1)])
     small = quantize.nf4(weight)
     self.assertEqual(small.shape, weight.shape)
-    found = _dense(small, dtype='float32')
-    for mine, matrix in zip(found, weight, strict=True):
+    actual = _dense(small, dtype='float32')
+    for mine, matrix in zip(actual, weight, strict=True):
       expected = _reference(matrix)
       # What lies in the middle of two values may go either way.
       same = np.isclose(mine, expected, atol=1e-5)
@@ -74,9 +74,9 @@ class Nf4Test(parameterized.TestCase):
   def test_zeros(self):
     weight = _normal(64, 40)
     weight[:, 3] = 0  # a whole block
-    found = _dense(quantize.nf4(weight))
-    np.testing.assert_array_equal(found[:, 3], 0)
-    self.assertTrue(np.isfinite(found).all())
+    actual = _dense(quantize.nf4(weight))
+    np.testing.assert_array_equal(actual[:, 3], 0)
+    self.assertTrue(np.isfinite(actual).all())
     np.testing.assert_array_equal(_dense(quantize.nf4(0 * weight)), 0)
 
   def test_error_of_each_weight_is_within_its_bound(self):
@@ -134,14 +134,14 @@ class Nf4Test(parameterized.TestCase):
   def test_nan_spoils_its_own_matrix(self):
     weight = _normal(2, 64, 20)
     weight[1, 5, 6] = np.nan
-    found = _dense(quantize.nf4(weight))
-    self.assertTrue(np.isnan(found[1]).all())
-    self.assertTrue(np.isfinite(found[0]).all())
+    actual = _dense(quantize.nf4(weight))
+    self.assertTrue(np.isnan(actual[1]).all())
+    self.assertTrue(np.isfinite(actual[0]).all())
 
   def test_rejects(self):
-    for weight, found in ((np.ones(4, 'f'), r'float32\[4\]'),
-                          (np.ones((2, 2), 'i'), r'int32\[2, 2\]')):
-      with self.assertRaisesRegex(ValueError, f'weight must .* got {found}'):
+    for weight, actual in ((np.ones(4, 'f'), r'float32\[4\]'),
+                           (np.ones((2, 2), 'i'), r'int32\[2, 2\]')):
+      with self.assertRaisesRegex(ValueError, f'weight must .* got {actual}'):
         quantize.nf4(weight)
 
 
@@ -182,8 +182,8 @@ class ModelTest(parameterized.TestCase):
         quantize.nbytes(small['layers']),
         .6 * sum(x.size for x in jax.tree.leaves(params['layers'])))
     chex.assert_trees_all_equal(quantize.dense(params), params)
-    for targets, found in (('embed', 'embed, which is no'), ('x', 'nothing')):
-      with self.assertRaisesRegex(ValueError, f'{found}.*layers/down'):
+    for targets, actual in (('embed', 'embed, which is no'), ('x', 'nothing')):
+      with self.assertRaisesRegex(ValueError, f'{actual}.*layers/down'):
         quantize.quantize_params(params, targets)
     with self.assertRaisesRegex(ValueError, 'layers/down is quantised alread'):
       quantize.quantize_params(small)
@@ -191,16 +191,16 @@ class ModelTest(parameterized.TestCase):
   def test_forward_is_that_of_the_dense_weights(self):
     config, params, small, adapter = _model()
     given = {**small, 'adapter': adapter}
-    found = _logits(config, given, _rows())
+    actual = _logits(config, given, _rows())
     dense = {**quantize.dense(small), 'adapter': adapter}
     np.testing.assert_allclose(
-        found, _logits(config, dense, _rows()), atol=1e-5)
+        actual, _logits(config, dense, _rows()), atol=1e-5)
     full = _logits(config, {**params, 'adapter': adapter}, _rows())
-    self.assertBetween(np.abs(found - full).max(), 1e-3, 1)
+    self.assertBetween(np.abs(actual - full).max(), 1e-3, 1)
     merged = lora.merge(config, small, adapter)
     self.assertEqual(merged['layers']['q']['kernel'].dtype, jnp.float32)
     np.testing.assert_allclose(
-        found, _logits(config, merged, _rows()), atol=1e-5)
+        actual, _logits(config, merged, _rows()), atol=1e-5)
 
   def test_sampler_equals_the_training_forward(self):
     config, _, small, adapter = _model()
@@ -219,12 +219,12 @@ class ModelTest(parameterized.TestCase):
         config, {**base, 'adapter': a}, _rows())).mean()
     grad = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)))
     members = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), adapter)
-    found = grad(members, small)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+    actual = grad(members, small)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(actual):
       for one in leaf:
         self.assertGreater(np.abs(one).max(), 0, jax.tree_util.keystr(path))
     chex.assert_trees_all_close(
-        found, grad(members, quantize.dense(small)), atol=1e-5)
+        actual, grad(members, quantize.dense(small)), atol=1e-5)
 
   def test_no_dense_weight_is_kept_for_the_backward_pass(self):
     """What the gradient keeps, and how much memory its program takes."""
@@ -242,16 +242,16 @@ class ModelTest(parameterized.TestCase):
           adapter, base).compile().memory_analysis()
       return quantize.nbytes(residuals), memory.temp_size_in_bytes
 
-    found, temporary = kept(config, small)
+    actual, temporary = kept(config, small)
     # The codes, the adapter, the layers' inputs, and what is not in layers.
-    self.assertLess(found, .5 * kernels)
+    self.assertLess(actual, .5 * kernels)
     self.assertLess(temporary, .9 * kernels)  # one layer of three, dense
     # Made dense before the scan, all of them are kept.
     def eager(config, params, rows):
       params = {**params, 'layers': quantize.dense(params['layers'])}
       return transformer.logits(config, params, rows)
-    found, temporary = kept(config, small, eager)
-    self.assertGreater(found, kernels)
+    actual, temporary = kept(config, small, eager)
+    self.assertGreater(actual, kernels)
     self.assertGreater(temporary, kernels)
 
 

@@ -160,13 +160,13 @@ class TensorsTestCase(parameterized.TestCase):
   def load(self, stem='model'):
     return tensors.read(directory.weight_files(self.path, stem=stem))
 
-  def assert_same(self, found, expected):
+  def assert_same(self, actual, expected):
     """Names, dtypes, shapes and bits, NaN payloads and -0 included."""
-    self.assertEqual(found.keys(), expected.keys())
+    self.assertEqual(actual.keys(), expected.keys())
     for name, array in expected.items():
-      self.assertEqual(found[name].dtype, array.dtype)
-      self.assertEqual(found[name].shape, array.shape)
-      self.assertEqual(found[name].tobytes(), array.tobytes())
+      self.assertEqual(actual[name].dtype, array.dtype)
+      self.assertEqual(actual[name].shape, array.shape)
+      self.assertEqual(actual[name].tobytes(), array.tobytes())
 
 
 class ReadTest(TensorsTestCase):
@@ -264,28 +264,28 @@ class ReadTest(TensorsTestCase):
     self.file.write_bytes(_file(
         {'mask': _entry(0, size, [1], dtype), 'w': _entry(size, size + 4)},
         bytes(size) + np.float32(7).tobytes()))
-    found = self.load()
-    self.assertEqual(found.specs['mask'].dtype, dtype)
-    self.assertEqual(found.specs['mask'].shape, (1,))
+    actual = self.load()
+    self.assertEqual(actual.specs['mask'].dtype, dtype)
+    self.assertEqual(actual.specs['mask'].shape, (1,))
     with self.assertRaisesRegex(
         errors.CheckpointError,
         f"'mask' is of dtype {dtype}; it must be one of BF16, F16, F32"):
-      found['mask']
+      actual['mask']
     # Of an odd start too, an array is aligned and holds what it should.
-    self.assertTrue(found['w'].flags.aligned)
-    self.assert_same({'w': found['w']}, {'w': np.full(1, 7, np.float32)})
+    self.assertTrue(actual['w'].flags.aligned)
+    self.assert_same({'w': actual['w']}, {'w': np.full(1, 7, np.float32)})
 
   def test_mapping(self):
     self.file.write_bytes(GOOD)
-    found = tensors.read(str(self.file))
-    self.assertLen(found, 2)
-    self.assertEqual(list(found), ['a', 'b'])
-    self.assertIn('a', found)
-    self.assertNotIn('c', found)
+    actual = tensors.read(str(self.file))
+    self.assertLen(actual, 2)
+    self.assertEqual(list(actual), ['a', 'b'])
+    self.assertIn('a', actual)
+    self.assertNotIn('c', actual)
     with self.assertRaises(KeyError):
-      found['c']
-    tensors.write(self.path / 'aligned', found)  # and so no copy
-    for array in (found['a'],
+      actual['c']
+    tensors.write(self.path / 'aligned', actual)  # and so no copy
+    for array in (actual['a'],
                   tensors.read(self.path / 'aligned/model.safetensors')['a']):
       with self.assertRaisesRegex(ValueError, 'read-only'):
         array[0] = 1
@@ -302,10 +302,10 @@ class ReadTest(TensorsTestCase):
     before = _resident()
     tracemalloc.start()
     try:
-      found = self.load()
-      self.assertEqual(found['big'].shape, (2**20, 2**9))
-      self.assertEqual(found['big'][-1, -1], 0)
-      np.testing.assert_array_equal(found['small'], [1, 2])
+      actual = self.load()
+      self.assertEqual(actual['big'].shape, (2**20, 2**9))
+      self.assertEqual(actual['big'][-1, -1], 0)
+      np.testing.assert_array_equal(actual['small'], [1, 2])
       self.assertLess(tracemalloc.get_traced_memory()[1], MEBIBYTE)
     finally:
       tracemalloc.stop()
@@ -379,13 +379,13 @@ class WriteTest(TensorsTestCase):
     with tempfile.TemporaryDirectory() as path:
       written = tensors.write(path, model, max_shard_bytes=max_shard_bytes)
       self.assertCountEqual(pathlib.Path(path).iterdir(), written)
-      found = tensors.read(directory.weight_files(path))
-      self.assert_same(found, model)
-      for array in found.values():
+      actual = tensors.read(directory.weight_files(path))
+      self.assert_same(actual, model)
+      for array in actual.values():
         self.assertTrue(array.flags.aligned)
         self.assertTrue(array.flags.c_contiguous)
       # Once more, from the mapped file to another.
-      tensors.write(f'{path}/new', found)
+      tensors.write(f'{path}/new', actual)
       self.assert_same(tensors.read(f'{path}/new/model.safetensors'), model)
       if safetensors is not None:
         theirs = {}

@@ -293,14 +293,14 @@ class DropoutTest(absltest.TestCase):
     for name in ('o', 'down'):
       params['layers'][name]['bias'] += 1.
     with mock.patch.object(transformer, 'finish', lambda c, p, x: x):
-      found = np.asarray(transformer.hidden_states(
+      actual = np.asarray(transformer.hidden_states(
           config, params, np.zeros((8, 64), np.int32),
           dropout_key=jax.random.key(3)))
     # Each of five terms is 0 or 2, a variance of 1: 5 if they are apart, 25
     # if they are the same, 9 or more if layers share masks. 131,072 sums.
-    self.assertAlmostEqual(found.mean(), 5, delta=.05)
-    self.assertAlmostEqual(found.var(), 5, delta=.15)
-    self.assertAlmostEqual(found.mean(axis=(0, 1)).std(), 0, delta=.15)
+    self.assertAlmostEqual(actual.mean(), 5, delta=.05)
+    self.assertAlmostEqual(actual.var(), 5, delta=.15)
+    self.assertAlmostEqual(actual.mean(axis=(0, 1)).std(), 0, delta=.15)
 
 
 class RotateTest(absltest.TestCase):

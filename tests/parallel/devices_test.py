@@ -221,13 +221,13 @@ class GradientTest(absltest.TestCase):
       with worlds.devices(8, **axes, **({} if 'data' in axes else {
           'data': -1})):
         self.assertEqual(meshes.row_parts(), 4 if 'tensor' in axes else 8)
-        found = jax.device_get(jax.jit(gradients)(
+        actual = jax.device_get(jax.jit(gradients)(
             sharding.shard_params(params), sharding.shard_batch(examples)))
       for name, tree in expected.items():
         scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
         self.assertGreater(scale, 1e-4, name)
         far = max(jax.tree.leaves(jax.tree.map(
-            lambda a, b: float(np.abs(a - b).max()), tree, found[name])))
+            lambda a, b: float(np.abs(a - b).max()), tree, actual[name])))
         self.assertLess(far / scale, 2e-6, name)
 
 

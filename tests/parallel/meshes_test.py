@@ -26,12 +26,12 @@ class MeshTest(parameterized.TestCase):
       ({'data': 8, 'fsdp': -1}, {'data': 8}),
       ({'member': 4, 'data': -1}, {'member': 4, 'data': 2}),
       ({'fsdp': 8}, {'fsdp': 8}))
-  def test_sizes(self, given, expected):
-    before = given and dict(given)
-    mesh = meshes.make(given)
+  def test_sizes(self, axes, expected):
+    before = axes and dict(axes)
+    mesh = meshes.make(axes)
     self.assertEqual(shape(mesh), expected)
     self.assertEqual(mesh.axis_names, meshes.AXES)
-    self.assertEqual(given, before)  # a config's own
+    self.assertEqual(axes, before)  # a config's own
     self.assertLen(set(mesh.devices.flat), 8)
     devices = jax.devices()[2:5]
     mesh = meshes.make({'data': 3}, devices)
@@ -49,9 +49,9 @@ class MeshTest(parameterized.TestCase):
       ({'fsdp': 8, 'dcn': 2}, 'mesh data 1 is not divisible by dcn 2'),
       ({'data': 8, 'dcn': 0}, 'mesh dcn is 0; give'),
       ({'data': 8, 'dcn': 2}, 'dcn 2 does not fit the devices'))
-  def test_what_does_not_fit(self, given, message):
+  def test_what_does_not_fit(self, axes, message):
     with self.assertRaisesRegex(errors.TopologyError, message):
-      meshes.make(given)
+      meshes.make(axes)
 
   def test_two_axes_of_one_device(self):
     """A laptop, on which -1 x -1 is the number of devices."""

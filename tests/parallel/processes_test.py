@@ -70,14 +70,14 @@ def await_step(path: pathlib.Path, step: int, started):
 
 def digests(workdir) -> dict[str, str]:
   """SHA-256 of every leaf of the last checkpoint of every stage."""
-  found = {}
+  actual = {}
   for meta in pathlib.Path(workdir).rglob('meta/metadata'):
     stage = meta.parents[2].relative_to(workdir)
     step = int(meta.parents[1].name)
     for item, leaves in files.read_json(meta)['items'].items():
       for leaf, entry in leaves.items():
-        found[f'{stage} {step:06d} {item} {leaf}'] = entry['sha256']
-  return found
+        actual[f'{stage} {step:06d} {item} {leaf}'] = entry['sha256']
+  return actual
 
 
 def numbers(workdir) -> list[list[float]]:

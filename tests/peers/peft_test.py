@@ -105,9 +105,9 @@ class PeftTest(parameterized.TestCase):
     mine = _logits(config, params | {'adapter': adapter}, _tokens())
     np.testing.assert_allclose(theirs, mine, atol=1e-4)
     self.assertGreater(np.abs(theirs - before).max(), .1)
-    again, found = adapters.load(self.directory / 'adapter', _model(family)[0])
+    again, actual = adapters.load(self.directory / 'adapter', _model(family)[0])
     self.assertEqual(again, config)
-    jax.tree.map(np.testing.assert_array_equal, found,
+    jax.tree.map(np.testing.assert_array_equal, actual,
                  jax.tree.map(np.asarray, adapter))
 
   @parameterized.product(family=sorted(MODULES), rslora=(False, True))

@@ -113,12 +113,12 @@ class SmolLM2Test(absltest.TestCase):
 
   def test_logits(self):
     tokens, lengths = _prompts()
-    found = jax.jit(transformer.logits, static_argnums=0)(*_ours(), tokens)
+    actual = jax.jit(transformer.logits, static_argnums=0)(*_ours(), tokens)
     for i, length in enumerate(lengths):
       row = torch.tensor(tokens[i:i + 1, :length].astype(np.int64))
       with torch.no_grad():
         wanted = _theirs()(row).logits[0].numpy()
-      error = np.max(np.abs(found[i, :length] - wanted))
+      error = np.max(np.abs(actual[i, :length] - wanted))
       print(f'\nlogits, prompt {i}: largest error {error:.2e} of '
             f'{np.max(np.abs(wanted)):.1f}')
       self.assertLess(error, 1e-3)

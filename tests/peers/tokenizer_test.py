@@ -89,11 +89,11 @@ class ParityTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     ids = rng.integers(0, ours.vocab_size, (300, 12))
     texts = [theirs.decode(row) for row in ids]  # control tokens among them
-    for text, found in zip(texts, ours.encode(texts)):
+    for text, actual in zip(texts, ours.encode(texts)):
       self.assertEqual(
-          found, theirs(text, add_special_tokens=False,
-                        split_special_tokens=True).input_ids, repr(text))
-      self.assertNoCommonElements(found, ours.control.values())
+          actual, theirs(text, add_special_tokens=False,
+                         split_special_tokens=True).input_ids, repr(text))
+      self.assertNoCommonElements(actual, ours.control.values())
 
   def test_chatml_and_the_template_of_the_checkpoint(self):
     ours, theirs = self._both('smollm2')

@@ -34,13 +34,13 @@ class MaskPolicyTest(parameterized.TestCase):
     state = types.TrainState(
         step=jnp.int32(0), params=start, opt_state=(), key=None,
         targets={'adapter': start['adapter']})
-    found = []
+    actual = []
     for _ in expected:
       state, metrics = learn(state, None)
       self.assertEqual(state.targets.keys(), {'adapter'})
       self.assertEqual(int(metrics['done']) + steps, int(state.step))
-      found.append(float(state.targets['adapter'][0]))
-    self.assertEqual(found, expected)
+      actual.append(float(state.targets['adapter'][0]))
+    self.assertEqual(actual, expected)
 
   def test_takes_the_place_of_what_is_trained(self):
     """And lies on the same base."""

@@ -50,8 +50,8 @@ class MismatchedTest(parameterized.TestCase):
       ([0, 0, 1, 1],), ([0, 1, 0, 1],), ([0, 0, 1, 2],), ([2, 0, 1, 0, 0, 1],),
       ([0, 1, 1, 1, 2, 0],), ([3, 0, 3, 1, 2],))
   def test_prompts_are_others_and_each_response_serves_once(self, prompts):
-    given = rows(*(([20 + p], [i]) for i, p in enumerate(prompts)))
-    got = texts(*unpaired.mismatched(*given))
+    ours = rows(*(([20 + p], [i]) for i, p in enumerate(prompts)))
+    got = texts(*unpaired.mismatched(*ours))
     self.assertEqual([p for p, _ in got], [[20 + p] for p in prompts])
     self.assertCountEqual(
         [y for _, y in got], [[i] for i in range(len(prompts))])
@@ -62,12 +62,12 @@ class MismatchedTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     for count in range(2, 40):
       prompts = rng.integers(0, max(count // 2, 2), count)
-      given = rows(*(([int(p)], [i]) for i, p in enumerate(prompts)))
+      ours = rows(*(([int(p)], [i]) for i, p in enumerate(prompts)))
       if 2 * np.bincount(prompts).max() > count:
         with self.assertRaises(errors.ConfigError):
-          unpaired.mismatched(*given)
+          unpaired.mismatched(*ours)
         continue
-      others = [other for _, (other,) in texts(*unpaired.mismatched(*given))]
+      others = [other for _, (other,) in texts(*unpaired.mismatched(*ours))]
       self.assertCountEqual(others, range(count))
       self.assertTrue((prompts[others] != prompts).all())
 

@@ -46,10 +46,10 @@ def policies(width, level, **online):
 def drawn(function, studies):
   with mock.patch.object(panels, function) as draw:
     across.draw(studies, 'path', title='A title')
-  told = dict(zip(('rows', 'path'), draw.call_args.args))
-  told |= draw.call_args.kwargs
-  assert (told['path'], told['title']) == ('path', 'A title')
-  return told['rows'], told
+  kwargs = dict(zip(('rows', 'path'), draw.call_args.args))
+  kwargs |= draw.call_args.kwargs
+  assert (kwargs['path'], kwargs['title']) == ('path', 'A title')
+  return kwargs['rows'], kwargs
 
 
 class AcrossTest(absltest.TestCase):
@@ -62,7 +62,7 @@ class AcrossTest(absltest.TestCase):
 
   def test_over_a_field(self):
     methods = {'mean': {'kind': 'mean'}}
-    rows, told = drawn('points', [
+    rows, kwargs = drawn('points', [
         study(width=16, level=10., methods=methods),
         study(width=64, level=20., methods=methods)])
     # The last point; over two seeds, 2 apart, the error is 1.
@@ -71,7 +71,7 @@ class AcrossTest(absltest.TestCase):
          for row in rows],
         [(SINGLE, 16, 11., 1.), ('ensemble mean', 16, 13., 1.),
          (SINGLE, 64, 21., 1.), ('ensemble mean', 64, 23., 1.)])
-    self.assertEqual((told['x'], told['y'], told['note']), (
+    self.assertEqual((kwargs['x'], kwargs['y'], kwargs['note']), (
         'width of the reward models', ('gold',),
         'mean of 2 seeds +- one standard error over them'))
 
@@ -80,7 +80,7 @@ class AcrossTest(absltest.TestCase):
     methods = {'mean': {'kind': 'mean'}} | {
         name: {'kind': 'uncertainty_weighted', 'uncertainty_coef': coef}
         for name, coef in (('uncertainty_weighted', .5), ('other', 0.))}
-    rows, told = drawn('points', [
+    rows, kwargs = drawn('points', [
         study(members=3, methods=methods),
         study(members=4, level=10., methods=methods)])
     self.assertEqual(
@@ -90,11 +90,11 @@ class AcrossTest(absltest.TestCase):
          (f'{UWO}, ensemble members 3', 0., 5.),
          (f'{UWO}, ensemble members 4', .5, 14.),
          (f'{UWO}, ensemble members 4', 0., 15.)])
-    self.assertIn('lambda', told['x'])
+    self.assertIn('lambda', kwargs['x'])
 
   def test_curves_of_single_models(self):
     """A panel for each field, with studies that are usual in the others."""
-    rows, told = drawn('curves', [
+    rows, kwargs = drawn('curves', [
         study(), study(width=16, level=10.), study(held_out=55, level=20.)])
     self.assertEqual(
         [(row['panel'], row['line'], row['sqrt_kl'], row['gold'],
@@ -106,13 +106,13 @@ class AcrossTest(absltest.TestCase):
          ('pairs', 'pairs 45', 2., 21., .5),
          ('pairs', 'pairs 90', 2., 1., .5)])
     self.assertLen(rows, 8)
-    self.assertEqual(told['y'], ('gold', 'proxy'))
+    self.assertEqual(kwargs['y'], ('gold', 'proxy'))
 
   def test_policies_side_by_side(self):
     """By their width; without what is trained otherwise than the first."""
     studies = [policies(128, 7.), policies(32, 1.),
                policies(64, 3., num_steps=9)]
-    rows, told = drawn('curves', studies)
+    rows, kwargs = drawn('curves', studies)
     self.assertEqual(
         [(row['panel'], row['line'], row['step'], row['gold'])
          for row in rows if row['step']],
@@ -120,11 +120,12 @@ class AcrossTest(absltest.TestCase):
          ('width of the policy 32', 'APA', 5, 7.),
          ('width of the policy 128', 'PPO', 5, 13.),
          ('width of the policy 128', 'APA', 5, 13.)])
-    self.assertLen(told['seeds'], 8)
-    self.assertEqual([list(seed['gold']) for seed in told['seeds'][-2:]],
+    self.assertLen(kwargs['seeds'], 8)
+    self.assertEqual([list(seed['gold']) for seed in kwargs['seeds'][-2:]],
                      [[7., 12.], [9., 14.]])
-    self.assertEqual((told['x'], list(told['y'])), ('step', ['gold', 'kl_k1']))
-    self.assertIn('mean of 2 seeds', told['note'])
+    self.assertEqual(
+        (kwargs['x'], list(kwargs['y'])), ('step', ['gold', 'kl_k1']))
+    self.assertIn('mean of 2 seeds', kwargs['note'])
     self.assertEmpty(across.differing(studies[::2]))
     self.assertEmpty(across.differing([
         redraw.Study(pathlib.Path(), {'study': 'iterated'}, [])] * 2))

@@ -35,10 +35,10 @@ class PanelsTest(parameterized.TestCase):
     self.path = pathlib.Path(
         self.enterContext(tempfile.TemporaryDirectory()), 'figure.png')
 
-  def drawn(self, function, given, **kwargs):
+  def drawn(self, function, table, **kwargs):
     """The figure, not yet saved, and the handles of its legend."""
     with mock.patch.object(panels, 'save') as save:
-      function(given, self.path, title='', **kwargs)
+      function(table, self.path, title='', **kwargs)
     return save.call_args.args[:2]
 
   def test_curves(self):
@@ -152,10 +152,10 @@ class PanelsTest(parameterized.TestCase):
     self.assertLen({axis.get_ylim() for axis in figure.axes}, 1)
 
   def test_points(self):
-    given = [{'panel': '', 'line': line, 'x': x, 'gold': y, 'gold_se': .5}
+    table = [{'panel': '', 'line': line, 'x': x, 'gold': y, 'gold_se': .5}
              for line, x, y in (('a', .2, 3.), ('a', 0., 1.), ('a', .01, 2.),
                                 ('b', None, 7.), ('c', .01, 4.))]
-    figure, handles = self.drawn(panels.points, given, x='KL', y=('gold',))
+    figure, handles = self.drawn(panels.points, table, x='KL', y=('gold',))
     axis, = figure.axes
     self.assertEqual([t.get_text() for t in axis.get_xticklabels()],
                      ['0', '0.01', '0.2'])
@@ -170,13 +170,13 @@ class PanelsTest(parameterized.TestCase):
     np.testing.assert_allclose(handles['c'].lines[0].get_xdata(), [1.05])
 
   def test_bars(self):
-    given = [{'panel': '', 'line': line, 'x': x, 'win_rate': y,
+    table = [{'panel': '', 'line': line, 'x': x, 'win_rate': y,
               'win_rate_se': .1}
              for line, x, y in (('a', 'ensemble mean', .6),
                                 ('a', 'single model', .5), ('b', 'x', NAN),
                                 ('b', 'ensemble mean', .4))]
     figure, handles = self.drawn(
-        panels.bars, given, y=('win_rate',), suffix=' of all')
+        panels.bars, table, y=('win_rate',), suffix=' of all')
     axis, = figure.axes
     self.assertEqual(axis.get_xlim(), (0, 1))
     self.assertEqual(axis.get_xlabel(), 'win rate of all')
@@ -191,19 +191,19 @@ class PanelsTest(parameterized.TestCase):
     self.assertIn(.5, [line.get_xdata()[0] for line in axis.get_lines()])
 
   def test_bars_of_methods_have_their_colours(self):
-    given = [{'panel': '', 'line': '', 'x': x, 'gold': 1., 'gold_se': NAN}
+    table = [{'panel': '', 'line': '', 'x': x, 'gold': 1., 'gold_se': NAN}
              for x in ('ensemble mean', 'single model')]
-    _, handles = self.drawn(panels.bars, given, y=('gold',))
+    _, handles = self.drawn(panels.bars, table, y=('gold',))
     self.assertEqual(
         [matplotlib.colors.to_hex(bar.get_facecolor()).upper()
          for bar in handles['']],
         [style.STYLE[name][0] for name in ('mean', 'single')])
 
   def test_a_bar_may_have_a_colour_of_its_own(self):
-    given = [{'panel': '', 'line': '', 'x': x, 'gold': 1., 'gold_se': NAN,
+    table = [{'panel': '', 'line': '', 'x': x, 'gold': 1., 'gold_se': NAN,
               'colour': colour}
              for x, colour in (('PPO, up', '#112233'), ('PPO', None))]
-    _, handles = self.drawn(panels.bars, given, y=('gold',))
+    _, handles = self.drawn(panels.bars, table, y=('gold',))
     self.assertEqual(
         [matplotlib.colors.to_hex(bar.get_facecolor()).upper()
          for bar in handles['']], ['#112233', style.METHODS['PPO']])
@@ -216,10 +216,10 @@ class PanelsTest(parameterized.TestCase):
                      [style.METHODS[name] for name in names])
 
   def test_colours_differ_within_panels(self):
-    given = [row | {'panel': panel} for panel, lines in (
+    table = [row | {'panel': panel} for panel, lines in (
         ('a', ['all', 'a1', 'a2', 'a3']), ('b', ['b1', 'b2', 'all']),
         ('c', ['c1', 'all', 'c2'])) for row in rows(lines, 'x')]
-    figure, handles = self.drawn(panels.curves, given, x='step', y=('length',))
+    figure, handles = self.drawn(panels.curves, table, x='step', y=('length',))
     self.assertEmpty(handles)
     for axis, names in zip(figure.axes, (['all', 'a1', 'a2', 'a3'],
                                          ['all', 'b1', 'b2'],

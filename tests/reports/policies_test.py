@@ -37,59 +37,59 @@ class PoliciesTest(written.ReportTestCase):
     self.assertIn('| 2.000 +- 1.000 ', self.context.shown)
 
   def test_curves(self):
-    given = self.drawn('curves', kind='curves', limit_kl=150.)
-    self.assertEqual((given['x'], given['y']), ('sqrt_kl', ('gold', 'proxy')))
+    kwargs = self.drawn('curves', kind='curves', limit_kl=150.)
+    self.assertEqual((kwargs['x'], kwargs['y']), ('sqrt_kl', ('gold', 'proxy')))
     # At equal KL, up to 150 nats; of seeds that are 3, 2 and 1, 6 at the end.
     end = 150**.5
     share = (end - 8) / 8
     for line, (at_8, last) in {
         'single model (mean of members)': (2, (4 + 4 * share) / 2),
         'ensemble mean': (3.5, (7 + 5 * share) / 2)}.items():
-      x, gold = zip(*[(row['sqrt_kl'], row['gold']) for row in given['rows']
+      x, gold = zip(*[(row['sqrt_kl'], row['gold']) for row in kwargs['rows']
                       if row['line'] == line and 'end' not in row])
       self.assertEqual((x[0], gold[0]), (0, 0))
       self.assertAlmostEqual(np.interp(8, x, gold), at_8, delta=.05)
       self.assertAlmostEqual(x[-1], end)
       self.assertAlmostEqual(gold[-1], last)
     self.assertEqual(
-        [(row['line'], *row['gold']) for row in given['seeds']],  # to 150 nats
+        [(row['line'], *row['gold']) for row in kwargs['seeds']],  # to 150 nats
         [('single model (mean of members)', 0, 3),
          ('single model (mean of members)', 0, 1),
          ('ensemble mean', 0, 3), ('ensemble mean', 0, 4)])
     self.assertEqual(
         [(row['line'], row['sqrt_kl'], row['gold'], row['gold_se'])
-         for row in given['rows'] if 'end' in row],
+         for row in kwargs['rows'] if 'end' in row],
         [('single model (mean of members)', 16, 4, 2),
          ('ensemble mean', 16, 6, 1)])
-    self.assertEqual(given['note'], 'mean of 2 seeds +- one standard error '
+    self.assertEqual(kwargs['note'], 'mean of 2 seeds +- one standard error '
                      'over them; thin: single seeds; points: the end of '
                      'training; a mean ends where its first seed does')
 
   def test_members_of_seeds_are_thin(self):
     """Member 0 of one seed has nothing in common with that of another."""
-    given = self.drawn('curves', kind='curves', x='step', y=('gold',),
-                       line=('method', 'member'))
+    kwargs = self.drawn('curves', kind='curves', x='step', y=('gold',),
+                        line=('method', 'member'))
     self.assertEqual(
-        [(row['line'], *row['gold']) for row in given['seeds']],
+        [(row['line'], *row['gold']) for row in kwargs['seeds']],
         [('single model (mean of members)', *gold)
          for gold in ((0, 4, 1), (0, 1, 5), (0, 2, 3), (0, 1, 7))]
         + [('ensemble mean', 0, 3, 5), ('ensemble mean', 0, 4, 7)])
-    self.assertEqual([row['gold'] for row in given['rows']],
+    self.assertEqual([row['gold'] for row in kwargs['rows']],
                      [0, 2, 4, 0, 3.5, 6])
-    self.assertIn('thin: single models of single seeds', given['note'])
-    given = self.drawn(
+    self.assertIn('thin: single models of single seeds', kwargs['note'])
+    kwargs = self.drawn(
         'curves', [one for one in self.policies if one['seed'] == 0],
         kind='curves', x='step', line=('method', 'member'))
     self.assertEqual(
-        list(dict.fromkeys(row['line'] for row in given['rows'])),
+        list(dict.fromkeys(row['line'] for row in kwargs['rows'])),
         ['single model, member 0', 'single model, member 1', 'ensemble mean'])
 
   def test_one_seed_has_no_thin_lines(self):
-    given = self.drawn(
+    kwargs = self.drawn(
         'curves', [one for one in self.policies if one['seed'] == 0],
         kind='curves', x='step')
-    self.assertEmpty(given['seeds'])
-    self.assertIn('one seed', given['note'])
+    self.assertEmpty(kwargs['seeds'])
+    self.assertIn('one seed', kwargs['note'])
 
   def test_a_table_is_drawn_in_the_order_of_methods(self):
     for policy in self.policies:
@@ -97,9 +97,9 @@ class PoliciesTest(written.ReportTestCase):
           'single_0': {'data': 'up', 'method': 'RLOO, k=4'},
           'single_1': {'method': 'PPO'},
           'mean': {'data': 'down', 'method': 'RLOO, k=4'}}[policy['run']]
-    given = self.drawn('bars', kind='table')
+    kwargs = self.drawn('bars', kind='table')
     self.assertEqual(
-        [(row['x'], row['colour']) for row in given['rows']],
+        [(row['x'], row['colour']) for row in kwargs['rows']],
         [('PPO', style.METHODS['PPO']),
          ('RLOO, k=4, up', style.METHODS['RLOO, k=4']),
          ('RLOO, k=4, down', style.METHODS['RLOO, k=4'])])
@@ -110,11 +110,11 @@ class PoliciesTest(written.ReportTestCase):
       noise, members = numbers[policy['run']]
       policy['labels'] = {'method': 'mean', 'label_noise': noise,
                           'num_members': members}
-    given = self.drawn('bars', kind='final', x='method',
-                       panel=('label_noise',), line=('num_members',))
-    self.assertEqual([row['panel'] for row in given['rows']], [
+    kwargs = self.drawn('bars', kind='final', x='method',
+                        panel=('label_noise',), line=('num_members',))
+    self.assertEqual([row['panel'] for row in kwargs['rows']], [
         'label noise 0', 'label noise 0.25', 'label noise 0.25'])
-    self.assertEqual([row['line'] for row in given['rows']], [
+    self.assertEqual([row['line'] for row in kwargs['rows']], [
         'ensemble members 5', 'ensemble members 3', 'ensemble members 4'])
 
   def test_the_judge_has_the_last_word(self):
@@ -123,10 +123,10 @@ class PoliciesTest(written.ReportTestCase):
     (directory / 'win_rates.csv').write_text('run,seed,win_rate\n' + ''.join(
         f'{policy["run"]},{policy["seed"]},{.5 + .1 * i}\n'
         for i, policy in enumerate(self.policies)))
-    given = self.drawn('bars', judged='win_rates', kind='table',
-                       columns=('win_rate',), baseline={'method': 'single'})
-    self.assertEqual(given['y'], ('win_rate',))
-    for row, value in zip(given['rows'], (.65, .95), strict=True):
+    kwargs = self.drawn('bars', judged='win_rates', kind='table',
+                        columns=('win_rate',), baseline={'method': 'single'})
+    self.assertEqual(kwargs['y'], ('win_rate',))
+    for row, value in zip(kwargs['rows'], (.65, .95), strict=True):
       self.assertAlmostEqual(row['win_rate'], value)
     self.assertEqual([row['win_rate'] for row in self.rows('results')[:3]],
                      ['', '', '0.5'])
@@ -137,25 +137,25 @@ class PoliciesTest(written.ReportTestCase):
     for policy in self.policies:
       policy['labels'] = {'method': policy['run'], 'family': {
           'single_0': 'a', 'single_1': 'b'}.get(policy['run'])}
-    given = self.drawn(
+    kwargs = self.drawn(
         'curves', kind='curves', x='step', y=('gold',), panel=('family',),
         everywhere={'method': 'mean'}, x_name='optimizer steps')
     self.assertEqual(
-        [(row['panel'], row['line'], row['gold']) for row in given['rows']],
+        [(row['panel'], row['line'], row['gold']) for row in kwargs['rows']],
         [*((panel, 'ensemble mean', gold) for panel in 'ab'
            for gold in (0, 3.5, 6)),  # which has a place of its own
          ('a', 'single_0', 0), ('a', 'single_0', 2.5), ('a', 'single_0', 3),
          ('b', 'single_1', 0), ('b', 'single_1', 1.5), ('b', 'single_1', 5)])
-    self.assertEqual(given['x_name'], 'optimizer steps')
+    self.assertEqual(kwargs['x_name'], 'optimizer steps')
 
   def test_training_curves(self):
-    given = self.drawn(
+    kwargs = self.drawn(
         'curves', kind='curves', source='training', x='step',
         y=('rollout/score',), window=2, line=('method', 'member'))
     single = 'single model (mean of members)'
     self.assertEqual(
         [(row['line'], row['step'], row['rollout/score'])
-         for row in given['rows']],
+         for row in kwargs['rows']],
         [(single, 0, 0), (single, 1, 1), (single, 2, 3),
          ('ensemble mean', 0, 0),
          ('ensemble mean', 1, 1.75), ('ensemble mean', 2, 4.75)])
@@ -168,22 +168,22 @@ class PoliciesTest(written.ReportTestCase):
     for policy in self.policies:
       policy['labels'] = {'kl_coef': {'single_0': .1, 'single_1': 0.}.get(
           policy['run'])}
-    given = self.drawn('points', kind='final', x='kl_coef', line=())
-    self.assertEqual(given['x'], 'KL coefficient')
-    self.assertEqual([(row['x'], row['gold']) for row in given['rows']],
+    kwargs = self.drawn('points', kind='final', x='kl_coef', line=())
+    self.assertEqual(kwargs['x'], 'KL coefficient')
+    self.assertEqual([(row['x'], row['gold']) for row in kwargs['rows']],
                      [(.1, 3), (0., 5), (None, 6)])
     for policy in self.policies:
       policy['labels'] = {'method': policy['run'], 'deep': True}
-    given = self.drawn('bars', kind='final', x='method', line=('deep',))
-    self.assertEqual([(row['x'], row['line']) for row in given['rows']], [
+    kwargs = self.drawn('bars', kind='final', x='method', line=('deep',))
+    self.assertEqual([(row['x'], row['line']) for row in kwargs['rows']], [
         ('ensemble mean', 'deep True'), ('single_0', 'deep True'),
         ('single_1', 'deep True')])
 
   def test_win_rates(self):
-    given = self.drawn('bars', kind='win_rates', against={'method': 'single'})
-    row, = given['rows']
+    kwargs = self.drawn('bars', kind='win_rates', against={'method': 'single'})
+    row, = kwargs['rows']
     self.assertEqual((row['x'], row['panel']), ('ensemble mean', ''))
-    self.assertEqual(given['note'], 'mean of 2 seeds; errors: standard '
+    self.assertEqual(kwargs['note'], 'mean of 2 seeds; errors: standard '
                      'deviation over those that it is against')
     # Seed 0, prompt by prompt: tie, loss, win and tie, win, win.
     # Seed 1: tie, win, win and tie, win, tie.
@@ -213,9 +213,9 @@ class PoliciesTest(written.ReportTestCase):
 
   def test_without_gold(self):
     self.ungold()
-    given = self.drawn('curves', kind='curves', baseline={'method': 'single'})
-    self.assertEqual(given['y'], ('proxy',))
-    self.assertEqual([tuple(row['proxy']) for row in given['seeds']],
+    kwargs = self.drawn('curves', kind='curves', baseline={'method': 'single'})
+    self.assertEqual(kwargs['y'], ('proxy',))
+    self.assertEqual([tuple(row['proxy']) for row in kwargs['seeds']],
                      [(.5, 1.5, 2.5)] * 4)
     single, _ = self.rows('summary')
     columns = ('proxy', 'kl_k1', 'length')
@@ -238,9 +238,9 @@ class PoliciesTest(written.ReportTestCase):
         ('bars', {'kind': 'table', 'columns': ('gold', 'length')},
          ('length',)),
         ('bars', {'kind': 'final', 'x': 'method', 'line': ()}, ('proxy',))):
-      given = self.drawn(what, **figure)
-      self.assertEqual(given['y'], y)
-      for row in given['rows']:
+      kwargs = self.drawn(what, **figure)
+      self.assertEqual(kwargs['y'], y)
+      for row in kwargs['rows']:
         self.assertTrue(math.isfinite(row[y[0]]), row)
 
   def test_the_page_has_a_drop_beside_gold_alone(self):

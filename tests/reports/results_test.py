@@ -65,8 +65,8 @@ class SummaryTest(parameterized.TestCase):
 
   def test_groups(self):
     others = [policy(0, noise=.25), policy(0), policy(1)]
-    found = results.groups([*MEMBERS, *others], ('method',))
-    self.assertEqual(found, [MEMBERS, others[:1], others[1:]])
+    actual = results.groups([*MEMBERS, *others], ('method',))
+    self.assertEqual(actual, [MEMBERS, others[:1], others[1:]])
     apart = results.groups(MEMBERS, ('method', 'member'))
     self.assertEqual(apart, [[MEMBERS[0], MEMBERS[2]], [MEMBERS[1]]])
 
@@ -115,34 +115,34 @@ class SummaryTest(parameterized.TestCase):
 class CurveTest(parameterized.TestCase):
 
   def test_by_hand(self):
-    found = results.curve(MEMBERS, ('step', 'gold'))
-    np.testing.assert_allclose(found['step'], [0, 10, 20])
-    np.testing.assert_allclose(found['gold'], [0, 2, 4])
-    np.testing.assert_allclose(found['gold_se'], [0, 1, 2])
+    actual = results.curve(MEMBERS, ('step', 'gold'))
+    np.testing.assert_allclose(actual['step'], [0, 10, 20])
+    np.testing.assert_allclose(actual['gold'], [0, 2, 4])
+    np.testing.assert_allclose(actual['gold_se'], [0, 1, 2])
 
   def test_one_seed_has_no_band(self):
-    found = results.curve(MEMBERS[:1], ('gold',))
-    np.testing.assert_array_equal(found['gold'], [0, 4, 1])
-    np.testing.assert_array_equal(found['gold_se'], [NAN] * 3)
+    actual = results.curve(MEMBERS[:1], ('gold',))
+    np.testing.assert_array_equal(actual['gold'], [0, 4, 1])
+    np.testing.assert_array_equal(actual['gold_se'], [NAN] * 3)
 
   def test_as_long_as_the_shortest(self):
-    found = results.curve(
+    actual = results.curve(
         [policy(0, [1., 2., 3.]), policy(1, [3., 4.])], ('gold',))
-    np.testing.assert_array_equal(found['gold'], [2, 3])
+    np.testing.assert_array_equal(actual['gold'], [2, 3])
 
   def test_limit_of_the_mean(self):
     # Mean 12.2, KL 148.84: kept, though one seed is beyond 150; then 13.5,
     # and nothing after it, though it comes back.
     group = [policy(0, range(5), sqrt_kl=[0, 10, 12, 13, 5]),
              policy(1, range(5), sqrt_kl=[0, 10, 12.4, 14, 5])]
-    found = results.curve(group, ('sqrt_kl', 'gold'), limit_kl=150.)
-    np.testing.assert_allclose(found['sqrt_kl'], [0, 10, 12.2])
-    np.testing.assert_allclose(found['gold'], [0, 1, 2])
+    actual = results.curve(group, ('sqrt_kl', 'gold'), limit_kl=150.)
+    np.testing.assert_allclose(actual['sqrt_kl'], [0, 10, 12.2])
+    np.testing.assert_allclose(actual['gold'], [0, 1, 2])
     self.assertLen(results.curve(group, ('gold',))['gold'], 5)
 
   def test_limit_without_kl(self):
-    found = results.curve(MEMBERS, ('gold',), limit_kl=150.)
-    np.testing.assert_allclose(found['gold'], [0, 2, 4])
+    actual = results.curve(MEMBERS, ('gold',), limit_kl=150.)
+    np.testing.assert_allclose(actual['gold'], [0, 2, 4])
 
   def test_smooth(self):
     np.testing.assert_allclose(

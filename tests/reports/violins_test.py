@@ -15,10 +15,10 @@ def row(panel, x, values, known=True):
           'values': values if known else None, 'responses': len(values)}
 
 
-def drawn(given):
+def drawn(table):
   """The axes, and what is said below."""
   with mock.patch.object(panels, 'save') as save:
-    violins.draw(given, '', title='', x_name='reward', note='said')
+    violins.draw(table, '', title='', x_name='reward', note='said')
   return save.call_args.args[0].axes, save.call_args.args[-1]
 
 
@@ -26,11 +26,11 @@ class ViolinsTest(absltest.TestCase):
 
   def test_violins(self):
     values = np.linspace(0, 1, 17)**2
-    given = [row(panel, x, values * scale)
+    table = [row(panel, x, values * scale)
              for panel in ('fluent', 'safe')
              for x, scale in (('log', 1.), ('A-LOL', .5), ('constant', 0.))]
-    given.pop()
-    axes, note = drawn(given)
+    table.pop()
+    axes, note = drawn(table)
     self.assertEqual(note, 'said; point: mean; bar: quartiles; stroke: median')
     fluent, safe = axes
     self.assertEqual([axis.get_title() for axis in axes], ['fluent', 'safe'])

@@ -53,9 +53,9 @@ def steps(workdir: pathlib.Path) -> dict[str, list[int]]:
       for p in sorted(workdir.rglob('metrics.jsonl'))}
 
 
-def without(others, found: dict) -> dict:
+def without(others, actual: dict) -> dict:
   """Those of one condition: whose names hold none of `others`."""
-  return {name: value for name, value in found.items()
+  return {name: value for name, value in actual.items()
           if not any(other in name for other in others)}
 
 

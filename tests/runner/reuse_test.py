@@ -188,8 +188,8 @@ def test_a_result_that_holds_an_absolute_path(tmp_path):
     stages = [stage('report', locate)]
     assert launch(tmp_path / name, stages, [tmp_path / 'source'][
         :name == 'new']) == ['report']
-    found = run_lib.read_result(tmp_path / name, 'report')
-    assert found['figures'][0]['path'].startswith(str(tmp_path / name))
+    actual = run_lib.read_result(tmp_path / name, 'report')
+    assert actual['figures'][0]['path'].startswith(str(tmp_path / name))
 
 
 def test_twice_in_one_workdir(tmp_path):

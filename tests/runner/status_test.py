@@ -19,8 +19,8 @@ def test_how_a_command_ends(tmp_path, error, expected):
   one = status.Status(tmp_path)
   one.write(stage='sft')
   one.ended(error)
-  told = status.read(tmp_path)
-  assert told.items() >= expected.items() and told['stage'] == 'sft'
+  state = status.read(tmp_path)
+  assert state.items() >= expected.items() and state['stage'] == 'sft'
   one.at_once(130)
   assert status.read(tmp_path)['state'] == 'killed'
 
@@ -28,11 +28,11 @@ def test_how_a_command_ends(tmp_path, error, expected):
 def test_a_status_is_read_as_it_is(tmp_path):
   assert status.read(tmp_path) == {}
   assert status.killed(tmp_path) is None
-  told = {'state': 'running', 'pid': 1}
-  files.write_json(tmp_path / 'status.json', told)
+  state = {'state': 'running', 'pid': 1}
+  files.write_json(tmp_path / 'status.json', state)
   assert status.read(tmp_path)['state'] == 'killed'
   with workdirs.locked(tmp_path):
-    assert status.read(tmp_path) == told
+    assert status.read(tmp_path) == state
     assert status.killed(tmp_path) == 'pid 1, at its start'
   for ended in ('complete', 'failed', 'interrupted'):
     files.write_json(tmp_path / 'status.json', {'state': ended, 'pid': 1})

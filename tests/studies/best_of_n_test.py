@@ -40,10 +40,10 @@ class BestOfNTest(parameterized.TestCase):
             'reference': 'seed_0/sft', 'gold': 'seed_0/gold'})
       for noise in (0, .25):
         here = f'seed_0/{ending}/noise_{noise:g}'
-        told = stages[f'{here}/proxies']
-        self.assertEqual(told['upstream'], {
+        kwargs = stages[f'{here}/proxies']
+        self.assertEqual(kwargs['upstream'], {
             'pairs': pairs, 'trunks': ['seed_0/trunk']})
-        self.assertEqual(told['label_noise'], noise)
+        self.assertEqual(kwargs['label_noise'], noise)
         self.assertEqual(stages[f'{here}/scores']['upstream'], {
             'samples': samples, 'proxies': f'{here}/proxies'})
         self.assertEqual(stages[f'{here}/best_of_n']['upstream'], {

@@ -57,12 +57,12 @@ def first_call(module, function: str, stage: str, run, **changes):
 
 def training_rows(stage: str, *, pairs=None, num_pairs=None, **changes):
   """What the reward models of a round are trained on."""
-  told = keywords(stage)
+  kwargs = keywords(stage)
   if pairs is not None:
-    changes['upstream'] = told['upstream'] | {'pairs': pairs}
+    changes['upstream'] = kwargs['upstream'] | {'pairs': pairs}
   call = first_call(
       proxies_lib.sources, 'offline_members', stage, proxies_lib.run,
-      node=told['node'] | {'num_pairs': num_pairs}, **changes)
+      node=kwargs['node'] | {'num_pairs': num_pairs}, **changes)
   return call.args[0]
 
 
@@ -97,11 +97,11 @@ class PlanTest(parameterized.TestCase):
           keywords(f'{collect}/round_1/pairs')['upstream'], of_all | answers)
       self.assertEqual(keywords(f'{collect}/round_0/policy')['upstream'], {
           **of_all, 'pairs': f'{here}/pairs', 'proxies': f'{here}/proxies'})
-      told = keywords(f'{collect}/round_1/policy')
-      self.assertEqual(told['upstream'], {
+      kwargs = keywords(f'{collect}/round_1/policy')
+      self.assertEqual(kwargs['upstream'], {
           **of_all, 'policy': f'{here}/policy', 'pairs': f'{here}/pairs',
           'proxies': f'seed_0/{collect}/round_1/proxies'})
-      self.assertEqual(told['part'], 1)
+      self.assertEqual(kwargs['part'], 1)
       self.assertEqual(
           keywords(f'{collect}/round_1/proxies')['upstream']['pairs'],
           [f'{here}/pairs', f'seed_0/{collect}/round_1/pairs'])
@@ -112,8 +112,8 @@ class PlanTest(parameterized.TestCase):
     study['proxy']['batch_size'] = 16
     answered = []
     for number in range(4):
-      told = keywords(f'current/round_{number}/pairs', study)
-      answered += range(told['first'], told['first'] + told['num_pairs'])
+      kwargs = keywords(f'current/round_{number}/pairs', study)
+      answered += range(kwargs['first'], kwargs['first'] + kwargs['num_pairs'])
     self.assertEqual(answered, list(range(96)))
 
   @parameterized.parameters(
@@ -164,10 +164,10 @@ class PlanTest(parameterized.TestCase):
     changed = {name for name in before if recipes.differences(
         before[name].record(), after[name]) == ([], ['judged'])}
     # Every policy that learns by it, and all that is made from such a policy.
-    told = {stage.name for stage in plan.plan(study)
-            if 'judged:kind' in str(stage.run.keywords)}
-    self.assertNotEmpty(told)
-    self.assertEqual(changed, {*recipes.depending(told, after)})
+    kwargs = {stage.name for stage in plan.plan(study)
+              if 'judged:kind' in str(stage.run.keywords)}
+    self.assertNotEmpty(kwargs)
+    self.assertEqual(changed, {*recipes.depending(kwargs, after)})
     self.assertNotIn('seed_0/sft', changed)
 
 
@@ -251,10 +251,10 @@ class RoundTest(parameterized.TestCase):
 
   def test_validation(self):
     """Bradley-Terry loss and accuracy on clean pairs, epoch by epoch."""
-    told, context = (keywords('current/round_0/proxies'),
-                     worlds.Context(workdir()))
-    out = proxies_lib.run(context, **told | dict(
-        node=told['node'] | {'num_epochs': 2}, validate=True))
+    kwargs, context = (keywords('current/round_0/proxies'),
+                       worlds.Context(workdir()))
+    out = proxies_lib.run(context, **kwargs | dict(
+        node=kwargs['node'] | {'num_epochs': 2}, validate=True))
     rows = files.read_jsonl(context.directory / 'evaluation.jsonl')
     self.assertEqual([row['epoch'] for row in rows], [0, 1, 2])
     pairs = {k: x[:HELD_OUT] for k, x in labelled(

@@ -115,32 +115,32 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(names(study), alone)
 
   def test_logs_are_told_of_their_rewards(self):
-    told = keywords(several(), 'logs/noisy/logged')
-    self.assertEqual(told['label_noise'], .25)
-    self.assertEqual(told['node'], {
+    kwargs = keywords(several(), 'logs/noisy/logged')
+    self.assertEqual(kwargs['label_noise'], .25)
+    self.assertEqual(kwargs['node'], {
         'source': 'pairs', 'num_validation': 16,
         'components': {'reward': {'kind': 'proxy', 'squash': 'sigmoid'}}})
-    self.assertEqual(told['upstream'], NOISY)
-    told = keywords(several(), 'logs/pairs/logged')
-    self.assertEqual(told['label_noise'], 0)
-    self.assertEqual(told['node']['components'], NODES)
-    self.assertEqual(told['upstream'], OF_SEED)
-    told = keywords(several(), 'logs/noisy/prompt_value')
-    self.assertEqual(told['upstream']['log'], 'seed_0/logs/noisy/logged')
-    self.assertEqual(told['upstream']['proxies'], 'seed_0/noisy/proxies')
-    self.assertEqual(told['components'],
+    self.assertEqual(kwargs['upstream'], NOISY)
+    kwargs = keywords(several(), 'logs/pairs/logged')
+    self.assertEqual(kwargs['label_noise'], 0)
+    self.assertEqual(kwargs['node']['components'], NODES)
+    self.assertEqual(kwargs['upstream'], OF_SEED)
+    kwargs = keywords(several(), 'logs/noisy/prompt_value')
+    self.assertEqual(kwargs['upstream']['log'], 'seed_0/logs/noisy/logged')
+    self.assertEqual(kwargs['upstream']['proxies'], 'seed_0/noisy/proxies')
+    self.assertEqual(kwargs['components'],
                      {'reward': {'kind': 'proxy', 'squash': 'sigmoid'}})
 
   def test_runs_are_told_of_their_log(self):
     for name in ('a_lol', 'filtered'):
-      told = keywords(several(), f'policies/{name}')
-      self.assertEqual(told['upstream'], NOISY | {
+      kwargs = keywords(several(), f'policies/{name}')
+      self.assertEqual(kwargs['upstream'], NOISY | {
           'log': 'seed_0/logs/noisy/logged',
           'values': 'seed_0/logs/noisy/prompt_value'})
-    told = keywords(several(), 'policies/wbc')
-    self.assertEqual(told['upstream'], OF_SEED | {
+    kwargs = keywords(several(), 'policies/wbc')
+    self.assertEqual(kwargs['upstream'], OF_SEED | {
         'log': 'seed_0/logs/pairs/logged'})
-    self.assertEqual(told['measure']['components'], NODES)
+    self.assertEqual(kwargs['measure']['components'], NODES)
 
   def test_values_are_for_those_who_read_them(self):
     """Of one log, too."""
@@ -152,22 +152,22 @@ class PlanTest(parameterized.TestCase):
          for name in ('one', 'wbc')], [values, None])
 
   def test_online_learns_from_its_condition_and_is_compared_by_the_log(self):
-    told = keywords(several(), 'policies/ppo')
-    self.assertEqual(told['upstream'], OF_SEED | {
+    kwargs = keywords(several(), 'policies/ppo')
+    self.assertEqual(kwargs['upstream'], OF_SEED | {
         'proxies': 'seed_0/clean/proxies', 'log': 'seed_0/logs/pairs/logged'})
-    self.assertEqual(told['measure']['components'], NODES)
-    self.assertEqual(told['run']['reward']['components'], base.proxy())
+    self.assertEqual(kwargs['measure']['components'], NODES)
+    self.assertEqual(kwargs['run']['reward']['components'], base.proxy())
     self.assertNoCommonElements(
-        told['run'], ('use', 'log', 'condition', 'labels'))
+        kwargs['run'], ('use', 'log', 'condition', 'labels'))
 
   def test_seeds_share_nothing(self):
     study = several()
     study.seeds = (0, 3)
     stages = plan(study)
-    told = next(stage for stage in stages
-                if stage.name == 'seed_3/policies/a_lol').run.keywords
-    self.assertEqual(told['seed'], 3)
-    self.assertEqual(set(told['upstream'].values()), {
+    kwargs = next(stage for stage in stages
+                  if stage.name == 'seed_3/policies/a_lol').run.keywords
+    self.assertEqual(kwargs['seed'], 3)
+    self.assertEqual(set(kwargs['upstream'].values()), {
         f'seed_3/{name}' for name in (
             'sft', 'gold', 'pairs', 'noisy/proxies', 'logs/noisy/logged',
             'logs/noisy/prompt_value')})

@@ -76,16 +76,16 @@ class PlanTest(parameterized.TestCase):
     study = config()
     study['seeds'] = (0, 4)
     study['runs'] = dict(one=ppo(reward=dict(components=components)))
-    told = keywords(study, 'seed_4/policies/one')
-    self.assertEqual(told['upstream'], {
+    kwargs = keywords(study, 'seed_4/policies/one')
+    self.assertEqual(kwargs['upstream'], {
         'reference': 'seed_4/sft', 'gold': 'seed_4/gold',
         'pairs': 'seed_4/pairs', 'proxies': 'seed_4/noise_25/proxies'})
-    self.assertEqual(told['measure'], {
+    self.assertEqual(kwargs['measure'], {
         'components': components, 'pool': study['pool'],
         'sampler': study['sampler']})
-    self.assertEqual(told['run']['reward']['components'], components)
-    self.assertNoCommonElements(told['run'], ('labels', 'condition'))
-    self.assertEqual((told['seed'], told['part']), (4, 0))
+    self.assertEqual(kwargs['run']['reward']['components'], components)
+    self.assertNoCommonElements(kwargs['run'], ('labels', 'condition'))
+    self.assertEqual((kwargs['seed'], kwargs['part']), (4, 0))
     shown = keywords(study, 'report_seeds_0_4')['policies']
     self.assertEqual(shown, [
         {'stage': f'seed_{seed}/policies/one', 'run': 'one',
@@ -159,10 +159,11 @@ class PlanTest(parameterized.TestCase):
     study = config()
     study['conditions']['few'] = dict(num_pairs=16)
     study['runs']['few'] = dict(condition='few', labels=dict(method='few'))
-    told = keywords(study, 'seed_0/few/proxies')
-    self.assertEqual((told['node']['num_pairs'], told['validate']), (16, False))
-    told = keywords(study, 'seed_0/noise_25/proxies')
-    self.assertIsNone(told['node']['num_pairs'])
+    kwargs = keywords(study, 'seed_0/few/proxies')
+    self.assertEqual(
+        (kwargs['node']['num_pairs'], kwargs['validate']), (16, False))
+    kwargs = keywords(study, 'seed_0/noise_25/proxies')
+    self.assertIsNone(kwargs['node']['num_pairs'])
     study['conditions']['few']['validate'] = True
     self.assertTrue(keywords(study, 'seed_0/few/proxies')['validate'])
     for count, field in ((0, 'num_pairs'), (65, 'num_pairs'),

@@ -29,9 +29,10 @@ class RewardModelsTest(parameterized.TestCase):
             'sft', 'gold', 'pairs', 'trunk', 'clean/proxies', 'large/trunk',
             'large/proxies')), 'report_seeds_2_0'])
     for name, noise in (('clean', 0.), ('large', .25)):
-      told = stages[f'seed_2/{name}/proxies']
-      self.assertEqual((told['validate'], told['label_noise']), (True, noise))
-      self.assertEqual(told['upstream']['pairs'], 'seed_2/pairs')
+      kwargs = stages[f'seed_2/{name}/proxies']
+      self.assertEqual(
+          (kwargs['validate'], kwargs['label_noise']), (True, noise))
+      self.assertEqual(kwargs['upstream']['pairs'], 'seed_2/pairs')
     self.assertEqual(stages['report_seeds_2_0']['policies'], [
         {'stage': f'seed_{seed}/{name}/proxies', 'run': name, 'seed': seed,
          'labels': {'condition': name}}

@@ -63,10 +63,10 @@ class RolesTest(parameterized.TestCase):
     name = one.add('one', stage, EVERYTHING, note='kept')
     self.assertEqual(name, 'seed_3/one')
     self.assertIs(one.stages[0].run.func, stage.run)
-    told = keywords(one, 'one')
-    self.assertEqual(told.pop('upstream'), {
+    kwargs = keywords(one, 'one')
+    self.assertEqual(kwargs.pop('upstream'), {
         role: EVERYTHING[role] for role in (*stage.NEEDS, *stage.READS)})
-    self.assertEqual(told, {'note': 'kept'})
+    self.assertEqual(kwargs, {'note': 'kept'})
     self.assertContainsSubset(stage.NEEDS + stage.READS, artifacts.ROLES)
 
   @parameterized.parameters(
@@ -123,8 +123,8 @@ class PartsTest(absltest.TestCase):
       self.assertEqual(keywords(one, name)['upstream'], {
           'pairs': 'seed_3/pairs', 'trunks': ['seed_3/sft'],
           'features': ['seed_3/pairs_features']})
-    told = keywords(one, 'pairs_features')
-    self.assertEqual(told, {'model': proxy['model'], 'upstream': {
+    kwargs = keywords(one, 'pairs_features')
+    self.assertEqual(kwargs, {'model': proxy['model'], 'upstream': {
         'reference': 'seed_3/sft', 'pairs': 'seed_3/pairs'}})
     # Of several rounds in their order, and of another trunk others.
     other = self.proxy(trainable_layers=0, dtype='bfloat16')
@@ -153,21 +153,22 @@ class StagesTest(parameterized.TestCase):
     self.assertEqual(one.add_pairs(force_eos=True), 'seed_3/pairs')
     self.assertEqual(names(one), ['sft', 'gold', 'pairs'])
     for name in names(one):
-      told = keywords(one, name)
-      self.assertEqual(told['seed'], 3)
-      self.assertEqual(told['data'], nodes.data_config(config()))
+      kwargs = keywords(one, name)
+      self.assertEqual(kwargs['seed'], 3)
+      self.assertEqual(kwargs['data'], nodes.data_config(config()))
 
   def test_what_they_are_told(self):
     one = seed()
     one.add_pairs('round/pairs', force_eos=True, policy='seed_3/policy',
                   first=7, num_pairs=5)
-    told = keywords(one, 'round/pairs')
-    self.assertEqual(told['upstream'], {
+    kwargs = keywords(one, 'round/pairs')
+    self.assertEqual(kwargs['upstream'], {
         'reference': 'seed_3/sft', 'gold': 'seed_3/gold',
         'policy': 'seed_3/policy'})
-    self.assertEqual((told['force_eos'], told['first'], told['num_pairs']),
-                     (True, 7, 5))
-    self.assertEqual(told['sampler'], config()['sampler'])
+    self.assertEqual(
+        (kwargs['force_eos'], kwargs['first'], kwargs['num_pairs']),
+        (True, 7, 5))
+    self.assertEqual(kwargs['sampler'], config()['sampler'])
     self.assertEqual(keywords(one, 'sft')['node'], config()['policy'])
     self.assertEqual(keywords(one, 'sft')['part'], 'policy')
     self.assertEqual(keywords(one, 'gold')['node'], config()['gold'])
@@ -177,14 +178,14 @@ class StagesTest(parameterized.TestCase):
     one.add_proxies('round/proxies', config()['proxy'],
                     pairs=['seed_3/pairs', 'seed_3/round/pairs'],
                     label_noise=.25)
-    told = keywords(one, 'round/proxies')
-    self.assertEqual(told['upstream'], {
+    kwargs = keywords(one, 'round/proxies')
+    self.assertEqual(kwargs['upstream'], {
         'pairs': ['seed_3/pairs', 'seed_3/round/pairs'],
         'trunks': ['seed_3/trunk']})
-    self.assertEqual((told['label_noise'], told['validate']), (.25, False))
+    self.assertEqual((kwargs['label_noise'], kwargs['validate']), (.25, False))
     self.assertNoCommonElements(
-        told['node'], ('sft', 'trunk', 'validate', 'label_noise'))
-    self.assertEqual(told['node']['num_members'], 2)
+        kwargs['node'], ('sft', 'trunk', 'validate', 'label_noise'))
+    self.assertEqual(kwargs['node']['num_members'], 2)
     trunk = keywords(one, 'trunk')
     self.assertEqual(trunk['part'], 'trunk')
     self.assertEqual(trunk['node'], config()['proxy']['sft'] | {
