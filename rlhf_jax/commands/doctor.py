@@ -100,7 +100,8 @@ def _runs(config: Mapping[str, Any]) -> dict[str, dict]:
 
 def _of_models(config, corpus, seed: int, runs) -> Iterable[findings.Finding]:
   """What the policy, its sampler and its rewards say on a few rows."""
-  part = 'policy' if runs else 'proxy'
+  heads_alone = pretrained.is_frozen(config['proxy']['model'])
+  part = 'policy' if runs or heads_alone else 'proxy'
   model = pretrained.init(
       config[part]['model'], corpus.tokenizer.vocab_size,
       streams.key(seed, 'sft', 'policy', 'weights'))

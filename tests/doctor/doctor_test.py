@@ -280,6 +280,17 @@ class FrontDoorTest(absltest.TestCase):
     some = states(doctor.check(worlds.get_config(worlds.FIGURE_3, 'smoke')))
     self.assertNotIn('fail', some.values(), some)
 
+  def test_of_a_study_of_heads_alone(self):
+    """Of which no step on a trunk could be taken; that of its policy is."""
+    study = worlds.on_files(worlds.get_config(worlds.FIGURE_3, 'smoke'))
+    for part in ('policy', 'proxy'):
+      study[part]['model']['path'] = str(worlds.loaded() / 'model')
+    study['proxy']['model']['trainable_layers'] = 0
+    study['proxy']['sft']['num_steps'] = 0
+    some = states(doctor.check(study))
+    for check in ('ratio at step 0', 'reference', 'invariance to padding'):
+      self.assertEqual(some[check], 'pass')
+
 
 if __name__ == '__main__':
   absltest.main()
