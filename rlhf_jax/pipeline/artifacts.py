@@ -40,6 +40,7 @@ from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.models import pretrained
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import sharding
+from rlhf_jax.pipeline import bases
 from rlhf_jax.pipeline import reward_parts
 from rlhf_jax.rewards import models as reward_models
 from rlhf_jax.rewards import rule as rule_lib
@@ -90,6 +91,7 @@ def write_model(context: Any, kind: str, model: dict,
   files.write_json(context.directory / 'model.json', {
       'kind': kind, 'model': model, 'vocab_size': coder.vocab_size,
       'num_members': num_members, 'texts': texts, 'stop': list(coder.stop),
+      'base': bases.digest(model),
       'tokenizer': dict(
           coder.roles, control=list(coder.control), adds_bos=coder.adds_bos,
           chat_template=coder.chat_template,
@@ -157,6 +159,8 @@ def restore_parts(directory: pathlib.Path, *,
   node, vocab_size = model['model'], model['vocab_size']
   if pretrained.source(node) is None:
     return pretrained.Model(*restore_policy(directory), base=None)
+  if base is None:
+    bases.check(directory, model)
   parts = pretrained.abstract(node, vocab_size)
   if base is None and parts.base is not None:
     base = transformer.frozen(parts.config, pretrained.init(
@@ -169,6 +173,8 @@ def restore_rewards(directory: pathlib.Path, *, with_base: bool = True
                     ) -> reward_models.RewardModels:
   """The reward models of a stage, see `reward_parts.restore`."""
   model = read_model(directory, 'reward')
+  if with_base:
+    bases.check(directory, model)
   return reward_parts.restore(
       directory, model['model'], model['vocab_size'], model['num_members'],
       with_base=with_base)
