@@ -64,7 +64,8 @@ _HELP = {
     'aggregate': 'what an ensemble says: mean, worst_case, '
                  'uncertainty_weighted',
     'kl_coef': "of the penalty to the initial policy; the row's own if absent",
-    'lora': 'rank of adapters; 0: all of the model is trained',
+    'lora': 'rank of adapters, of the policy and of reward models that are '
+            'trained; 0: all of each is trained',
     'kind': 'of the data, where its columns do not tell',
     'columns': 'what columns are called: prompt=question,chosen=better',
     'split': 'of data that has several',

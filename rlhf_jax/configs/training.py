@@ -76,9 +76,10 @@ def describe(config: config_dict.ConfigDict, task: tasks.Task) -> list[str]:
   node = (config.proxy if task.algorithm == tasks.REWARD else
           config.online if task.algorithm in online_methods.names()
           else config.offline)
+  adapters = f', adapters of rank {task.lora}' if task.lora else ''
   if task.algorithm == tasks.REWARD:
     lines.append(f'{config.proxy.num_members} reward models of '
-                 f'{task.model}, {node.num_epochs} epochs of '
+                 f'{task.model}{adapters}, {node.num_epochs} epochs of '
                  f'{texts_lib.survey(task, prompts=False).pairs} pairs, '
                  f'{node.held_out} of them held out, '
                  f'learning rate {node.optimizer.learning_rate:g}')
@@ -89,8 +90,7 @@ def describe(config: config_dict.ConfigDict, task: tasks.Task) -> list[str]:
       f'{node.num_steps} steps of {batch} from {task.model}'
       + (f' after {config.policy.num_steps} of SFT' if config.policy.num_steps
          else '')
-      + (f', adapters of rank {task.lora}' if task.lora else '')
-      + f', learning rate {node.optimizer.learning_rate:g}')
+      + f'{adapters}, learning rate {node.optimizer.learning_rate:g}')
   lines += [f'{name}: ' + ', '.join(f'{k}={v}' for k, v in kwargs.items())
             for name, kwargs in node.arguments.items()]
   components = _components(config, node)
@@ -128,7 +128,7 @@ def _set_models(config, task: tasks.Task):
             else {'path': _model_path(task.model)})
   for part in (config.policy, config.proxy, config.gold):
     part.model.update(source)
-  config.policy.model.lora.rank = task.lora
+    part.model.lora.rank = task.lora
 
 
 def _model_path(model: str) -> str:
@@ -183,6 +183,8 @@ def _set_texts(config, task: tasks.Task, texts, online: bool):
   for node in (config.policy, config.proxy.sft):
     node.update(num_steps=steps, batch_size=batch)
     node.optimizer.learning_rate = tasks.usual_rate(task)
+  if task.lora and task.algorithm != tasks.REWARD:
+    config.proxy.sft.num_steps = 0  # --sft_steps is of the policy
   apart = max(2, min(config.gold.held_out, training // 10))
   config.gold.update(num_steps=size['steps'], held_out=apart,
                      batch_size=max(1, min(batch, training - apart)))

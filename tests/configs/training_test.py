@@ -149,6 +149,24 @@ class PlanTest(parameterized.TestCase):
                                 ': .* has another id for the token'):
       plan.plan(study)
 
+  @parameterized.parameters(
+      ('reward', 'pairs.jsonl', {}),
+      ('rloo', 'scored.csv', dict(
+          reward=None, preferences='pairs.jsonl', sft_steps=3)))
+  def test_adapters_of_reward_models_too(self, algorithm, data, fields):
+    if 'preferences' in fields:
+      fields |= dict(preferences=str(own_data.folder() / 'pairs.jsonl'))
+    one = task(algorithm, data, model=str(worlds.loaded() / 'model'), lora=4,
+               format='open_assistant', **fields)
+    study = training.get_config(one).to_dict()
+    for part in ('policy', 'proxy', 'gold'):
+      self.assertEqual(study[part]['model']['lora']['rank'], 4)
+    self.assertEqual(study['policy']['num_steps'], fields.get('sft_steps', 0))
+    self.assertIn('adapters of rank 4', '\n'.join(training.describe(
+        training.get_config(one), one)))
+    self.assertIn('rewards/proxies', stages(study))
+    self.assertNotIn('trunk', stages(study))
+
   def test_bad_rows(self):
     path = worlds.folder() / 'bad.jsonl'
     path.write_text((own_data.folder() / 'pairs.jsonl').read_text()
