@@ -114,7 +114,7 @@ def _split(node):
   return fields, computation, training
 
 
-def _check_training(path, training):
+def _check_training(path, training, dropout):
   if path is None and training:
     raise errors.ConfigError(
         f'a model has {", ".join(sorted(training))} but neither path nor '
@@ -125,6 +125,10 @@ def _check_training(path, training):
   if 'quantize' in training and 'lora' not in training:
     raise errors.ConfigError(
         'quantize needs lora: weights in 4 bits are not trained')
+  if training.get('trainable_layers') == 0 and dropout:
+    raise errors.ConfigError(
+        f'dropout is {dropout} and trainable_layers 0: heads learn from a '
+        'trunk that is read as it is; give dropout 0')
 
 
 def is_partial(node: dict[str, Any]) -> bool:
@@ -144,7 +148,7 @@ def config(node: dict[str, Any], vocab_size: int) -> transformer.Config:
   """
   shape, computation, training = _split(node)
   path = source(node)
-  _check_training(path, training)
+  _check_training(path, training, computation.get('dropout'))
   try:
     if path is None:
       return config_lib.make_config(

@@ -284,6 +284,8 @@ class NodeTest(parameterized.TestCase):
       ('targets', dict(path='DIR', lora=LORA | dict(targets='nothing')),
        'nothing'),
       ('layers', dict(path='DIR', trainable_layers=4), '4'),
+      ('dropout', dict(path='DIR', trainable_layers=0, dropout=.1),
+       'dropout is 0.1'),
       ('remat', dict(path='DIR', remat='some'), "remat .*'some'"))
   def test_refuses(self, node, message):
     node = {k: v.replace('DIR', str(worlds.loaded() / 'model'))
