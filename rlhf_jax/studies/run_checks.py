@@ -46,7 +46,8 @@ def check_conditions(config: Mapping, conditions: Mapping[str, Mapping],
         'chosen and rejected responses; give config.data.preferences, or pairs '
         'as config.data.logged.path')
   for name, node in conditions.items():
-    if name in nodes.STAGES or name.startswith('trunk_'):
+    if (name.partition('_features')[0] in nodes.STAGES
+        or name.startswith('trunk_')):
       raise errors.ConfigError(f'config.conditions.{name} has the name of a '
                                'stage; choose another')
     if node['path'] is not None:

@@ -340,7 +340,9 @@ class MistakesTest(parameterized.TestCase):
     self.assertEqual(names(study)[-2:],
                      ['win_rates_seeds_0', 'report_seeds_0'])
 
-  @parameterized.parameters('sft', 'gold', 'policies', 'trunk_0')
+  @parameterized.parameters(
+      'sft', 'gold', 'policies', 'trunk_0', 'pairs_features',
+      'pairs_features_1')
   def test_condition_with_the_name_of_a_stage(self, name):
     study = policies(condition=name)
     study['conditions'][name] = {}
