@@ -155,7 +155,8 @@ class PlanTest(parameterized.TestCase):
           reward=None, preferences='pairs.jsonl', sft_steps=3)))
   def test_adapters_of_reward_models_too(self, algorithm, data, fields):
     if 'preferences' in fields:
-      fields |= dict(preferences=str(own_data.folder() / 'pairs.jsonl'))
+      fields = fields | dict(
+          preferences=str(own_data.folder() / 'pairs.jsonl'))
     one = task(algorithm, data, model=str(worlds.loaded() / 'model'), lora=4,
                format='open_assistant', **fields)
     study = training.get_config(one).to_dict()
