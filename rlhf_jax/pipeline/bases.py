@@ -28,10 +28,10 @@ def check(directory: pathlib.Path, model: Mapping[str, Any]):
     CheckpointError: the base has changed.
     ConfigError: it is no longer there.
   """
-  kept, node = model.get('base'), model['model']
-  if kept is None:
+  expected, node = model.get('base'), model['model']
+  if expected is None:
     return
-  if digest(node) != kept:
+  if digest(node) != expected:
     raise errors.CheckpointError(
         f'{directory} holds a part of a model, trained on a rest that has '
         f'changed: {pretrained.source(node)}; restore what was there, or train '
