@@ -67,12 +67,13 @@ class FiguresTest(absltest.TestCase):
     kept.unlink()
     with mock.patch.object(files, 'read_csv', wraps=files.read_csv) as read:
       printed = own_data.succeed('figures', 'fig3', f'--directory={folder}')
+    own = ['fig3_apa_awr_ppo', 'fig3_apa_awr_ppo_text']
     self.assertEqual(printed.split(), [
-        str(results / 'fig3_apa_awr_ppo/figure.png'), str(kept)])
+        *(str(results / name / 'figure.png') for name in own), str(kept)])
     self.assertEqual(kept.read_bytes(), drawn)
     self.assertCountEqual([call.args[0] for call in read.call_args_list], [
         results / name / 'results.csv' for name in (
-            'fig3_apa_awr_ppo', 'fig4_model_size', 'fig4_model_size_small')])
+            *own, 'fig4_model_size', 'fig4_model_size_small')])
 
   def test_studies_of_one_config_are_drawn_together(self):
     folder, results = self.copy(worlds.COSTE, lambda _, names: [
