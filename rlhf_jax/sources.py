@@ -200,18 +200,18 @@ def _fill(draw: Callable[[int], types.Batch],
     prompts without a response, which weigh nothing. And the metrics 'rollout/
     kept', share of the prompts asked, and 'rollout/rounds', those it took.
   """
-  parts, kept = [], 0
+  parts, count = [], 0
   for turn in range(rounds):
     batch = draw(turn)
     batch, keep = jax.tree.map(
         lambda x: x[:size], processes.whole((batch, keeps(batch))))
     parts.append(jax.tree.map(lambda x, keep=keep: x[keep], batch))
-    kept += int(keep.sum())
-    if kept >= size:
+    count += int(keep.sum())
+    if count >= size:
       break
   parts.append(batch.replace(mask=np.zeros_like(batch.mask)))
   return jax.tree.map(lambda *x: np.concatenate(x)[:size], *parts), {
-      'rollout/kept': np.float32(kept / (size * (turn + 1))),
+      'rollout/kept': np.float32(count / (size * (turn + 1))),
       'rollout/rounds': np.float32(turn + 1)}
 
 
@@ -234,20 +234,20 @@ def _without_bad(scores: np.ndarray, step: int
   Raises:
     RewardError: no prompt is left.
   """
-  kept = ~np.isnan(scores).any(axis=1)
-  if not kept.any():
+  good = ~np.isnan(scores).any(axis=1)
+  if not good.any():
     raise errors.RewardError(
         f'rewards at step {step} leave none of {len(scores)} prompts: of each '
         f"a sample's is None, NaN or infinite ({int(np.isnan(scores).sum())} "
         f'of {scores.size}), and its prompt is dropped; mend the reward')
-  return np.where(kept[:, None], scores, np.float32(0)), kept
+  return np.where(good[:, None], scores, np.float32(0)), good
 
 
 @jax.jit
-def _scored(batch: types.Batch, scores: jax.Array, kept: jax.Array
+def _scored(batch: types.Batch, scores: jax.Array, good: jax.Array
             ) -> types.Batch:
   """With f32[B, K]; only of the prompts kept, bool[B], there are responses."""
-  return batch.replace(scores=scores, mask=batch.mask & kept[:, None, None])
+  return batch.replace(scores=scores, mask=batch.mask & good[:, None, None])
 
 
 def online(
@@ -331,17 +331,17 @@ def online(
 
   def source(step, state, frozen):
     metrics = {} if score is None else {'rollout/bad_rewards': np.float32(0)}
-    drawn = lambda turn: draw(step, turn, state, frozen, metrics)
+    draw_at = lambda turn: draw(step, turn, state, frozen, metrics)
     if resample is None:
-      batch = drawn(0)
+      batch = draw_at(0)
     else:
       batch, filled = _fill(
-          drawn, lambda batch: resample.varied(batch, state, frozen),
+          draw_at, lambda batch: resample.varied(batch, state, frozen),
           size=batch_size, rounds=turns)
       batch = sharding.shard_batch(sharding.pad_rows(
           batch, multiple * meshes.row_parts()))
       metrics |= filled
-    done = annotated(batch, state, frozen)
-    return done.replace(metrics=done.metrics | metrics)
+    rollout = annotated(batch, state, frozen)
+    return rollout.replace(metrics=rollout.metrics | metrics)
 
   return Numbered(rows_of, source)

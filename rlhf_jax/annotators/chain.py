@@ -83,9 +83,9 @@ def _step(node, models) -> Chain:
   remembers = name in running.RUNNING
   function = (running.RUNNING if remembers else arithmetic.ARITHMETIC).get(name)
   if function is None:
-    known = sorted({*models, *running.RUNNING, *arithmetic.ARITHMETIC})
+    names = sorted({*models, *running.RUNNING, *arithmetic.ARITHMETIC})
     raise ValueError(
-        f'unknown annotator {name!r}; available: {", ".join(known)}. One that '
+        f'unknown annotator {name!r}; available: {", ".join(names)}. One that '
         'needs parameters has to be bound to them in `models`.')
   try:
     inspect.signature(function).bind(*[None] * (1 + remembers), **node)

@@ -151,14 +151,14 @@ def _held_out(values):
   if seed is None:
     raise errors.ConfigError(f'--stage={values.stage} is of no seed, whose '
                              'prompts could be taken; give --data')
-  workdir, begun = pathlib.Path(values.workdir), f'{seed[0]}sft'
+  workdir, sft = pathlib.Path(values.workdir), f'{seed[0]}sft'
   corpus = load_lib.load(
       nodes.data_config(studies.config_of(workdir)), int(seed[1]))
-  record = workdirs.read_record(models.complete_stage(values.workdir, begun))
+  record = workdirs.read_record(models.complete_stage(values.workdir, sft))
   if record['result']['corpus'] != corpus.fingerprint():
     raise errors.CheckpointError(
         f'{workdir / workdirs.CONFIG} gives other texts than those that '
-        f'{begun} has learned from, so that what it holds out may not be held '
+        f'{sft} has learned from, so that what it holds out may not be held '
         'out; restore the study\'s own config and data, or give --data')
   return corpus.eval_prompts
 

@@ -94,19 +94,19 @@ def _state(config: str, rows: list[dict]) -> str:
   from rlhf_jax.runner import recipes
   from rlhf_jax.studies import plan
 
-  kept = {row['stage']: row['recipe'] for row in rows if row.get('recipe')}
+  keys = {row['stage']: row['recipe'] for row in rows if row.get('recipe')}
   seeds = sorted({int(match[1]) for row in rows if (
       match := re.match(r'seed_(\d+)/', row['stage']))})
   prefix = f'{len(seeds)} seeds, '
-  if not kept:
+  if not keys:
     return prefix + 'made before recipes were kept beside results'
   planned = config_files.parse(flags.FlagValues(), [
       'list', f'--config={config}', f'--config.seeds={tuple(seeds)}'], __doc__)
   stages = plan.with_inputs(planned, plan.plan(planned))
   now = {name: recipe.key for name, recipe in recipes.of_stages(stages).items()
          if recipe is not None}
-  other = [name for name, key in kept.items() if now.get(name) != key]
-  return prefix + (f'stale: {len(other)} of {len(kept)} stages would be made '
+  other = [name for name, key in keys.items() if now.get(name) != key]
+  return prefix + (f'stale: {len(other)} of {len(keys)} stages would be made '
                    f'otherwise, {other[0]} first' if other else
                    'as they would be made now')
 

@@ -123,11 +123,11 @@ def together(directory: pathlib.Path, studies: Sequence[redraw.Study]
     directory: of the results of the config, for the figures.
     studies: of the config, and what is beside them.
   """
-  drawn = []
+  paths = []
   for kind, (name, what) in TOGETHER.items():
     alike = [study for study in studies if study.config['study'] == kind]
     if len(alike) > 1 and across.differing(alike):
       title = alike[0].config['title'].partition(': ')[0]
       across.draw(alike, directory / name, title=f'{title}: {what}')
-      drawn.append(directory / name)
-  return drawn
+      paths.append(directory / name)
+  return paths

@@ -88,10 +88,10 @@ def complete_stage(workdir: str, stage: str) -> pathlib.Path:
 
 def _stages(workdir: pathlib.Path) -> str:
   """The stages with a model that a workdir holds, for a message."""
-  held = sorted(str(path.parent.relative_to(workdir))
-                for path in workdir.glob('**/model.json')
-                if (path.parent / workdirs.RESULT).exists())
-  return ', '.join(held[:8]) or 'seed_0/sft'
+  names = sorted(str(path.parent.relative_to(workdir))
+                 for path in workdir.glob('**/model.json')
+                 if (path.parent / workdirs.RESULT).exists())
+  return ', '.join(names[:8]) or 'seed_0/sft'
 
 
 def policy(values: flags.FlagValues, argv: Sequence[str]) -> Policy:

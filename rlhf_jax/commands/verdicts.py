@@ -99,13 +99,13 @@ def _summary(root: pathlib.Path, contents: dict[pathlib.Path, str]) -> str:
                  f'{"fixed beforehand" if fixed else "exploratory"}\n'
                  for (word, fixed), line in zip(words[paper], verdict)
                  if word == 'excluded']
-  shown = [word for word in _WORDS if any(
+  columns = [word for word in _WORDS if any(
       word == other for pairs in words.values() for other, _ in pairs)]
-  lines = [f'| paper | claims | {" | ".join(shown)} |\n',
-           f'|---|---|{"---|" * len(shown)}\n']
+  lines = [f'| paper | claims | {" | ".join(columns)} |\n',
+           f'|---|---|{"---|" * len(columns)}\n']
   for paper, pairs in words.items():
     counts = ' | '.join(_count(
-        [fixed for other, fixed in pairs if other == word]) for word in shown)
+        [fixed for other, fixed in pairs if other == word]) for word in columns)
     lines.append(
         f'| [{titles[paper]}]({root.name}/{paper.name}/README.md) | '
         f'{_count([fixed for _, fixed in pairs])} | {counts} |\n')

@@ -55,13 +55,13 @@ def survey(task: Any, *, prompts: bool) -> Survey:
       wanted.
     ConfigError: a column is none of the kind.
   """
-  got = _survey(task)
-  if not got.has_answers and not prompts:
+  texts = _survey(task)
+  if not texts.has_answers and not prompts:
     raise errors.DataError(
         f'{task.data} has prompts alone, and --algorithm={task.algorithm} '
         'learns from responses; give data with responses, or an algorithm '
         'that samples, such as rloo')
-  return got
+  return texts
 
 
 @functools.lru_cache(maxsize=4)

@@ -75,9 +75,9 @@ def from_files(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
       options, training + [text for side in sides for text in side])
   encode = functools.partial(coders.encode, coder, options)
   demonstrations, held_out = encode(training), encode(held_out)
-  kept = screening.prompts(options, demonstrations.cut, options.path)
-  if not kept.all():
-    training, answers = ([x for x, keep in zip(some, kept) if keep]
+  fits = screening.prompts(options, demonstrations.cut, options.path)
+  if not fits.all():
+    training, answers = ([x for x, keep in zip(some, fits) if keep]
                          for some in (training, answers))
     demonstrations = encode(training)
   sides = [encode(side) for side in sides]
@@ -97,7 +97,7 @@ def from_files(*, seed: int, **fields: Any) -> corpus_lib.Corpus:
       preferences=preferences,
       format=options.format,
       summary={**_summary(options, coder.vocab_size, demonstrations, sides),
-               'long_prompts': int((~kept).sum()),
+               'long_prompts': int((~fits).sum()),
                'identical_pairs': identical})
 
 
@@ -106,12 +106,12 @@ def _preferences(options: Options, sides: list[rows_lib.EncodedRows]
   """Pairs [N, 2, T], and how many were left out."""
   if not sides:
     return None, 0
-  kept = screening.pairs(options, *(side.tokens for side in sides),
+  fits = screening.pairs(options, *(side.tokens for side in sides),
                          options.preferences)
-  stack = lambda arrays: np.stack([x[kept] for x in arrays], axis=1)
+  stack = lambda arrays: np.stack([x[fits] for x in arrays], axis=1)
   return types.Batch(
       tokens=stack([side.tokens for side in sides]),
-      mask=stack([side.mask for side in sides])), int((~kept).sum())
+      mask=stack([side.mask for side in sides])), int((~fits).sum())
 
 
 def check(node: Mapping[str, Any]):

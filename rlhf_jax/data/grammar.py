@@ -157,8 +157,8 @@ def corrupt(coder: tokenizer_lib.Tokenizer, tokens: np.ndarray,
   start = np.argmax(mask, axis=1)[:, None]
   length = mask.sum(axis=1)[:, None]
   kind = rng.integers(3, size=(rows, 1))
-  kept = 1 + (rng.random((rows, 1)) * (length - 1)).astype(int)
-  cut = (kind == 0) & (column >= start + kept)
+  prefix = 1 + (rng.random((rows, 1)) * (length - 1)).astype(int)
+  cut = (kind == 0) & (column >= start + prefix)
   body = mask & (tokens != coder.eos_id)
   noise = (kind == 1) & body & (rng.random(tokens.shape) < 0.25)
   back = rng.integers(1, 4, size=(rows, 1))

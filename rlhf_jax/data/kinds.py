@@ -147,9 +147,9 @@ def renamed(entry: Mapping[str, Any], columns: Mapping[str, str]
     if column not in entry:
       raise tables.BadRowError(
           f'field {column!r} is missing; there are {", ".join(entry)}')
-  taken = set(columns.values())
+  theirs = set(columns.values())
   return {name: value for name, value in entry.items()
-          if name not in taken} | {
+          if name not in theirs} | {
               name: entry[column] for name, column in columns.items()}
 
 
@@ -175,14 +175,14 @@ def detect(entry: Mapping[str, Any]) -> str:
        for kind, (_, alternatives, *_) in KINDS.items()
        if kind not in ('hh', 'prompts')
        for columns in alternatives), key=lambda item: item[0])
-  shown, names = [], set()
+  candidates, names = [], set()
   for _, kind, columns in nearest:
     if kind not in names and len(names) < 2:
       names.add(kind)
-      shown.append(f'{kind} ({", ".join(map(_name, columns))})')
+      candidates.append(f'{kind} ({", ".join(map(_name, columns))})')
   raise ValueError(
       f'no kind of data has the columns {", ".join(sorted(entry))}; nearest '
-      f'are {" and ".join(shown)}')
+      f'are {" and ".join(candidates)}')
 
 
 def _name(column: str | tuple[str, ...]) -> str:

@@ -258,8 +258,8 @@ def _preferences(options: Options, log: corpus_lib.Log
   rows = np.flatnonzero(np.all([side.any(axis=1) for side in is_side], axis=0))
   at = np.stack([side.argmax(axis=1) for side in is_side], axis=1)[rows]
   tokens, mask = log.tokens[rows[:, None], at], log.mask[rows[:, None], at]
-  kept = screening.pairs(options, tokens[:, 0], tokens[:, 1], options.source)
-  return types.Batch(tokens=tokens[kept], mask=mask[kept]), int((~kept).sum())
+  fits = screening.pairs(options, tokens[:, 0], tokens[:, 1], options.source)
+  return types.Batch(tokens=tokens[fits], mask=mask[fits]), int((~fits).sum())
 
 
 def _splits(options: Options, held_out: Sequence[Example]

@@ -13,9 +13,9 @@ _BYTE = re.compile('<0x[0-9A-F]{2}>')
 
 def _byte_of() -> dict[str, int]:
   """The bytes that the characters of byte-level tokens stand for (GPT-2)."""
-  shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  hidden = [x for x in range(256) if x not in shown]
-  return {chr(x): x for x in shown} | {
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  hidden = [x for x in range(256) if x not in printable]
+  return {chr(x): x for x in printable} | {
       chr(256 + i): x for i, x in enumerate(hidden)}
 
 

@@ -112,12 +112,12 @@ def _open(path: pathlib.Path):
 
 def _sized(path: pathlib.Path) -> Iterator[dict[str, Any]]:
   """Rows of a Parquet file, in which a text is stored once for many rows."""
-  left = MAX_LINE_BYTES + MAX_GZIP_RATIO * path.stat().st_size
-  if hub.parquet_bytes(path) > left:
+  budget = MAX_LINE_BYTES + MAX_GZIP_RATIO * path.stat().st_size
+  if hub.parquet_bytes(path) > budget:
     raise _bomb(path)
   for row in hub.parquet(path):
-    left -= _size(row)
-    if left < 0:
+    budget -= _size(row)
+    if budget < 0:
       raise _bomb(path)
     yield row
 

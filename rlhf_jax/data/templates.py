@@ -87,8 +87,8 @@ def render(
   jobs, contents = [], []
   for mark in marks:
     for conversation in conversations:
-      marked, kept = _marked(conversation, mark)
-      contents.append(kept)
+      marked, content = _marked(conversation, mark)
+      contents.append(content)
       jobs.append({
           'messages': marked, 'bos_token': bos or '', 'eos_token': eos or '',
           'add_generation_prompt': add_generation_prompt})
@@ -96,7 +96,7 @@ def render(
   names = sorted(filter(None, control), key=len, reverse=True)
   count = len(conversations)
   first, second = (
-      [_parts(text, kept, mark, names) for text, kept in
+      [_parts(text, content, mark, names) for text, content in
        zip(texts[part], contents[part])]
       for mark, part in zip(marks, (slice(count), slice(count, None))))
   if first != second:

@@ -176,11 +176,11 @@ def _import(directory, dtype, allow_extra, *, classifier):
   reader = _Reader(config, tensors, classifier, dtype)
   reader.run(allow_extra)
   if reader.problems:
-    shown = '; '.join(reader.problems[:_LISTED])
+    first = '; '.join(reader.problems[:_LISTED])
     more = len(reader.problems) - _LISTED
     raise errors.CheckpointError(
         f'{directory}: {len(reader.problems)} tensors are not those of its '
-        f'config.json ({config.family}): {shown}'
+        f'config.json ({config.family}): {first}'
         + (f'; and {more} more' if more > 0 else ''))
   if reader.cast:
     _logger.warning('%s: %s', directory, reader.cast)
@@ -210,20 +210,20 @@ class _Reader:
     names = {rule.name.format(0) for rule in self._table.rules}
     bare = {name.removeprefix(prefix) for name in names
             if name.startswith(prefix)}
-    stored = self._tensors.specs.keys()
-    return prefix if len(bare & stored) > len(names & stored) else ''
+    weights = self._tensors.specs.keys()
+    return prefix if len(bare & weights) > len(names & weights) else ''
 
   def run(self, allow_extra: bool):
-    known = set()
+    expected = set()
     for rule in self._table.rules:
       for layer, name in rule.names(self._config):
         name = self._stored(rule, name.removeprefix(self._prefix))
-        known.add(name)
+        expected.add(name)
         self._place(rule, layer, name)
     buffers = re.compile(
         f'({re.escape(self._table.prefix)})?({self._table.buffers})')
     for name in self._tensors:
-      if name in known or buffers.fullmatch(name):
+      if name in expected or buffers.fullmatch(name):
         continue
       if name == self._table.unembed and self._config.tie_embeddings:
         self._compare(name)

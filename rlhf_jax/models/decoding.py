@@ -143,13 +143,13 @@ def in_slots(config: transformer.Config, models: Sequence[cached.Model],
   def fill(loop: _Loop) -> _Loop:
     place = loop.following + jnp.cumsum(loop.idle) - 1
     row = jnp.where(loop.idle, jnp.minimum(place, rows), loop.row)
-    kept = lambda new, old: jnp.where(
+    select = lambda new, old: jnp.where(
         loop.idle.reshape(-1, *[1] * (old.ndim - 1)), new, old)
     return loop._replace(
         following=jnp.minimum(loop.following + loop.idle.sum(), rows),
-        row=row, t=kept(0, loop.t), idle=row == rows,
-        states=jax.tree.map(kept, begun(row), loop.states),
-        seen=jax.tree.map(kept, rules.seen(slots), loop.seen))
+        row=row, t=select(0, loop.t), idle=row == rows,
+        states=jax.tree.map(select, begun(row), loop.states),
+        seen=jax.tree.map(select, rules.seen(slots), loop.seen))
 
   def step(loop: _Loop) -> _Loop:
     token, logprob = rules.choose(loop.states, loop.row, loop.t)

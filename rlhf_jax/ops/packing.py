@@ -133,14 +133,14 @@ def _pack(tokens, mask, size, layout):
   for group, (pieces, used) in enumerate(
       zip(layout.groups(tokens), lengths, strict=True)):
     row, column, _ = place(used.ravel(), width)
-    slot, held = np.zeros_like(row), np.zeros(size.rows, np.int64)
+    slot, counts = np.zeros_like(row), np.zeros(size.rows, np.int64)
     for piece in np.flatnonzero(used.ravel()):
       r, c, count = row[piece], column[piece], used.ravel()[piece]
       packed[group, r, c:c + count] = pieces.reshape(-1, width)[piece, :count]
       segments[group, r, c:c + count] = piece + 1
-      slot[piece] = held[r]
-      ends[group, r, held[r]] = c + count - 1
-      held[r] += 1
+      slot[piece] = counts[r]
+      ends[group, r, counts[r]] = c + count - 1
+      counts[r] += 1
     starts[group] = (row * width + column).reshape(used.shape)
     slots[group] = (row * size.pieces + slot).reshape(used.shape)
   arrays: Any = (packed, segments, ends,  # NumPy's, of the host

@@ -157,12 +157,12 @@ def annotated(row: algorithms.Algorithm, batch: types.Batch,
   first, _ = chain_lib.split(row.annotators)
   chain = chain_lib.chain(first, models(forward))
   dataset = jax.device_get(chain(batch, None, None)[0])
-  left = dataset.mask.any(axis=(1, 2))
-  if not left.any():
+  present = dataset.mask.any(axis=(1, 2))
+  if not present.any():
     raise errors.ConfigError(
-        f'{row.title} is left without a response: none of {len(left)} has a '
+        f'{row.title} is left without a response: none of {len(present)} has a '
         'positive advantage; look at the rewards of the log')
-  return jax.tree.map(lambda x: x[left], dataset)
+  return jax.tree.map(lambda x: x[present], dataset)
 
 
 def source(dataset: types.Batch, priority: str, *, batch_size: int,

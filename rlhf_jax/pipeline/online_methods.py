@@ -236,8 +236,8 @@ def programs(method: Method) -> Programs:
 @functools.lru_cache(maxsize=8)
 def _of_policy(method: Method) -> tuple[Any, ...]:
   """What draws, what learns and its optimizer, whatever the rewards are."""
-  drawn, tokens, config = method.rollout, method.tokens, method.config
-  temperature, mask = drawn['temperature'], online_models.mask(method.row)
+  rollout, tokens, config = method.rollout, method.tokens, method.config
+  temperature, mask = rollout['temperature'], online_models.mask(method.row)
 
   @jax.jit
   def sampler(params, prompts, prompt_lengths, key, row_ids, stops=None,
@@ -247,9 +247,9 @@ def _of_policy(method: Method) -> tuple[Any, ...]:
     return sampling.sample(
         config, params, prompts, prompt_lengths, key, row_ids=row_ids,
         stops=stops, guide=guide,
-        num_samples=drawn['samples'], temperature=temperature,
-        top_k=drawn['top_k'], top_p=drawn['top_p'],
-        min_new_tokens=drawn['min_new_tokens'], **tokens._asdict())
+        num_samples=rollout['samples'], temperature=temperature,
+        top_k=rollout['top_k'], top_p=rollout['top_p'],
+        min_new_tokens=rollout['min_new_tokens'], **tokens._asdict())
 
   tx, updates = train.optimizer(**method.optimizer), dict(method.updates)
   forward = functools.partial(

@@ -106,9 +106,9 @@ def renewing(updates: Callable[..., Any], every: int) -> Callable[..., Any]:
     The function, with the arguments and results of `updates`.
   """
   def renewed(state, rollout, base=None):
-    done = state.step // every
+    before = state.step // every
     state, metrics = updates(state, rollout, base)
-    due = state.step // every > done
+    due = state.step // every > before
     targets = jax.tree.map(
         lambda new, old: jnp.where(due, new, old),
         {name: state.params[name] for name in state.targets}, state.targets)

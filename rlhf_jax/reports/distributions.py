@@ -50,19 +50,19 @@ def read(context, groups: Sequence[Sequence[results.Policy]],
     CheckpointError: a stage is not complete, or its files are damaged.
   """
   names = figure['components']
-  shown = []
+  parts = []
   for log in figure['logs']:
-    shown += _of_log(context, log, logs[log], names,
+    parts += _of_log(context, log, logs[log], names,
                      alone=len(figure['logs']) == 1)
   for group in groups:
     labels = group[0].labels
     if figure['runs'] is None or results.matches(labels, figure['runs']):
-      shown += _of_runs(
+      parts += _of_runs(
           group, style.name_of(results.pick(labels, figure['line'])), names)
-  if not shown:
+  if not parts:
     raise errors.CheckpointError(
         f'the logs {", ".join(figure["logs"])} hold no response to draw')
-  return sorted(shown, key=lambda one: names.index(one.component))
+  return sorted(parts, key=lambda one: names.index(one.component))
 
 
 def _of_log(context, log: str, stages: Sequence[Mapping],
@@ -114,14 +114,14 @@ def _component(columns: Mapping, column: str, path: os.PathLike):
       f'{path} has {", ".join(names) or "no components"}; name those')
 
 
-def table(shown: Sequence[Distribution]) -> list[dict]:
+def table(parts: Sequence[Distribution]) -> list[dict]:
   """A row for each: percentiles of all seeds together, and the mean.
 
   Percentiles are values that occur, so that few values stay few. The error of
   the mean is over seeds, or over responses with one seed.
   """
   rows = []
-  for one in shown:
+  for one in parts:
     values = np.concatenate(one.seeds)
     mean, error = figures.over_seeds([
         (float(x.mean()), float(statistics.standard_error(x)))

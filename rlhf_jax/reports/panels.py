@@ -177,11 +177,11 @@ def curves(rows: Sequence[Row], path: str | os.PathLike, *, title: str,
       part, thin = ([row for row in some if row['panel'] == panel]
                     for some in (rows, seeds))
       thin_lines(axis, thin, x, column, colours)
-      drawn = _track(axis, part, x, column, colours, dashed=False)
+      lines = _track(axis, part, x, column, colours, dashed=False)
       if apart is None:
-        handles |= drawn
+        handles |= lines
       elif column == tracks[-1]:
-        axis.legend(drawn.values(), drawn.keys(), fontsize=8, ncol=2,
+        axis.legend(lines.values(), lines.keys(), fontsize=8, ncol=2,
                     loc='upper center', bbox_to_anchor=(0.5, -0.17),
                     frameon=False)
       if column == tracks[-1]:

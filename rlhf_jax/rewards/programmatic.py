@@ -162,9 +162,9 @@ class Functions:
     with concurrent.futures.ThreadPoolExecutor(self._num_workers) as pool:
       futures = [pool.submit(one, job) for job in jobs]
       try:
-        done, _ = concurrent.futures.wait(
+        ready, _ = concurrent.futures.wait(
             futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-        return [future.result() for future in futures if future in done]
+        return [future.result() for future in futures if future in ready]
       except BaseException:
         for future in futures:
           future.cancel()

@@ -41,17 +41,17 @@ def of(function: Callable, modules: Iterable[str] = ()) -> dict[str, str]:
     there at any depth, unless they are installed or Python's own, and
     {library: version}.
   """
-  roots, digests, left = dict(_ROOTS), {}, [function.__module__, *modules]
-  while left:
-    name = left.pop()
+  roots, digests, queue = dict(_ROOTS), {}, [function.__module__, *modules]
+  while queue:
+    name = queue.pop()
     path = None if name in digests else _file(name, roots)
     if path is None:
       continue
     module = _read(path, name)
     digests[name] = module.digest
     parents = name.split('.')[:-1]
-    left += ['.'.join(parents[:n]) for n in range(1, len(parents) + 1)]
-    left += module.imports
+    queue += ['.'.join(parents[:n]) for n in range(1, len(parents) + 1)]
+    queue += module.imports
   return dict(sorted(digests.items())) | _versions()
 
 

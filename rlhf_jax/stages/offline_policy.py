@@ -64,10 +64,10 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
       examples.tokens, examples.mask,
       chunk_size=offline_data.CHUNK, poll=lambda: context.stop.check(
           f'the start of {context.directory.name}')))
-  left = len(dataset.tokens) / len(examples.tokens)
+  share = len(dataset.tokens) / len(examples.tokens)
   steps, batch_size = run['num_steps'], run['batch_size']
   if run['scale_steps']:
-    steps = math.ceil(steps * left)
+    steps = math.ceil(steps * share)
   programs = offline_methods.programs(
       offline_methods.make(run, model.config, value_config, steps))
   state = train.place_state(trainable, programs.tx, streams.key(
@@ -95,7 +95,7 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
   policies.save_policy(context, steps, state.params)
   tokens = batch_size * dataset.mask.sum(axis=(1, 2)).mean()
   return {**fit_lib.rate(last, tokens * steps), 'updates': steps,
-          'examples': len(examples.tokens), 'filtered_share': 1 - left,
+          'examples': len(examples.tokens), 'filtered_share': 1 - share,
           'epochs': epochs(steps)}
 
 

@@ -53,10 +53,10 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
     rows = [_responses(world, prompts, index, num_samples, seed, draw)
             for index in at]
     tokens, mask = (np.stack(x) for x in zip(*rows))
-    drawn = time.monotonic()
+    middle = time.monotonic()
     arrays = _scored(world, tokens, mask)
-    totals['sampling'] += drawn - began
-    totals['scoring'] += time.monotonic() - drawn
+    totals['sampling'] += middle - began
+    totals['scoring'] += time.monotonic() - middle
     return arrays
 
   starts = range(0, len(prompts.tokens), size)

@@ -47,16 +47,16 @@ def _check(config: dict):
 
 def _seed_stages(config: dict, seed: seed_lib.Seed) -> plan.Shown:
   """Adds the stages of a seed, and says what they show."""
-  drawn = {k: v for k, v in config['best_of_n'].items()
+  sizes = {k: v for k, v in config['best_of_n'].items()
            if k in ('samples_per_call', 'shard_prompts')}
-  shown = []
+  lines = []
   for force_eos in config['force_eos']:
     ending = 'forced_eos' if force_eos else 'as_sampled'
     pairs = seed.add_pairs(f'{ending}/pairs', force_eos=force_eos)
     upstream = {'samples': seed.add(
         f'{ending}/samples', samples,
         {'reference': seed.reference, 'gold': seed.gold}, **seed.texts,
-        force_eos=force_eos, sampler=config['sampler'], call=drawn,
+        force_eos=force_eos, sampler=config['sampler'], call=sizes,
         num_samples=config['best_of_n']['num_samples'])}
     upstream['features'] = seed.add_features(
         'samples', upstream['samples'], config['proxy'])
@@ -69,6 +69,6 @@ def _seed_stages(config: dict, seed: seed_lib.Seed) -> plan.Shown:
           f'{here}/best_of_n', best_of_n, upstream,
           methods=config['best_of_n']['methods'],
           standardize=config['best_of_n']['standardize'])
-      shown.append({'stage': stage, 'force_eos': force_eos,
+      lines.append({'stage': stage, 'force_eos': force_eos,
                     'label_noise': noise})
-  return shown
+  return lines
