@@ -10,9 +10,11 @@ Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: not yet run.
 Differs:  without a file, rows that `rlhf_jax.data.tasks` writes in its format.
           With --config.data.logged.path=<data/hh_test/helpful_base.json of the
-          paper's repository> the real dialogues and the real scores of its
-          reward model; what scores new responses then is a model from scratch
-          that has learned those scores (its correlation is in stages.jsonl).
+          paper's repository>, and data.logged.max_prompt_length and
+          max_response_length of 96 and 64, twice what written rows need, the
+          real dialogues and the real scores of its reward model; what scores
+          new responses then is a model from scratch that has learned those
+          scores (its correlation is in stages.jsonl).
           The policy is from scratch, or --config.policy.model.path with
           --config.data.logged.tokenizer.
 """
@@ -25,7 +27,8 @@ def get_config(size: str = 'laptop'):
   """The config of one size."""
   config = baheti2024.task(
       size, 'table 2, on rows that come with rewards: HH', 'hh_scored',
-      target='reward', max_prompt_length=96, max_response_length=64)
+      target='reward', max_prompt_length=96 if size == 'full' else 48,
+      max_response_length=64 if size == 'full' else 32)
   config.logs.hh_scored.components = dict(
       reward=dict(kind='file', column='reward', squash='sigmoid'))
   baheti2024.add_reference(config)
