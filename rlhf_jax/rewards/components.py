@@ -15,7 +15,6 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from rlhf_jax import errors
 from rlhf_jax.data import logged
@@ -276,7 +275,7 @@ def _bounded(raw: np.ndarray, node: Mapping[str, Any], where: str, step: int
     return np.minimum(raw / node['target'], 1)
   x = raw.astype(np.float64) / node.get('scale', 1.0)
   if node.get('squash') == 'sigmoid':
-    return scipy.special.expit(x).astype(np.float32)
+    return np.exp(-np.logaddexp(0, -x)).astype(np.float32)
   x = x.astype(np.float32)
   if node.get('squash') == 'clip':
     return np.clip(x, *(node['range'] or (0, 1)))

@@ -16,6 +16,8 @@ import pathlib
 import platform
 from typing import NamedTuple
 
+from rlhf_jax.runner import code_cache
+
 # Of which another version may give other numbers.
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'tokenizers')
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -42,6 +44,8 @@ def of(function: Callable, modules: Iterable[str] = ()) -> dict[str, str]:
     {library: version}.
   """
   roots, digests, queue = dict(_ROOTS), {}, [function.__module__, *modules]
+  entries = code_cache.load()
+  num_kept = len(entries)
   while queue:
     name = queue.pop()
     path = None if name in digests else _file(name, roots)
@@ -52,6 +56,8 @@ def of(function: Callable, modules: Iterable[str] = ()) -> dict[str, str]:
     parents = name.split('.')[:-1]
     queue += ['.'.join(parents[:n]) for n in range(1, len(parents) + 1)]
     queue += module.imports
+  if len(entries) > num_kept:
+    code_cache.save(entries)
   return dict(sorted(digests.items())) | _versions()
 
 
@@ -106,24 +112,41 @@ def _without_collection():
 
 
 @functools.cache
-@_without_collection()
 def _read(path: pathlib.Path, name: str) -> _Module:
-  source = path.read_bytes()
+  source, is_package = path.read_bytes(), path.stem == '__init__'
+  key = hashlib.sha256(
+      f'{_parser()} {name} {is_package} '.encode() + source).hexdigest()
+  entries = code_cache.load()
+  if key not in entries:
+    entries[key] = [*_parse(source, name, is_package)]
+  digest, imports = entries[key]
+  if is_package and b'import_module' in source:
+    # A registry: which of its modules is imported is known only when it runs.
+    imports = [*imports, *(
+        f'{name}.{other.stem}' for other in path.parent.glob('*.py'))]
+  return _Module(digest, tuple(imports))
+
+
+@functools.cache
+def _parser() -> str:
+  """What else than a source decides what `_parse` gives."""
+  source = pathlib.Path(__file__).read_bytes()
+  return f'{platform.python_version()} {hashlib.sha256(source).hexdigest()}'
+
+
+@_without_collection()
+def _parse(source: bytes, name: str, is_package: bool) -> _Module:
   try:
     tree = ast.parse(source)
   except (SyntaxError, ValueError):  # importing it will say so
     return _Module(hashlib.sha256(source).hexdigest()[:16], ())
   statements = [tree, *_statements(tree)]
-  imports = [*_imports(statements, name, path.stem == '__init__')]
-  if path.stem == '__init__' and b'import_module' in source:
-    # A registry: which of its modules is imported is known only when it runs.
-    imports += [f'{name}.{other.stem}' for other in path.parent.glob('*.py')]
+  imports = tuple(_imports(statements, name, is_package))
   for node in statements:
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, False):
       node.body.pop(0)
   text = ast.dump(tree)
-  return _Module(hashlib.sha256(text.encode()).hexdigest()[:16],
-                 tuple(imports))
+  return _Module(hashlib.sha256(text.encode()).hexdigest()[:16], imports)
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
