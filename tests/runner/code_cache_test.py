@@ -1,6 +1,5 @@
 """Tests for rlhf_jax.runner.code_cache: nothing is parsed twice, or stale."""
 
-import ast
 import importlib
 import json
 import pathlib
@@ -54,10 +53,9 @@ def test_what_is_kept_is_not_parsed_again(cache, monkeypatch):
   first = of_all()
   assert {'one.words', 'two.words', 'rlhf_jax.train'} <= {*first}
   forget()
-  parse = ast.parse
-  monkeypatch.setattr(ast, 'parse', None)
-  assert of_all() == first
-  monkeypatch.setattr(ast, 'parse', parse)
+  with monkeypatch.context() as patch:
+    patch.setattr(code, '_parse', None)
+    assert of_all() == first
   cache.unlink()
   forget()
   assert of_all() == first
