@@ -66,7 +66,7 @@ class WorkdirLockedError(UserError):
 
 
 class TopologyError(UserError):
-  """The mesh does not fit the devices or the batch."""
+  """The mesh does not fit devices or model, a stage their memory."""
 
   code = 'TOPOLOGY'
   exit_code = 8

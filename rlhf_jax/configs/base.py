@@ -133,8 +133,8 @@ def _laptop(config):
       num_pair_prompts=3_512,
       num_eval_prompts=128,
       stop=(),  # strings that end a response, as EOS does
-      path=none(),  # Alpaca file: real data
-      preferences=none(),  # Anthropic HH file
+      path=none(),  # file of demonstrations, or of prompts: real data
+      preferences=none(),  # file of pairs
       files=dict(max_prompt_length=64, max_response_length=48,
                  vocab_size=4096, max_bad_rows=0, long_prompts='cut',
                  identical_pairs='drop', format='alpaca', control=(),

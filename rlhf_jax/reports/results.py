@@ -131,7 +131,7 @@ def stage_rows(context, stages: Iterable[str]) -> list[dict]:
 
 
 def matches(labels: Mapping, selection: Mapping) -> bool:
-  """Whether a run has all the labels of `wanted`."""
+  """Whether a run has all the labels of `selection`."""
   return all(labels.get(name) == value for name, value in selection.items())
 
 

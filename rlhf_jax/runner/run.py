@@ -170,7 +170,7 @@ def _check_alike(values: dict):
   """TopologyError unless all processes were told the same.
 
   Args:
-    told: JSON values: the config, with what is read from outside, and stages.
+    values: of JSON: the config, with what is read from outside, and stages.
   """
   digests = processes.from_all(files.digest(values))
   other = [i for i, value in enumerate(digests) if value != digests[0]]
