@@ -121,7 +121,7 @@ def _of_workdir(directory: pathlib.Path, name: str) -> Study:
                  if (stage.directory / RESULTS).is_file()
                  and stage.state == 'complete'), None)
   rows = [] if report is None else redraw.table(report / RESULTS)
-  policies = _policies(directory, config, stages, notes)
+  policies = _policies(config, stages, notes)
   policies = policies or _of_table(directory, rows)
   if not stages:
     notes.append('No stage has begun yet.')
@@ -186,8 +186,8 @@ def _logged_stages(directory: pathlib.Path) -> list[Stage]:
           for row in rows]
 
 
-def _policies(workdir: pathlib.Path, config: Mapping, stages: Sequence[Stage],
-              notes: list[str]) -> list[results.Policy]:
+def _policies(config: Mapping, stages: Sequence[Stage], notes: list[str]
+              ) -> list[results.Policy]:
   """All that were evaluated at least once, by the labels of their runs."""
   policies, runs = [], config.get('runs') or {}
   for stage in stages:
