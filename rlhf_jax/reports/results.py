@@ -8,7 +8,6 @@ reward model as the mean over the members.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -42,15 +41,9 @@ def read_rows(path: pathlib.Path) -> list[dict]:
   Raises:
     CheckpointError: it is missing, damaged or empty.
   """
-  try:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    if not rows:
-      raise ValueError('it holds no rows')
-  except (OSError, ValueError) as error:
-    raise errors.CheckpointError(
-        f'cannot read {path}: {errors.first_line(error)}; restore it, or '
-        f'make it again with --redo={pathlib.Path(path).parent.name}'
-    ) from error
+  rows = files.read_jsonl(path)
+  if not rows:
+    raise files.unreadable(path, ValueError('it holds no rows'))
   return rows
 
 

@@ -164,6 +164,14 @@ def read_object(path: str | os.PathLike, *fields: str) -> dict[str, Any]:
   return value
 
 
+def unreadable(path: str | os.PathLike, error: Exception
+               ) -> errors.CheckpointError:
+  """What is said of a file of a stage, which can be made again."""
+  return errors.CheckpointError(
+      f'cannot read {path}: {errors.first_line(error)}; restore it, or '
+      f'make it again with --redo={pathlib.Path(path).parent.name}')
+
+
 def _read(path: str | os.PathLike) -> bytes:
   """The content of a regular file; OSError."""
   with open_regular(path) as stream:
@@ -225,10 +233,7 @@ def load_arrays(path: str | os.PathLike, *, owner: str | None = None
     if owner is not None and mark != f'{owner} {pathlib.Path(path).name}':
       raise ValueError('it belongs to another stage, or has another name')
   except Exception as error:  # zip, npy and zlib raise many kinds
-    raise errors.CheckpointError(
-        f'cannot read {path}: {errors.first_line(error)}; restore it, or '
-        f'make it again with --redo={pathlib.Path(path).parent.name}'
-    ) from error
+    raise unreadable(path, error) from error
   return arrays
 
 
@@ -320,7 +325,4 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
   try:
     return [json.loads(line) for line in _read(path).splitlines()]
   except (OSError, ValueError, RecursionError) as error:
-    raise errors.CheckpointError(
-        f'cannot read {path}: {errors.first_line(error)}; restore it, or '
-        f'make it again with --redo={pathlib.Path(path).parent.name}'
-    ) from error
+    raise unreadable(path, error) from error
