@@ -133,26 +133,23 @@ def _named(labels: Mapping[str, str]) -> str:
   return ' '.join(words)
 
 
-def interval(values: Sequence[float], level: float = .95
-             ) -> tuple[float, float, float]:
-  """Mean and the ends of its t interval; (-inf, inf) for fewer than two.
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+  """Mean and the ends of its 95 % t interval; (-inf, inf) for fewer than two.
 
   Args:
     values: one of each seed.
-    level: of the interval.
   """
   values = np.asarray(values, float)
   mean, count = float(values.mean()), len(values)
   if count < 2:
     return mean, -math.inf, math.inf
-  half = _half(values.std(ddof=1), count, level)
+  half = float(_half(values.std(ddof=1), count))
   return mean, mean - half, mean + half
 
 
-def _half(deviation: float, count: int, level: float = .95) -> float:
-  """Half of an interval over so many seeds."""
-  return float(stats.t.ppf((1 + level) / 2, count - 1) * deviation
-               / math.sqrt(count))
+def _half(deviation: float, counts: int | np.ndarray) -> np.ndarray:
+  """Half of a 95 % interval over so many seeds."""
+  return stats.t.ppf(.975, counts - 1) * deviation / np.sqrt(counts)
 
 
 def word(values: Sequence[float], *, expects: str = 'more',
@@ -188,10 +185,8 @@ def _enough(values: np.ndarray, target: float) -> str:
   """How many seeds would bring the interval within a distance of its mean."""
   if len(values) < 2:
     return ', one seed'
-  deviation = values.std(ddof=1)
   counts = np.arange(len(values) + 1, _MOST_SEEDS + 1)
-  halves = stats.t.ppf(.975, counts - 1) * deviation / np.sqrt(counts)
-  close = np.flatnonzero(halves < target)
+  close = np.flatnonzero(_half(values.std(ddof=1), counts) < target)
   return (f', {counts[close[0]]} seeds would do' if close.size
           else f', more than {_MOST_SEEDS} seeds')
 
