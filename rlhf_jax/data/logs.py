@@ -142,17 +142,17 @@ def num_preferences(node: Mapping[str, Any], seed: int = 0) -> int:
              for example in training(node, seed))
 
 
-def num_scored(node: Mapping[str, Any], seed: int = 0) -> int:
+def num_scored(node: Mapping[str, Any]) -> int:
   """Responses to training prompts that have the score `target`."""
   target = _bind(node).target
   return sum(target in dict(row.scores)
-             for example in training(node, seed) for row in example)
+             for example in training(node) for row in example)
 
 
-def group_names(node: Mapping[str, Any], seed: int = 0) -> tuple[str, ...]:
+def group_names(node: Mapping[str, Any]) -> tuple[str, ...]:
   """The groups of the responses to training prompts."""
   return examples_lib.groups(
-      row for example in training(node, seed) for row in example)
+      row for example in training(node) for row in example)
 
 
 def _bind(node: Mapping[str, Any]) -> Options:
