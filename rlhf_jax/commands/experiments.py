@@ -8,7 +8,6 @@ said there. --check plans each of them, and says which results are stale: of
 which stages that would be made otherwise now.
 """
 
-import ast
 from collections.abc import Iterator
 import pathlib
 import re
@@ -20,6 +19,7 @@ from rlhf_jax import errors
 from rlhf_jax.commands import arguments
 from rlhf_jax.commands import config_files
 from rlhf_jax.commands import figures
+from rlhf_jax.reports import page_claims
 from rlhf_jax.storage import files
 
 
@@ -50,11 +50,7 @@ def read(directory: pathlib.Path) -> list[Experiment]:
 
 
 def _experiment(path: pathlib.Path) -> Experiment:
-  try:
-    doc = ast.get_docstring(ast.parse(path.read_bytes())) or ''
-  except (OSError, SyntaxError, ValueError) as error:
-    raise errors.DataError(
-        f'{path}: cannot be read: {errors.first_line(error)}') from None
+  doc = page_claims.docstring(path)
   parts = [' '.join(part.split()) for part in doc.split('\n\n')]
   claim = next((part.removeprefix('Claim: ') for part in parts
                 if part.startswith('Claim:')), '')

@@ -59,6 +59,19 @@ def _texts(path: pathlib.Path) -> set[str]:
           if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
+def docstring(path: pathlib.Path) -> str:
+  """That of a config, which is not imported; '' where it has none.
+
+  Raises:
+    DataError: the file cannot be read.
+  """
+  try:
+    return ast.get_docstring(ast.parse(path.read_bytes())) or ''
+  except (OSError, SyntaxError, ValueError) as error:
+    raise errors.DataError(
+        f'{path}: cannot be read: {errors.first_line(error)}') from None
+
+
 def paragraphs(path: pathlib.Path) -> dict[str, str]:
   """What the docstring of a config says, by the words before its colons.
 
@@ -67,11 +80,7 @@ def paragraphs(path: pathlib.Path) -> dict[str, str]:
   Raises:
     DataError: the file cannot be read.
   """
-  try:
-    doc = ast.get_docstring(ast.parse(path.read_bytes())) or ''
-  except (OSError, SyntaxError, ValueError) as error:
-    raise errors.DataError(
-        f'{path}: cannot be read: {errors.first_line(error)}') from None
+  doc = docstring(path)
   parts = {'Title': ' '.join(doc.partition('\n\n')[0].split())}
   for name, text in re.findall(
       r'^([A-Z]\w+):\s+(.*?)(?=^[A-Z]\w+:\s|^\s*$|\Z)', doc,
