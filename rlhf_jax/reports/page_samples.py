@@ -23,6 +23,7 @@ from rlhf_jax.storage import files
 BEFORE, AFTER = 'before', 'after'
 TEXTS = ('prompt', 'response', 'reference')
 NUMBERS = ('gold', 'proxy', 'rule', 'kl_k1', 'ensemble_variance', 'length')
+_MOST = 5_000  # samples of best-of-n that are read
 _SCORES = ('gold', 'proxy', 'rule')  # of histograms
 _NAMES = {'kl_k1': 'KL, nats', 'ensemble_variance': 'disagreement',
           'length': 'tokens'}
@@ -157,7 +158,7 @@ def _of_shards(study: page_study.Study, stage: page_study.Stage, seed: str
               coder, tokens[some].astype(np.int32), mask[some]))]
 
 
-def _some(shape: tuple[int, int], most: int = 5_000) -> list[tuple[int, int]]:
-  """(prompt, sample) of so many at most, of all prompts as many."""
-  each = min(shape[1], -(-most // shape[0]))
+def _some(shape: tuple[int, int]) -> list[tuple[int, int]]:
+  """(prompt, sample) of about `_MOST` at most, of all prompts as many."""
+  each = min(shape[1], -(-_MOST // shape[0]))
   return [(i, k) for i in range(shape[0]) for k in range(each)]
