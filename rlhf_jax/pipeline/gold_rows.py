@@ -38,7 +38,7 @@ def split(world: artifacts.World, seed: int, held_out: int,
     world: of the stage; the reference samples in the small world.
     seed: of the study.
     held_out: rows kept for validation; of a log at least so many.
-    sampler: temperature, top_k, top_p of the samples.
+    sampler: of `rows.Draw`.
 
   Raises:
     ConfigError: the log has no such score.

@@ -41,7 +41,7 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
     data: config node of the corpus.
     upstream: stages by role, see `artifacts`: `policy` answers.
     force_eos: see `sampling.sample`.
-    sampler: temperature, top_k, top_p.
+    sampler: of `rows.Draw`.
     judge: of `comparisons.make_judge`; 'instructions' of 'http' hold the
       principle.
 

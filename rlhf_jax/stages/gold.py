@@ -49,7 +49,7 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
       `train.optimizer`, 'num_microbatches' of `train.make_train_step`,
       'packing' of `fit.Loop`, and 'held_out', rows kept for validation; of a
       log at least so many.
-    sampler: temperature, top_k, top_p of the texts it is trained on.
+    sampler: of `rows.Draw`, for the texts it is trained on.
     training: save_every and log_every of `fit.Loop`.
   """
   world = artifacts.World(context, data, seed, upstream)

@@ -27,7 +27,7 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
     data: config node of the corpus.
     upstream: stages by role, see `artifacts`: `policy` answers.
     force_eos: see `sampling.sample`.
-    sampler: temperature, top_k, top_p.
+    sampler: of `rows.Draw`.
     first: the pair prompt that is answered first; its number is part of the
       name of the samples' stream.
     num_pairs: prompts answered from there on; None: all.

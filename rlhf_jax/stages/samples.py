@@ -34,7 +34,7 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
     data: config node of the corpus.
     upstream: stages by role, see `artifacts`: `policy` answers.
     force_eos: see `sampling.sample`.
-    sampler: temperature, top_k, top_p.
+    sampler: of `rows.Draw`.
     num_samples: N, a multiple of `samples_per_call` or below it.
     call: 'samples_per_call', rows sampled at once for one prompt, small enough
       that their key-value cache stays in the processor's cache; and
