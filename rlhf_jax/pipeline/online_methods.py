@@ -162,10 +162,6 @@ class Method:
   updates: FrozenDict
   optimizer: FrozenDict  # with the number of updates as `num_steps`
 
-  def coefficients(self) -> tuple[str, ...]:
-    """What the objective is given from the statistics."""
-    return coefficients(self.row, self.updates['penalty_target'])
-
 
 def coefficients(row: algorithms.Algorithm, penalty_target: float | None
                  ) -> tuple[str, ...]:
@@ -258,7 +254,7 @@ def _of_policy(method: Method) -> tuple[Any, ...]:
   step = train.make_train_step(
       online_models.within(forward, mask['top_p']) if mask else forward,
       method.row.bind(), tx, num_microbatches=updates.pop('num_microbatches'),
-      coefficients=method.coefficients(),
+      coefficients=coefficients(method.row, updates['penalty_target']),
       dropout=bool(config.dropout or config.adapter_dropout))
   learn = train.make_updates(step, **updates)
   if mask:
