@@ -5,7 +5,6 @@ statistic over samples never depends on how the batch is split. Those that
 remember earlier rollouts, or draw, are in `running`.
 """
 
-
 import chex
 import jax
 import jax.numpy as jnp

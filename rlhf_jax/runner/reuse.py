@@ -67,7 +67,6 @@ def _holds_path(value: Any) -> bool:
 def scan(sources: Sequence[str | os.PathLike]) -> Offers:
   """The complete stages of workdirs, by recipe; those of an earlier one first.
 
-
   The studies may be running: what is complete does not change.
 
   Raises:
