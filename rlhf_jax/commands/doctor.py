@@ -111,8 +111,7 @@ def _of_models(config, corpus, seed: int, runs) -> Iterable[findings.Finding]:
   temperature = sampler['temperature']
   if online:
     rollout = online[0]['rollout']
-    sampler = {name: rollout[name] for name in ('temperature', 'top_k', 'top_p')
-               }
+    sampler = {name: rollout[name] for name in sampler}
     temperature = rollout['temperature']
     yield findings.judge(
         'temperatures', f'rollouts {temperature:g}, evaluations '

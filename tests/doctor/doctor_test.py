@@ -280,6 +280,17 @@ class FrontDoorTest(absltest.TestCase):
     some = states(doctor.check(worlds.get_config(worlds.FIGURE_3, 'smoke')))
     self.assertNotIn('fail', some.values(), some)
 
+  def test_samples_as_rollouts_do(self):
+    study = worlds.get_config(f'{worlds.COSTE}/fig4_ppo.py', 'smoke')
+    study['online']['rollout'].update(min_new_tokens=3, temperature=.5)
+    with mock.patch.object(models, 'check_sampler',
+                           side_effect=ZeroDivisionError) as check:
+      with self.assertRaises(ZeroDivisionError):
+        list(doctor.check(study))
+    sampler = check.call_args.args[2]
+    self.assertEqual(sampler, study['sampler'] | {
+        'min_new_tokens': 3, 'temperature': .5})
+
   def test_of_a_study_of_heads_alone(self):
     """Of which no step on a trunk could be taken; that of its policy is."""
     study = worlds.on_files(worlds.get_config(worlds.FIGURE_3, 'smoke'))
