@@ -275,7 +275,8 @@ def _bounded(raw: np.ndarray, node: Mapping[str, Any], where: str, step: int
     return np.minimum(raw / node['target'], 1)
   x = raw.astype(np.float64) / node.get('scale', 1.0)
   if node.get('squash') == 'sigmoid':
-    return np.exp(-np.logaddexp(0, -x)).astype(np.float32)
+    with np.errstate(invalid='ignore'):  # NaN is a response that is dropped
+      return np.exp(-np.logaddexp(0, -x)).astype(np.float32)
   x = x.astype(np.float32)
   if node.get('squash') == 'clip':
     return np.clip(x, *(node['range'] or (0, 1)))

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import textwrap
 from unittest import mock
+import warnings
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -177,6 +178,16 @@ class ValuesTest(parameterized.TestCase):
                'plain': {'kind': 'readability'}}) as rewards:
       out = rewards(TOKENS[:0], MASK[:0], [], [])
       self.assertEqual(rewards.total(out.values).shape, (0,))
+
+
+  def test_what_is_dropped_is_squashed_in_silence(self):
+    x = np.float32([np.nan, 0, 3, -200, 200])
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      values = components._bounded(
+          x, {'kind': 'function', 'squash': 'sigmoid'}, 'mine', 0)
+    np.testing.assert_array_equal(values, scipy.special.expit(
+        x.astype(np.float64)).astype(np.float32))
 
 
 class TotalTest(absltest.TestCase):
