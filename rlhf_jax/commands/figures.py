@@ -72,10 +72,10 @@ def run(argv: list[str]):
     paths = sorted(paper.glob('results/*/figure.png'))
     chosen = [path for path in paths
               if all(word in str(path) for word in words)]
-    chosen_papers = {path.parent.name for path in chosen}
+    results = {path.parent.name for path in chosen}
     parts = {stem: names for stem, names in beside(
         named, [path.parent.name for path in paths]).items()
-             if chosen_papers & {*names}}
+             if results & {*names}}
     studies = {name: redraw.read(paper / 'results' / name, config_files.parse(
         flags.FlagValues(), [argv[0], f'--config={named[name]}'], __doc__))
                for name in dict.fromkeys(
@@ -103,16 +103,15 @@ def beside(named: Mapping[str, str], names: Iterable[str]
     names: of the directories of results.
   """
   names = [name for name in names if name in named]
-  parts: dict[str, list[str]] = {}
+  parts: dict[pathlib.Path, list[str]] = {}
   for name in names:
-    stem = pathlib.Path(named[name].partition(':')[0]).stem
-    parts.setdefault(stem, []).append(name)
-  for own in parts.values():
-    path = pathlib.Path(named[own[0]].partition(':')[0])
+    path = pathlib.Path(named[name].partition(':')[0])
+    parts.setdefault(path, []).append(name)
+  for path, own in parts.items():
     own += [other for other in re.findall(
         r'^Beside: +(\w+)\.py', path.read_text(), re.MULTILINE)
             if other in names]
-  return parts
+  return {path.stem: own for path, own in parts.items()}
 
 
 def together(directory: pathlib.Path, studies: Sequence[redraw.Study]

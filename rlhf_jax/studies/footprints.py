@@ -131,11 +131,10 @@ class Planner:
 
   def _use_proxies(self, name, arguments):
     node = arguments['node']
+    use = self._rewards(name, node, node['num_members'])
     if 'features' in arguments['upstream']:  # which take the place of the base
-      return dataclasses.replace(
-          self._rewards(name, node, node['num_members']), frozen=0,
-          activations=0, program=None)
-    return self._rewards(name, node, node['num_members'])
+      use = dataclasses.replace(use, frozen=0, activations=0, program=None)
+    return use
 
   def _use_features(self, name, arguments):
     frozen, scoring = self._judged([
