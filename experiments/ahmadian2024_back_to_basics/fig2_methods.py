@@ -7,6 +7,7 @@ PG).
 Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_fig2 \
             --config=experiments/ahmadian2024_back_to_basics/fig2_methods.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
+          :laptop,seeds=10 has ten other seeds, 101 to 110
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
@@ -24,8 +25,10 @@ from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):
-  """The config of one size."""
-  config = ahmadian2024.online(size, 'figure 2: reward of every online method')
+  """The config of one size and number of seeds: 'laptop,seeds=10'."""
+  size, seeds = base.options(size, seeds=tuple(ahmadian2024.SEEDS))
+  config = ahmadian2024.online(
+      size, 'figure 2: reward of every online method', seeds)
   config.title += f', {ahmadian2024.RESPONSES[size]} responses a rollout'
   ahmadian2024.add_all(config)
   config.figure = dict(

@@ -7,6 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_table1 \
             --config=experiments/ahmadian2024_back_to_basics/table1_win_rates.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,judge=http asks a language model
+          :laptop,seeds=10 has ten other seeds, 101 to 110
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
@@ -28,9 +29,10 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  size, judge = base.options(size, judge=('gold', 'http'))
+  size, judge, seeds = base.options(
+      size, judge=('gold', 'http'), seeds=tuple(ahmadian2024.SEEDS))
   config = ahmadian2024.online(
-      size, 'table 1: win rates against the original completions')
+      size, 'table 1: win rates against the original completions', seeds)
   ahmadian2024.add_all(config)
   config.judge = dict(
       against='reference', show_reference=False,

@@ -7,6 +7,7 @@ and REINFORCE 27 % less than Vanilla PG.
 Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_table2 \
             --config=experiments/ahmadian2024_back_to_basics/table2_alignment_tax.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
+          :laptop,seeds=10 has ten other seeds, 101 to 110
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
@@ -24,8 +25,9 @@ from rlhf_jax.configs import base
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
+  size, seeds = base.options(size, seeds=tuple(ahmadian2024.SEEDS))
   config = ahmadian2024.online(
-      size, 'table 2: perplexity of held-out completions')
+      size, 'table 2: perplexity of held-out completions', seeds)
   ahmadian2024.add_all(config)
   config.figure = dict(kind='table', columns=(
       'perplexity', 'diversity_1', 'diversity_2', 'length',
