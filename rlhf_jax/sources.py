@@ -308,7 +308,7 @@ def online(
 
   def draw(step, turn, state, frozen, metrics):
     at = rows_of(step)[turn * batch_size:][:batch_size]
-    whole = lambda part: {**(frozen.base or {}), **part}
+    whole = lambda part: types.with_base(frozen.base, part)
     params = whole(state.params)
     guide = {} if state.targets is None else {'guide': whole(state.targets)}
     key, shards = streams.child(state.key, 'sampler'), meshes.row_parts()

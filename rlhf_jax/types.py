@@ -122,6 +122,11 @@ class Rollout(_Node):
   metrics: dict[str, jax.Array]  # f32[] each, over the whole rollout
 
 
+def with_base(base: Params | None, params: Params) -> Params:
+  """Parameters with the frozen ones under them, if there are any."""
+  return {**(base or {}), **params}
+
+
 def check_units(out: LossOutput, batch: Batch):
   """ValueError unless loss, weight and metrics are one number for each unit.
 

@@ -47,7 +47,7 @@ def check_sampler(model: pretrained.Model, corpus: corpus_lib.Corpus,
     The samples [B, 1, T], and what was found.
   """
   coder, prompts = corpus.tokenizer, corpus.eval_prompts
-  params = {**(model.base or {}), **model.trainable}
+  params = types.with_base(model.base, model.trainable)
   batch = sampling.sample(
       model.config, params, prompts.tokens[:ROWS], prompts.lengths[:ROWS],
       jax.random.key(seed), num_samples=1,

@@ -254,8 +254,8 @@ class World:
 
   def _frozen(self, role: str) -> Policy:
     config, trainable, base = self._parts(role)
-    return Policy(config, {
-        **(base or {}), **transformer.frozen(config, trainable)})
+    return Policy(config, types.with_base(
+        base, transformer.frozen(config, trainable)))
 
   def _parts(self, role: str) -> pretrained.Model:
     """Of a policy; those of one model share their frozen base."""

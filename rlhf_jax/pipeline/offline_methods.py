@@ -130,8 +130,8 @@ def programs(method: Method) -> Programs:
   if current:
     step = chain_lib.before_step(step, chain_lib.chain(current, {
         'reference_point': lambda batch, state, frozen: (
-            from_models.reference_point(batch, config, {
-                **(frozen.base or {}), **state.params}))}))
+            from_models.reference_point(batch, config, types.with_base(
+                frozen.base, state.params)))}))
   return Programs(jax.jit(step, donate_argnums=0), tx)
 
 

@@ -36,7 +36,7 @@ MASK = 'nucleus'  # an annotator of NLPO: its arguments, and what it reads
 def annotators(method: Any) -> dict[str, chain_lib.Annotator]:
   """Those of an `online_methods.Method` that read parameters, or stops."""
   config, temperature = method.config, method.rollout['temperature']
-  whole = lambda state, frozen: {**(frozen.base or {}), **state.params}
+  whole = lambda state, frozen: types.with_base(frozen.base, state.params)
 
   def old_logprobs(batch, state, frozen, guide=None):
     return from_models.old_logprobs(
@@ -48,7 +48,7 @@ def annotators(method: Any) -> dict[str, chain_lib.Annotator]:
       # By the forward pass of the updates, in place of the sampler's.
       MASK: lambda batch, state, frozen, top_p, every: old_logprobs(
           batch, state, frozen, guide=nucleus.Guide(
-              {**(frozen.base or {}), **state.targets}, top_p)),
+              types.with_base(frozen.base, state.targets), top_p)),
       'scores': lambda batch, state, frozen, component: rewarding.score(
           batch, frozen, method.reward_configs, component),
       'missing_eos': lambda batch, state, frozen, **how:

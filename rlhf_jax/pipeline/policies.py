@@ -95,7 +95,7 @@ class View(NamedTuple):
 
   def params(self, state: types.TrainState) -> types.Params:
     """What samples, of a state."""
-    params = {**(self.model.base or {}), **state.params}
+    params = types.with_base(self.model.base, state.params)
     if self.value_shift is not None:
       params['target_q_heads'] = state.targets
     return params

@@ -81,7 +81,7 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
                         texts=artifacts.texts_of(world.corpus))
   tokens = batch_size * np.mean(
       split.training.mask.any(axis=1).sum(axis=-1))
-  return {**_quality(config, {**(base or {}), **state.params},
+  return {**_quality(config, types.with_base(base, state.params),
                      split.validation),
           **split.scale, **fit_lib.rate(last, tokens * num_steps)}
 

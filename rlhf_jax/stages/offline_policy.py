@@ -57,7 +57,7 @@ def run(context, *, seed: int, data: dict, upstream: Mapping[str, Any],
   if offline_methods.needs_values(row):
     log['values'] = world.values()[:world.log.num_training]
   examples = offline_data.select(row, log, run['use'], world.log.groups)
-  initial = sharding.shard_params({**(model.base or {}), **trainable})
+  initial = sharding.shard_params(types.with_base(model.base, trainable))
   dataset = offline_data.annotated(row, examples, lambda: sharding.map_rows(
       functools.partial(offline_methods.forward, model.config, value_config,
                         initial),

@@ -131,7 +131,8 @@ def _quality(config, base, params, validation: types.Batch
         reward_models.score_features(params, validation.features))
   else:
     scores = reward_models.score_rows(
-        config, {**(base or {}), **params}, validation.tokens, validation.mask)
+        config, types.with_base(base, params), validation.tokens,
+        validation.mask)
   loss = np.logaddexp(0, scores[..., 1] - scores[..., 0]).mean(axis=-1)
   return scores, loss, statistics.pair_accuracy(scores)
 

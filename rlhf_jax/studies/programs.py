@@ -140,7 +140,7 @@ def scorer(config: transformer.Config, params: types.Params,
   """
   def score(members, base, tokens, mask):
     return reward_models.score_members(
-        config, {**(base or {}), **members}, tokens, mask)
+        config, types.with_base(base, members), tokens, mask)
   some = batch('tokens', 'mask', shape=(rows, 1, length))
   return Program(score, (
       sharding.abstract(params, members=members),

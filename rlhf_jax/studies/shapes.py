@@ -46,7 +46,7 @@ class Shapes:
              ) -> tuple[transformer.Config, types.Params]:
     """Its config, and all its parameters as they are kept frozen."""
     config, trainable, base = pretrained.abstract(node, self._vocab_size)
-    return config, frozen(config, {**(base or {}), **trainable})
+    return config, frozen(config, types.with_base(base, trainable))
 
   def rewards(self, model: Model) -> pretrained.Model:
     """Of reward models: what is trained, leaves [E, ...], and their base."""
@@ -68,7 +68,7 @@ class Shapes:
       trunk_config, own, base = self.rewards(proxies)
       first = jax.eval_shape(
           lambda own, base: reward_parts.finish(
-              trunk_config, parameters.take({**(base or {}), **own}, 0)),
+              trunk_config, parameters.take(types.with_base(base, own), 0)),
           own, base)
       return {'value_head': first['head'],
               'value_trunk': first['trunk']}, trunk_config
