@@ -153,7 +153,7 @@ def name_of(labels: Mapping[str, Any], *, of_members: bool = False) -> str:
     if label == 'method' and value in STYLE:
       parts.append(STYLE[value][1].removesuffix(_MEMBERS))
     elif isinstance(value, str):
-      parts.append(value)
+      parts.append(value.replace('_', ' '))
     elif value is not None:
       shown = value if isinstance(value, bool) else f'{value:g}'
       parts.append(f'{label_name(label)} {shown}')

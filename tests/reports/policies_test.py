@@ -144,8 +144,8 @@ class PoliciesTest(written.ReportTestCase):
         [(row['panel'], row['line'], row['gold']) for row in kwargs['rows']],
         [*((panel, 'ensemble mean', gold) for panel in 'ab'
            for gold in (0, 3.5, 6)),  # which has a place of its own
-         ('a', 'single_0', 0), ('a', 'single_0', 2.5), ('a', 'single_0', 3),
-         ('b', 'single_1', 0), ('b', 'single_1', 1.5), ('b', 'single_1', 5)])
+         ('a', 'single 0', 0), ('a', 'single 0', 2.5), ('a', 'single 0', 3),
+         ('b', 'single 1', 0), ('b', 'single 1', 1.5), ('b', 'single 1', 5)])
     self.assertEqual(kwargs['x_name'], 'optimizer steps')
 
   def test_training_curves(self):
@@ -176,8 +176,8 @@ class PoliciesTest(written.ReportTestCase):
       policy['labels'] = {'method': policy['run'], 'deep': True}
     kwargs = self.drawn('bars', kind='final', x='method', line=('deep',))
     self.assertEqual([(row['x'], row['line']) for row in kwargs['rows']], [
-        ('ensemble mean', 'deep True'), ('single_0', 'deep True'),
-        ('single_1', 'deep True')])
+        ('ensemble mean', 'deep True'), ('single 0', 'deep True'),
+        ('single 1', 'deep True')])
 
   def test_win_rates(self):
     kwargs = self.drawn('bars', kind='win_rates', against={'method': 'single'})

@@ -66,6 +66,7 @@ class StyleTest(parameterized.TestCase):
       ({'method': 'single'}, 'single model'),
       ({'method': 'raft', 'kl_coef': .10}, 'raft, KL coefficient 0.1'),
       ({'method': 'worst_case', 'member': None}, 'worst-case (WCO)'),
+      ({'condition': 'noise_0'}, 'noise 0'),
       ({'noise': .25, 'two_heads': True}, 'noise 0.25, two heads True'),
       ({'noise': None}, 'no noise'), ({}, ''))
   def test_name_of(self, labels, name):
