@@ -7,6 +7,7 @@ it is trained once. https://arxiv.org/abs/2402.14740
 
 from ml_collections import config_dict
 
+from experiments import replication
 from rlhf_jax.configs import base
 from rlhf_jax.configs import published
 
@@ -16,9 +17,6 @@ PAPER = 'Ahmadian et al. 2024'
 KL_COEF = 0.1
 RESPONSES = dict(smoke=4, laptop=64, full=256)  # of a rollout
 COLUMNS = ('proxy', 'gold', 'rule', 'kl_k1', 'unfinished', 'length')
-# Seeds of the laptop size by their number: the first were run before what is
-# claimed was written down, the ten after it.
-SEEDS = {3: (1, 2, 3), 10: tuple(range(101, 111))}
 TITLES = dict(ppo='PPO', vanilla_pg='Vanilla PG', reinforce='REINFORCE',
               rloo='RLOO', raft='RAFT')
 
@@ -27,7 +25,7 @@ def _settings(config: config_dict.ConfigDict, seeds: int = 3):
   """How long, how fast and with which seeds every policy is trained."""
   online = config.online
   if config.size == 'laptop':
-    config.seeds = SEEDS[seeds]
+    config.seeds = replication.SEEDS[seeds]
     online.num_steps = 80
     online.evaluation.every = 8
     online.optimizer.learning_rate = 2e-3
@@ -49,7 +47,7 @@ def online(size: str, title: str, seeds: int = 3) -> config_dict.ConfigDict:
   Args:
     size: smoke, laptop or full.
     title: of the figure.
-    seeds: a key of `SEEDS`, of the laptop size.
+    seeds: how many the laptop size has, of `replication.NUMBERS`.
   """
   config = base.online_config(size)
   config.title = f'{PAPER}, {title}'

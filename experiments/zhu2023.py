@@ -7,6 +7,7 @@ with --reuse it is trained once. https://arxiv.org/abs/2306.02231
 
 from ml_collections import config_dict
 
+from experiments import replication
 from rlhf_jax.configs import base
 from rlhf_jax.configs import published
 
@@ -15,7 +16,7 @@ SETTINGS = ('code', 'text')  # an option of every figure
 COLUMNS = ('proxy', 'gold', 'rule', 'kl_k1', 'unfinished', 'length')
 
 
-def _settings(config: config_dict.ConfigDict, settings: str):
+def _settings(config: config_dict.ConfigDict, settings: str, seeds: int):
   """How long, how fast and with which seeds every policy is trained."""
   online = config.online
   # The code updates twice on a minibatch before it goes on to the next.
@@ -23,7 +24,7 @@ def _settings(config: config_dict.ConfigDict, settings: str):
                         repeats=2 if settings == 'code' else 1,
                         num_minibatches=2 if config.size == 'smoke' else 8)
   if config.size == 'laptop':
-    config.seeds = (1, 2, 3)
+    config.seeds = replication.SEEDS[seeds]
     online.num_steps = 40
     online.evaluation.every = 5
     online.optimizer.learning_rate = 3e-4
@@ -38,12 +39,20 @@ def _settings(config: config_dict.ConfigDict, settings: str):
   config.training.log_every = 1
 
 
-def online(size: str, title: str, settings: str) -> config_dict.ConfigDict:
-  """A study without runs and figure: one reward model, no label noise."""
+def online(size: str, title: str, settings: str, seeds: int = 3
+           ) -> config_dict.ConfigDict:
+  """A study without runs and figure: one reward model, no label noise.
+
+  Args:
+    size: smoke, laptop or full.
+    title: of the figure.
+    settings: of `SETTINGS`.
+    seeds: how many the laptop size has, of `replication.NUMBERS`.
+  """
   config = base.online_config(size)
   config.title = f'{PAPER}, {title} (settings of the {settings})'
   config.conditions.clean = dict(num_members=1)
-  _settings(config, settings)
+  _settings(config, settings, seeds)
   return config
 
 

@@ -24,13 +24,14 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
 from ml_collections import config_dict
 
 from experiments import ahmadian2024
+from experiments import replication
 from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
   size, judge, seeds = base.options(
-      size, judge=('gold', 'http'), seeds=tuple(ahmadian2024.SEEDS))
+      size, judge=('gold', 'http'), seeds=replication.NUMBERS)
   config = ahmadian2024.online(
       size, 'table 1: win rates against the original completions', seeds)
   ahmadian2024.add_all(config)

@@ -20,12 +20,13 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
 """
 
 from experiments import ahmadian2024
+from experiments import replication
 from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  size, seeds = base.options(size, seeds=tuple(ahmadian2024.SEEDS))
+  size, seeds = base.options(size, seeds=replication.NUMBERS)
   config = ahmadian2024.online(
       size, 'table 2: perplexity of held-out completions', seeds)
   ahmadian2024.add_all(config)

@@ -9,6 +9,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/zhu_fig3 \
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,x=kl_k1 draws the reward over the KL
           :laptop,settings=text is as in the text, :laptop as in the code
+          :laptop,seeds=10 has ten other seeds, 101 to 110
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
@@ -23,15 +24,18 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
           1 (text) or 2 (code).
 """
 
+from experiments import replication
 from experiments import zhu2023
 from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):
   """The config of one size."""
-  size, settings, x = base.options(
-      size, settings=zhu2023.SETTINGS, x=('step', 'kl_k1'))
-  config = zhu2023.online(size, 'figure 3: PPO, AWR and APA', settings)
+  size, settings, x, seeds = base.options(
+      size, settings=zhu2023.SETTINGS, x=('step', 'kl_k1'),
+      seeds=replication.NUMBERS)
+  config = zhu2023.online(
+      size, 'figure 3: PPO, AWR and APA', settings, seeds)
   zhu2023.add_ppo(config, settings, method='PPO')
   zhu2023.add_regression(config, settings, 'awr', method='AWR',
                          beta=2.0 if settings == 'code' else 1.0)
