@@ -14,6 +14,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax import types
 from rlhf_jax.models import cached
@@ -24,6 +25,7 @@ from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import q_learning
 from rlhf_jax.parallel import meshes
 from rlhf_jax.parallel import processes
+from rlhf_jax.parallel import threads
 
 # Rows that a CPU decodes at once: as fast as more of them, and their cache
 # stays in the processor's; measured with 127 thousand and 7 million parameters.
@@ -86,28 +88,13 @@ def _logprob(logits, token):
   return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _uniforms(key, row_ids, num_samples, max_new_tokens):
+def _uniforms(key, row_ids, samples, max_new_tokens):
   """f32[B * K, N], a function of (key, row id, sample, t) alone."""
   def row(row_id, sample):
     row_key = jax.random.fold_in(jax.random.fold_in(key, row_id), sample)
     return jax.random.uniform(row_key, (max_new_tokens,))
-  samples = jnp.arange(num_samples)
   rows = jax.vmap(lambda i: jax.vmap(lambda k: row(i, k))(samples))(row_ids)
   return rows.reshape(-1, max_new_tokens)
-
-
-def _contiguous(tokens, prompts, prompt_lengths, logprobs, lengths, pad_id):
-  """Closes the gap between prompt and response: tokens, mask, logprobs."""
-  width, new = prompts.shape[1], tokens.shape[1]
-  slot = jnp.arange(width + new)[None]
-  start = prompt_lengths[:, None]
-  at = jnp.clip(slot - start, 0, new - 1)  # [B*K, P+N] into the response
-  mask = (slot >= start) & (slot < start + lengths[:, None])
-  response = jnp.take_along_axis(tokens, at, axis=1)
-  padded = jnp.pad(prompts, ((0, 0), (0, new)))
-  row = jnp.where(slot < start, padded, jnp.where(mask, response, pad_id))
-  logprobs = jnp.where(mask, jnp.take_along_axis(logprobs, at, axis=1), 0.0)
-  return row, mask, logprobs
 
 
 def _shift(params, hidden, logits, beta):
@@ -152,15 +139,16 @@ def _ends(token, seen, *, eos_ids, stops):
 
 
 @functools.partial(jax.jit, static_argnames=(
-    'config', 'num_samples', 'min_new_tokens', 'max_new_tokens', 'temperature',
-    'top_k', 'top_p', 'eos_ids', 'pad_id', 'force_eos', 'num_tokens',
-    'value_shift', 'guide_top_p', 'num_slots'))
-def _sample(config, policies, prompts, prompt_lengths, key, row_ids, stops, *,
-            num_samples, min_new_tokens, max_new_tokens, temperature, top_k,
+    'config', 'min_new_tokens', 'max_new_tokens', 'temperature', 'top_k',
+    'top_p', 'eos_ids', 'pad_id', 'force_eos', 'num_tokens', 'value_shift',
+    'guide_top_p', 'num_slots'))
+def _sample(config, policies, key, stops, prompts, prompt_lengths, row_ids,
+            samples, *, min_new_tokens, max_new_tokens, temperature, top_k,
             top_p, eos_ids, pad_id, force_eos, num_tokens, value_shift,
             guide_top_p, num_slots):
   models = [cached.prepare(config, params) for params in policies]
-  uniforms = _uniforms(key, row_ids, num_samples, max_new_tokens)
+  num_samples = len(samples)
+  uniforms = _uniforms(key, row_ids, samples, max_new_tokens)
 
   def choose(states, uniform, t):
     """Token number t of rows, by a number each; the last perhaps an EOS."""
@@ -193,8 +181,8 @@ def _sample(config, policies, prompts, prompt_lengths, key, row_ids, stops, *,
   tokens, logprobs, count = decode(
       config, models, rules, prompts, prompt_lengths)
   repeat = lambda x: jnp.repeat(x, num_samples, axis=0)
-  rows = _contiguous(tokens, repeat(prompts), repeat(prompt_lengths), logprobs,
-                     count, pad_id)
+  rows = decoding.contiguous(
+      tokens, repeat(prompts), repeat(prompt_lengths), logprobs, count, pad_id)
   return tuple(x.reshape(-1, num_samples, x.shape[-1]) for x in rows)
 
 
@@ -270,7 +258,9 @@ def sample(
     num_slots: rows that are decoded at once; a row that has ended makes room
       for one that waits (`models.decoding`), and the same is drawn. 0: all of
       them. None: `SLOTS` of many on a CPU, else all. Rows that are split over
-      a mesh are all decoded at once.
+      a mesh are all decoded at once. On one CPU, outside of `jax.jit`, rows
+      are decoded in several parts side by side (`parallel.threads`), which
+      share the slots.
 
   Returns:
     Batch [B, K, P + N] with `tokens`, `mask` and `old_logprobs`: the log
@@ -333,12 +323,16 @@ def sample(
     num_slots = SLOTS * (jax.default_backend() == 'cpu')
   if num_slots < 0:
     raise ValueError(f'num_slots must be >= 0, got {num_slots}.')
-  if num_slots >= len(prompts) * num_samples or meshes.row_parts() > 1:
-    num_slots = 0
   policies = (params,) if guide is None else (params, guide.params)
-  tokens, mask, logprobs = _sample(
-      config, policies, prompts, prompt_lengths, key, jnp.asarray(row_ids),
-      stops, num_samples=num_samples, max_new_tokens=max_new_tokens,
+  inputs = prompts, prompt_lengths, jnp.asarray(row_ids), np.arange(num_samples)
+  parts = threads.parts(len(prompts), num_samples) if threads.on_host(
+      policies, key, stops, inputs) else (1, 1)
+  num_slots = -(-num_slots // max(parts))
+  if (num_slots >= len(prompts) * num_samples // max(parts)
+      or meshes.row_parts() > 1):
+    num_slots = 0
+  draw = functools.partial(
+      _sample, config, policies, key, stops, max_new_tokens=max_new_tokens,
       min_new_tokens=min_new_tokens,
       temperature=float(temperature), top_k=top_k, top_p=float(top_p),
       eos_ids=eos_ids, pad_id=pad_id, force_eos=force_eos,
@@ -346,4 +340,5 @@ def sample(
       value_shift=None if value_shift is None else float(value_shift),
       guide_top_p=None if guide is None else float(guide.top_p),
       num_slots=num_slots)
+  tokens, mask, logprobs = threads.in_parts(draw, *inputs, parts=parts)
   return types.Batch(tokens=tokens, mask=mask, old_logprobs=logprobs)

@@ -22,6 +22,7 @@ from rlhf_jax.ops import nucleus
 from rlhf_jax.ops import ratios
 from rlhf_jax.ops import stops
 from rlhf_jax.parallel import sharding
+from rlhf_jax.parallel import threads
 
 V, P, N, K = 11, 4, 6, 8
 PAD, EOS = 0, 1
@@ -323,10 +324,41 @@ class SampleTest(parameterized.TestCase):
     with mock.patch.object(transformer, 'extend', counted):
       batch = _sample(config=NEOX, params=params, max_new_tokens=50)
       jax.effects_barrier()
-    self.assertLen(calls, 2)  # the prompts, and the first token
+    # Of each part: the prompts, and the first token.
+    self.assertLen(calls, 2 * max(threads.parts(*batch.tokens.shape[:2])))
     np.testing.assert_array_equal(batch.mask.sum(-1), 1)
     np.testing.assert_array_equal(batch.tokens[batch.mask], EOS)
     np.testing.assert_array_equal(batch.tokens[1, :, 2:], PAD)
+
+  @parameterized.parameters(
+      ((3, 8), (1, 2), {}), ((4, 5), (2, 1), dict(temperature=0.)),
+      ((1, 260), (1, 4), dict(num_slots=20)), ((6, 32), (3, 1), {}),
+      ((2, 8), (2, 1), dict(force_eos=True, min_new_tokens=3)))
+  def test_parts_at_once_draw_the_same(self, shape, parts, options):
+    rows = np.arange(shape[0]) % 3
+    draw = lambda: _sample(
+        PROMPTS[rows], LENGTHS[rows], num_samples=shape[1],
+        row_ids=7 + np.arange(shape[0]), **options)
+    with mock.patch.object(threads, 'in_parts', wraps=threads.in_parts) as calls:
+      batch = draw()
+    self.assertEqual(calls.call_args.kwargs['parts'], parts)
+    with mock.patch.object(threads, 'on_host', lambda *_: False):
+      whole = draw()
+    np.testing.assert_array_equal(batch.tokens, whole.tokens)
+    np.testing.assert_array_equal(batch.mask, whole.mask)
+    np.testing.assert_allclose(
+        batch.old_logprobs, whole.old_logprobs, atol=2e-6)
+
+  def test_parts_share_a_program(self):
+    jax.clear_caches()
+    compiled = []
+    # Listeners cannot be removed; this one writes to a list of its own.
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _, fun_name='', **__: compiled.append(fun_name)
+        if name == '/jax/core/compile/backend_compile_duration' else None)
+    _sample(np.tile(PROMPTS, (64, 1)), np.tile(LENGTHS, 64), max_new_tokens=5)
+    self.assertEqual([name for name in compiled if 'sample' in name],
+                     ['jit(_sample)'])
 
   def test_pad_may_be_eos(self):
     one, other = _rollout(), _sample(pad_id=EOS)

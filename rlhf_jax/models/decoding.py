@@ -183,3 +183,31 @@ def in_slots(config: transformer.Config, models: Sequence[cached.Model],
   loop = jax.lax.while_loop(
       lambda x: (x.following < rows) | ~jnp.all(x.idle), body, loop)
   return loop.tokens, loop.logprobs, loop.count
+
+
+def contiguous(tokens: jax.Array, prompts: jax.Array,
+               prompt_lengths: jax.Array, logprobs: jax.Array,
+               lengths: jax.Array, pad_id: int) -> Responses:
+  """Closes the gap between prompt and response.
+
+  Args:
+    tokens: i32[R, T] of the responses.
+    prompts: i32[R, P], right-padded.
+    prompt_lengths: i32[R].
+    logprobs: f32[R, T].
+    lengths: i32[R], of the responses.
+    pad_id: fills the rest.
+
+  Returns:
+    tokens i32[R, P + T], mask bool and log-probabilities f32 of that shape.
+  """
+  width, new = prompts.shape[1], tokens.shape[1]
+  slot = jnp.arange(width + new)[None]
+  start = prompt_lengths[:, None]
+  at = jnp.clip(slot - start, 0, new - 1)  # [B*K, P+N] into the response
+  mask = (slot >= start) & (slot < start + lengths[:, None])
+  response = jnp.take_along_axis(tokens, at, axis=1)
+  padded = jnp.pad(prompts, ((0, 0), (0, new)))
+  row = jnp.where(slot < start, padded, jnp.where(mask, response, pad_id))
+  logprobs = jnp.where(mask, jnp.take_along_axis(logprobs, at, axis=1), 0.0)
+  return row, mask, logprobs

@@ -23,6 +23,7 @@ from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import running
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
+from rlhf_jax.parallel import threads
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import learners
 from rlhf_jax.pipeline import methods
@@ -235,9 +236,8 @@ def _of_policy(method: Method) -> tuple[Any, ...]:
   rollout, tokens, config = method.rollout, method.tokens, method.config
   temperature, mask = rollout['temperature'], online_models.mask(method.row)
 
-  @jax.jit
-  def sampler(params, prompts, prompt_lengths, key, row_ids, stops=None,
-              guide=None):
+  def draw(params, prompts, prompt_lengths, key, row_ids, stops=None,
+           guide=None):
     if guide is not None:
       guide = nucleus.Guide(guide, mask['top_p'])
     return sampling.sample(
@@ -246,6 +246,13 @@ def _of_policy(method: Method) -> tuple[Any, ...]:
         num_samples=rollout['samples'], temperature=temperature,
         top_k=rollout['top_k'], top_p=rollout['top_p'],
         min_new_tokens=rollout['min_new_tokens'], **tokens._asdict())
+
+  compiled = jax.jit(draw)
+
+  def sampler(*inputs, **options):
+    # On one CPU `draw` cuts rows itself, into programs that run at once.
+    return (draw if threads.on_host(inputs, options) else compiled)(
+        *inputs, **options)
 
   tx, updates = train.optimizer(**method.optimizer), dict(method.updates)
   forward = functools.partial(
