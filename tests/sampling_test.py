@@ -339,9 +339,10 @@ class SampleTest(parameterized.TestCase):
     draw = lambda: _sample(
         PROMPTS[rows], LENGTHS[rows], num_samples=shape[1],
         row_ids=7 + np.arange(shape[0]), **options)
-    with mock.patch.object(threads, 'in_parts', wraps=threads.in_parts) as calls:
+    with mock.patch.object(
+        threads, 'in_parts', wraps=threads.in_parts) as in_parts:
       batch = draw()
-    self.assertEqual(calls.call_args.kwargs['parts'], parts)
+    self.assertEqual(in_parts.call_args.kwargs['parts'], parts)
     with mock.patch.object(threads, 'on_host', lambda *_: False):
       whole = draw()
     np.testing.assert_array_equal(batch.tokens, whole.tokens)
