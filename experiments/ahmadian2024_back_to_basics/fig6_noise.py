@@ -6,6 +6,7 @@ more than that of RLOO.
 Run:      python -m rlhf_jax.main --workdir=runs/ahmadian_fig6 \
             --config=experiments/ahmadian2024_back_to_basics/fig6_noise.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
+          :laptop,seeds=10 has ten other seeds, 101 to 110
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
@@ -18,13 +19,15 @@ Differs:  the world and the models: reviews from a grammar, models of 1 to 2
 """
 
 from experiments import ahmadian2024
+from experiments import replication
 from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):
-  """The config of one size."""
+  """The config of one size and number of seeds: 'laptop,seeds=10'."""
+  size, seeds = base.options(size, seeds=replication.NUMBERS)
   config = ahmadian2024.online(
-      size, 'figure 6: RLOO and RAFT, k=2, by reward noise')
+      size, 'figure 6: RLOO and RAFT, k=2, by reward noise', seeds)
   for sigma in (0.0, 1.0, 3.0, 5.0):
     for algorithm in ('rloo', 'raft'):
       ahmadian2024.add(
