@@ -74,20 +74,6 @@ def at_responses(first: str, second: str, count: int = 5120):
           for seed in runs[first]]
 
 
-def at_equal_kl(run: str, nats: float):
-  """Proxy score where the KL first reaches a value, less PPO's, by seed."""
-  runs = read(ZHU, 'fig3_apa_awr_ppo')
-
-  def proxy(name, seed):
-    kl, score = (np.array(runs[name][seed][column])
-                 for column in ('kl_k1', 'proxy'))
-    at = int(np.argmax(kl >= nats))
-    assert kl[at] >= nats, (name, seed)
-    return np.interp(nats, kl[at - 1:at + 1], score[at - 1:at + 1])
-
-  return [proxy(run, seed) - proxy('ppo', seed) for seed in runs[run]]
-
-
 def variance_growth(run: str):
   """Ensemble variance after training over that before, by seed."""
   runs = read(COSTE, 'fig10_ensemble_variance')
@@ -187,9 +173,6 @@ def claims():
   for first, second in (('rloo_2', 'raft_2'), ('rloo_4', 'raft_4'),
                         ('reinforce', 'vanilla_pg')):
     yield AHMADIAN, over_seeds(less(table2, first, second, 'reward_variance'))
-  for run in ('apa_01', 'awr_2'):
-    for nats in (2, 4):
-      yield ZHU, over_seeds(at_equal_kl(run, nats))
   for run in ('mean_noise_0_kl_0', 'mean_noise_25_kl_0',
               'uncertainty_weighted_noise_0_kl_0',
               'uncertainty_weighted_noise_25_kl_0', 'mean_noise_25_kl_001',

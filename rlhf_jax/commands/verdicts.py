@@ -123,7 +123,7 @@ def _count(fixed: list[bool]) -> str:
 def _ours(line: dict) -> str:
   """A contrast and its interval in a cell."""
   if line['mean'] == '':
-    return line['contrast'] + ': no run came as far' * (
+    return line['contrast'] + ': no run is there' * (
         line['word'] == 'not comparable')
   return (f'{line["contrast"]}: {float(line["mean"]):.2f} '
           f'[{float(line["low"]):.2f}, {float(line["high"]):.2f}]')

@@ -54,7 +54,8 @@ class Contrast:
       last value over the first ('growth'), or the highest value less the last
       ('drop').
     at: {'column', 'from', 'to'}: the mean over that range of another column,
-      which the run is interpolated along; None: the last value.
+      which the run is interpolated along; a run that ends before it, or has no
+      row within it, has none. None: the last value.
     expects: that the contrast is 'more' or 'less' than 0, 'equal' to it, or
       'no_less'.
     margin: beyond which it has to lie, or within; of 'no_less', how far below
@@ -196,6 +197,8 @@ def values(rows: Iterable[Mapping[str, str]], contrast: Contrast,
            ) -> dict[str, float]:
   """The contrast in each seed that has both of its sides.
 
+  It is NaN where a run cannot be compared, see `Contrast.at`.
+
   Several runs of one side in a seed, such as the members of an ensemble, each
   alone, count by their mean.
 
@@ -234,12 +237,11 @@ def _side(rows, contrast: Contrast, where: Mapping[str, str]
   if not lists:
     raise errors.DataError(
         f'{contrast.claim}: {contrast.figure} has no row of {dict(where)}')
-  means = {seed: float(np.mean(x)) for seed, x in lists.items()}
-  return {seed: x for seed, x in means.items() if not math.isnan(x)}
+  return {seed: float(np.mean(x)) for seed, x in lists.items()}
 
 
 def _statistic(rows: list[Mapping[str, str]], contrast: Contrast) -> float:
-  """Of one run in one seed; NaN if it does not come as far as `at`."""
+  """Of one run in one seed; NaN if it has none."""
   number = lambda name: np.array([float(row[name] or 'nan') for row in rows])
   column = number(contrast.column)
   if contrast.statistic == 'growth':
@@ -250,9 +252,12 @@ def _statistic(rows: list[Mapping[str, str]], contrast: Contrast) -> float:
     return column[-1]
   # Along the furthest that the run has come: a KL may go back.
   along = np.maximum.accumulate(number(contrast.at['column']))
-  if along[-1] < contrast.at['to']:
+  low, high = contrast.at['from'], contrast.at['to']
+  # What leaps over the range is not known in it: the straight line from where
+  # it begins lies below a reward that rises ever slower.
+  if along[-1] < high or not np.any((low <= along) & (along <= high)):
     return math.nan
-  grid = np.linspace(contrast.at['from'], contrast.at['to'], 41)
+  grid = np.linspace(low, high, 41)
   return float(np.interp(grid, along, column).mean())
 
 
@@ -277,20 +282,23 @@ def row(contrast: Contrast, results: pathlib.Path, *,
   if run:
     first, *less = (_table(path, contrast) for path in paths)
     numbers = values(first, contrast, *less)
-  fixed = contrast.num_seeds or 0
+  seeds, fixed = len(numbers), contrast.num_seeds or 0
+  numbers = [x for x in numbers.values() if not math.isnan(x)]
   ends = '', '', ''
   if not run:
     verdict = 'not yet run'
-  elif len(numbers) < fixed:
-    verdict = f'not yet run, {fixed - len(numbers)} seeds are left'
-  elif not numbers:  # no run came as far as the claim is about
+  elif seeds < fixed:
+    verdict = f'not yet run, {fixed - seeds} seeds are left'
+  elif not numbers:  # no run was where the claim is about
     verdict = 'not comparable'
   else:
-    ends = tuple(f'{x:.3f}' for x in interval([*numbers.values()]))
-    verdict = word([*numbers.values()], expects=contrast.expects,
+    ends = tuple(f'{x:.3f}' for x in interval(numbers))
+    verdict = word(numbers, expects=contrast.expects,
                    margin=contrast.margin,
                    effect=None if contrast.effect is None
                    else contrast.effect - contrast.reference)
+    if len(numbers) < seeds:
+      verdict += f', by the {len(numbers)} of {seeds} seeds that are there'
   return {'claim': contrast.claim, 'paper': contrast.paper,
           'contrast': contrast.describe(), 'statistic': contrast.statistic,
           'margin': contrast.margin, 'seeds': len(numbers),

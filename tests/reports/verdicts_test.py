@@ -1,5 +1,6 @@
 """Tests for rlhf_jax.reports.verdicts."""
 
+import dataclasses
 import math
 
 from absl.testing import absltest
@@ -138,8 +139,13 @@ class ValuesTest(parameterized.TestCase):
                                                      '2': (0, 0, 0)})
     at = {'column': 'kl', 'from': 1, 'to': 3}
     actual = self.values(rows, less={'run': 'b'}, at=at)
-    self.assertEqual(actual.keys(), {'1'})  # 2 ends at a KL of 2
     self.assertAlmostEqual(actual['1'], 2)
+    self.assertTrue(math.isnan(actual['2']))  # it ends at a KL of 2
+    for at, there in (((2.5, 3.5), False), ((4.1, 4.2), False),
+                      ((1.5, 2.), True), ((2., 3.), True), ((4., 4.), True)):
+      at = {'column': 'kl', 'from': at[0], 'to': at[1]}
+      self.assertEqual(not math.isnan(
+          self.values(rows, less={'run': 'b'}, at=at)['1']), there)
 
   def test_mistakes(self):
     rows = table(a={'1': (0,)})
@@ -170,6 +176,13 @@ class ValuesTest(parameterized.TestCase):
     far = verdicts.Contrast(**FIELDS | dict(
         at={'column': 'kl', 'from': 4, 'to': 6}))
     self.assertEqual(verdicts.row(far, folder)['word'], 'not comparable')
+    files.write_csv(folder / 'f/results.csv', [
+        row | {'kl': '6'} if row['kl'] == '2' and row['seed'] != '2' else row
+        for row in rows])
+    line = verdicts.row(dataclasses.replace(
+        far, kind='confirmatory', num_seeds=3), folder)
+    self.assertEqual((line['seeds'], line['word']), (2, verdicts.word(
+        [5 * 5 / 6, 6 * 5 / 6]) + ', by the 2 of 3 seeds that are there'))
     (folder / 'a_directory/results.csv').mkdir(parents=True)
     with self.assertRaisesRegex(errors.DataError, 'cannot read .*a_directory'):
       verdicts.row(verdicts.Contrast(
