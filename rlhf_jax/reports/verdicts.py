@@ -282,13 +282,13 @@ def row(contrast: Contrast, results: pathlib.Path, *,
   if run:
     first, *less = (_table(path, contrast) for path in paths)
     numbers = values(first, contrast, *less)
-  seeds, fixed = len(numbers), contrast.num_seeds or 0
+  count, fixed = len(numbers), contrast.num_seeds or 0
   numbers = [x for x in numbers.values() if not math.isnan(x)]
   ends = '', '', ''
   if not run:
     verdict = 'not yet run'
-  elif seeds < fixed:
-    verdict = f'not yet run, {fixed - seeds} seeds are left'
+  elif count < fixed:
+    verdict = f'not yet run, {fixed - count} seeds are left'
   elif not numbers:  # no run was where the claim is about
     verdict = 'not comparable'
   else:
@@ -297,8 +297,8 @@ def row(contrast: Contrast, results: pathlib.Path, *,
                    margin=contrast.margin,
                    effect=None if contrast.effect is None
                    else contrast.effect - contrast.reference)
-    if len(numbers) < seeds:
-      verdict += f', by the {len(numbers)} of {seeds} seeds that are there'
+    if len(numbers) < count:
+      verdict += f', by the {len(numbers)} of {count} seeds that are there'
   return {'claim': contrast.claim, 'paper': contrast.paper,
           'contrast': contrast.describe(), 'statistic': contrast.statistic,
           'margin': contrast.margin, 'seeds': len(numbers),
