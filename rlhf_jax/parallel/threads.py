@@ -79,17 +79,19 @@ def in_parts(function: Callable[..., Any], *arrays: Any,
            for piece in pieces for column in np.split(columns, parts[1])]
   axis = int(parts[1] > 1)
   return jax.tree.map(
-      lambda *x: jnp.asarray(np.concatenate(x, axis)), *_at_once(calls))
+      lambda *x: jnp.asarray(np.concatenate(x, axis)), *at_once(calls))
 
 
 def _on_host(function, *arguments):
   return jax.tree.map(np.asarray, function(*arguments))
 
 
-def _at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-  """What calls return, each of which waits for its own program.
+def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+  """What calls return, as many at a time as there are cores.
 
-  They run under the mesh in use, and under no other context of jax.
+  Args:
+    calls: each waits for its own program, or is NumPy's; they run under the
+      mesh in use, and under no other context of jax.
   """
   mesh = meshes.devices_in_use()
 

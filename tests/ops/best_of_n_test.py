@@ -96,6 +96,20 @@ class CurveTest(parameterized.TestCase):
         np.testing.assert_allclose(
             actual[name], _curve(proxy, x, ns), rtol=1e-6, atol=1e-5)
 
+  @parameterized.parameters(1, 16, 37)
+  def test_prompts_are_apart(self, rows):
+    rng = np.random.default_rng(rows)
+    proxy = rng.integers(0, 40, (rows, 30)).astype(np.float32)
+    golds = {name: rng.normal(size=(rows, 30)).astype(np.float32)
+             for name in 'ab'}
+    out = best_of_n.curves(proxy, golds, (1, 4, 30))
+    for i in range(rows):
+      one = best_of_n.curves(
+          proxy[i:i + 1], {name: x[i:i + 1] for name, x in golds.items()},
+          (1, 4, 30))
+      for name in golds:
+        np.testing.assert_allclose(out[name][i], one[name][0], atol=1e-6)
+
   @parameterized.parameters('mean', 'worst_case', 'uncertainty_weighted')
   def test_gold_follows_the_aggregate(self, kind):
     # Trap 16: the paper's code leaves gold in the order of the first member,
