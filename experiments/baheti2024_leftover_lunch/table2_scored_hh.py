@@ -7,7 +7,7 @@ Run:      python -m rlhf_jax.main --workdir=runs/baheti_scored_hh \
             --config=experiments/baheti2024_leftover_lunch/table2_scored_hh.py:laptop
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
-Measured: not yet run.
+Measured: README.md beside this file (laptop).
 Differs:  without a file, rows that `rlhf_jax.data.tasks` writes in its format.
           With --config.data.logged.path=<data/hh_test/helpful_base.json of the
           paper's repository>, and data.logged.max_prompt_length and
