@@ -54,8 +54,8 @@ def _experiment(path: pathlib.Path) -> Experiment:
   parts = [' '.join(part.split()) for part in doc.split('\n\n')]
   claim = next((part.removeprefix('Claim: ') for part in parts
                 if part.startswith('Claim:')), '')
-  return Experiment(path, parts[0], claim,
-                    tuple(re.findall(r'(?<=\s):(\w+)', doc)), _minutes(path))
+  sizes = dict.fromkeys(re.findall(r'(?<=\s):(\w+)', doc))
+  return Experiment(path, parts[0], claim, tuple(sizes), _minutes(path))
 
 
 def _minutes(path: pathlib.Path) -> float | None:

@@ -376,7 +376,14 @@ class FrontDoorTest(parameterized.TestCase):
                    worlds.ROOT / 'experiments')
     self.assertIn('fig3_best_of_n.py  [smoke, laptop, full; run,', page)
     page = succeed('list', '--directory', worlds.ROOT / 'experiments')
-    self.assertIn('not yet run', page)
+    # Each size once, however many options it has.
+    self.assertEqual(page.count('.py  [smoke, laptop, full; '),
+                     page.count('.py  ['))
+    paper = worlds.folder() / 'paper'
+    paper.mkdir()
+    shutil.copy(worlds.ROOT / worlds.ZHU / 'fig9_offline.py', paper)
+    self.assertIn('fig9_offline.py  [smoke, laptop, full; not yet run]',
+                  succeed('list', f'--directory={paper.parent}'))
     self.assertEmpty(succeed('list', 'nosuchword', '--directory',
                              worlds.ROOT / 'experiments'))
     self.assertEqual(page.count('.py  ['), len(list(
