@@ -35,8 +35,8 @@ def losses(trainer):
   def recorded(*args, **kwargs):
     step = make_step(*args, **kwargs)
 
-    def run(state, batch):
-      state, metrics = step(state, batch)
+    def run(*inputs):
+      state, metrics = step(*inputs)
       jax.debug.callback(
           lambda x: ours.append(float(x)), metrics['train/loss'])
       return state, metrics
