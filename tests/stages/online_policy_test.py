@@ -22,6 +22,7 @@ from rlhf_jax import types
 from rlhf_jax.configs import base
 from rlhf_jax.data import order
 from rlhf_jax.evaluation import texts
+from rlhf_jax.models import decoding
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import endings
 from rlhf_jax.pipeline import artifacts
@@ -440,15 +441,16 @@ class ProgramsTest(absltest.TestCase):
       function.cache_clear()
       self.addCleanup(function.cache_clear)
     traced = []
-    sampler = mock.Mock(wraps=sampling)  # that of evaluations is another
-    with (mock.patch.object(online_methods, 'sampling', sampler),
+    sampling._sample.clear_cache()
+    with (mock.patch.object(decoding, 'together',
+                            wraps=decoding.together) as decode,
           mock.patch.object(policy_lib, 'forward',
                             wraps=policy_lib.forward) as forward):
       for seed, coefficient, reference in ((0, .1, 'sft'), (1, .7, 'sft_1')):
         context = ppo()(
             workdir=workdir, upstream=UPSTREAM | dict(reference=reference),
             seed=seed, kl=dict(coef=coefficient, target=6., horizon=100))
-        traced.append((sampler.sample.call_count, forward.call_count))
+        traced.append((decode.call_count, forward.call_count))
     info = online_methods.programs.cache_info()
     self.assertEqual((info.hits, info.misses), (1, 1))
     self.assertGreaterEqual(min(traced[0]), 1)
