@@ -29,7 +29,7 @@ from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):
-  """The config of one size."""
+  """The config of one size and number of seeds: 'laptop,seeds=10'."""
   size, judge, seeds = base.options(
       size, judge=('gold', 'http'), seeds=replication.NUMBERS)
   config = ahmadian2024.online(

@@ -25,7 +25,7 @@ from rlhf_jax.configs import base
 
 
 def get_config(size: str = 'laptop'):
-  """The config of one size."""
+  """The config of one size and number of seeds: 'laptop,seeds=10'."""
   size, seeds = base.options(size, seeds=replication.NUMBERS)
   config = ahmadian2024.online(
       size, 'table 2: perplexity of held-out completions', seeds)

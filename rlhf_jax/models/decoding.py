@@ -187,7 +187,8 @@ def in_slots(config: transformer.Config, models: Sequence[cached.Model],
 
 def contiguous(tokens: jax.Array, prompts: jax.Array,
                prompt_lengths: jax.Array, logprobs: jax.Array,
-               lengths: jax.Array, pad_id: int) -> Responses:
+               lengths: jax.Array, pad_id: int
+               ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Closes the gap between prompt and response.
 
   Args:

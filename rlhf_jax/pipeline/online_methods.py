@@ -23,7 +23,7 @@ from rlhf_jax.annotators import chain as chain_lib
 from rlhf_jax.annotators import running
 from rlhf_jax.models import transformer
 from rlhf_jax.ops import nucleus
-from rlhf_jax.parallel import threads
+from rlhf_jax.parallel import meshes
 from rlhf_jax.pipeline import artifacts
 from rlhf_jax.pipeline import learners
 from rlhf_jax.pipeline import methods
@@ -251,8 +251,7 @@ def _of_policy(method: Method) -> tuple[Any, ...]:
 
   def sampler(*inputs, **options):
     # On one CPU `draw` cuts rows itself, into programs that run at once.
-    return (draw if threads.on_host(inputs, options) else compiled)(
-        *inputs, **options)
+    return (draw if meshes.on_one_cpu() else compiled)(*inputs, **options)
 
   tx, updates = train.optimizer(**method.optimizer), dict(method.updates)
   forward = functools.partial(
