@@ -55,7 +55,7 @@ MODULE = """
       # As does native code that holds the lock of the interpreter.
       (ctypes.PyDLL(None).sleep if 'deaf' in prompts else time.sleep)(1000)
     if what.startswith('write '):
-      for number in range(3, 20):
+      for number in map(int, os.listdir('/dev/fd')):
         try:
           socket.socket(fileno=os.dup(number)).sendall(what[6:].encode())
         except OSError:  # no socket
