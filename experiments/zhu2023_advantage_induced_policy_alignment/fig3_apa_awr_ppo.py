@@ -9,7 +9,8 @@ Run:      python -m rlhf_jax.main --workdir=runs/zhu_fig3 \
 Sizes:    :smoke (CI, seconds)  :laptop (2 cores, minutes)  :full
           :laptop,x=kl_k1 draws the reward over the KL
           :laptop,settings=text is as in the text, :laptop as in the code
-          :laptop,seeds=10 has ten other seeds, 101 to 110
+          :laptop,seeds=10 has ten other seeds, 101 to 110, every rollout
+          evaluated; :laptop,settings=text,seeds=10 as in the text
 Hardware: laptop: 2 CPU cores. full: eight; see experiments/launch; not yet run.
 Measured: README.md beside this file (laptop).
 Differs:  the world and the models: reviews from a grammar, models of 1 to 2
