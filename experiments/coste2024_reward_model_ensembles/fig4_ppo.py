@@ -29,13 +29,9 @@ def get_config(size: str = 'laptop'):
   config = coste2024.online(
       size, 'figure 4: PPO, KL coefficient .01 (mean at 25 % noise: .1)',
       world)
-  noises = 0.0, 0.25
   if size == 'full':
     config.seeds = (1, 2, 3)
-  elif size == 'laptop' and world == 'long_tail':
-    # Without label noise best-of-n hardly falls there (figure 3).
-    noises, config.seeds = (0.25,), tuple(range(700, 720))
-  for noise in noises:
+  for noise in coste2024.NOISES[world]:
     condition = coste2024.condition(config, noise)
     for method in coste2024.METHODS:
       coste2024.add(config, method, condition,
