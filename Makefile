@@ -40,7 +40,7 @@ test-slow: $(VENV)/test
 	$(SUITE) -m slow $(addprefix tests/,$(sort $(shell sed 's/::.*//' tests/slow.txt)))
 
 test-faults: $(VENV)/test
-	$(RUN) tests/fault_matrix.py -n $(WORKERS) --dist loadfile
+	$(RUN) tests/fault_matrix.py -n $(WORKERS) --dist loadfile $(FLAGS)
 
 test-peers: $(VENV)/peers
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=10 tests/peers
