@@ -439,3 +439,11 @@ def loop_of(stage):
       stage()
     except InterruptedError:
       return fit.call_args.kwargs['loop']
+
+
+def curves(**runs):
+  """Rows of {run: {seed: values}}, at steps 0, 1, ... and a KL of 0, 2, ..."""
+  return [{'seed': seed, 'run': run, 'method': run[0], 'gold': str(x),
+           'kl': str(2 * i), 'step': str(i)}
+          for run, seeds in runs.items() for seed, values in seeds.items()
+          for i, x in enumerate(values)]

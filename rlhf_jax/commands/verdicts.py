@@ -17,6 +17,7 @@ from absl import flags
 
 from rlhf_jax import errors
 from rlhf_jax.commands import arguments
+from rlhf_jax.reports import contrasts
 from rlhf_jax.reports import pages
 from rlhf_jax.reports import verdicts
 from rlhf_jax.storage import files
@@ -24,18 +25,28 @@ from rlhf_jax.storage import files
 CONTRASTS, VERDICTS, PAGE = 'contrasts.jsonl', 'verdicts.csv', 'README.md'
 _HEAD = '''# What the papers claim, and what the results here say
 
-Written by `rlhf-jax verdicts`; nothing in it is typed. A word
-comes from the 95 % interval of Student's t over seeds, by the rule of
-[`rlhf_jax/reports/verdicts.py`](../rlhf_jax/reports/verdicts.py): *holds* (the
-interval lies wholly on the paper's side, whatever the size), *excluded* (the
-paper's direction lies outside of it), *equivalent within* a margin or *no
-effect beyond* it, the former where the paper says so, or *unresolved* with the
-seeds that would do. Contrasts that were fixed beforehand say so; all others are
-exploratory, written down after their seeds had run, their margins too. With
-three seeds t asks for 4.3 standard errors: most of what is unresolved is so for
-want of seeds. Nothing is corrected for the number of claims. Results are of
-small worlds on two CPU cores, in the units of each paper's own page. Figures
-that were never run stand there as "not yet run".
+Written by `rlhf-jax verdicts`; nothing in it is typed. "A less B" is A minus B,
+by seed. A word comes from the 95 % interval of Student's t over seeds, by the
+rule of [`rlhf_jax/reports/verdicts.py`](../rlhf_jax/reports/verdicts.py):
+
+- *holds*: the interval lies wholly on the paper's side, whatever the size.
+- *excluded*: the paper's direction lies outside of it, or, where the contrast
+  has the paper's number, that number does; the interval may then contain 0.
+- *equivalent within* a margin, where the paper says that two are alike; *no
+  effect beyond* it, where it says that they differ.
+- *unresolved*: none of these. "n seeds would do": with n in all the interval
+  would be narrow enough, if mean and deviation stayed as they are. About every
+  second time other seeds would be too few, and three know neither well.
+- *not comparable*: at equal KL, fewer than three seeds, or no more than half,
+  have an evaluation in the range. "By the k of n seeds that are there": some
+  have none, which depends on how fast a run moves, so the k are no random ones.
+
+Contrasts that were fixed beforehand say so; all others are exploratory, written
+down after their seeds had run, their margins too. With three seeds t asks for
+4.3 standard errors: most of what is unresolved is so for want of seeds. Nothing
+is corrected for the number of claims: were none true, one in forty would hold
+by chance. Results are of small worlds on two CPU cores, in the units of each
+paper's own page. Figures that were never run stand there as "not yet run".
 '''
 _WORDS = ('holds', 'equivalent', 'no effect', 'excluded', 'unresolved',
           'not comparable', 'not yet run')
@@ -58,7 +69,7 @@ def rows(paper: pathlib.Path) -> list[dict]:
   Raises:
     UserError: a contrast is malformed, or its results are not there.
   """
-  return [verdicts.row(verdicts.Contrast(**line), paper / 'results')
+  return [verdicts.row(contrasts.Contrast(**line), paper / 'results')
           for line in files.read_jsonl(paper / CONTRASTS)]
 
 
@@ -78,7 +89,7 @@ def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
                 '|---|---|---|---|---|\n')
     page += [f'| {_cell(line["claim"])} | {_cell(line["paper"])} | '
              f'{_cell(_ours(line))} | {line["seeds"]} | {line["word"]}'
-             f'{" (fixed beforehand)" * (line["kind"] == _FIXED)} |\n'
+             f'{_kind(line)} |\n'
              for line in lines]
   contents[root / PAGE] = ''.join(page)
   contents[root.parent / PAGE] = _summary(root, contents)
@@ -127,6 +138,13 @@ def _ours(line: dict) -> str:
         line['word'] == 'not comparable')
   return (f'{line["contrast"]}: {float(line["mean"]):.2f} '
           f'[{float(line["low"]):.2f}, {float(line["high"]):.2f}]')
+
+
+def _kind(line: dict) -> str:
+  """In brackets, whether a claim was fixed beforehand, and its note."""
+  words = ['fixed beforehand'] * (line['kind'] == _FIXED)
+  words += [_cell(line['note'])] * bool(line['note'])
+  return f' ({"; ".join(words)})' if words else ''
 
 
 def _cell(text: str) -> str:

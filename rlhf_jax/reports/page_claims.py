@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from rlhf_jax import errors
+from rlhf_jax.reports import contrasts
 from rlhf_jax.reports import page_study
 from rlhf_jax.reports import verdicts
 from rlhf_jax.storage import files
@@ -102,12 +103,12 @@ def rows(study: page_study.Study, path: pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     UserError: the contrasts are damaged.
   """
-  contrasts = path.parent / CONTRASTS
-  if not contrasts.is_file():
+  source = path.parent / CONTRASTS
+  if not source.is_file():
     return []
   lines = []
-  for fields in files.read_jsonl(contrasts):
-    contrast = verdicts.Contrast(**fields)
+  for fields in files.read_jsonl(source):
+    contrast = contrasts.Contrast(**fields)
     if not _is_of(contrast.figure, path, study):
       continue
     theirs = verdicts.row(contrast, path.parent / 'results')
