@@ -34,10 +34,11 @@ def get_config(size: str = 'laptop'):
       noise=(0.0, 0.25), methods=coste2024.methods(), world=world)
   config.force_eos = (False, True)
   config.seeds = (0,) if size == 'smoke' else (1,)  # README: seeds 1 to 5
-  if world == 'long_tail' and size == 'laptop':
+  if world != 'reviews' and size == 'laptop':
     # What falls is the content: no response is cut.
     config.force_eos = (True,)
-    config.seeds = tuple(range(600, 620))
+    first = dict(long_tail=600, emphasis=800)[world]
+    config.seeds = tuple(range(first, first + 20))
     config.best_of_n.num_samples = 1024
     config.data.num_eval_prompts = 64
   return config.lock()

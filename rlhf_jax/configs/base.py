@@ -115,7 +115,7 @@ def world(config: config_dict.ConfigDict, name: str = 'reviews'):
   """
   _laptop(config)
   config.data.world = dict(small_worlds.WORLDS[name], name=name)
-  if name == 'long_tail':
+  if name != 'reviews':
     config.gold.kind = 'rule'
   if config.size == 'smoke':
     small_worlds.smoke(config)

@@ -2,15 +2,17 @@
 
 from ml_collections import config_dict
 
+# Responses are long enough for three sentences with the longest repeats.
+_LONG_TAIL = dict(
+    max_prompt_length=9, max_response_length=48, num_adjectives=600,
+    zipf=1.0, tail=1.5, most=6, fitting=0.5, obedience=0.9)
 WORLDS = {  # by the names of `data.small_worlds`
     'reviews': dict(
         max_prompt_length=8, max_response_length=24, num_adjectives=240,
         zipf=1.0, typo_rate=0.0, advert_rate=0.0,
         sentences=(0.45, 0.52, 0.03)),
-    # Responses are long enough for three sentences with the longest repeats.
-    'long_tail': dict(
-        max_prompt_length=9, max_response_length=48, num_adjectives=600,
-        zipf=1.0, tail=1.5, most=6, fitting=0.5, obedience=0.9)}
+    'long_tail': _LONG_TAIL,
+    'emphasis': _LONG_TAIL | dict(emphasis=4.0)}
 
 
 def smoke(config: config_dict.ConfigDict):

@@ -101,7 +101,7 @@ class LongTail:
 
   def __init__(self, *, num_adjectives: int = 600, zipf: float = 1.0,
                tail: float = 1.5, most: int = 6, fitting: float = 0.5,
-               obedience: float = 0.75):
+               obedience: float = 0.75, emphasis: float = 1.0):
     """Builds the vocabulary.
 
     Args:
@@ -114,6 +114,9 @@ class LongTail:
         aspect of the prompt; the others from all.
       obedience: share of adjectives on the side that is asked for, and of
         reviews in as many sentences as are asked for.
+      emphasis: by how much a prompt sets the tail: the exponent is that many
+        times larger where one sentence is asked for, and smaller where three
+        are. With 1 repeats are alike for all prompts.
     """
     for name, share in dict(fitting=fitting, obedience=obedience).items():
       if not 0 <= share <= 1:
@@ -124,6 +127,8 @@ class LongTail:
     if tail <= 0 or most < 1:
       raise ValueError('tail must be > 0 and most >= 1, got '
                        f'{tail} and {most}.')
+    if emphasis <= 0:
+      raise ValueError(f'emphasis must be > 0, got {emphasis}.')
     known = min(num_adjectives, grammar.MOST_ADJECTIVES)
     self._valence = (grammar.valences(known)
                      | grammar.coined(num_adjectives - known))
@@ -131,6 +136,7 @@ class LongTail:
                    for i, word in enumerate(self._valence)} | _CLASS_OF
     self._zipf, self._tail, self._most = zipf, tail, most
     self._fitting, self._obedience = fitting, obedience
+    self._emphasis = emphasis
     self.words = [*dict.fromkeys((
         *_FUNCTION, *_STANCES, *_COUNTS, *grammar.BOOSTS, *grammar.NEGATIONS,
         *_PEOPLE, *_THINGS, *_CLASS_OF, *self._valence))]
@@ -167,17 +173,17 @@ class LongTail:
     weights = {key: grammar.zipf(len(pool), self._zipf)
                for key, pool in pools.items()}
 
-    def adjective(positive, aspect):
+    def adjective(positive, aspect, tail):
       fits = rng.random() < self._fitting
       key = (positive, self._class[aspect]) if fits else positive
       word = rng.choices(pools[key], cum_weights=weights[key])[0]
-      times = int((1 - rng.random()) ** (-1 / self._tail))
+      times = int((1 - rng.random()) ** (-1 / tail))
       words = [word] * min(times, self._most)
       if rng.random() < 0.3:
         words.insert(0, rng.choice([*grammar.BOOSTS]))
       return ' '.join(words)
 
-    def fill(slot, mood, thing, aspect):
+    def fill(slot, mood, tail, thing, aspect):
       if slot == '{t}':
         return thing
       if slot == '{s}':
@@ -187,18 +193,20 @@ class LongTail:
       if slot == '{n}':
         return (rng.choice([*grammar.NEGATIONS]) if rng.random() < 0.1
                 else '')
-      return adjective(rng.random() < mood, aspect) if slot == '{a}' else slot
+      return (adjective(rng.random() < mood, aspect, tail)
+              if slot == '{a}' else slot)
 
     prompts, reviews = [], []
     for _ in range(count):
       thing, aspect = rng.choice(subjects)
       stance, asked_size = rng.choice([*_STANCES]), rng.randrange(len(_COUNTS))
       mood = 0.5 + _STANCES[stance] * (self._obedience - 0.5)
+      tail = self._tail * self._emphasis ** (1 - asked_size)
       obeys = rng.random() < self._obedience
       size = asked_size if obeys else rng.randrange(len(_COUNTS))
       prompts.append(_PROMPT.format(
           stance=stance, t=thing, s=aspect, k=_COUNTS[asked_size]))
-      words = [fill(slot, mood, thing, aspect) for _ in range(size + 1)
+      words = [fill(slot, mood, tail, thing, aspect) for _ in range(size + 1)
                for slot in rng.choice(_TEMPLATES).split()]
       reviews.append(' '.join(' '.join(words).split()))
     return prompts, reviews

@@ -2,6 +2,7 @@
 
   reviews    reviews of a thing; the best ones say what all prompts like
   long_tail  the prompt sets side and length; emphasis misleads a reward model
+  emphasis   the same, and the prompt sets how much of it there is
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +26,12 @@ class _World(NamedTuple):
   evaluation: Mapping[str, Any]  # of `write`, for prompts held out
 
 
+_LONG_TAIL = _World(long_tail.LongTail, long_tail.PROMPT_LENGTH,
+                    long_tail.split_of, {'held_out': True})
 _WORLDS = {
     'reviews': _World(reviews.Reviews, reviews.PROMPT_LENGTH,
                       reviews.split_of, {}),
-    'long_tail': _World(long_tail.LongTail, long_tail.PROMPT_LENGTH,
-                        long_tail.split_of, {'held_out': True}),
+    'long_tail': _LONG_TAIL, 'emphasis': _LONG_TAIL,
 }
 NAMES = tuple(_WORLDS)
 

@@ -41,7 +41,7 @@ class WorldTest(parameterized.TestCase):
     self.assertEqual(config.data.world.to_dict(),
                      small_worlds.WORLDS[name] | {'name': name})
     self.assertEqual(config.gold.kind,
-                     {'reviews': 'model', 'long_tail': 'rule'}[name])
+                     'model' if name == 'reviews' else 'rule')
 
 
 if __name__ == '__main__':

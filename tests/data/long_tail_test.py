@@ -1,6 +1,7 @@
 """Tests for rlhf_jax.data.long_tail."""
 
 import collections
+import itertools
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -127,8 +128,25 @@ class LongTailTest(parameterized.TestCase):
     self.assertEqual(world.write(3, 5), world.write(3, 5))
     self.assertNotEqual(world.write(3, 5), world.write(3, 6))
 
-  def test_all_texts_fit(self):
-    world = long_tail.LongTail()
+  def test_prompts_set_the_emphasis(self):
+    world = long_tail.LongTail(emphasis=4.)
+    repeats = collections.defaultdict(list)
+    for prompt, text in zip(*world.write(6000, 0)):
+      words = text.split()
+      repeats[prompt.split()[-2]] += [
+          a == b for a, b in itertools.pairwise(words) if a in world._valence]
+    # Of runs with P(length >= n) = n^-tail, n up to 6, the share of words
+    # that are followed by themselves.
+    for length, tail in (('briefly', 6), ('plainly', 1.5), ('fully', .375)):
+      mean = sum(n**-tail for n in range(1, 7))
+      self.assertAlmostEqual(
+          np.mean(repeats[length]), 1 - 1 / mean, delta=.03)
+    alike = long_tail.LongTail(emphasis=1.)
+    self.assertEqual(alike.write(50, 3), long_tail.LongTail().write(50, 3))
+
+  @parameterized.parameters(1., 4.)
+  def test_all_texts_fit(self, emphasis):
+    world = long_tail.LongTail(emphasis=emphasis)
     tokens, mask = _encode(world, *world.write(8000, 0))
     ended = (mask & (tokens == world.tokenizer.eos_id)).any(axis=1)
     self.assertGreater(ended.mean(), .99)
@@ -143,6 +161,7 @@ class LongTailTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(tail=0), 'tail'), (dict(most=0), 'most'),
+      (dict(emphasis=0), 'emphasis'),
       (dict(fitting=1.1), 'fitting'), (dict(obedience=-.1), 'obedience'),
       (dict(num_adjectives=8), 'num_adjectives must be >= 16, got 8'))
   def test_bad_arguments(self, arguments, message):
