@@ -14,6 +14,8 @@ import io
 import pathlib
 
 from absl import flags
+import numpy as np
+from scipy import stats
 
 from rlhf_jax import errors
 from rlhf_jax.commands import arguments
@@ -45,12 +47,15 @@ Contrasts that were fixed beforehand say so; all others are exploratory, written
 down after their seeds had run, their margins too. With three seeds t asks for
 4.3 standard errors: most of what is unresolved is so for want of seeds. Nothing
 is corrected for the number of claims: were none true, one in forty would hold
-by chance. Results are of small worlds on two CPU cores, in the units of each
-paper's own page. Figures that were never run stand there as "not yet run".
+by chance. The column `p` of each verdicts.csv, one-sided, lets you correct; the
+project's README says how many then still hold. Results are of small worlds on
+two CPU cores, in the units of each paper's own page. Figures that were never
+run stand there as "not yet run".
 '''
 _WORDS = ('holds', 'equivalent', 'no effect', 'excluded', 'unresolved',
           'not comparable', 'not yet run')
 _FIXED = 'confirmatory'
+_RATE = .025  # one-sided, as the intervals are on the paper's side
 
 
 def papers(root: pathlib.Path) -> list[pathlib.Path]:
@@ -120,10 +125,28 @@ def _summary(root: pathlib.Path, contents: dict[pathlib.Path, str]) -> str:
     lines.append(
         f'| [{titles[paper]}]({root.name}/{paper.name}/README.md) | '
         f'{_count([fixed for _, fixed in pairs])} | {counts} |\n')
+  lines.append(_corrected(root, contents))
   if excluded:
     lines += ['\nExcluded, with what was measured and its interval:\n\n',
               *excluded]
   return pages.between(root.parent / PAGE, 'rlhf-jax verdicts', ''.join(lines))
+
+
+def _corrected(root: pathlib.Path, contents: dict[pathlib.Path, str]) -> str:
+  """How many claims hold after a correction for their number."""
+  lines = [line for paper in papers(root) for line in
+           csv.DictReader(io.StringIO(contents[paper / VERDICTS]))
+           if line['p']]
+  texts = []
+  for some in (lines, [x for x in lines if x['kind'] == _FIXED]):
+    hold = np.array([line['word'].startswith('holds') for line in some], bool)
+    values = np.array([float(line['p']) for line in some])
+    left = hold & (stats.false_discovery_control(values) <= _RATE)
+    texts.append(f'{left.sum()} of {hold.sum()}')
+  return ('\nCorrected for the number of claims, by Benjamini and Hochberg at '
+          f'a false discovery rate of {100 * _RATE:g} %, {texts[0]} still '
+          'hold; of those that were fixed beforehand, among themselves, '
+          f'{texts[1]}.\n')
 
 
 def _count(fixed: list[bool]) -> str:

@@ -91,6 +91,30 @@ def _decided(low: float, high: float, *, expects: str, margin: float,
   return ''
 
 
+def p_value(values: Sequence[float], *, expects: str = 'more',
+            margin: float = 0.0) -> float:
+  """The one-sided p of Student's t of a claim; NaN for fewer than two seeds.
+
+  It is below .025 where the word is 'holds', or 'equivalent' of a claim that
+  both are alike: of these the larger p, of either end of the margin.
+
+  Args:
+    values: of the contrast, one of each seed.
+    expects: see `contrasts.Contrast`.
+    margin: likewise.
+  """
+  values = np.asarray(values, float) * (-1 if expects == 'less' else 1)
+  count = len(values)
+  if count < 2:
+    return math.nan
+  mean, error = values.mean(), values.std(ddof=1) / math.sqrt(count)
+  beyond = {'equal': margin - abs(mean), 'no_less': mean + margin}.get(
+      expects, mean - margin)
+  if not error:
+    return float(beyond <= 0)
+  return float(stats.t.sf(beyond / error, count - 1))
+
+
 def _enough(values: np.ndarray, decide: Callable[[float, float], str]) -> str:
   """How many seeds there have to be in all for a word at this deviation.
 
@@ -128,7 +152,7 @@ def row(contrast: contrasts.Contrast, results: pathlib.Path, *,
     numbers = contrasts.values(first, contrast, *less)
   count, fixed = len(numbers), contrast.num_seeds or 0
   numbers = [x for x in numbers.values() if not math.isnan(x)]
-  ends = '', '', ''
+  ends, p = ('', '', ''), math.nan
   if not run:
     verdict = 'not yet run'
   elif count < fixed:
@@ -139,8 +163,9 @@ def row(contrast: contrasts.Contrast, results: pathlib.Path, *,
         f', {len(numbers)} of {count} seeds are there' * bool(numbers))
   else:
     ends = tuple(f'{x:.3f}' for x in interval(numbers))
-    verdict = word(numbers, expects=contrast.expects,
-                   margin=contrast.margin,
+    claim = dict(expects=contrast.expects, margin=contrast.margin)
+    p = p_value(numbers, **claim)
+    verdict = word(numbers, **claim,
                    effect=None if contrast.effect is None
                    else contrast.effect - contrast.reference)
     if len(numbers) < count:
@@ -150,7 +175,7 @@ def row(contrast: contrasts.Contrast, results: pathlib.Path, *,
           'margin': contrast.margin, 'seeds': len(numbers),
           **dict(zip(('mean', 'low', 'high'), ends)), 'word': verdict,
           'kind': contrast.kind, 'command': contrast.command,
-          'note': contrast.note}
+          'p': '' if math.isnan(p) else f'{p:.3g}', 'note': contrast.note}
 
 
 def _table(path: pathlib.Path, contrast: contrasts.Contrast

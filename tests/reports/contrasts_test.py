@@ -61,8 +61,8 @@ class ValuesTest(absltest.TestCase):
 
   def test_a_kl_that_goes_back(self):
     """What is measured then is no policy of the furthest KL."""
-    rows = worlds.curves(a={'1': (0, 1, 9, 3)})
-    for row, kl in zip(rows, ('0', '2', '1', '4')):
+    rows = worlds.curves(a={'1': (0, 1, 9, 8, 3)})
+    for row, kl in zip(rows, ('0', '2', '1', '1.5', '4')):
       row['kl'] = kl
     for first, last, mean in ((2, 2, 1), (2, 4, 2)):
       at = {'column': 'kl', 'from': first, 'to': last}

@@ -1,5 +1,7 @@
 """Tests for rlhf_jax.reports.verdicts."""
 
+import dataclasses
+import functools
 import math
 
 from absl.testing import absltest
@@ -60,6 +62,26 @@ class WordTest(parameterized.TestCase):
     self.assertStartsWith(verdicts.word(
         around(mean, half), expects=expects, margin=margin, effect=effect),
                           expected)
+
+  @parameterized.parameters(
+      ('more', 0., .3, .3), ('more', .1, .5, .4), ('less', 0., -.3, .3),
+      ('less', .1, -.5, .4), ('no_less', .2, .1, .3), ('equal', .2, .1, .1),
+      ('equal', .2, -.1, .1))
+  def test_p_at_the_end_of_the_interval(self, expects, margin, mean, half):
+    p_value = functools.partial(
+        verdicts.p_value, expects=expects, margin=margin)
+    self.assertAlmostEqual(p_value(around(mean, half)), .025, places=6)
+    for factor, decided in ((.99, True), (1.01, False)):
+      values = around(mean, factor * half)
+      self.assertEqual(p_value(values) < .025, decided)
+      self.assertEqual(
+          not verdicts.word(values, expects=expects, margin=margin)
+          .startswith('unresolved'), decided)
+
+  def test_p_without_a_deviation(self):
+    self.assertTrue(math.isnan(verdicts.p_value([1.])))
+    self.assertEqual(verdicts.p_value([1., 1.]), 0)
+    self.assertEqual(verdicts.p_value([1., 1.], margin=1.), 1)
 
   def test_how_many_seeds_would_do(self):
     word = verdicts.word(WIDE)
@@ -128,7 +150,8 @@ class RowTest(absltest.TestCase):
       files.write_csv(folder / 'f/results.csv', worlds.curves(a={
           str(seed): (0, 5) if seed < there else (5,)
           for seed in range(count)}))
-      line = verdicts.row(contrast, folder)
+      line = verdicts.row(dataclasses.replace(
+          contrast, kind='confirmatory', num_seeds=count), folder)
       self.assertEqual((line['seeds'], line['word']), (there, word))
       self.assertEqual(line['mean'] == '', word.startswith('not'))
 
