@@ -319,14 +319,18 @@ def sample(
     chex.assert_shape(stops, (None, num_tokens))
   if row_ids is None:
     row_ids = jnp.arange(len(prompts))
+  chex.assert_shape([prompt_lengths, row_ids], (len(prompts),))
   if num_slots is None:
     num_slots = SLOTS * (jax.default_backend() == 'cpu')
   if num_slots < 0:
     raise ValueError(f'num_slots must be >= 0, got {num_slots}.')
   policies = (params,) if guide is None else (params, guide.params)
   inputs = prompts, prompt_lengths, jnp.asarray(row_ids), np.arange(num_samples)
-  parts = threads.parts(len(prompts), num_samples) if threads.on_host(
-      policies, key, stops, inputs) else (1, 1)
+  parts = threads.parts(
+      len(prompts), num_samples,
+      # Each part of columns reads all prompts: a quarter more work at most.
+      most_columns=1 + num_samples * max_new_tokens // (4 * prompts.shape[1])
+  ) if threads.on_host(policies, key, stops, inputs) else (1, 1)
   num_slots = -(-num_slots // max(parts))
   if (num_slots >= len(prompts) * num_samples // max(parts)
       or meshes.row_parts() > 1):

@@ -350,6 +350,33 @@ class SampleTest(parameterized.TestCase):
     np.testing.assert_allclose(
         batch.old_logprobs, whole.old_logprobs, atol=2e-6)
 
+  @parameterized.parameters(
+      ((13, 64), 256, 8, (1, 1)), ((12, 64), 256, 8, (6, 1)),
+      ((13, 64), 8, 8, (1, 8)))
+  def test_prompts_are_not_read_by_many_parts(
+      self, shape, width, new, parts):
+    with mock.patch.object(threads, 'in_parts', side_effect=ZeroDivisionError
+                          ) as in_parts:
+      with self.assertRaises(ZeroDivisionError):
+        _sample(np.full((shape[0], width), 2), np.full(shape[0], width),
+                num_samples=shape[1], max_new_tokens=new)
+    self.assertEqual(in_parts.call_args.kwargs['parts'], parts)
+
+  @parameterized.parameters(
+      lambda: jax.threefry_partitionable(False),
+      lambda: jax.default_prng_impl('rbg'))
+  def test_contexts_of_jax_hold_in_parts(self, context):
+    draw = lambda rows: jax.device_get(sampling.sample(
+        LLAMA, _params(LLAMA), PROMPTS[rows], LENGTHS[rows],
+        jax.random.PRNGKey(0), **DEFAULTS))
+    rows = np.arange(3)
+    with context():
+      batch = draw(rows)
+      with mock.patch.object(threads, 'parts', lambda *_, **__: (1, 1)):
+        whole = draw(rows)
+    if context().new_val != 'rbg':  # whose draws are of a whole batch
+      np.testing.assert_array_equal(batch.tokens, whole.tokens)
+
   def test_parts_share_a_program(self):
     jax.clear_caches()
     compiled = []
@@ -404,9 +431,12 @@ class SampleTest(parameterized.TestCase):
 
   def test_rejects_shapes_and_types(self):
     for prompts, lengths in ((PROMPTS[0], LENGTHS), (PROMPTS, LENGTHS[:, None]),
-                             (PROMPTS.astype('f'), LENGTHS)):
+                             (PROMPTS.astype('f'), LENGTHS),
+                             (PROMPTS, LENGTHS[:2])):
       with self.assertRaises(AssertionError):
         _sample(prompts, lengths)
+    with self.assertRaises(AssertionError):
+      _sample(row_ids=np.arange(2))
 
 
 def _shifted(config, params, tokens, beta):

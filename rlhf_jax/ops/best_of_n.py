@@ -16,6 +16,7 @@ import numpy as np
 from rlhf_jax.parallel import threads
 
 _CHUNK = 16  # prompts at a time; bounds memory, does not change the result
+_SCORES = 2**17  # of a part on the host: ten times what starting it takes
 
 
 def kl(n: jax.Array | int) -> jax.Array:
@@ -158,14 +159,15 @@ def curves(proxy: np.ndarray, golds: Mapping[str, np.ndarray],
   if not ns or min(ns) < 1 or max(ns) > count:
     raise ValueError(f'ns must be in [1, {count}], got {list(ns)}.')
   weights = _weights(count, ns).T
+  chunk = max(_CHUNK, _SCORES // count)
 
   def part(first):
-    at = slice(first, first + _CHUNK)
+    at = slice(first, first + chunk)
     return _of_rows(
         proxy[at], {name: x[at] for name, x in golds.items()}, weights)
 
   parts = threads.at_once([functools.partial(part, first)
-                           for first in range(0, max(rows, 1), _CHUNK)])
+                           for first in range(0, max(rows, 1), chunk)])
   return {name: np.concatenate([x[name] for x in parts]) for name in golds}
 
 

@@ -8,19 +8,27 @@ several programs of fewer rows keep all cores busy: sampling of 64 rows took
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
+import contextlib
+import contextvars
 import functools
 import os
+import threading
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.parallel import meshes
-
 _FEWEST = 16  # cells that are cut
 _CELLS = 64  # of a part, where there are more than two parts
 _PARTS = 8
+
+# Contexts of jax, each of an option `jax_<name>`, that belong to a thread.
+_CONTEXTS = (
+    'default_prng_impl', 'threefry_partitionable', 'enable_x64',
+    'default_matmul_precision', 'default_device', 'debug_nans', 'debug_infs',
+    'disable_jit', 'log_compiles', 'numpy_dtype_promotion',
+    'numpy_rank_promotion')
 
 
 def on_host(*values: Any) -> bool:
@@ -29,21 +37,28 @@ def on_host(*values: Any) -> bool:
   Args:
     *values: pytrees of arrays.
   """
-  mesh = meshes.in_use()
-  return (jax.default_backend() == 'cpu' and (mesh is None or mesh.size == 1)
-          and not any(isinstance(x, jax.core.Tracer)
-                      for x in jax.tree.leaves(values)))
+  mesh, leaves = jax.sharding.get_abstract_mesh(), jax.tree.leaves(values)
+  if jax.default_backend() != 'cpu' or (not mesh.empty and mesh.size > 1):
+    return False
+  # Arrays may be split without a mesh in use, or over one of other axes.
+  return not any(isinstance(x, jax.core.Tracer) or (
+      isinstance(x, jax.Array) and len(x.sharding.device_set) > 1)
+                 for x in leaves)
 
 
-def parts(rows: int, columns: int) -> tuple[int, int]:
+def parts(rows: int, columns: int, *, most_columns: int = _PARTS
+          ) -> tuple[int, int]:
   """Into how many parts rows, or columns, are worth cutting.
 
   By the shape alone, so that another number of cores gives the same numbers:
-  two parts from 16 cells on and more from 256 on, of equal size.
+  two parts from 16 cells on and more from 192 on, of equal size; one where
+  no such number divides rows or columns.
 
   Args:
     rows: B.
     columns: K, of each row.
+    most_columns: parts of columns at most, each of which does again what the
+      columns of a row share.
 
   Returns:
     (parts, 1), (1, parts) or (1, 1).
@@ -53,7 +68,7 @@ def parts(rows: int, columns: int) -> tuple[int, int]:
   for number in range(most, 1, -1):
     if rows % number == 0:
       return number, 1
-    if columns % number == 0:
+    if number <= most_columns and columns % number == 0:
       return 1, number
   return 1, 1
 
@@ -89,20 +104,43 @@ def _on_host(function, *arguments):
 def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
   """What calls return, as many at a time as there are cores.
 
+  One after the other within a transformation, such as `jax.vmap`, to whose
+  thread the mesh belongs, and once the main thread has ended, after which
+  Python starts no pools.
+
   Args:
     calls: each waits for its own program, or is NumPy's; they run under the
-      mesh in use, and under no other context of jax.
+      mesh in use, the context variables and those contexts of jax that change
+      numbers or raise errors.
   """
-  mesh = meshes.devices_in_use()
+  try:
+    mesh = jax.sharding.get_mesh()
+  except ValueError:
+    return [call() for call in calls]
+  if len(calls) < 2 or not threading.main_thread().is_alive():
+    return [call() for call in calls]
+  contexts = _contexts()
 
-  def run(call):
-    if mesh is None:
-      return call()
-    with jax.set_mesh(mesh):
+  def run(variables, call):
+    return variables.run(within, call)
+
+  def within(call):
+    with contextlib.ExitStack() as stack:
+      for name, value in contexts.items():
+        if _contexts()[name] != value:
+          stack.enter_context(getattr(jax, name)(value))
+      if not mesh.empty:
+        stack.enter_context(jax.set_mesh(mesh))
       return call()
 
+  variables = [contextvars.copy_context() for _ in calls]
   with concurrent.futures.ThreadPoolExecutor(_cores()) as pool:
-    return list(pool.map(run, calls))
+    return list(pool.map(run, variables, calls))
+
+
+def _contexts() -> dict[str, Any]:
+  """The values that hold in this thread."""
+  return {name: getattr(jax.config, f'jax_{name}') for name in _CONTEXTS}
 
 
 def _cores() -> int:

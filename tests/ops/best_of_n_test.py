@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,6 +14,7 @@ import twin
 
 from rlhf_jax.ops import best_of_n
 from rlhf_jax.ops import ensembles
+from rlhf_jax.parallel import threads
 
 
 def _brute_force(proxy, gold, n):
@@ -102,13 +104,24 @@ class CurveTest(parameterized.TestCase):
     proxy = rng.integers(0, 40, (rows, 30)).astype(np.float32)
     golds = {name: rng.normal(size=(rows, 30)).astype(np.float32)
              for name in 'ab'}
-    out = best_of_n.curves(proxy, golds, (1, 4, 30))
+    with mock.patch.object(best_of_n, '_SCORES', 1):  # 16 prompts at a time
+      out = best_of_n.curves(proxy, golds, (1, 4, 30))
     for i in range(rows):
       one = best_of_n.curves(
           proxy[i:i + 1], {name: x[i:i + 1] for name, x in golds.items()},
           (1, 4, 30))
       for name in golds:
         np.testing.assert_allclose(out[name][i], one[name][0], atol=1e-6)
+
+  @parameterized.parameters(
+      (3000, 4, 1), (300, 1000, 3), (100, 12800, 7), (0, 3, 1))
+  def test_a_part_is_worth_a_thread(self, rows, count, parts):
+    x = np.zeros((rows, count), np.float32)
+    with mock.patch.object(
+        threads, 'at_once', wraps=threads.at_once) as at_once:
+      out = best_of_n.curves(x, {'x': x}, (1,))['x']
+    self.assertLen(at_once.call_args.args[0], parts)
+    self.assertEqual(out.shape, (rows, 1))
 
   @parameterized.parameters('mean', 'worst_case', 'uncertainty_weighted')
   def test_gold_follows_the_aggregate(self, kind):

@@ -1,5 +1,8 @@
 """Tests for rlhf_jax.parallel.threads."""
 
+import contextvars
+import subprocess
+import sys
 import threading
 from unittest import mock
 
@@ -92,6 +95,59 @@ class PartsTest(parameterized.TestCase):
       self.assertFalse(threads.on_host(x))
     with mock.patch.object(jax, 'default_backend', lambda: 'gpu'):
       self.assertFalse(threads.on_host(x))
+
+  def test_on_host_with_arrays_of_several_devices(self):
+    one, two = (jax.make_mesh((n,), ('x',), (jax.sharding.AxisType.Auto,),
+                              devices=jax.devices()[:n]) for n in (1, 2))
+    for mesh, expected in ((one, True), (two, False)):
+      x = jax.device_put(np.zeros(2), jax.sharding.NamedSharding(
+          mesh, jax.sharding.PartitionSpec('x')))
+      self.assertEqual(threads.on_host(x), expected)
+      with jax.set_mesh(mesh):  # of other axes than ours
+        self.assertEqual(threads.on_host(np.zeros(2)), expected)
+
+  def test_few_parts_of_columns(self):
+    for most, parts in ((1, (6, 1)), (7, (6, 1)), (8, (1, 8))):
+      self.assertEqual(threads.parts(12, 64, most_columns=most), parts)
+    self.assertEqual(threads.parts(1, 512, most_columns=1), (1, 1))
+
+  def test_they_run_under_the_contexts_in_use(self):
+    variable = contextvars.ContextVar('variable', default=0)
+    read = lambda: (
+        jax.config.jax_threefry_partitionable, jax.config.jax_debug_nans,
+        jax.config.jax_default_matmul_precision,
+        jax.config.jax_default_prng_impl, variable.get())
+    outside = read()
+    with (jax.threefry_partitionable(False), jax.debug_nans(True),
+          jax.default_matmul_precision('highest'),
+          jax.default_prng_impl('rbg')):
+      token = variable.set(1)
+      within = read()
+      seen = threads.at_once([read] * 3)
+      variable.reset(token)
+    self.assertNotEqual(within, outside)
+    self.assertEqual(seen, [within] * 3)
+    self.assertEqual(threads.at_once([read] * 3), [outside] * 3)
+
+  @parameterized.parameters(jax.vmap, jax.jit)
+  def test_within_a_transformation(self, transform):
+    def function(x):
+      return x + sum(threads.at_once([lambda: 1, lambda: 2]))
+    with jax.set_mesh(meshes.make(devices=jax.devices()[:1])):
+      np.testing.assert_array_equal(transform(function)(jnp.zeros(2)), 3)
+
+  def test_after_the_main_thread(self):
+    program = """
+import threading
+from rlhf_jax.parallel import threads
+def work():
+  threading.main_thread().join()
+  print(threads.at_once([lambda: 1, lambda: 2]))
+threading.Thread(target=work).start()
+"""
+    out = subprocess.run([sys.executable, '-c', program], check=True,
+                         capture_output=True, text=True)
+    self.assertEqual(out.stdout, '[1, 2]\n')
 
   def test_cores(self):
     self.assertBetween(threads._cores(), 1, 4096)
