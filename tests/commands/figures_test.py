@@ -68,7 +68,7 @@ class FiguresTest(absltest.TestCase):
     with mock.patch.object(files, 'read_csv', wraps=files.read_csv) as read:
       printed = own_data.succeed('figures', 'fig3', f'--directory={folder}')
     own = ['fig3_apa_awr_ppo', 'fig3_apa_awr_ppo_seeds_10',
-           'fig3_apa_awr_ppo_text']
+           'fig3_apa_awr_ppo_text', 'fig3_apa_awr_ppo_text_seeds_10']
     self.assertEqual(printed.split(), [
         *(str(results / name / 'figure.png') for name in own), str(kept)])
     self.assertEqual(kept.read_bytes(), drawn)
