@@ -227,7 +227,8 @@ def sample(
       `heads.init_q`). Other heads are not read.
     prompts: i32[B, P], right-padded.
     prompt_lengths: i32[B], tokens, >= 1.
-    key: the only source of randomness; the same key gives the same rows.
+    key: the only source of randomness; the same key gives the same rows, and
+      one of threefry, JAX's default, the same however rows are cut.
     num_samples: K.
     max_new_tokens: N; a longer response ends without an EOS.
     min_new_tokens: as many tokens come before any of `eos_id`, as in
@@ -260,7 +261,7 @@ def sample(
       them. None: `SLOTS` of many on a CPU, else all. Rows that are split over
       a mesh are all decoded at once. On one CPU, outside of `jax.jit`, rows
       are decoded in several parts side by side (`parallel.threads`), which
-      share the slots.
+      share the slots, one each at least.
 
   Returns:
     Batch [B, K, P + N] with `tokens`, `mask` and `old_logprobs`: the log
