@@ -49,6 +49,23 @@ class VerdictsTest(absltest.TestCase):
     page = (folder / 'README.md').read_text()
     self.assertIn('| excluded |', page)
 
+  def test_the_correction_for_their_number(self):
+    """Benjamini and Hochberg: the largest k of m with p(k) <= k / m of it."""
+    rows = [row for paper in verdicts.papers(ROOT)
+            for row in verdicts.rows(paper) if row['p']]
+    counts = []
+    for some in (rows, [x for x in rows if x['kind'] == 'confirmatory']):
+      ordered = sorted(float(row['p']) for row in some)
+      most = max((p for k, p in enumerate(ordered, 1)
+                  if p <= .025 * k / len(ordered)), default=-1)
+      hold = [float(row['p']) <= most for row in some
+              if row['word'].startswith('holds')]
+      counts += [sum(hold), len(hold)]
+    left, hold, fixed_left, fixed = counts
+    self.assertIn(f'rate of 2.5 %, {left} of {hold} still hold; of those that '
+                  f'were fixed beforehand, among themselves, {fixed_left} of '
+                  f'{fixed}.', (worlds.ROOT / 'README.md').read_text())
+
   def test_no_experiments(self):
     code, _, err = own_data.run(
         'verdicts', f'--directory={worlds.folder()}')
