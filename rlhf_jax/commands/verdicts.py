@@ -11,6 +11,7 @@ were fixed beforehand.
 
 import csv
 import io
+import itertools
 import pathlib
 
 from absl import flags
@@ -81,8 +82,8 @@ def rows(paper: pathlib.Path) -> list[dict]:
 def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
   """What every file that is written is to hold."""
   page, contents = [_HEAD], {}
-  for paper in papers(root):
-    lines = rows(paper)
+  lines_of = {paper: rows(paper) for paper in papers(root)}
+  for paper, lines in lines_of.items():
     stream = io.StringIO()
     writer = csv.DictWriter(stream, lines[0], lineterminator='\n')
     writer.writeheader()
@@ -97,15 +98,15 @@ def texts(root: pathlib.Path) -> dict[pathlib.Path, str]:
              f'{_kind(line)} |\n'
              for line in lines]
   contents[root / PAGE] = ''.join(page)
-  contents[root.parent / PAGE] = _summary(root, contents)
+  contents[root.parent / PAGE] = _summary(root, lines_of)
   return contents
 
 
-def _summary(root: pathlib.Path, contents: dict[pathlib.Path, str]) -> str:
+def _summary(root: pathlib.Path,
+             lines_of: dict[pathlib.Path, list[dict]]) -> str:
   """The README of the project: how often each word stands, what is excluded."""
   titles, words, excluded = {}, {}, []
-  for paper in papers(root):
-    verdict = [*csv.DictReader(io.StringIO(contents[paper / VERDICTS]))]
+  for paper, verdict in lines_of.items():
     titles[paper] = (paper / PAGE).read_text().partition(',')[0].lstrip('# ')
     words[paper] = [
         (next(word for word in _WORDS if line['word'].startswith(word)),
@@ -125,18 +126,16 @@ def _summary(root: pathlib.Path, contents: dict[pathlib.Path, str]) -> str:
     lines.append(
         f'| [{titles[paper]}]({root.name}/{paper.name}/README.md) | '
         f'{_count([fixed for _, fixed in pairs])} | {counts} |\n')
-  lines.append(_corrected(root, contents))
+  lines.append(_corrected([*itertools.chain(*lines_of.values())]))
   if excluded:
     lines += ['\nExcluded, with what was measured and its interval:\n\n',
               *excluded]
   return pages.between(root.parent / PAGE, 'rlhf-jax verdicts', ''.join(lines))
 
 
-def _corrected(root: pathlib.Path, contents: dict[pathlib.Path, str]) -> str:
+def _corrected(lines: list[dict]) -> str:
   """How many claims hold after a correction for their number."""
-  lines = [line for paper in papers(root) for line in
-           csv.DictReader(io.StringIO(contents[paper / VERDICTS]))
-           if line['p']]
+  lines = [line for line in lines if line['p']]
   texts = []
   for some in (lines, [x for x in lines if x['kind'] == _FIXED]):
     hold = np.array([line['word'].startswith('holds') for line in some], bool)

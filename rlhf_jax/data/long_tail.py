@@ -174,6 +174,7 @@ class LongTail:
                for key, pool in pools.items()}
 
     def adjective(positive, aspect, tail):
+      """One of a side, as often as the tail has it."""
       fits = rng.random() < self._fitting
       key = (positive, self._class[aspect]) if fits else positive
       word = rng.choices(pools[key], cum_weights=weights[key])[0]
@@ -184,6 +185,7 @@ class LongTail:
       return ' '.join(words)
 
     def fill(slot, mood, tail, thing, aspect):
+      """What stands in a slot of a template."""
       if slot == '{t}':
         return thing
       if slot == '{s}':

@@ -51,6 +51,17 @@ def standard_error(x: np.ndarray, axis: int = 0) -> np.ndarray:
   return x.std(axis=axis, ddof=1) / np.sqrt(x.shape[axis])
 
 
+def furthest(x: np.ndarray) -> np.ndarray:
+  """bool[N]: where a curve is beyond all before, such as a KL that goes back.
+
+  What is measured elsewhere is of no policy of the furthest KL.
+
+  Args:
+    x: f[N], in the order of training.
+  """
+  return np.diff(np.maximum.accumulate(x), prepend=-np.inf) > 0
+
+
 def pair_accuracy(scores: np.ndarray) -> np.ndarray:
   """Share of pairs [..., N, 2] whose first score is higher; a tie is wrong.
 

@@ -121,21 +121,19 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return [call() for call in calls]
   contexts = _contexts()
 
-  def run(variables, call):
-    return variables.run(within, call)
-
   def within(call):
     with contextlib.ExitStack() as stack:
-      for name, value in contexts.items():
-        if _contexts()[name] != value:
-          stack.enter_context(getattr(jax, name)(value))
+      for name, value in _contexts().items():
+        if value != contexts[name]:
+          stack.enter_context(getattr(jax, name)(contexts[name]))
       if not mesh.empty:
         stack.enter_context(jax.set_mesh(mesh))
       return call()
 
   variables = [contextvars.copy_context() for _ in calls]
   with concurrent.futures.ThreadPoolExecutor(_cores()) as pool:
-    return list(pool.map(run, variables, calls))
+    return list(pool.map(lambda own, call: own.run(within, call),
+                         variables, calls))
 
 
 def _contexts() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import errors
+from rlhf_jax.evaluation import statistics
 
 EXPECTS = ('more', 'less', 'equal', 'no_less')
 STATISTICS = ('value', 'growth', 'drop', 'fall')
@@ -156,18 +157,16 @@ def values(rows: Iterable[Mapping[str, str]], contrast: Contrast,
 
 def _side(rows, contrast: Contrast, where: Mapping[str, str]
           ) -> dict[str, float]:
-  runs: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+  runs: dict[str, dict[str, list[Mapping[str, str]]]] = {}  # by seed and name
   try:
     for row in rows:
       if all(row[name] == text for name, text in where.items()):
         # Without a column `run`, what else tells runs apart.
         run = row.get('run') or ' '.join(
             row.get(name) or '' for name in ('method', 'member'))
-        runs.setdefault((row['seed'], run), []).append(row)
-    lists: dict[str, list[list[Mapping[str, str]]]] = {}
-    for (seed, _), lines in runs.items():
-      lists.setdefault(seed, []).append(lines)
-    sides = {seed: _of_runs(x, contrast) for seed, x in lists.items()}
+        runs.setdefault(row['seed'], {}).setdefault(run, []).append(row)
+    sides = {seed: _of_runs([*x.values()], contrast)
+             for seed, x in runs.items()}
   except KeyError as error:
     raise errors.DataError(f'{contrast.claim}: {contrast.figure} has no column '
                            f'{error}') from None
@@ -206,11 +205,9 @@ def _statistic(rows: list[Mapping[str, str]], contrast: Contrast) -> float:
     return column[first[0]] - column[-1]
   if contrast.at is None:
     return column[-1]
-  # Where it is beyond all before, as in `equal_kl.tracks`: a KL may go back,
-  # and what is measured then is no policy of the furthest.
-  along = np.maximum.accumulate(_numbers(rows, contrast.at['column']))
-  beyond = np.diff(along, prepend=-np.inf) > 0
-  along, column = along[beyond], column[beyond]
+  along = _numbers(rows, contrast.at['column'])
+  kept = statistics.furthest(along)
+  along, column = along[kept], column[kept]
   low, high = contrast.at['from'], contrast.at['to']
   # What leaps over the range is not known in it: the straight line from where
   # it begins lies below a reward that rises ever slower.

@@ -61,7 +61,7 @@ def tracks(parts: Sequence[Sequence[results.Policy]], names: Sequence[str], *,
   for members in parts:
     columns = results.curves(members, names, source)
     at = columns[x] = np.nan_to_num(columns[x])
-    kept = np.diff(np.maximum.accumulate(at), prepend=-np.inf) > 0
+    kept = statistics.furthest(at)
     if limit_kl is not None:
       kept[1:] &= at[1:] <= _limit(x, limit_kl)
     lines.append({name: columns[name][kept] for name in names})

@@ -77,7 +77,7 @@ def word(values: Sequence[float], *, expects: str = 'more',
 def _decided(low: float, high: float, *, expects: str, margin: float,
              effect: float | None) -> str:
   """The word for an interval, the paper's side of which is above; or ''."""
-  least = -margin if expects == 'no_less' else margin
+  least = _least(expects, margin)
   if expects == 'equal':
     if low > margin or high < -margin:
       return 'excluded'
@@ -89,6 +89,11 @@ def _decided(low: float, high: float, *, expects: str, margin: float,
     return (f'equivalent within {margin:g}' if expects == 'equal' else
             f'no effect beyond {margin:g}')
   return ''
+
+
+def _least(expects: str, margin: float) -> float:
+  """What a contrast has to exceed."""
+  return -margin if expects == 'no_less' else margin
 
 
 def p_value(values: Sequence[float], *, expects: str = 'more',
@@ -108,8 +113,8 @@ def p_value(values: Sequence[float], *, expects: str = 'more',
   if count < 2:
     return math.nan
   mean, error = values.mean(), values.std(ddof=1) / math.sqrt(count)
-  beyond = {'equal': margin - abs(mean), 'no_less': mean + margin}.get(
-      expects, mean - margin)
+  beyond = (margin - abs(mean) if expects == 'equal'
+            else mean - _least(expects, margin))
   if not error:
     return float(beyond <= 0)
   return float(stats.t.sf(beyond / error, count - 1))

@@ -35,6 +35,11 @@ TABLE = {
 
 class EvaluateTest(absltest.TestCase):
 
+  def test_furthest(self):
+    np.testing.assert_array_equal(
+        statistics.furthest(np.array([0., 2., 2., 1., 1.5, 4., 3.])),
+        [True, True, False, False, False, True, False])
+
   def test_standard_error_by_hand(self):
     # Deviations -1, 0, 1: variance 2 / (3 - 1) = 1, over the root of 3.
     self.assertAlmostEqual(
